@@ -1,0 +1,73 @@
+"""What can go wrong, said so that a reader knows what to do next.
+
+Every error names the thing that failed, its cause and a remedy, and where the log
+is when there is one. The command line prints them as one message and exits with 2;
+the plugin turns :class:`MissingCapability` into a skip and the others into a failure.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SandboxError(Exception):
+    """Base of all errors that this project raises on purpose.
+
+    Args:
+        what: What failed, naming the input or the component.
+        cause: Why, as precisely as is known.
+        remedy: What the reader can do about it.
+        log: The file or folder that holds the details.
+
+    Attributes:
+        reported: Whether a test has failed with this very error already.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        cause: str | None = None,
+        remedy: str | None = None,
+        log: Path | None = None,
+    ) -> None:
+        """Keep the parts; see the class for their meaning."""
+        super().__init__(what)
+        self.what = what
+        self.cause = cause
+        self.remedy = remedy
+        self.log = log
+        self.reported = False
+
+    def __str__(self) -> str:
+        """Return the whole message, a part a sentence."""
+        parts = [self.what if self.cause is None else f"{self.what}: {self.cause}"]
+        if self.remedy is not None:
+            parts.append(f"Remedy: {self.remedy}")
+        if self.log is not None:
+            parts.append(f"Details: {self.log}")
+        return "\n".join(parts)
+
+
+class ConfigError(SandboxError):
+    """An option, a file or an argument that the user gave is not valid."""
+
+
+class MissingCapability(SandboxError):
+    """The machine lacks something (root, /dev/fuse, a program); tests skip on it."""
+
+
+class ProvisionError(SandboxError):
+    """A program or a system package could not be obtained."""
+
+
+class StartError(SandboxError):
+    """A sandbox did not start, or is not what it has to be."""
+
+
+class LayerError(SandboxError):
+    """A layer did not come up, or its health check failed."""
+
+
+class ClusterError(SandboxError):
+    """A component of Kubernetes did not start, or a wait ran out of time."""
