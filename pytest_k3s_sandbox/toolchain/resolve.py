@@ -1,0 +1,338 @@
+"""Finding or getting each program, in one order of preference."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.error import HTTPError
+
+import platformdirs
+
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, ProvisionError
+from pytest_k3s_sandbox.toolchain import golang, packages, pins, release
+from pytest_k3s_sandbox.toolchain.cache import Cache, CorruptEntryError, Entry, no_space
+from pytest_k3s_sandbox.toolchain.packages import which
+from pytest_k3s_sandbox.toolchain.progress import Progress, Work, for_terminal
+
+Origin = Literal["env", "path", "cache", "release", "build"]
+ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64"}
+VERSION_SECONDS = 20.0
+APPLICATION = "pytest-k3s-sandbox"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that is ready to be used.
+
+    Attributes:
+        name: Its name.
+        path: Its file.
+        version: Its version, ``unknown`` if an environment variable names something that does not say.
+        origin: Where it comes from: ``env``, ``path``, ``cache``, or, just now, ``release`` or ``build``.
+    """
+
+    name: str
+    path: Path
+    version: str
+    origin: Origin
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Return where programs are cached: ``K3S_SANDBOX_CACHE``, else the user's cache folder."""
+    named = environ.get("K3S_SANDBOX_CACHE")
+    return Path(named).absolute() if named else platformdirs.user_cache_path(APPLICATION)
+
+
+def architecture() -> str:
+    """Return this machine's architecture as Go calls it.
+
+    Raises:
+        MissingCapability: It is not one that programs are pinned for.
+    """
+    machine = platform.machine()
+    if machine.lower() not in ARCHITECTURES:
+        raise MissingCapability(
+            f"architecture {machine} is not supported",
+            cause="programs are pinned for x86_64 (amd64) only, and so is the interceptor",
+            remedy="use an x86_64 machine",
+        )
+    return ARCHITECTURES[machine.lower()]
+
+
+class Toolchain:
+    """All programs under test: environment variable, PATH, cache, release, build.
+
+    Args:
+        cache: The cache folder; by default :func:`cache_folder`.
+        environ: The environment; by default the process' own. ``K3S_SANDBOX_RELEASES=0``
+            in it skips release downloads, so that programs are built.
+        progress: Who is told about long work; by default a live line on a terminal, else lines.
+        pinned: The pins, for tests.
+    """
+
+    def __init__(
+        self,
+        cache: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+        *,
+        pinned: pins.Pins | None = None,
+    ) -> None:
+        """Keep the arguments; nothing is looked for yet."""
+        self.environ = dict(os.environ if environ is None else environ)
+        self.cache = Cache(cache or cache_folder(self.environ))
+        self.pins = pinned or pins.load()
+        self._progress = progress
+        self._versions: dict[Path, str | None] = {}
+        self._notes: dict[str, list[str]] = {}
+        releases = [pin.release.url for pin in self.pins.programs.values() if pin.release]
+        self._hosts = release.Hosts(releases)
+
+    @property
+    def progress(self) -> Progress:
+        """Who is told about long work."""
+        if self._progress is None:
+            self._progress = for_terminal()
+        return self._progress
+
+    @property
+    def needed(self) -> list[str]:
+        """The programs that the embedded cluster needs."""
+        return [name for name, pin in self.pins.programs.items() if not pin.optional]
+
+    def why(self, name: str) -> list[str]:
+        """Return what the last search for a program passed over, and why."""
+        return list(self._notes.get(name, ()))
+
+    def find(self, name: str) -> Program | None:
+        """Return a program that is there already; no network, no build.
+
+        Raises:
+            ConfigError: There is no such program, or its environment variable names
+                nothing that can be executed.
+        """
+        pin = self._pin(name)
+        notes = self._notes[name] = []
+        return self._from_environment(pin) or self._from_path(pin, notes) or self._from_cache(pin, notes)
+
+    def get(self, name: str) -> Program:
+        """Return a program, downloading or building it if need be.
+
+        Raises:
+            ConfigError: As for :meth:`find`.
+            MissingCapability: The architecture is not supported, or a system package is missing.
+            ProvisionError: The program could not be obtained; says what was tried.
+        """
+        found = self.find(name)
+        if found is not None:
+            return found
+        pin = self._pin(name)
+        architecture()
+        notes = self._notes[name]
+        program = self._from_release(pin, notes) or self._from_build(pin, notes)
+        if program is None:
+            raise ProvisionError(
+                f"{name} {pin.version} could not be obtained",
+                cause="; ".join(notes),
+                remedy=f"name an executable by {pin.variable}, or repeat with a network",
+            )
+        return program
+
+    def provision(self, names: Iterable[str] | None = None) -> list[Program]:
+        """Get system packages and programs.
+
+        Args:
+            names: The programs; by default all that the embedded cluster needs.
+
+        Raises:
+            SandboxError: As for :meth:`get` and :func:`ensure_system_packages`.
+        """
+        wanted = [self._pin(name).name for name in (self.needed if names is None else names)]
+        architecture()
+        self.cache.reap()
+        self._ensure(packages.RUN)
+        return [self.get(name) for name in wanted]
+
+    def _ensure(self, wanted: Iterable[packages.SystemPackage]) -> None:
+        packages.ensure_system_packages(
+            wanted, environ=self.environ, progress=self.progress, log=self.cache.root / "logs" / "apt.log"
+        )
+
+    def _pin(self, name: str) -> pins.Pin:
+        try:
+            return self.pins.programs[name]
+        except KeyError:
+            known = ", ".join(self.pins.programs)
+            raise ConfigError(f"unknown program {name!r}", remedy=f"known are: {known}") from None
+
+    def _version(self, pin: pins.Pin, path: Path) -> str | None:
+        """Return what a program says its version is, asked once."""
+        if path not in self._versions:
+            try:
+                done = subprocess.run(
+                    [path, *pin.version_args],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    timeout=VERSION_SECONDS,
+                    check=False,
+                    env={name: value for name, value in self.environ.items() if not name.startswith("CNI_")},
+                )
+                self._versions[path] = pin.version_in(done.stdout.decode(errors="replace"))
+            except (OSError, subprocess.SubprocessError):
+                self._versions[path] = None
+        return self._versions[path]
+
+    def _from_environment(self, pin: pins.Pin) -> Program | None:
+        named = self.environ.get(pin.variable)
+        if not named:
+            return None
+        path = Path(named).absolute()
+        if not path.is_file() or not os.access(path, os.X_OK):
+            cause = "it cannot be executed" if path.exists() else "there is no such file"
+            raise ConfigError(
+                f"{pin.variable}={named}",
+                cause=cause,
+                remedy=f"name an executable {pin.name}, or unset the variable",
+            )
+        return Program(pin.name, path, self._version(pin, path) or "unknown", "env")
+
+    def _from_path(self, pin: pins.Pin, notes: list[str]) -> Program | None:
+        found = which(pin.name, self.environ)
+        if found is None:
+            notes.append("not on PATH")
+            return None
+        path = Path(found)
+        version = self._version(pin, path)
+        if version is not None and pin.accepts(version):
+            return Program(pin.name, path, version, "path")
+        said = f"is version {version}" if version else "does not say a version that is known here"
+        notes.append(f"{path} {said}, wanted {pin.wanted}")
+        return None
+
+    def _keys(self, pin: pins.Pin) -> Iterator[str]:
+        if pin.release:
+            yield self._release_key(pin, pin.release)
+        if pin.build:
+            yield self._build_key(pin, pin.build)
+
+    @staticmethod
+    def _release_key(pin: pins.Pin, official: pins.Release) -> str:
+        digest = hashlib.sha256(repr((official.url, sorted(official.archive.items()))).encode()).hexdigest()
+        name = pin.group if official.archive else pin.name
+        return f"{name}-{official.version}-release-{digest[:12]}"
+
+    @staticmethod
+    def _build_key(pin: pins.Pin, build: pins.Build) -> str:
+        return f"{pin.group}-{pin.version}-build-{golang.recipe_digest(build, architecture())[:12]}"
+
+    def _from_cache(self, pin: pins.Pin, notes: list[str]) -> Program | None:
+        try:
+            keys = list(self._keys(pin))
+        except MissingCapability as error:
+            notes.append(error.what)
+            return None
+        entries = (self._lookup(key, pin, notes) for key in keys)
+        entry = next((entry for entry in entries if entry), None)
+        if entry is None:
+            notes.append(f"not in the cache ({self.cache.root})")
+            return None
+        return Program(pin.name, entry.folder / pin.name, entry.version, "cache")
+
+    def _lookup(self, key: str, pin: pins.Pin, notes: list[str]) -> Entry | None:
+        try:
+            return self.cache.lookup(key, pin.name)
+        except CorruptEntryError as error:
+            notes.append(f"{error.what}: {error.cause}")
+            return None
+
+    @contextlib.contextmanager
+    def _working(self, key: str, what: str) -> Iterator[Work]:
+        with (
+            Work(self.progress, what) as work,
+            self.cache.lock(key, lambda: work.update("another process is doing it")),
+        ):
+            yield work
+
+    def _from_release(self, pin: pins.Pin, notes: list[str]) -> Program | None:
+        official = pin.release
+        if official is None:
+            notes.append("no official release")
+            return None
+        if self.environ.get("K3S_SANDBOX_RELEASES") == "0":
+            notes.append("release not tried (K3S_SANDBOX_RELEASES=0)")
+            return None
+        if problem := self._hosts.problem(official.url):
+            notes.append(f"release not downloaded: {problem}")
+            return None
+        key = self._release_key(pin, official)
+        what = f"downloading {pin.group if official.archive else pin.name} {official.version}"
+        try:
+            with self._working(key, what) as work:
+                entry = self._lookup(key, pin, notes)
+                if entry is None:
+                    part = release.download(official, self.cache.root / "downloads", work)
+                    entry = self.cache.create(
+                        key,
+                        lambda content, _: release.unpack(pin, official, part, content),
+                        version=official.version,
+                        origin="release",
+                        what=what,
+                    )
+                    part.unlink(missing_ok=True)
+        except release.UnusableReleaseError as error:
+            notes.append(f"release not used: {error}")
+            return None
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise no_space(self.cache.root, what) from error
+            if not isinstance(error, HTTPError):
+                self._hosts.failed(official.url, str(error))
+            notes.append(f"release not downloaded: {official.url}: {error}")
+            return None
+        return Program(pin.name, entry.folder / pin.name, entry.version, "release")
+
+    def _from_build(self, pin: pins.Pin, notes: list[str]) -> Program | None:
+        build = pin.build
+        if build is None:
+            notes.append("cannot be built: its source is in no public module proxy")
+            return None
+        least = golang.required(build.module)
+        go = golang.find_go(self.pins.go, least, self.cache, self.environ)
+        if go is None:
+            go = golang.install_go(self.pins.go, self.cache, self.environ, self.progress)
+            if go.version < least:
+                raise ProvisionError(
+                    f"building {pin.group}", cause=f"needs Go {'.'.join(map(str, least))}, there is only {go}"
+                )
+        self._ensure([packages.CERTIFICATES, packages.COMPILER] if build.cgo else [packages.CERTIFICATES])
+        key = self._build_key(pin, build)
+        what = f"building {pin.group} {pin.version}"
+        with self._working(key, what) as work:
+            entry = self._lookup(key, pin, notes) or self.cache.create(
+                key,
+                lambda content, scratch: golang.build_group(
+                    pin,
+                    build,
+                    go=go,
+                    cache=self.cache,
+                    key=key,
+                    environ=self.environ,
+                    work=work,
+                    content=content,
+                    scratch=scratch,
+                ),
+                version=pin.version,
+                origin="build",
+                what=what,
+            )
+        return Program(pin.name, entry.folder / pin.name, entry.version, "build")
