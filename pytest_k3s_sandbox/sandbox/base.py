@@ -1,0 +1,135 @@
+"""Where processes run: the contract between the layers and a sandbox of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pytest_k3s_sandbox.deadline import Deadline
+
+STATE_DIR = "/var/lib/k3s-sandbox"
+"""The folder inside every sandbox that is ours: writable, and visible outside through ``host_path``."""
+
+BIN_DIR = "/opt/k3s-sandbox/bin"
+"""The folder inside every sandbox that holds the programs under test, read-only."""
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A file or folder of the machine that a sandbox shows.
+
+    Attributes:
+        source: The path on the machine.
+        target: The absolute path inside.
+        writable: Whether processes inside may change it.
+    """
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a process that ran to its end left.
+
+    Attributes:
+        argv: The program and its arguments.
+        returncode: The exit code, or minus the signal that ended it.
+        stdout: Everything it wrote to standard output.
+        stderr: Everything it wrote to standard error.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Process(Protocol):
+    """A process in a sandbox that is still ours to end."""
+
+    @property
+    def name(self) -> str:
+        """The name it was spawned by, which also names its log."""
+
+    @property
+    def pid(self) -> int:
+        """The process id as seen inside the sandbox."""
+
+    @property
+    def log(self) -> Path:
+        """The file on the machine that receives its standard output and error."""
+
+    def poll(self) -> int | None:
+        """Return the exit code (minus the signal), or None while it runs."""
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Wait for its end; return the exit code, or None when the deadline passed first."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it; does nothing when it has ended."""
+
+    def stop(self, grace: float = 5.0) -> int:
+        """End it: SIGTERM to its process group, SIGKILL after ``grace`` seconds; return the exit code."""
+
+
+class Sandbox(Protocol):
+    """A place with a root, a network and processes of its own, ended as a whole."""
+
+    @property
+    def kind(self) -> str:
+        """``gvisor`` or ``here``."""
+
+    @property
+    def name(self) -> str:
+        """The sandbox's own name, unique on the machine."""
+
+    @property
+    def workdir(self) -> Path:
+        """The sandbox's folder on the machine; logs are in ``workdir / "logs"``."""
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address by which the machine reaches the sandbox."""
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+    ) -> Process:
+        """Start a program inside, in a session of its own, logging to ``logs/<name>.log``.
+
+        Raises:
+            StartError: The program does not exist or cannot be executed.
+        """
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a program inside to its end and return what it left.
+
+        Raises:
+            StartError: It could not be started, ran longer than ``timeout`` seconds
+                (it is killed then), or, with ``check``, exited with another code than 0.
+        """
+
+    def host_path(self, inside: str) -> Path:
+        """Return the path on the machine of a path inside that lies on a writable bind.
+
+        Raises:
+            ValueError: The path lies on nothing that the machine shares with the sandbox.
+        """
+
+    def close(self) -> None:
+        """End the sandbox and everything in it; leaves no process, mount, netns or veth behind."""

@@ -1,0 +1,117 @@
+"""Run on the way into a ``here`` sandbox, before and after its namespaces exist.
+
+``join RECIPE CMD...`` puts itself into the sandbox's cgroups, so that the cgroup
+namespace made next has them as its roots. ``root RECIPE CMD...``, in the new
+namespaces, builds the root and changes into it. Both then become CMD. Standard
+library only, and a program of its own: Python must not have been initialized for
+anything else when namespaces change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "kmsg")
+DEVICE_LINKS = {
+    "ptmx": "pts/ptmx",
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}
+
+
+def mount(*words: str) -> None:
+    """Run the program mount with the given words; its message ends this one when it fails."""
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"mount {' '.join(words)}: {done.stderr.strip()}")
+
+
+def join(recipe: dict[str, Any]) -> None:
+    """Join the sandbox's cgroups."""
+    for group in recipe["groups"]:
+        (Path(group) / "cgroup.procs").write_text("0")
+
+
+def build_root(recipe: dict[str, Any]) -> None:
+    """Mount the sandbox's view and make it the root (pivot_root(2))."""
+    socket.sethostname(recipe["hostname"])
+    mount("--make-rprivate", "/")
+    root = recipe["rootfs"]
+    mount("--bind", root, root)
+    make_devices(f"{root}/dev")
+    mount("-t", "proc", "proc", f"{root}/proc")
+    # The kubelet sets kernel tunables, and those outside the network belong to the machine.
+    mount("--bind", f"{root}/proc/sys", f"{root}/proc/sys")
+    mount("-o", "remount,bind,ro", f"{root}/proc/sys")
+    mount("-t", "sysfs", "sysfs", f"{root}/sys")
+    mount("-o", "remount,bind,ro", f"{root}/sys")
+    mount_cgroups(recipe, f"{root}/sys/fs/cgroup")
+    for path in recipe["tmpfs"]:
+        mount("-t", "tmpfs", "tmpfs", root + path)
+    for source, target, writable in recipe["binds"]:
+        point = Path(root + target)
+        if Path(source).is_dir():
+            point.mkdir(parents=True, exist_ok=True)
+        else:
+            point.parent.mkdir(parents=True, exist_ok=True)
+            point.touch()
+        mount("--bind", source, str(point))
+        if not writable:
+            mount("-o", "remount,bind,ro", str(point))
+    old = Path(root) / "var" / "tmp"
+    subprocess.run(["pivot_root", root, str(old)], check=True)
+    os.chdir("/")
+    subprocess.run(["umount", "--lazy", "/var/tmp"], check=True)  # noqa: S108 - the old root, not a temporary file
+    mount("-o", "remount,bind,ro", "/")
+
+
+def make_devices(dev: str) -> None:
+    """Make a /dev of its own with the machine's harmless devices, as a container gets it."""
+    mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", dev)
+    for name in DEVICES:
+        machine = Path("/dev", name)
+        if machine.is_char_device():
+            os.mknod(f"{dev}/{name}", stat.S_IFCHR | 0o666, machine.stat().st_rdev)
+            Path(dev, name).chmod(0o666)  # mknod's mode is subject to the umask
+    for name, target in DEVICE_LINKS.items():
+        Path(dev, name).symlink_to(target)
+    for name in ("pts", "shm"):
+        Path(dev, name).mkdir()
+    mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666", "devpts", f"{dev}/pts")
+    mount("-t", "tmpfs", "tmpfs", f"{dev}/shm")
+
+
+def mount_cgroups(recipe: dict[str, Any], at: str) -> None:
+    """Mount the hierarchies anew: in the cgroup namespace their roots are the sandbox's groups."""
+    groups = [Path(group) for group in recipe["groups"]]
+    if [group.parent for group in groups] == [Path("/sys/fs/cgroup")]:
+        mount("-t", "cgroup2", "cgroup2", at)
+        return
+    if not groups:
+        return
+    mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", at)
+    for group in groups:
+        name = group.parent.name
+        Path(at, name).mkdir()
+        mount("-t", "cgroup", "-o", name, "cgroup", f"{at}/{name}")
+
+
+def main() -> None:
+    """Do the step that the first argument names, then become the command."""
+    step, recipe_file, *command = sys.argv[1:]
+    recipe = json.loads(Path(recipe_file).read_text())
+    {"join": join, "root": build_root}[step](recipe)
+    os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    main()

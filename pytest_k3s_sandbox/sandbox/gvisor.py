@@ -1,0 +1,80 @@
+"""A genuine gVisor sandbox whose root and binds are served over 9p."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.sandbox import machine, oci
+from pytest_k3s_sandbox.sandbox.base import Bind
+from pytest_k3s_sandbox.sandbox.machine import Owner
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
+
+V9FS_MAGIC = 0x01021997
+"""``f_type`` of a 9p file system: V9FS_MAGIC in linux/magic.h."""
+
+FLAGS = (
+    "--rootless=false",
+    "--network=sandbox",
+    "--platform=systrap",
+    "--overlay2=none",  # an overlay would hide the 9p root, which is the case under study
+    "--ignore-cgroups",  # the machine's cgroups stay as they are
+    "--net-raw",
+)
+
+
+class GvisorSandbox(StartedSandbox):
+    """A sandbox of ``runsc run`` with an OCI bundle of its own.
+
+    Args:
+        runsc: The runsc program.
+        programs: Programs on the machine that appear inside, in ``BIN_DIR``.
+        binds: Further files and folders to show.
+
+    Raises:
+        MissingCapability: Not root.
+        StartError: It did not start, or its root is not 9p.
+    """
+
+    kind: ClassVar[str] = "gvisor"
+
+    def __init__(self, runsc: Path, *, programs: Iterable[Path] = (), binds: Sequence[Bind] = ()) -> None:
+        """Start it; see the class."""
+        self._runsc = runsc
+        super().__init__(programs=programs, binds=binds)
+
+    def shell_argv(self, argv: Sequence[str]) -> list[str]:
+        """Return the command on the machine that runs ``argv`` inside on the caller's terminal."""
+        return [*self._runsc_argv(), "exec", self.workdir.name, *argv]
+
+    def _runsc_argv(self) -> list[str]:
+        return [str(self._runsc), "--root", str(self.workdir / "runsc"), *FLAGS]
+
+    def _launch(self) -> list[str]:
+        bundle = oci.config(
+            self.layout,
+            argv=agent_argv(),
+            hostname=self.name,
+            netns=f"/run/netns/{self.network.netns}",
+        )
+        (self.workdir / "config.json").write_text(json.dumps(bundle, indent=1))
+        return [*self._runsc_argv(), "run", "--bundle", str(self.workdir), self.workdir.name]
+
+    def _assert_genuine(self) -> None:
+        magic = self.root_magic()
+        if magic != V9FS_MAGIC:
+            raise StartError(
+                f"the sandbox {self.name} is not the case under study",
+                cause=f'statfs("/") gives f_type {magic:#x}, not 9p\'s {V9FS_MAGIC:#x}',
+                remedy="use the pinned runsc (`k3s-sandbox provision`)",
+            )
+
+    def _end_launcher(self) -> None:
+        machine.end_container(str(self._runsc), self.workdir)
+
+    def _owner(self) -> Owner:
+        return replace(super()._owner(), runsc=str(self._runsc))

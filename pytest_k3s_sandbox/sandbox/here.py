@@ -1,0 +1,173 @@
+"""The machine that pytest runs on, in namespaces of its own.
+
+On plain Linux this is the native control; inside a gVisor sandbox it is the case under
+study without a sandbox of ours. The root is a folder with the same view as a gVisor
+sandbox gets, so that nothing that happens inside reaches the machine's files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.sandbox import layout, machine
+from pytest_k3s_sandbox.sandbox.machine import Owner
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class HereSandbox(StartedSandbox):
+    """A sandbox of mount, pid, network, UTS and (on Linux) cgroup namespaces.
+
+    Args:
+        programs: Programs on the machine that appear inside, in ``BIN_DIR``.
+        binds: Further files and folders to show.
+
+    Raises:
+        MissingCapability: Not root.
+        StartError: It did not start.
+    """
+
+    kind: ClassVar[str] = "here"
+
+    def shell_argv(self, argv: Sequence[str]) -> list[str]:
+        """Return the command on the machine that runs ``argv`` inside on the caller's terminal."""
+        return [
+            "nsenter",
+            "--all",
+            "--target",
+            str(self._init_pid()),
+            "env",
+            f"PATH={layout.SHELL_PATH}",
+            *argv,
+        ]
+
+    def _launch(self) -> list[str]:
+        groups = cgroup_folders(self.name)
+        machine.claim(self.workdir, self._owner())
+        for group in groups:
+            make_cgroup(Path(group))
+        recipe = self.workdir / "enter.json"
+        recipe.write_text(json.dumps(enter_recipe(self.layout, hostname=self.name, groups=groups)))
+        namespaces = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL"]
+        if groups:
+            namespaces.insert(0, "--cgroup")
+        return [
+            "nsenter",
+            f"--net=/run/netns/{self.network.netns}",
+            sys.executable,
+            "-I",
+            "-S",
+            str(Path(__file__).with_name("enter.py")),
+            "join",
+            str(recipe),
+            "unshare",
+            *namespaces,
+            sys.executable,
+            "-I",
+            "-S",
+            str(Path(__file__).with_name("enter.py")),
+            "root",
+            str(recipe),
+            *agent_argv(),
+        ]
+
+    def _assert_genuine(self) -> None:
+        done = self.run(["cat", "/proc/1/comm"])
+        if not done.stdout.startswith("python"):
+            raise StartError(f"the sandbox {self.name} has no pid namespace of its own", cause=done.stdout)
+        for group in cgroup_folders(self.name):
+            if (Path(group) / "cgroup.controllers").exists():
+                delegate(Path(group))
+
+    def _end_launcher(self) -> None:
+        """Leave it to the kernel: with process 1, everything in its namespaces has ended."""
+
+    def _owner(self) -> Owner:
+        return replace(super()._owner(), cgroups=tuple(cgroup_folders(self.name)))
+
+    def _init_pid(self) -> int:
+        """Return process 1 of the sandbox as the machine numbers it."""
+        netns = (Path("/run/netns") / self.network.netns).stat()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                same = (folder / "ns/net").stat().st_ino == netns.st_ino
+                inner = (folder / "status").read_text().partition("NSpid:")[2].splitlines()[0].split()
+            except (OSError, IndexError):
+                continue
+            if same and len(inner) > 1 and inner[-1] == "1":
+                return int(folder.name)
+        raise StartError(f"the sandbox {self.name} has ended")
+
+
+def cgroup_folders(name: str) -> list[str]:
+    """Return the folders in the machine's cgroup trees that a sandbox of this name gets.
+
+    Only hierarchies with a controller are used (cgroups(7)); the list is empty where
+    cgroup namespaces do not exist, as in gVisor.
+    """
+    if not Path("/proc/self/ns/cgroup").exists():
+        return []
+    return [str(Path(point) / name) for point in cgroup_mounts(Path("/proc/self/mountinfo").read_text())]
+
+
+def cgroup_mounts(mountinfo: str) -> list[str]:
+    """Return the mount points of cgroup hierarchies that have a controller to give.
+
+    Args:
+        mountinfo: The content of /proc/self/mountinfo (proc(5)).
+    """
+    points = []
+    for line in mountinfo.splitlines():
+        fields, _, tail = line.partition(" - ")
+        kind, _, options = tail.split(" ", 2)
+        point = fields.split()[4]
+        if (kind == "cgroup" and "name=" not in options) or (kind == "cgroup2" and point == str(CGROUPS)):
+            points.append(point)
+    return points
+
+
+def make_cgroup(group: Path) -> None:
+    """Create a group that tasks can join: cpuset v1 needs its cpus and mems first (cgroups(7))."""
+    group.mkdir()
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        inherited = group.parent / name
+        if inherited.exists() and (group / name).exists() and not (group / name).read_text().strip():
+            (group / name).write_text(inherited.read_text())
+
+
+def delegate(group: Path) -> None:
+    """Let a cgroup v2 group give its controllers to groups below it.
+
+    A group with processes of its own cannot (cgroups(7), "no internal processes"), so that
+    they move to a leaf first.
+    """
+    leaf = group / "init"
+    leaf.mkdir()
+    for pid in (group / "cgroup.procs").read_text().split():
+        (leaf / "cgroup.procs").write_text(pid)
+    names = (group / "cgroup.controllers").read_text().split()
+    (group / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in names))
+
+
+def enter_recipe(plan: layout.Layout, *, hostname: str, groups: list[str]) -> dict[str, Any]:
+    """Return what ``enter.py`` has to do, as JSON values.
+
+    Args:
+        plan: The file system to show.
+        hostname: The name that ``uname -n`` gives inside.
+        groups: Folders of cgroups that the sandbox's processes belong to.
+    """
+    return {
+        "hostname": hostname,
+        "rootfs": str(plan.rootfs),
+        "binds": [[str(bind.source), bind.target, bind.writable] for bind in plan.binds],
+        "tmpfs": list(plan.tmpfs),
+        "groups": groups,
+    }

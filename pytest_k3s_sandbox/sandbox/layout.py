@@ -1,0 +1,213 @@
+"""What a sandbox shows: pure descriptions that each kind of sandbox turns into mounts."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import pytest_k3s_sandbox
+from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
+
+LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
+"""The merged-/usr links (file-hierarchy(7)) of every sandbox's root."""
+
+ETC_FILES = (
+    "alternatives",
+    "ethertypes",
+    "fuse.conf",
+    "group",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "nsswitch.conf",
+    "passwd",
+    "protocols",
+    "services",
+)
+"""What is copied from the machine's /etc: what programs need to start, and no secrets."""
+
+TMPFS = ("/tmp", "/run")  # noqa: S108 - paths inside the sandbox
+CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EOPNOTSUPP)
+"""Errors of link(2) after which a copy does."""
+
+SHELL_PATH = f"{BIN_DIR}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A sandbox's file system.
+
+    Attributes:
+        rootfs: The folder on the machine that becomes the root.
+        binds: Everything shown inside, parents before children.
+        programs: The programs under test on the machine.
+        tmpfs: Paths inside that get a tmpfs.
+    """
+
+    rootfs: Path
+    binds: tuple[Bind, ...]
+    programs: tuple[Path, ...] = ()
+    tmpfs: tuple[str, ...] = field(default=TMPFS)
+
+
+def python_binds() -> list[Bind]:
+    """Return the binds by which this Python, its packages and this project run inside."""
+    package = Path(pytest_k3s_sandbox.__file__).parent
+    folders = {Path(sys.base_prefix), Path(sys.prefix), package}
+    return [Bind(folder, str(folder)) for folder in folders]
+
+
+def plan(workdir: Path, programs: Iterable[Path], extra: Sequence[Bind] = ()) -> Layout:
+    """Plan the file system of a sandbox.
+
+    Args:
+        workdir: The sandbox's folder on the machine; its ``var`` is the writable part.
+        programs: The programs under test; each appears in ``BIN_DIR`` by its name.
+        extra: Further binds.
+
+    Returns:
+        The layout, its binds sorted so that parents come before children.
+    """
+    binds = [
+        Bind(Path("/usr"), "/usr"),
+        Bind(workdir / "etc", "/etc"),
+        Bind(workdir / "var", "/var", writable=True),
+        *python_binds(),
+        Bind(workdir / "bin", BIN_DIR),
+        *extra,
+    ]
+    return Layout(workdir / "rootfs", drop_covered(binds), tuple(programs))
+
+
+def drop_covered(binds: Sequence[Bind]) -> tuple[Bind, ...]:
+    """Sort binds parents first, without those that a parent already shows.
+
+    Args:
+        binds: Binds in any order.
+
+    Returns:
+        The binds that are needed, as few as show the same; of several with one target the last wins.
+    """
+    kept: list[Bind] = []
+    by_target = {bind.target: bind for bind in binds}
+    for bind in sorted(by_target.values(), key=lambda bind: PurePosixPath(bind.target).parts):
+        over = [parent for parent in kept if PurePosixPath(bind.target).is_relative_to(parent.target)]
+        if not over or not _shows(over[-1], bind):  # a nearer parent hides what a farther one would show
+            kept.append(bind)
+    return tuple(kept)
+
+
+def _shows(parent: Bind, bind: Bind) -> bool:
+    below = PurePosixPath(bind.target).relative_to(parent.target)
+    return bind.writable == parent.writable and bind.source == parent.source / below
+
+
+def prepare(layout: Layout, workdir: Path, *, hostname: str) -> None:
+    """Create the root, its mount points, /etc and the state folder on the machine.
+
+    Args:
+        layout: What :func:`plan` returned for ``workdir``.
+        workdir: The sandbox's folder.
+        hostname: The sandbox's name, for /etc/hostname and /etc/hosts.
+
+    Raises:
+        ConfigError: A program or the source of a bind does not exist, or two programs have one name.
+        OSError: The folder cannot be written.
+    """
+    _check_sources(layout, workdir)
+    root = layout.rootfs
+    root.mkdir(parents=True)
+    for name, target in LINKS.items():
+        (root / name).symlink_to(target)
+    state = workdir / "var" / PurePosixPath(STATE_DIR).relative_to("/var")
+    for folder in ("lib", "log", "tmp"):
+        (workdir / "var" / folder).mkdir(parents=True)
+    (workdir / "var" / "run").symlink_to("/run")
+    for folder in ("logs", "cni/bin", "cni/net.d"):
+        (state / folder).mkdir(parents=True)
+    (root / "opt").mkdir()
+    (root / "opt" / "cni").symlink_to(f"{STATE_DIR}/cni")
+    _write_etc(workdir / "etc", hostname)
+    _put_programs(layout.programs, workdir / "bin")
+    for target in ("/proc", "/sys", "/dev", "/root", *layout.tmpfs):
+        (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for bind in layout.binds:
+        point = root / bind.target.lstrip("/")
+        if bind.source.is_dir():
+            point.mkdir(parents=True, exist_ok=True)
+        elif not point.exists():
+            point.parent.mkdir(parents=True, exist_ok=True)
+            point.touch()
+
+
+def _check_sources(layout: Layout, workdir: Path) -> None:
+    names = Counter(program.name for program in layout.programs)
+    for program in layout.programs:
+        if not program.is_file():
+            raise ConfigError(
+                f"the program {program}", cause="there is no such file", remedy="run `k3s-sandbox provision`"
+            )
+        if names[program.name] > 1:
+            raise ConfigError(f"the program {program}", cause=f"another one is called {program.name}, too")
+    for index, bind in enumerate(layout.binds):
+        over = [
+            parent
+            for parent in layout.binds[:index]
+            if PurePosixPath(bind.target).is_relative_to(parent.target)
+        ]
+        # What is mounted on must be there: it would be made in the machine's own folder.
+        point = over[-1].source / PurePosixPath(bind.target).relative_to(over[-1].target) if over else None
+        for path in (bind.source, point):
+            if path is not None and not path.is_relative_to(workdir) and not path.exists():
+                raise ConfigError(
+                    f"the bind of {bind.source} to {bind.target}",
+                    cause=f"{path} does not exist",
+                    remedy="create it before the sandbox starts",
+                )
+
+
+def _put_programs(programs: Iterable[Path], folder: Path) -> None:
+    """Link the programs into one folder, or copy them from another file system.
+
+    A bind mount for each would do but for runc, which runs itself from an overlay of
+    its folder, and an overlay shows what is below a mount.
+    """
+    folder.mkdir()
+    for program in programs:
+        try:
+            (folder / program.name).hardlink_to(program.resolve())
+        except OSError as error:
+            if error.errno not in CANNOT_LINK:
+                raise
+            shutil.copy(program.resolve(), folder / program.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a tree, if it exists; unlike ``copytree`` it fails with the first error as it is."""
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        target.mkdir()
+        for child in sorted(source.iterdir()):
+            _copy(child, target / child.name)
+    elif source.is_file():
+        shutil.copy(source, target)
+
+
+def _write_etc(etc: Path, hostname: str) -> None:
+    etc.mkdir()
+    for name in ETC_FILES:
+        _copy((Path("/etc") / name).resolve(), etc / name)
+    (etc / "hostname").write_text(f"{hostname}\n")
+    (etc / "hosts").write_text(f"127.0.0.1 localhost {hostname}\n")
+    (etc / "machine-id").write_text(f"{hashlib.sha256(hostname.encode()).hexdigest()[:32]}\n")
+    (etc / "resolv.conf").write_text("")
+    (etc / "mtab").symlink_to("/proc/mounts")
+    (etc / "cni").symlink_to(f"{STATE_DIR}/cni")

@@ -1,0 +1,271 @@
+"""A sandbox that has started: everything but the way its first process is launched."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import ClassVar, Self
+
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import MissingCapability, StartError
+from pytest_k3s_sandbox.sandbox import layout, machine, network
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process
+from pytest_k3s_sandbox.sandbox.client import AgentClient
+from pytest_k3s_sandbox.sandbox.machine import Owner
+
+START_SECONDS = 20.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# struct statfs begins with f_type, a word (asm-generic/statfs.h); Python's os.statvfs does not have it.
+STATFS_PROBE = """
+import ctypes, struct, sys
+buffer = ctypes.create_string_buffer(256)
+if ctypes.CDLL(None, use_errno=True).statfs(sys.argv[1].encode(), buffer):
+    sys.exit(f"statfs {sys.argv[1]}: errno {ctypes.get_errno()}")
+print(struct.unpack_from("l", buffer)[0])
+"""
+
+
+def agent_argv() -> list[str]:
+    """Return the command of process 1: the agent's file itself, which needs no packages."""
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("agent.py"))]
+
+
+class StartedSandbox(ABC):
+    """Base of the kinds of sandbox; implements :class:`~.base.Sandbox`.
+
+    It starts when it is made, and ends with :meth:`close` or as a context manager.
+
+    Args:
+        programs: Programs on the machine that appear inside, in ``BIN_DIR``.
+        binds: Further files and folders to show.
+
+    Raises:
+        MissingCapability: The machine cannot run this kind of sandbox.
+        StartError: It did not start; nothing is left.
+        ConfigError: A program or a bind's source does not exist; nothing is left.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, *, programs: Iterable[Path] = (), binds: Sequence[Bind] = ()) -> None:
+        """Start it; see the class."""
+        if os.geteuid() != 0:
+            raise MissingCapability(
+                f"cannot start a sandbox of kind {self.kind}",
+                cause="it needs root, for namespaces and mounts",
+                remedy="run as root, for example with sudo",
+            )
+        self._numbers = itertools.count(1)
+        self._closed = False
+        self._client: AgentClient | None = None
+        try:
+            with machine.lock():
+                machine.reap()
+                self.workdir = machine.new_workdir()
+                self._take_network()
+            try:
+                self._start(layout.plan(self.workdir, programs, binds))
+            except BaseException:
+                self.close()
+                raise
+        except OSError as error:
+            raise StartError(
+                f"cannot start a sandbox of kind {self.kind}",
+                cause=str(error),
+                remedy=f"free space below {machine.home()}, or set K3S_SANDBOX_HOME to another folder"
+                if error.errno in FULL
+                else None,
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """The sandbox's name, also its host name."""
+        return f"k3ssb-{self.workdir.name}"
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address by which the machine reaches the sandbox."""
+        return self.network.address
+
+    @property
+    def logs(self) -> Path:
+        """The folder on the machine with every process' log."""
+        return self.host_path(f"{STATE_DIR}/logs")
+
+    def __enter__(self) -> Self:
+        """Return the sandbox, which runs already."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it."""
+        self.close()
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+    ) -> Process:
+        """Start a program; see :meth:`.base.Sandbox.spawn`."""
+        inside = f"{STATE_DIR}/logs/{name}.log"
+        return self._agent().spawn(
+            argv,
+            name=name,
+            env=self._environment(env),
+            cwd=cwd,
+            outputs=(inside, inside),
+            log=self.host_path(inside),
+        )
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a program to its end; see :meth:`.base.Sandbox.run`."""
+        stem = f"{STATE_DIR}/logs/run-{next(self._numbers)}"
+        paths = (f"{stem}.out", f"{stem}.err")
+        out, err = (self.host_path(path) for path in paths)
+        try:
+            process = self._agent().spawn(
+                argv, name=argv[0], env=self._environment(env), cwd="/", outputs=paths, log=err
+            )
+            status = process.wait(Deadline.after(timeout))
+            if status is None:
+                process.signal(signal.SIGKILL)
+                process.wait(Deadline.after(5))
+                raise StartError(
+                    f"`{' '.join(argv)}` in {self.name} ran longer than {timeout:g} s and was killed",
+                    cause=_text(err)[-2000:].strip() or None,
+                )
+            done = Completed(tuple(argv), status, _text(out), _text(err))
+        finally:
+            out.unlink(missing_ok=True)
+            err.unlink(missing_ok=True)
+        if check and status != 0:
+            raise StartError(
+                f"`{' '.join(argv)}` in {self.name} failed with exit code {status}",
+                cause=(done.stderr or done.stdout)[-2000:].strip() or None,
+            )
+        return done
+
+    def host_path(self, inside: str) -> Path:
+        """Return where a path below /var is on the machine; see :meth:`.base.Sandbox.host_path`."""
+        path = PurePosixPath(inside)
+        if ".." in path.parts or not path.is_relative_to("/var"):
+            raise ValueError(f"{inside} is not below /var, the part of a sandbox that the machine can write")
+        return self.workdir / path.relative_to("/")
+
+    def close(self) -> None:
+        """End the sandbox and everything that belongs to it; see :meth:`.base.Sandbox.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._client is not None:
+                self._client.end(Deadline.after(10))
+            self._end_launcher()
+        finally:  # also when a second Ctrl-C comes meanwhile
+            with machine.lock():
+                machine.dispose(self.workdir, self._owner())
+
+    def statfs_magic(self, path: str) -> int:
+        """Return ``f_type`` of the file system that holds a path, as a program inside sees it."""
+        return int(self.run([sys.executable, "-I", "-S", "-c", STATFS_PROBE, path]).stdout)
+
+    def root_magic(self) -> int:
+        """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2))."""
+        return self.statfs_magic("/")
+
+    @abstractmethod
+    def shell_argv(self, argv: Sequence[str]) -> list[str]:
+        """Return the command on the machine that runs ``argv`` inside on the caller's terminal."""
+
+    @abstractmethod
+    def _launch(self) -> list[str]:
+        """Prepare the launch and return the command that becomes the agent."""
+
+    @abstractmethod
+    def _assert_genuine(self) -> None:
+        """Raise StartError unless the sandbox is what its kind promises."""
+
+    def _take_network(self) -> None:
+        """Create the network; what it is must be on disk before, and nothing may be left when it fails."""
+        try:
+            self.network = network.choose(self.workdir.name)
+            machine.claim(self.workdir, self._owner())
+            network.create(self.network)
+        except BaseException:
+            machine.dispose(self.workdir, None)
+            raise
+
+    def _start(self, plan: layout.Layout) -> None:
+        self.layout = plan
+        layout.prepare(plan, self.workdir, hostname=self.name)
+        launch_log = self.logs / "sandbox.log"
+        with launch_log.open("wb") as log:
+            launcher = subprocess.Popen(
+                self._launch(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                # Not the caller's environment, which may hold secrets: /proc/1/environ shows it inside.
+                env={**self._environment(None), "PATH": os.environ.get("PATH", os.defpath)},
+                start_new_session=True,  # Ctrl-C is for pytest, which ends the sandbox in its order
+            )
+        self._client = AgentClient(launcher, what=self.name, log=launch_log)
+        self._client.wait_ready(Deadline.after(START_SECONDS))
+        self._assert_genuine()
+
+    @abstractmethod
+    def _end_launcher(self) -> None:
+        """Remove what the launcher itself may have left."""
+
+    def _owner(self) -> Owner:
+        return Owner(
+            pid=os.getpid(),
+            start=machine.start_time(os.getpid()) or 0,
+            kind=self.kind,
+            network=self.network,
+        )
+
+    def _agent(self) -> AgentClient:
+        if self._client is None or self._closed:
+            raise StartError(f"the sandbox {self.name} has ended")
+        return self._client
+
+    @staticmethod
+    def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+        return {
+            "PATH": layout.SHELL_PATH,
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **(extra or {}),
+        }
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(errors="replace")
+    return ""

@@ -1,0 +1,319 @@
+"""The agent and its client: the protocol between them, and what each does when the other is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.sandbox import agent, client
+from pytest_k3s_sandbox.sandbox.client import AgentClient, AgentProcess
+from pytest_k3s_sandbox.sandbox.started import agent_argv
+
+ENV = {"PATH": "/usr/bin:/bin"}
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace needs root")
+
+
+class Wires:
+    """An agent in this process, with pipes where a sandbox has its ends."""
+
+    def __init__(self) -> None:
+        """Make the pipes."""
+        self.requests, self.say = os.pipe()
+        self.hear, answers = os.pipe()
+        os.set_blocking(self.hear, False)
+        self.agent = agent.Agent(self.requests, answers)
+        self._open = [self.requests, self.say, self.hear, answers]
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Return what the agent has said since the last time."""
+        try:
+            return [json.loads(line) for line in os.read(self.hear, 65536).splitlines()]
+        except BlockingIOError:
+            return []
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for fd in self._open:
+            os.close(fd)
+
+
+@pytest.fixture
+def wires() -> Iterator[Wires]:
+    made = Wires()
+    yield made
+    made.close()
+
+
+def spawn(number: int, argv: list[str], out: Path) -> dict[str, object]:
+    return {
+        "id": number,
+        "op": "spawn",
+        "argv": argv,
+        "env": ENV,
+        "cwd": "/",
+        "stdout": str(out),
+        "stderr": str(out),
+    }
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    deadline = Deadline.after(seconds)
+    while not condition():
+        assert not deadline.expired
+        time.sleep(0.01)
+
+
+def test_the_agent_refuses_to_be_anything_but_process_1() -> None:
+    """Its last act is kill(-1), which outside a pid namespace of its own would end the machine."""
+    done = subprocess.run(agent_argv(), input="", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "the agent runs only as process 1 of a sandbox\n"
+
+
+def test_the_agents_file_imports_nothing_but_the_standard_library() -> None:
+    code = (
+        "import sys, runpy; runpy.run_path(sys.argv[1], run_name='agent'); "
+        "known = sys.stdlib_module_names | {'__main__'}; "
+        "print([name for name in sys.modules if name.partition('.')[0] not in known])"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code, str(Path(agent.__file__))]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_spawn_is_answered_with_a_pid_and_later_its_end(wires: Wires, tmp_path: Path) -> None:
+    assert (
+        wires.agent._handle(spawn(7, ["sh", "-c", "echo out; echo err >&2; exit 3"], tmp_path / "log"))
+        is False
+    )
+    (answer,) = wires.answers()
+    assert answer["id"] == 7
+    heard: list[dict[str, Any]] = []
+
+    def reaped() -> bool:
+        wires.agent._reap()
+        heard.extend(wires.answers())
+        return bool(heard)
+
+    until(reaped)
+    assert heard == [{"exit": answer["pid"], "status": 3}]
+    assert (tmp_path / "log").read_text() == "out\nerr\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"argv": ["/no/such/program"]}, "No such file or directory: '/no/such/program'"),
+        ({"argv": ["/etc/passwd"]}, "Permission denied"),
+        ({"argv": ["nul\0byte"]}, "null byte"),
+        ({"cwd": "/no/such/folder"}, "No such file or directory: '/no/such/folder'"),
+        ({"stdout": "/no/such/folder/log"}, "No such file or directory: '/no/such/folder/log'"),
+    ],
+)
+def test_what_cannot_be_spawned_is_answered_with_the_cause(
+    wires: Wires, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    wires.agent._handle({**spawn(1, ["true"], tmp_path / "log"), **change})
+    (answer,) = wires.answers()
+    assert words in answer["error"]
+    assert answer["id"] == 1
+
+
+def test_a_signal_reaches_the_whole_group_and_no_stranger(wires: Wires, tmp_path: Path) -> None:
+    wires.agent._handle(spawn(1, ["sh", "-c", "sleep 1000 & echo $!; wait"], tmp_path / "log"))
+    pid = wires.answers()[0]["pid"]
+    until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text())
+    grandchild = int((tmp_path / "log").read_text())
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
+        wires.agent._handle({"op": "signal", "pid": stranger.pid, "signal": signal.SIGKILL})
+        wires.agent._handle({"op": "signal", "pid": pid, "signal": signal.SIGKILL})
+        until(lambda: "State:\tZ" in status(grandchild) or not status(grandchild))
+        assert stranger.poll() is None
+        stranger.kill()
+    ends: list[dict[str, Any]] = []
+
+    def reaped() -> bool:
+        wires.agent._reap()
+        ends.extend(wires.answers())
+        return bool(ends)
+
+    until(reaped)
+    assert ends == [{"exit": pid, "status": -signal.SIGKILL}]
+
+
+def status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ""
+
+
+def test_end_is_the_end(wires: Wires) -> None:
+    assert wires.agent._handle({"op": "end"}) is True
+
+
+def test_requests_may_arrive_in_pieces(tmp_path: Path) -> None:
+    """In a thread of its own, the agent must not end everything: that part is replaced."""
+    requests, say = os.pipe()
+    hear, answers = os.pipe()
+    code = (
+        "import sys, runpy; agent = runpy.run_path(sys.argv[1], run_name='agent')['Agent']; "
+        "agent._end_all = lambda self: print('END', file=sys.stderr); agent(0, 1).serve()"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code, str(Path(agent.__file__))]
+    with subprocess.Popen(argv, stdin=requests, stdout=answers, stderr=subprocess.PIPE, text=True) as process:
+        os.close(requests)
+        os.close(answers)
+        with os.fdopen(hear) as lines:
+            assert "ready" in json.loads(lines.readline())
+            data = (
+                b"\n".join(json.dumps(spawn(n, ["true"], tmp_path / f"{n}")).encode() for n in (1, 2))
+                + b"\n\n"
+            )
+            for at in range(0, len(data), 37):
+                os.write(say, data[at : at + 37])
+                time.sleep(0.002)
+            heard = [json.loads(lines.readline()) for _ in range(4)]
+            assert {answer["id"] for answer in heard if "id" in answer} == {1, 2}
+            assert [answer["status"] for answer in heard if "exit" in answer] == [0, 0]
+            os.close(say)
+            assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == "END\n"
+
+
+# The client, with an agent that is process 1 of a pid namespace.
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[AgentClient]:
+    with (tmp_path / "launch.log").open("wb") as log:
+        launcher = subprocess.Popen(
+            ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", *agent_argv()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    made = AgentClient(launcher, what="test", log=tmp_path / "launch.log")
+    made.wait_ready(Deadline.after(10))
+    yield made
+    made.end(Deadline.after(10))
+    assert launcher.poll() is not None
+
+
+def start(of: AgentClient, argv: list[str], log: Path) -> AgentProcess:
+    return of.spawn(argv, name=argv[0], env=ENV, cwd="/", outputs=(str(log), str(log)), log=log)
+
+
+@root_only
+def test_a_process_tells_its_end(real: AgentClient, tmp_path: Path) -> None:
+    process = start(real, ["sh", "-c", "exit 4"], tmp_path / "log")
+    assert process.wait(Deadline.after(10)) == 4
+    assert process.poll() == 4
+    assert process.pid > 1
+
+
+@root_only
+def test_stop_is_polite_first(real: AgentClient, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(real, ["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done"], log)
+    until(log.read_text)
+    assert process.poll() is None
+    assert process.stop() == 9
+
+
+@root_only
+def test_an_end_that_comes_before_the_answer_is_handled_is_not_lost(
+    real: AgentClient, tmp_path: Path
+) -> None:
+    """The listener may hear of the exit before the spawning thread has taken its answer."""
+    processes = [start(real, ["true"], tmp_path / "log") for _ in range(50)]
+    assert [process.wait(Deadline.after(10)) for process in processes] == [0] * 50
+    assert real._children == {}
+    assert real._early == {}
+
+
+@root_only
+def test_the_end_ends_everything_inside(tmp_path: Path, real: AgentClient) -> None:
+    log = tmp_path / "log"
+    process = start(real, ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], log)
+    until(log.read_text)
+    began = time.monotonic()
+    real.end(Deadline.after(10))
+    assert time.monotonic() - began < 5
+    assert process.poll() == -signal.SIGKILL
+    with pytest.raises(StartError, match="does not answer"):
+        start(real, ["true"], log)
+
+
+@root_only
+def test_the_end_of_the_input_is_the_end(real: AgentClient, tmp_path: Path) -> None:
+    start(real, ["sleep", "1000"], tmp_path / "log")
+    stdin = real._launcher.stdin
+    assert stdin is not None
+    stdin.close()
+    assert real._launcher.wait(5) is not None
+
+
+@root_only
+def test_waiting_threads_wake_up_when_the_sandbox_is_gone(real: AgentClient, tmp_path: Path) -> None:
+    process = start(real, ["sleep", "1000"], tmp_path / "log")
+    ends: list[int | None] = []
+    thread = threading.Thread(target=lambda: ends.append(process.wait(Deadline.after(30))))
+    thread.start()
+    real._launcher.kill()
+    thread.join(5)
+    assert ends == [-signal.SIGKILL]
+
+
+# The client, with launchers that are no agents.
+
+
+def launched(argv: list[str], log: Path) -> AgentClient:
+    with log.open("wb") as err:
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err)
+    return AgentClient(process, what="test", log=log)
+
+
+def test_a_launcher_that_fails_is_quoted(tmp_path: Path) -> None:
+    made = launched(["sh", "-c", "echo no such runtime >&2; exit 1"], tmp_path / "log")
+    with pytest.raises(StartError, match="the sandbox test did not start: no such runtime"):
+        made.wait_ready(Deadline.after(10))
+    made.end(Deadline.after(1))
+
+
+def test_a_launcher_that_says_nothing_is_given_up_and_killed(tmp_path: Path) -> None:
+    made = launched(["sleep", "1000"], tmp_path / "log")
+    with pytest.raises(StartError, match="its first process did not answer"):
+        made.wait_ready(Deadline.after(0.2))
+    made.end(Deadline.after(0.2))
+    assert made._launcher.returncode == -signal.SIGKILL
+
+
+def test_a_launchers_own_words_are_passed_over(tmp_path: Path) -> None:
+    made = launched(["sh", "-c", """echo hello; echo '{"ready": 1}'; cat > /dev/null"""], tmp_path / "log")
+    made.wait_ready(Deadline.after(10))
+    made.end(Deadline.after(10))
+
+
+def test_an_agent_that_does_not_answer_is_an_error_not_a_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "REPLY_SECONDS", 0.2)
+    made = launched(["sh", "-c", """echo '{"ready": 1}'; cat > /dev/null"""], tmp_path / "log")
+    made.wait_ready(Deadline.after(10))
+    with pytest.raises(StartError, match="the sandbox test does not answer"):
+        start(made, ["true"], tmp_path / "out")
+    made.end(Deadline.after(10))
