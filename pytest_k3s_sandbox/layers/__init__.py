@@ -1,0 +1,1 @@
+"""What is put around an unmodified node, one folder a layer."""

@@ -1,0 +1,1 @@
+"""The FUSE cgroup v1 filesystem."""

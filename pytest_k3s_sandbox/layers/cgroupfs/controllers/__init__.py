@@ -1,0 +1,29 @@
+"""The cgroup v1 controllers, one module each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.blkio import Blkio
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.cpu import Cpu
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.cpuacct import Cpuacct
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.cpuset import Cpuset
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.devices import Devices
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.freezer import Freezer
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory import Memory
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.pids import Pids
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Controller
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting
+
+CONTROLLERS: Mapping[str, Callable[[Accounting], Controller[Any]]] = {
+    "cpu": lambda _: Cpu(),
+    "cpuacct": lambda _: Cpuacct(),
+    "cpuset": Cpuset,
+    "memory": lambda _: Memory(),
+    "devices": lambda _: Devices(),
+    "pids": lambda _: Pids(),
+    "blkio": lambda _: Blkio(),
+    "freezer": lambda _: Freezer(),
+}
+"""What makes each controller, by its name, in the order in which they are mounted."""

@@ -1,0 +1,145 @@
+"""The cpuacct controller: CPU time of groups, from what each process' times grew by.
+
+Sources: ``kernel/sched/cpuacct.c``, ``Documentation/admin-guide/cgroup-v1/cpuacct.rst``.
+Time is charged to the group that a process is in while it passes and to all above, so it
+stays when the process moves or dies. It comes in clock ticks. What a process spent between
+its last sample and its end is charged when its parent waits for it, to the parent's group;
+it is lost when the parent does not, or ended as well. A process' time is charged to the
+CPU that it ran on last. The root's numbers are the machine's own.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.sample import NANOSECONDS, Change, Process
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_u64
+
+_USER_HZ = 100  # the unit of cpuacct.stat, fixed for all of user space
+
+
+@dataclass
+class CpuacctState:
+    """Nanoseconds of one group and all below it, by CPU."""
+
+    user: dict[int, int] = field(default_factory=dict)
+    system: dict[int, int] = field(default_factory=dict)
+
+
+Node = Group[CpuacctState]
+
+
+@dataclass
+class _Credit:
+    """Nanoseconds that were charged for children of a process which it has not waited for yet."""
+
+    user: int = 0
+    system: int = 0
+
+    def settle(self, now: Process, was: Process | None) -> tuple[int, int]:
+        """Return what the children that were waited for spent beyond that, and use the credit up."""
+        user, system = _reaped(now, was)
+        used = min(user, self.user), min(system, self.system)
+        self.user -= used[0]
+        self.system -= used[1]
+        return user - used[0], system - used[1]
+
+
+def _reaped(now: Process, was: Process | None) -> tuple[int, int]:
+    before = (was.reaped_user, was.reaped_system) if was else (0, 0)
+    return max(0, now.reaped_user - before[0]), max(0, now.reaped_system - before[1])
+
+
+def _charge(group: Node, cpu: int, user: int, system: int) -> None:
+    for above in group.ancestry():
+        if above.parent is not None:
+            state = above.state
+            state.user[cpu] = state.user.get(cpu, 0) + user
+            state.system[cpu] = state.system.get(cpu, 0) + system
+
+
+def _columns(group: Node) -> list[tuple[int, int, int]]:
+    group.hierarchy.refresh()
+    state = group.state
+    return [
+        (cpu, state.user.get(cpu, 0), state.system.get(cpu, 0))
+        for cpu in sorted(group.hierarchy.accounting.cpus)
+    ]
+
+
+def _reset(group: Node, text: str) -> None:
+    if parse_u64(text):
+        fail(errno.EINVAL)
+    if group.parent is not None:
+        group.state.user.clear()
+        group.state.system.clear()
+
+
+def _stat(group: Node) -> str:
+    columns = _columns(group)
+    tick = NANOSECONDS // _USER_HZ
+    user, system = (sum(row[i] for row in columns) // tick for i in (1, 2))
+    return f"user {user}\nsystem {system}\n"
+
+
+class Cpuacct(Passive[CpuacctState]):
+    """The controller."""
+
+    name = "cpuacct"
+    files: Mapping[str, File[CpuacctState]] = {
+        "cpuacct.stat": File(_stat),
+        "cpuacct.usage": File(lambda g: f"{sum(u + s for _, u, s in _columns(g))}\n", _reset),
+        "cpuacct.usage_all": File(
+            lambda g: "cpu user system\n" + "".join(f"{c} {u} {s}\n" for c, u, s in _columns(g))
+        ),
+        "cpuacct.usage_percpu": File(lambda g: "".join(f"{u + s} " for _, u, s in _columns(g)) + "\n"),
+        "cpuacct.usage_percpu_sys": File(lambda g: "".join(f"{s} " for _, _, s in _columns(g)) + "\n"),
+        "cpuacct.usage_percpu_user": File(lambda g: "".join(f"{u} " for _, u, _ in _columns(g)) + "\n"),
+        "cpuacct.usage_sys": File(lambda g: f"{sum(s for _, _, s in _columns(g))}\n"),
+        "cpuacct.usage_user": File(lambda g: f"{sum(u for _, u, _ in _columns(g))}\n"),
+    }
+
+    def __init__(self) -> None:
+        """Make the controller."""
+        self._credits: dict[int, _Credit] = {}
+
+    def root(self) -> CpuacctState:
+        """Return the root's state."""
+        return CpuacctState()
+
+    def child(self, parent: Node, *, clone: bool) -> CpuacctState:  # noqa: ARG002  # the hook's signature
+        """Return the state of a new group."""
+        return CpuacctState()
+
+    def sampled(self, hierarchy: Hierarchy[CpuacctState], change: Change) -> None:
+        """Charge what processes spent since the earlier sample."""
+        root = hierarchy.root.state
+        for cpu, (user, system) in change.new.cpu.items():
+            root.user[cpu] = max(user, root.user.get(cpu, 0))
+            root.system[cpu] = max(system, root.system.get(cpu, 0))
+        self._note_ends(hierarchy, change)
+        for pid, group in hierarchy.members.items():
+            now = change.new.processes[pid]
+            was = change.before(now)
+            if now is was:
+                continue
+            credit = self._credits.get(pid)
+            waited = credit.settle(now, was) if credit else _reaped(now, was)
+            user = waited[0] + max(0, now.user - (was.user if was else 0))
+            system = waited[1] + max(0, now.system - (was.system if was else 0))
+            if user or system:
+                _charge(group, now.processor, user, system)
+
+    def _note_ends(self, hierarchy: Hierarchy[CpuacctState], change: Change) -> None:
+        """Remember what was charged for processes that ended; it comes again with their parents' numbers."""
+        for pid in change.gone:
+            self._credits.pop(pid, None)
+            process = change.old.processes[pid]
+            if process.parent in hierarchy.members:
+                credit = self._credits.setdefault(process.parent, _Credit())
+                credit.user += process.user + process.reaped_user
+                credit.system += process.system + process.reaped_system

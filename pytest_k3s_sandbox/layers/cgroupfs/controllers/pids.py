@@ -1,0 +1,79 @@
+"""The pids controller: how many tasks a group has. The limit is kept, not enforced.
+
+Sources: ``kernel/cgroup/pids.c``, ``Documentation/admin-guide/cgroup-v1/pids.rst``.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Change
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64
+
+_MAX = 4 * 1024 * 1024  # PID_MAX_LIMIT
+
+
+@dataclass
+class PidsState:
+    """What one group keeps: its limit (None for none) and the most tasks that were seen."""
+
+    limit: int | None = None
+    peak: int = 0
+
+
+Node = Group[PidsState]
+
+
+def _limit(group: Node, text: str) -> None:
+    text = text.strip()
+    if text == "max":
+        group.state.limit = None
+        return
+    value = parse_s64(text)
+    if not 0 <= value <= _MAX:
+        fail(errno.EINVAL)
+    group.state.limit = value
+
+
+def _count(group: Node) -> int:
+    processes = group.hierarchy.last.processes
+    count = sum(processes[pid].threads for below in group.subtree() for pid in below.pids)
+    group.state.peak = max(group.state.peak, count)
+    return count
+
+
+def _current(group: Node) -> str:
+    group.hierarchy.census(group)
+    return f"{_count(group)}\n"
+
+
+class Pids(Passive[PidsState]):
+    """The controller."""
+
+    name = "pids"
+    files: Mapping[str, File[PidsState]] = {
+        "pids.current": File(_current, on_root=False),
+        "pids.events": constant("max 0\n", on_root=False),
+        "pids.max": File(
+            lambda g: f"{'max' if g.state.limit is None else g.state.limit}\n", _limit, on_root=False
+        ),
+        "pids.peak": File(lambda g: f"{g.state.peak}\n", on_root=False),
+    }
+
+    def root(self) -> PidsState:
+        """Return the root's state."""
+        return PidsState()
+
+    def child(self, parent: Node, *, clone: bool) -> PidsState:  # noqa: ARG002  # the hook's signature
+        """Return the state of a new group."""
+        return PidsState()
+
+    def sampled(self, hierarchy: Hierarchy[PidsState], change: Change) -> None:  # noqa: ARG002  # likewise
+        """Note the most tasks of each populated group and those above it."""
+        for group in {above for below in hierarchy.members.values() for above in below.ancestry()}:
+            if group.parent is not None:
+                _count(group)

@@ -1,0 +1,145 @@
+"""Mounting, unmounting, and the mount table, through the system calls themselves."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+MS_BIND = 4096
+"""Flag of mount(2)."""
+
+MNT_DETACH = 2
+"""Flag of umount2(2): the mount goes from the tree at once, and ends with its last user."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of ``/proc/PID/mountinfo``, as in proc_pid_mountinfo(5).
+
+    Attributes:
+        target: The mount point.
+        root: Which directory of the filesystem is mounted.
+        kind: The filesystem's type.
+        source: What is mounted.
+        options: The superblock's options.
+    """
+
+    target: str
+    root: str
+    kind: str
+    source: str
+    options: tuple[str, ...]
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Parse ``/proc/PID/mountinfo``.
+
+    Raises:
+        ValueError: A line is not as proc_pid_mountinfo(5) says.
+    """
+    mounts = []
+    for line in text.splitlines():
+        before, found, after = line.partition(" - ")
+        left, right = before.split(" "), after.split(" ")
+        if not found or len(left) < 6 or len(right) < 3:  # noqa: PLR2004  # the fixed fields
+            raise ValueError(f"not a line of mountinfo: {line!r}")
+        mounts.append(
+            Mount(_plain(left[4]), _plain(left[3]), right[0], _plain(right[1]), tuple(right[2].split(",")))
+        )
+    return mounts
+
+
+def mounted() -> list[Mount]:
+    """Return the mounts that this process sees, in the order in which they were made."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """Put a filesystem on a directory with the system call of that name.
+
+    Raises:
+        OSError: What the system call said, naming the target.
+    """
+    arguments = (
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode(),
+        ctypes.c_ulong(flags),
+        data.encode(),
+    )
+    if _libc().mount(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def unmount(target: str) -> None:
+    """Take the topmost mount off a directory, also one that is in use.
+
+    Raises:
+        OSError: What umount2(2) said, naming the target.
+    """
+    if _libc().umount2(os.fsencode(target), MNT_DETACH):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def is_dead(path: str) -> bool:
+    """Tell whether a FUSE mount lies there whose server is gone ("Transport endpoint is not connected")."""
+    try:
+        # Opening asks the server; stat(2) can be answered out of the kernel's cache.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
+    os.close(fd)
+    return False
+
+
+def clear_dead(path: str) -> int:
+    """Unmount every dead FUSE mount from the top of a directory.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        OSError: One cannot be unmounted.
+    """
+    count = 0
+    while is_dead(path):
+        unmount(path)
+        count += 1
+    return count
+
+
+def make_directory(path: Path) -> bool:
+    """Make a directory; where its parent refuses, put a tmpfs on the parent first.
+
+    Returns:
+        Whether a tmpfs was mounted.
+
+    Raises:
+        OSError: Neither was possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EOPNOTSUPP}:
+            raise
+    else:
+        return False
+    mount("tmpfs", str(path.parent), "tmpfs", 0, "mode=755")
+    path.mkdir()
+    return True
+
+
+def _plain(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

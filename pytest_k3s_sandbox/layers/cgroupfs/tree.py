@@ -1,0 +1,126 @@
+"""All hierarchies under one roof: what the filesystem serves."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Sample
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a path leads to: the top, a group, or a file in a group.
+
+    Attributes:
+        group: The group, None for the top.
+        name: The file's name, empty for a directory.
+        file: The file, None for a directory.
+    """
+
+    group: Group[Any] | None
+    name: str = ""
+    file: File[Any] | None = None
+
+
+class Tree:
+    """The hierarchies of several controllers, ``/<controller>/<group>/.../<file>``.
+
+    Not safe for threads: the caller locks.
+
+    Args:
+        accounting: Where processes are looked up.
+        controllers: Names out of :data:`~.controllers.CONTROLLERS`.
+    """
+
+    def __init__(self, accounting: Accounting, controllers: Iterable[str] = tuple(CONTROLLERS)) -> None:
+        """Make each hierarchy with its root group."""
+        self.hierarchies = {
+            name: Hierarchy(CONTROLLERS[name](accounting), accounting) for name in controllers
+        }
+        self._last = Sample({}, {}, {})
+        self._accounting = accounting
+        for hierarchy in self.hierarchies.values():
+            hierarchy.announce = self._announce
+
+    @property
+    def populated(self) -> bool:
+        """Whether any group but the roots has a process."""
+        return any(hierarchy.members for hierarchy in self.hierarchies.values())
+
+    def refresh(self) -> None:
+        """Bring all numbers up to date, within the age that the accounting allows."""
+        self._announce(self._accounting.sample())
+
+    def find(self, path: str) -> Entry:
+        """Return what a path leads to.
+
+        Args:
+            path: Absolute, from the top of the tree.
+
+        Raises:
+            OSError: ENOENT or ENOTDIR.
+        """
+        parts = [part for part in path.split("/") if part]
+        if not parts:
+            return Entry(None)
+        hierarchy = self.hierarchies.get(parts[0])
+        if hierarchy is None:
+            fail(errno.ENOENT)
+        group = hierarchy.root
+        for position, part in enumerate(parts[1:], 2):
+            child = group.children.get(part)
+            if child is not None:
+                group = child
+                continue
+            file = group.file(part)
+            if file is None:
+                fail(errno.ENOENT)
+            if position != len(parts):
+                fail(errno.ENOTDIR)
+            return Entry(group, part, file)
+        return Entry(group)
+
+    def names(self, group: Group[Any] | None) -> list[str]:
+        """Return the names in a directory: the controllers at the top, else files and groups."""
+        return list(self.hierarchies) if group is None else [*group.files(), *group.children]
+
+    def mkdir(self, path: str) -> None:
+        """Make a group.
+
+        Raises:
+            OSError: EPERM at the top, where controllers are, otherwise as :meth:`Hierarchy.mkdir`.
+        """
+        above, _, name = path.rstrip("/").rpartition("/")
+        entry = self.find(above)
+        if entry.file is not None:
+            fail(errno.ENOTDIR)
+        if entry.group is None:
+            fail(errno.EEXIST if name in self.hierarchies else errno.EPERM)
+        entry.group.hierarchy.mkdir(entry.group, name)
+
+    def rmdir(self, path: str) -> None:
+        """Remove a group.
+
+        Raises:
+            OSError: ENOTDIR for a file, otherwise as :meth:`Hierarchy.rmdir`.
+        """
+        entry = self.find(path)
+        if entry.file is not None:
+            fail(errno.ENOTDIR)
+        if entry.group is None:
+            fail(errno.EBUSY)
+        entry.group.hierarchy.rmdir(entry.group)
+
+    def _announce(self, new: Sample) -> None:
+        if new is self._last:
+            return
+        change = Change.between(self._last, new)
+        self._last = new
+        for hierarchy in self.hierarchies.values():
+            hierarchy.advance(change)

@@ -1,0 +1,1 @@
+"""The fake CNI plugin and its configuration list."""

@@ -1,0 +1,138 @@
+"""Which attachment holds which address: pure, no I/O.
+
+It is part of the plugin that is started for every pod, so that it imports only what
+is there anyway.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Address, IPv4Network
+
+Key = tuple[str, str]
+"""An attachment within its network: the container's id and the interface's name."""
+
+
+class Exhausted(Exception):
+    """Every address of the range is held."""
+
+
+class AlreadyAttached(Exception):
+    """The attachment holds an address already."""
+
+
+class Book:
+    """The addresses that the attachments of one network hold; never changed in place.
+
+    Args:
+        held: The address of each attachment, as a number.
+        last: The address that was given out last, as a number; 0 for none.
+    """
+
+    __slots__ = ("held", "last")
+
+    def __init__(self, held: Mapping[Key, int] | None = None, last: int = 0) -> None:
+        """Keep a copy of what is held."""
+        self.held: dict[Key, int] = dict(held or {})
+        self.last = last
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both hold the same."""
+        return isinstance(other, Book) and (self.held, self.last) == (other.held, other.last)
+
+    __hash__ = None  # type: ignore[assignment] # it holds a dict
+
+    def allocate(self, key: Key, first: int, last: int, reserved: Iterable[int] = ()) -> tuple[Book, int]:
+        """Give an attachment the next free address after the one given out last.
+
+        Going round keeps an address that was just released out of use for as long as possible, as
+        the host-local plugin does, so that nobody mistakes a new pod for the old one.
+
+        Args:
+            key: The attachment.
+            first: The range's first address.
+            last: The range's last address, which may be given out.
+            reserved: Addresses in the range that must not be given out.
+
+        Returns:
+            The new book, and the address.
+
+        Raises:
+            AlreadyAttached: ``key`` holds an address.
+            Exhausted: No address is free.
+        """
+        if key in self.held:
+            raise AlreadyAttached(key)
+        taken = {*self.held.values(), *reserved}
+        count = last - first + 1
+        start = self.last + 1 if first <= self.last <= last else first
+        for step in range(count):
+            address = first + (start - first + step) % count
+            if address not in taken:
+                return Book({**self.held, key: address}, address), address
+        raise Exhausted(count)
+
+    def free(self, first: int, last: int, reserved: Iterable[int] = ()) -> int:
+        """Count the addresses from ``first`` to ``last`` that could be given out."""
+        taken = {number for number in (*self.held.values(), *reserved) if first <= number <= last}
+        return last - first + 1 - len(taken)
+
+    def release(self, key: Key) -> Book:
+        """Return a book in which ``key`` holds nothing; it need not have held anything."""
+        return Book({other: number for other, number in self.held.items() if other != key}, self.last)
+
+    def keep(self, valid: Iterable[Key]) -> Book:
+        """Return a book in which only the ``valid`` attachments hold their addresses."""
+        wanted = set(valid)
+        return Book({key: number for key, number in self.held.items() if key in wanted}, self.last)
+
+    def document(self) -> dict[str, object]:
+        """Return the book as JSON can hold it; :func:`from_document` reads it back."""
+        rows = [
+            [container, interface, number] for (container, interface), number in sorted(self.held.items())
+        ]
+        return {"version": 1, "last": self.last, "held": rows}
+
+
+def from_document(document: object) -> Book:
+    """Read a book that :meth:`Book.document` wrote.
+
+    Args:
+        document: What JSON held.
+
+    Returns:
+        The book.
+
+    Raises:
+        ValueError: It is not such a document.
+    """
+    if not isinstance(document, dict) or document.get("version") != 1:
+        raise ValueError("not a version 1 record of allocations")
+    held: dict[Key, int] = {}
+    try:
+        for container, interface, number in document["held"]:
+            held[str(container), str(interface)] = int(number)
+        return Book(held, int(document["last"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a broken record of allocations: {error!r}") from error
+
+
+def bounds(network: IPv4Network, gateway: IPv4Address) -> tuple[int, int, set[int]]:
+    """Return the first and the last address to give out, and the reserved ones between them.
+
+    Args:
+        network: The range; its first address names it and its last is its broadcast address.
+        gateway: An address that is never given out.
+
+    Returns:
+        All as numbers.
+
+    Raises:
+        ValueError: The range has no room for an address besides the gateway's.
+    """
+    first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
+    if last <= first:
+        raise ValueError(f"network {network} is too small to allocate from")
+    return first, last, {int(gateway)}

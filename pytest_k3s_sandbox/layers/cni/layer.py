@@ -1,0 +1,239 @@
+"""The layer that gives pods an address without a network."""
+
+from __future__ import annotations
+
+import json
+import py_compile
+import shlex
+import shutil
+import sys
+import uuid
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pytest_k3s_sandbox.errors import ConfigError, LayerError, SandboxError
+from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.cni.protocol import VERSIONS
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Sandbox
+
+FOLDER = f"{STATE_DIR}/cni"
+"""The layer's folder inside: ``bin`` and ``net.d`` for containerd, ``lib`` and ``state`` for the plugin."""
+
+PLUGIN = "k3s-sandbox-fake-cni"
+"""The plugin's ``type``, which is the name of its program."""
+
+NETWORK = "k3s-sandbox"
+"""The network's name."""
+
+_MODULES = ("allocation.py", "protocol.py", "plugin.py")
+# Linux before 5.1, and gVisor, read no more of a script's first line (BINPRM_BUF_SIZE, less its end).
+_LINE_LIMIT = 126
+
+
+class FakeCni:
+    """Pods get an address of the node's range; no interface is made and nothing is connected.
+
+    Args:
+        sandbox: Where containerd will run.
+        pod_range: The IPv4 range to give out addresses of, at most a /30.
+        python: The Python inside the sandbox that runs the plugin; by default the one that runs this.
+
+    Raises:
+        ConfigError: ``pod_range`` is no such range.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, pod_range: str = "10.42.0.0/24", *, python: str = sys.executable
+    ) -> None:
+        """Check the range; nothing is written yet."""
+        try:
+            size = IPv4Network(pod_range).num_addresses
+        except ValueError as error:
+            raise ConfigError(
+                f"pod range {pod_range!r}", cause=str(error), remedy="e.g. 10.42.0.0/24"
+            ) from error
+        if size < 4:  # noqa: PLR2004 - the network's, the gateway's, one pod's and the broadcast address
+            raise ConfigError(f"pod range {pod_range!r}", cause="it has no room", remedy="e.g. 10.42.0.0/24")
+        self._sandbox = sandbox
+        self._pod_range = pod_range
+        self._python = python
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return "fake_cni"
+
+    @property
+    def effect(self) -> Effect:
+        """The folders that containerd's CRI plugin is to read."""
+        return Effect(cni_bin_dir=f"{FOLDER}/bin", cni_conf_dir=f"{FOLDER}/net.d")
+
+    def __enter__(self) -> Self:
+        """Write the plugin and its configuration list, and try them.
+
+        Raises:
+            LayerError: The plugin does not work in the sandbox; its files are removed.
+        """
+        try:
+            self._install(self._sandbox.host_path(FOLDER))
+            health = self.check()
+        except (OSError, ValueError, SandboxError) as error:
+            self._remove()
+            raise LayerError("the fake CNI plugin did not come up", cause=str(error)) from error
+        except BaseException:
+            self._remove()
+            raise
+        if not health.ok:
+            self._remove()
+            raise LayerError("the fake CNI plugin did not come up", cause=_summary(health))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the plugin, its configuration and its allocations."""
+        self._remove()
+
+    def check(self) -> Health:
+        """Run VERSION, ADD, CHECK and DEL for an attachment that is thrown away.
+
+        Returns:
+            Healthy if each answered as the CNI specification says; each answer is in the details.
+        """
+        container = f"check-{uuid.uuid4().hex}"
+        config = plugin_config(self._pod_range)
+        details: dict[str, str] = {}
+        ok = self._ask("VERSION", container, config, details)
+        added = self._ask("ADD", container, config, details)
+        if added is not None:
+            checked = self._ask("CHECK", container, {**config, "prevResult": added}, details)
+            addresses = [ip.get("address") for ip in added.get("ips", [])]
+            details["address"] = ", ".join(map(str, addresses))
+        else:
+            checked, addresses = None, []
+        deleted = self._ask("DEL", container, config, details)
+        answers = (ok, added, checked, deleted)
+        return Health(
+            ok=all(answer is not None for answer in answers) and len(addresses) == 1, details=details
+        )
+
+    def _ask(
+        self, command: str, container: str, config: dict[str, Any], details: dict[str, str]
+    ) -> dict[str, Any] | None:
+        """Run the plugin once; return its answer ({} for none), or None for an error."""
+        inside = f"{FOLDER}/{container}.{command}.json"
+        outside = self._sandbox.host_path(inside)
+        outside.write_text(json.dumps(config))
+        program = shlex.quote(f"{FOLDER}/bin/{PLUGIN}")
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": f"/run/netns/{container}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": f"{FOLDER}/bin",
+        }
+        try:
+            done = self._sandbox.run(
+                ["sh", "-c", f"exec {program} < {shlex.quote(inside)}"], check=False, env=environment
+            )
+        finally:
+            outside.unlink(missing_ok=True)
+        return _answer(command, done, details)
+
+    def _install(self, folder: Path) -> None:
+        _write_plugin(folder, f"{FOLDER}/lib", self._python)
+        target = folder / "net.d" / "10-fake.conflist"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(conflist(self._pod_range), indent=2) + "\n")
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._sandbox.host_path(FOLDER), ignore_errors=True)
+
+
+def plugin_config(pod_range: str) -> dict[str, Any]:
+    """Return what the runtime hands the plugin on standard input (CNI specification, section 3)."""
+    return {"cniVersion": VERSIONS[0], "name": NETWORK, **_plugin(pod_range)}
+
+
+def conflist(pod_range: str) -> dict[str, Any]:
+    """Return the network's configuration list (CNI specification, section 1).
+
+    Its version is 1.0.0 on purpose: from 1.1.0 on containerd starts the plugin for STATUS at every status
+    request of the kubelet (go-cni's ``libcni.Status``, libcni's ``GetStatusNetworkList``).
+
+    Args:
+        pod_range: The IPv4 range to give out addresses of.
+
+    Returns:
+        The content of a ``.conflist`` file.
+    """
+    return {"cniVersion": VERSIONS[0], "name": NETWORK, "plugins": [_plugin(pod_range)]}
+
+
+def executable(lib: str, python: str) -> str:
+    """Return the plugin's program: a script that imports the plugin from a folder of its own.
+
+    The modules lie beside it, compiled, so that a start neither compiles them nor imports this package.
+
+    Args:
+        lib: The folder that holds the package ``fake_cni``, as seen inside.
+        python: The Python to run it, as seen inside.
+
+    Returns:
+        The script's text.
+    """
+    # A script's first line has room for one argument only (execve(2)); -I implies -E.
+    line = f"#!{python} -IS"
+    if len(line) > _LINE_LIMIT or any(character.isspace() for character in python):
+        # sh runs the second line and never reads on; for Python, it is the beginning of a string.
+        line = f"#!/bin/sh\n'''exec' {shlex.quote(python)} -IS \"$0\" \"$@\"\n' '''"
+    return (
+        f"{line}\n"
+        "import sys\n"
+        f"sys.path.insert(0, {lib!r})\n"
+        "from fake_cni.plugin import main\n"
+        "sys.exit(main())\n"
+    )
+
+
+def _plugin(pod_range: str) -> dict[str, Any]:
+    return {"type": PLUGIN, "ipam": {"type": "fake", "subnet": pod_range, "dataDir": f"{FOLDER}/state"}}
+
+
+def _write_plugin(folder: Path, lib: str, python: str) -> None:
+    package = folder / "lib" / "fake_cni"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text("")
+    source = Path(__file__).parent
+    for module in _MODULES:
+        shutil.copyfile(source / module, package / module)
+    for module in ("__init__.py", *_MODULES):
+        # Unchecked: a file's time may look different from inside.
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        py_compile.compile(str(package / module), doraise=True, invalidation_mode=mode)
+    program = folder / "bin" / PLUGIN
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(executable(lib, python))
+    program.chmod(0o755)
+
+
+def _answer(command: str, done: Completed, details: dict[str, str]) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(done.stdout) if done.stdout.strip() else {}
+    except ValueError:
+        answer = None
+    if done.returncode == 0 and isinstance(answer, dict):
+        details[command] = "ok"
+        return answer
+    said = (done.stdout or done.stderr).strip()[-500:]
+    details[command] = f"exit code {done.returncode}: {said or 'no output'}"
+    return None
+
+
+def _summary(health: Health) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in health.details.items() if value != "ok")

@@ -1,0 +1,130 @@
+"""The interceptor as a layer: the node's programs run under it, and a probe shows what they see."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Final, Self
+
+from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
+from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, preset_names
+from pytest_k3s_sandbox.layers.interceptor.mounttable import rewrite_mountinfo
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pytest_k3s_sandbox.layers.interceptor.rules import Rules
+
+ROLES: Final = ("kubelet", "containerd")
+
+_PROBE: Final = """
+import ctypes, json
+answer = (ctypes.c_long * 15)()
+if ctypes.CDLL(None).statfs(b"/", answer):
+    raise SystemExit("statfs failed")
+print(json.dumps({"f_type": answer[0], "mountinfo": open("/proc/self/mountinfo").read()}))
+"""
+"""Shows f_type, the first word of struct statfs (uapi asm-generic/statfs.h), and the mount table."""
+
+
+class PtraceInterceptor:
+    """The ptrace interceptor around kubelet and containerd.
+
+    It has no process of its own while it is up: each program starts with its tracer.
+
+    Attributes:
+        name: The layer's name.
+    """
+
+    name: Final = "ptrace_interceptor"
+
+    def __init__(self, sandbox: Sandbox, preset: str = "exp08", tree: str | None = None) -> None:
+        """Bind it to a sandbox.
+
+        Args:
+            sandbox: Where the node runs.
+            preset: The rule set of the kubelet; containerd gets ``<preset>-containerd`` if there is one.
+            tree: The folder inside that redirects lead to; None: no redirects.
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        load_preset(preset)
+        special = f"{preset}-containerd"
+        self._presets = {"kubelet": preset, "containerd": special if special in preset_names() else preset}
+        self._sandbox = sandbox
+        self._tree = tree
+
+    @property
+    def effect(self) -> Effect:
+        """The words before each program's command line, by role."""
+        return Effect(wrap={role: self._wrap(role) for role in ROLES})
+
+    def __enter__(self) -> Self:
+        """Check that programs in the sandbox see what the rules say.
+
+        Raises:
+            LayerError: They do not, or the interceptor does not work there.
+        """
+        health = self.check()
+        if not health.ok:
+            seen = "; ".join(f"{name}: {value}" for name, value in health.details.items())
+            raise LayerError(
+                f"layer {self.name}",
+                cause=f"a program under it does not see what preset {self._presets['kubelet']} says ({seen})",
+                remedy="run it by hand: k3s-sandbox intercept --log-level debug -- CMD",
+                log=self._sandbox.workdir / "logs",
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Do nothing: a tracer ends with its program."""
+
+    def check(self) -> Health:
+        """Compare what a program sees plainly and under the kubelet's rules with what these say."""
+        try:
+            rules = load_preset(self._presets["kubelet"])
+            plain = self._probe(())
+            under = self._probe(self._wrap("kubelet", stats=False))
+        except (StartError, ConfigError, ValueError, KeyError) as error:
+            return Health(ok=False, details={"error": str(error)})
+        f_type, first = _expected(rules, *plain)
+        seen, seen_first = under[0], under[1].partition("\n")[0]
+        return Health(
+            ok=(seen, seen_first) == (f_type, first),
+            details={
+                "statfs /": f"{plain[0]:#x} -> {seen:#x}",
+                "statfs / by the rules": f"{f_type:#x}",
+                "mountinfo": seen_first,
+                "mountinfo by the rules": first,
+            },
+        )
+
+    def _wrap(self, role: str, *, stats: bool = True) -> tuple[str, ...]:
+        words = [sys.executable, "-m", __package__ or "", "--preset", self._presets[role]]
+        if self._tree is not None:
+            words += ["--tree", self._tree]
+        if stats:
+            words += ["--stats", f"{STATE_DIR}/stats-{role}.json"]
+        return (*words, "--")
+
+    def _probe(self, wrap: tuple[str, ...]) -> tuple[int, str]:
+        done = self._sandbox.run([*wrap, sys.executable, "-I", "-S", "-c", _PROBE])
+        answer = json.loads(done.stdout)
+        return int(answer["f_type"]), str(answer["mountinfo"])
+
+
+def _expected(rules: Rules, f_type: int, mountinfo: str) -> tuple[int, str]:
+    """Return the f_type of ``/`` and the first line of mountinfo as rules make them."""
+    for rule in rules.statfs:
+        if rule.original == f_type and rule.under in {None, "/"}:
+            f_type = rule.replacement
+            break
+    return f_type, rewrite_mountinfo(mountinfo, rules.mounts)[0].partition("\n")[0]

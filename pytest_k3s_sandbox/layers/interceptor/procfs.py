@@ -1,0 +1,63 @@
+# ruff: noqa: PTH115, PTH116, PTH123 - paths of tracees are bytes, and these calls are on the way of every system call that matches
+"""What /proc tells of a tracee: proc_pid(5). A tracee that is ending has nothing to tell."""
+
+from __future__ import annotations
+
+import os
+
+from pytest_k3s_sandbox.layers.interceptor.syscalls import AT_FDCWD
+
+
+def thread_group(tid: int) -> int | None:
+    """Return the id of the process that a thread belongs to."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Tgid:"):
+                    return int(line[5:])
+    except OSError:
+        pass
+    return None
+
+
+def root_identity(tid: int | None = None) -> tuple[int, int] | None:
+    """Return device and inode of a tracee's root directory, by default of our own."""
+    try:
+        root = os.stat("/" if tid is None else f"/proc/{tid}/root")
+    except OSError:
+        return None
+    return root.st_dev, root.st_ino
+
+
+def reaches(tid: int, path: bytes) -> bool:
+    """Tell whether an absolute path exists as a tracee sees it, in its root and mount namespace."""
+    try:
+        os.stat(b"/proc/%d/root%s" % (tid, path))
+    except OSError:
+        return False
+    return True
+
+
+def descriptor_path(tid: int, descriptor: int) -> bytes | None:
+    """Return the absolute path of an open file, or of the working directory for AT_FDCWD.
+
+    Args:
+        tid: The tracee.
+        descriptor: As it is in a register: an ``int`` in the lower 32 bits.
+    """
+    number = descriptor & 0xFFFF_FFFF
+    number -= (number >> 31) << 32
+    where = b"cwd" if number == AT_FDCWD else b"fd/%d" % number
+    try:
+        path = os.readlink(b"/proc/%d/%s" % (tid, where))
+    except OSError:
+        return None
+    return path if path[:1] == b"/" else None
+
+
+def same_pid_namespace(tid: int) -> bool:
+    """Tell whether process ids mean the same to a tracee as to us."""
+    try:
+        return os.readlink(f"/proc/{tid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return True

@@ -1,0 +1,72 @@
+"""The system calls that rules can concern, as x86-64 Linux numbers them.
+
+Numbers: arch/x86/entry/syscalls/syscall_64.tbl. Arguments: the man page of each call.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+AT_FDCWD: Final = -100
+MMAP: Final = 9
+OPENAT2: Final = 437
+STATFS: Final = 137
+FSTATFS: Final = 138
+
+
+class Group(Enum):
+    """What a call does with the path it names."""
+
+    OPEN = "open"
+    STAT = "stat"
+    ACCESS = "access"
+    READLINK = "readlink"
+    CHANGE = "change"
+
+
+class PathCall(NamedTuple):
+    """A call that names a path.
+
+    Attributes:
+        name: The call's name.
+        group: What it does with the path.
+        path: Index of the argument that points to the path.
+        dirfd: Index of the argument with the folder that a relative path starts at,
+            or None: the working directory.
+    """
+
+    name: str
+    group: Group
+    path: int
+    dirfd: int | None
+
+
+PATH_CALLS: Final = {
+    2: PathCall("open", Group.OPEN, 0, None),
+    4: PathCall("stat", Group.STAT, 0, None),
+    6: PathCall("lstat", Group.STAT, 0, None),
+    21: PathCall("access", Group.ACCESS, 0, None),
+    83: PathCall("mkdir", Group.CHANGE, 0, None),
+    84: PathCall("rmdir", Group.CHANGE, 0, None),
+    85: PathCall("creat", Group.OPEN, 0, None),
+    87: PathCall("unlink", Group.CHANGE, 0, None),
+    89: PathCall("readlink", Group.READLINK, 0, None),
+    257: PathCall("openat", Group.OPEN, 1, 0),
+    258: PathCall("mkdirat", Group.CHANGE, 1, 0),
+    262: PathCall("newfstatat", Group.STAT, 1, 0),
+    263: PathCall("unlinkat", Group.CHANGE, 1, 0),
+    267: PathCall("readlinkat", Group.READLINK, 1, 0),
+    269: PathCall("faccessat", Group.ACCESS, 1, 0),
+    332: PathCall("statx", Group.STAT, 1, 0),
+    OPENAT2: PathCall("openat2", Group.OPEN, 1, 0),
+    439: PathCall("faccessat2", Group.ACCESS, 1, 0),
+}
+"""By number; the numbers of x32 and 32-bit calls never reach the tracer."""
+
+STATFS_CALLS: Final = {STATFS: "statfs", FSTATFS: "fstatfs"}
+
+
+def names(*groups: Group) -> frozenset[str]:
+    """Return the names of all path calls in the given groups."""
+    return frozenset(call.name for call in PATH_CALLS.values() if call.group in groups)

@@ -1,0 +1,1 @@
+"""The older workarounds: kmsg, sysctl, mount propagation, OCI spec."""

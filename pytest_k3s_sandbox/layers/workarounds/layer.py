@@ -1,0 +1,157 @@
+"""The older workarounds as one layer: kmsg, kernel tunables, mount propagation, OCI spec."""
+
+from __future__ import annotations
+
+import json
+from types import TracebackType
+from typing import Self
+
+from pytest_k3s_sandbox.errors import LayerError, StartError
+from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.workarounds import sysctl
+from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_wrapper
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Process, Sandbox
+
+TREE = f"{STATE_DIR}/tree"
+"""The folder inside that stands in for missing kernel files, with their paths."""
+
+ASIDE = "/run/k3s-sandbox/proc-sys"
+"""Where the sandbox's own /proc/sys stays reachable while the tree lies over it."""
+
+KMSG_HOLDER = "mkfifo -m 600 /dev/kmsg && exec sleep infinity <>/dev/kmsg"
+"""A kernel log in which nothing ever happens: a FIFO that somebody holds open for writing.
+
+A null device (``mknod c 1 3``), the research's way, can be opened, too, but ends at once,
+which cAdvisor logs as an error: ``exiting analyzeLines. OOM events will not be reported``.
+"""
+
+PROPAGATION = "mount --make-r{mode} /"
+
+
+class Workarounds:
+    """What the research did before the three layers; implements :class:`~..base.Layer`.
+
+    Args:
+        sandbox: Where to do it.
+        kmsg: Provide /dev/kmsg.
+        sysctl_tree: Put the tree of kernel tunables over /proc/sys.
+        propagation: What ``/`` is made recursively: ``private``, ``shared`` or None for no change.
+            With ``shared`` (the research's way) secret volumes cannot be unmounted in gVisor.
+        adapt_oci: Put the runtime that adapts OCI specs in front of runc.
+    """
+
+    name = "workarounds"
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        kmsg: bool = True,
+        sysctl_tree: bool = True,
+        propagation: str | None = "private",
+        adapt_oci: bool = True,
+    ) -> None:
+        """Keep what to do; nothing is done yet."""
+        self._sandbox = sandbox
+        self._kmsg = kmsg
+        self._sysctl_tree = sysctl_tree
+        self._propagation = propagation
+        self._adapt_oci = adapt_oci
+        self._effect = Effect()
+        self._mounted: list[str] = []
+        self._holder: Process | None = None
+
+    @property
+    def effect(self) -> Effect:
+        """The adapting runtime, when it was asked for."""
+        return self._effect
+
+    def __enter__(self) -> Self:
+        """Do the workarounds and check them.
+
+        Raises:
+            LayerError: One was refused; what was mounted is unmounted again.
+        """
+        try:
+            if self._kmsg:
+                self._put_kmsg()
+            if self._propagation is not None:
+                self._shell(PROPAGATION.format(mode=self._propagation))
+            if self._sysctl_tree:
+                self._put_tree()
+                self._put_network_class()
+            if self._adapt_oci:
+                folder = self._sandbox.host_path(f"{STATE_DIR}/runtime")
+                folder.mkdir(exist_ok=True)
+                wrapper = write_wrapper(folder, f"{STATE_DIR}/runtime", f"{BIN_DIR}/runc")
+                self._effect = Effect(runtime=wrapper)
+            health = self.check()
+        except StartError as error:
+            self.__exit__(None, None, None)
+            raise LayerError("the layer workarounds did not come up", cause=str(error)) from error
+        if not health.ok:
+            self.__exit__(None, None, None)
+            raise LayerError("the layer workarounds is not healthy", cause=str(dict(health.details)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the trees off; the propagation ends with the sandbox."""
+        if self._holder is not None:
+            self._holder.stop()
+            self._holder = None
+            self._sandbox.run(["rm", "/dev/kmsg"], check=False)
+        while self._mounted:
+            self._sandbox.run(["umount", "--lazy", self._mounted.pop()], check=False)
+
+    def check(self) -> Health:
+        """Read what the kubelet will read."""
+        details = {}
+        if self._kmsg:
+            details["kmsg"] = self._answer("test -r /dev/kmsg && echo readable")
+        if self._sysctl_tree:
+            details["sysctl"] = self._answer(
+                "for f in "
+                + " ".join(sysctl.KUBELET_WANTS)
+                + "; do cat /proc/sys/$f >/dev/null || exit; done; "
+                "cd /proc/sys/vm && v=$(cat overcommit_memory) && echo $v >overcommit_memory && echo writable"
+            )
+        ok = details.get("kmsg") in (None, "readable") and details.get("sysctl") in (None, "writable")
+        return Health(ok, details)
+
+    def _put_kmsg(self) -> None:
+        sandbox = self._sandbox
+        if sandbox.run(["test", "-e", "/dev/kmsg"], check=False).returncode == 0:
+            return
+        self._holder = sandbox.spawn(["sh", "-c", KMSG_HOLDER], name="kmsg")
+        self._shell("until test -p /dev/kmsg; do sleep 0.01; done")
+
+    def _put_network_class(self) -> None:
+        """Give cAdvisor the folder that it lists network devices by, where sysfs lacks it."""
+        sandbox = self._sandbox
+        if sandbox.run(["test", "-e", "/sys/class/net"], check=False).returncode == 0:
+            return
+        links = json.loads(sandbox.run(["ip", "-json", "link", "show"]).stdout)
+        sysctl.write_network_class(sandbox.host_path(TREE) / "sys/class", links)
+        self._shell(f"mount --bind {TREE}/sys/class /sys/class")
+        self._mounted.append("/sys/class")
+
+    def _put_tree(self) -> None:
+        sandbox = self._sandbox
+        listing = sandbox.run(["find", "/proc/sys", "-mindepth", "1", "-printf", "%y %P\n"]).stdout
+        sysctl.write_tree(sandbox.host_path(TREE) / "proc", sysctl.plan(listing, ASIDE))
+        self._mounted += [ASIDE, "/proc/sys"]
+        self._shell(
+            f"mkdir -p {ASIDE} && mount --bind /proc/sys {ASIDE} && mount --bind {TREE}/proc/sys /proc/sys"
+        )
+
+    def _shell(self, command: str) -> None:
+        self._sandbox.run(["sh", "-c", command])
+
+    def _answer(self, command: str) -> str:
+        done = self._sandbox.run(["sh", "-c", command], check=False)
+        return (done.stdout or done.stderr).strip()

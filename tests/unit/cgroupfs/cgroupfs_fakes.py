@@ -1,0 +1,107 @@
+"""A machine whose processes a test makes, and a shell's view of a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Process, Sample
+from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
+
+
+class FakeMachine:
+    """Implements the accounting with processes that a test makes; nothing is ever stale."""
+
+    def __init__(self, cpus: int = 4, mems: int = 2) -> None:
+        """Make a machine with init alone."""
+        self.cpus = frozenset(range(cpus))
+        self.mems = frozenset(range(mems))
+        self.table: dict[int, Process] = {1: Process(1, 0, 0)}
+        self.cpu: dict[int, tuple[int, int]] = dict.fromkeys(self.cpus, (0, 0))
+        self.memory = {"MemTotal": 1 << 30, "Cached": 300 << 20, "AnonPages": 200 << 20}
+        self.stopped: set[int] = set()
+        self._clock = 0
+        self._next = 100
+
+    def fork(self, parent: int = 1, **changes: Any) -> int:  # noqa: ANN401  # any field of Process
+        """Start a child of a process and return its id."""
+        self._clock += 1
+        self._next += 1
+        session = changes.pop("session", self.table[parent].session)
+        self.table[self._next] = Process(self._next, self._clock, parent, session, **changes)
+        return self._next
+
+    def spend(self, pid: int, user: int = 0, system: int = 0) -> None:
+        """Let a process run for some nanoseconds."""
+        was = self.table[pid]
+        self.table[pid] = replace(was, user=was.user + user, system=was.system + system)
+
+    def change(self, pid: int, **changes: Any) -> None:  # noqa: ANN401  # any field of Process
+        """Change what procfs says of a process."""
+        self.table[pid] = replace(self.table[pid], **changes)
+
+    def exit(self, pid: int, *, waited: bool = True) -> None:
+        """End a process; its parent may wait for it, its children become init's."""
+        dead = self.table.pop(pid)
+        self.stopped.discard(pid)
+        for other in list(self.table.values()):
+            if other.parent == pid:
+                self.table[other.pid] = replace(other, parent=1)
+        if waited and dead.parent in self.table:
+            above = self.table[dead.parent]
+            self.table[dead.parent] = replace(
+                above,
+                reaped_user=above.reaped_user + dead.user + dead.reaped_user,
+                reaped_system=above.reaped_system + dead.system + dead.reaped_system,
+            )
+
+    def sample(self) -> Sample:
+        """Return what is."""
+        return Sample(dict(self.table), dict(self.cpu), dict(self.memory))
+
+    def census(self, refresh: Iterable[int] = ()) -> Sample:
+        """Return what is."""
+        del refresh
+        return self.sample()
+
+    def thread_group(self, tid: int) -> int | None:
+        """Know no threads but the first."""
+        return tid if tid in self.table else None
+
+    def threads(self, pid: int) -> list[int]:
+        """Make up ids for the further threads."""
+        return [pid, *(pid * 1000 + n for n in range(1, self.table[pid].threads))]
+
+    def freeze(self, pid: int, *, frozen: bool) -> None:
+        """Note who is stopped."""
+        (self.stopped.add if frozen else self.stopped.discard)(pid)
+        self.table[pid] = replace(self.table[pid], state="T" if frozen else "S")
+
+
+class Files:
+    """Reads and writes a tree by path, as a shell does."""
+
+    def __init__(self, tree: Tree) -> None:
+        """Remember the tree."""
+        self.tree = tree
+
+    def read(self, path: str) -> str:
+        """Return what a file says."""
+        entry = self.tree.find(path)
+        assert entry.group is not None
+        return entry.group.read(entry.name)
+
+    def write(self, path: str, text: str, writer: int = 0) -> None:
+        """Give a file what one system call writes."""
+        entry = self.tree.find(path)
+        assert entry.group is not None
+        entry.group.write(entry.name, text.encode(), writer=writer)
+
+    def error(self, path: str, text: str) -> int:
+        """Return the errno of a write, 0 when it is taken."""
+        try:
+            self.write(path, text)
+        except OSError as error:
+            return error.errno or -1
+        return 0

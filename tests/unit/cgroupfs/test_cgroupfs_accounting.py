@@ -1,0 +1,142 @@
+"""What is read from procfs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_k3s_sandbox.layers.cgroupfs.accounting import (
+    ProcAccounting,
+    parse_cpu,
+    parse_meminfo,
+    parse_stat,
+)
+
+# Of a gVisor sandbox, release-20260905.
+GVISOR_STAT = (
+    "45 (cat) R 1 1 7 0 0 0 5 0 6 0 1 2 3 4 20 0 2 0 251 11247616 1209 18446744073709551615"
+    + " 0" * 12
+    + " 17 1 0 0 0 0 0 0 0 0 0 0 0 0\n"
+)
+
+
+def test_stat_of_a_process() -> None:
+    process = parse_stat(GVISOR_STAT)
+    tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    assert (process.pid, process.state, process.parent, process.session) == (45, "R", 1, 7)
+    assert (process.faults, process.major_faults) == (5, 6)
+    assert (process.user, process.system) == (tick, 2 * tick)
+    assert (process.reaped_user, process.reaped_system) == (3 * tick, 4 * tick)
+    assert (process.threads, process.started, process.processor) == (2, 251, 1)
+    assert process.anonymous == 1209 * os.sysconf("SC_PAGE_SIZE")
+
+
+@given(st.text(max_size=15))
+def test_names_cannot_confuse_the_parser(name: str) -> None:
+    assert parse_stat(GVISOR_STAT.replace("(cat)", f"({name})")) == parse_stat(GVISOR_STAT)
+
+
+def test_cpu_times() -> None:
+    tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    text = "cpu  9 9 9 9 0 0 0 0 0 0\ncpu0 1 2 3 4 5 6 7 0 0 0\ncpu3 8 0 0 0 0 0 0 0 0 0\nintr 5 0\n"
+    assert parse_cpu(text) == {0: (3 * tick, 16 * tick), 3: (8 * tick, 0)}
+
+
+def test_meminfo() -> None:
+    text = "MemTotal:       24684096 kB\nActive(anon):  588 kB\nHugePages_Total:   7\n"
+    assert parse_meminfo(text) == {
+        "MemTotal": 24684096 * 1024,
+        "Active(anon)": 588 * 1024,
+        "HugePages_Total": 7,
+    }
+
+
+def proc(root: Path, pid: int, **changes: str) -> None:
+    (root / str(pid)).mkdir(exist_ok=True)
+    fields = GVISOR_STAT.split()
+    fields[0] = str(pid)
+    fields[2] = changes.get("state", "S")
+    fields[13] = changes.get("user", "0")
+    (root / str(pid) / "stat").write_text(" ".join(fields))
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    (tmp_path / "stat").write_text("cpu0 0 0 0 0 0 0 0\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 4 kB\n")
+    proc(tmp_path, 1)
+    proc(tmp_path, 2)
+    return tmp_path
+
+
+def test_numbers_have_a_bounded_age_but_processes_are_of_now(fake: Path) -> None:
+    accounting = ProcAccounting(max_age=3600, proc=str(fake))
+    first = accounting.sample()
+    assert sorted(first.processes) == [1, 2]
+    proc(fake, 1, user="50")
+    proc(fake, 3)
+    assert accounting.sample() is first
+    census = accounting.census()
+    assert sorted(census.processes) == [1, 2, 3]
+    assert census.processes[1].user == 0
+    assert accounting.census([1]).processes[1].user > 0
+    proc(fake, 2, state="Z")
+    assert sorted(accounting.census([2]).processes) == [1, 3]
+
+
+def test_an_unchanged_census_is_the_same_sample(fake: Path) -> None:
+    accounting = ProcAccounting(max_age=3600, proc=str(fake))
+    assert accounting.census() is accounting.sample()
+
+
+def test_without_max_age_each_sample_is_new(fake: Path) -> None:
+    accounting = ProcAccounting(max_age=0, proc=str(fake))
+    first = accounting.sample()
+    proc(fake, 1, user="50")
+    assert accounting.sample().processes[1].user > first.processes[1].user
+
+
+def test_processes_that_vanish_or_make_no_sense_are_left_out(fake: Path) -> None:
+    (fake / "7").mkdir()
+    (fake / "8").mkdir()
+    (fake / "8" / "stat").write_text("8 (x) S")
+    assert sorted(ProcAccounting(proc=str(fake)).sample().processes) == [1, 2]
+
+
+def test_this_machine() -> None:
+    accounting = ProcAccounting(max_age=0)
+    me = accounting.sample().processes[os.getpid()]
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    now = accounting.sample().processes[os.getpid()]
+    assert now.user + now.system > me.user + me.system
+    assert me.anonymous + me.mapped > 1 << 20
+    assert accounting.thread_group(os.getpid()) == os.getpid()
+    assert os.getpid() in accounting.threads(os.getpid())
+    assert accounting.thread_group(2**30) is None
+    assert accounting.threads(2**30) == []
+    assert len(accounting.cpus) == os.cpu_count()
+    assert 0 in accounting.mems
+
+
+def test_freezing_stops_another_process_but_never_this_one() -> None:
+    accounting = ProcAccounting(max_age=0)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        accounting.freeze(child.pid, frozen=True)
+        end = time.monotonic() + 5
+        while accounting.sample().processes[child.pid].state != "T":
+            assert time.monotonic() < end
+        accounting.freeze(child.pid, frozen=False)
+        while accounting.sample().processes[child.pid].state == "T":
+            assert time.monotonic() < end
+        child.kill()
+    accounting.freeze(child.pid, frozen=True)
+    accounting.freeze(os.getpid(), frozen=True)

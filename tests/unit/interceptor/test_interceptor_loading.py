@@ -1,0 +1,138 @@
+"""Rule files, right and wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, load_rules, parse_rules, preset_names
+from pytest_k3s_sandbox.layers.interceptor.rules import MaskRule, MountRule, RedirectRule, Rules, StatfsRule
+from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_all_fields() -> None:
+    text = """
+        description = "everything"
+        [[statfs]]
+        original = 0x01021997
+        replacement = 0xEF53
+        under = "/x/"
+        [[redirect]]
+        path = "/proc/diskstats"
+        target = "{tree}/d"
+        calls = ["open", "stat"]
+        [[redirect]]
+        prefix = "/proc/sys/"
+        target = "/t/"
+        [[mount]]
+        type = "fuse*"
+        under = "/sys"
+        new_type = "cgroup"
+        source = "cgroup"
+        device = "8:1"
+        options = "rw,{controller}"
+        root = "/"
+        [[mask]]
+        under = "/sys/fs/cgroup"
+    """
+    assert parse_rules(text, "here") == Rules(
+        (StatfsRule(0x01021997, 0xEF53, "/x"),),
+        (
+            RedirectRule("/proc/diskstats", "{tree}/d", prefix=False, groups=(Group.OPEN, Group.STAT)),
+            RedirectRule("/proc/sys", "/t", prefix=True),
+        ),
+        (MountRule("fuse*", "/sys", "cgroup", "cgroup", "8:1", "rw,{controller}", "/"),),
+        (MaskRule("/sys/fs/cgroup"),),
+    )
+
+
+def test_an_empty_file_is_no_rules() -> None:
+    assert parse_rules("", "here") == Rules()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[statfs]]\noriginal = ?\n", "(at line 2, column 12)"),
+        ("[[statfs]]\nreplacement = 1", "line 1: [[statfs]] number 1, field 'original': missing"),
+        (
+            "[[statfs]]\noriginal = 1\nreplacement = 'x'",
+            "line 3: [[statfs]] number 1, field 'replacement': 'x' is not of type int",
+        ),
+        (
+            "[[statfs]]\noriginal = true\nreplacement = 1",
+            "line 2: [[statfs]] number 1, field 'original': True is not of type int",
+        ),
+        (
+            "[[statfs]]\noriginal = -1\nreplacement = 1",
+            "line 2: [[statfs]] number 1, field 'original': -0x1 is not an f_type",
+        ),
+        (
+            "[[mask]]\nunder = '/a'\n\n[[mask]]\nunder = 'b'",
+            "line 5: [[mask]] number 2, field 'under': 'b' is not an absolute path",
+        ),
+        (
+            "[[mask]]\nunder = '/a/../b'",
+            "line 2: [[mask]] number 1, field 'under': '/a/../b' is not an absolute path",
+        ),
+        ("[[mask]]\nunder = '/a'\ntypo = 1", "line 3: [[mask]] number 1, field 'typo': unknown field"),
+        ("[[mask]]", "line 1: [[mask]] number 1, field 'under': missing"),
+        ("[[redirect]]\ntarget = '/x'", "line 1: [[redirect]] number 1, field 'path': exactly one of"),
+        (
+            "[[redirect]]\npath = '/a'\nprefix = '/b'\ntarget = '/x'",
+            "line 2: [[redirect]] number 1, field 'path': exactly one of",
+        ),
+        (
+            "[[redirect]]\npath = '/a'\ntarget = 'x'",
+            "line 3: [[redirect]] number 1, field 'target': 'x' is not an absolute path",
+        ),
+        (
+            "[[redirect]]\npath = '/a'\ntarget = '/x'\ncalls = ['fly']",
+            "line 4: [[redirect]] number 1, field 'calls': unknown group of calls 'fly'; known: open",
+        ),
+        (
+            "[[redirect]]\npath = '/a'\ntarget = '/x'\ncalls = []",
+            "line 4: [[redirect]] number 1, field 'calls': is empty",
+        ),
+        (
+            "[[mount]]\ntype = 'x'\ndevice = '8'",
+            "line 3: [[mount]] number 1, field 'device': '8' is not major:minor",
+        ),
+        ("[mask]\nunder = '/a'", "must be written as [[mask]]"),
+        ("[[mak]]\nunder = '/a'", "line 1: 'mak': unknown table; known: statfs, redirect, mount, mask"),
+        ("mak = 1", "line 1: 'mak': unknown table"),
+    ],
+)
+def test_errors_name_file_line_and_field(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_rules(text, "some.toml")
+    assert "some.toml" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_rules(path)
+        assert str(path) in str(caught.value)
+    (tmp_path / "latin").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="utf-8"):
+        load_rules(tmp_path / "latin")
+
+
+def test_the_presets() -> None:
+    assert preset_names() == ("exp04", "exp06", "exp08", "exp08-containerd")
+    for name in preset_names():
+        assert load_preset(name) != Rules()
+    assert load_preset("exp08").statfs[0] == StatfsRule(0x01021997, 0xEF53)
+
+
+@pytest.mark.parametrize("name", ["exp99", "../presets/exp08", ""])
+def test_an_unknown_preset(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"use one of exp04, exp06, exp08, exp08-containerd"):
+        load_preset(name)
