@@ -1,0 +1,1 @@
+"""Kubernetes itself: its parts, images, certificates, client and readiness."""

@@ -1,0 +1,43 @@
+"""What brings Kubernetes up in a sandbox: the contract of a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Called with the name of a step; the context lasts as long as the step."""
+
+
+class Distribution(Protocol):
+    """A way to run Kubernetes' parts in a sandbox."""
+
+    @property
+    def name(self) -> str:
+        """``embedded`` or ``k3s``; reports name it."""
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs that must appear in the sandbox, as the toolchain names them."""
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """What it started, by name."""
+
+    def start(
+        self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
+    ) -> None:
+        """Start everything and return when the API server answers and the kubelet runs.
+
+        Raises:
+            ClusterError: A part ended or the deadline passed; the message names its log.
+        """
+
+    def stop(self) -> None:
+        """End what was started; the node's part first."""

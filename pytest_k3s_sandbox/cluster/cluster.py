@@ -1,0 +1,312 @@
+"""A cluster in a sandbox: what the fixtures hand out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pytest_k3s_sandbox.cluster.base import Distribution, Phase
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.effects import merge
+from pytest_k3s_sandbox.cluster.wait import until
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.layers.base import Layer
+from pytest_k3s_sandbox.sandbox.base import Completed, Process, Sandbox
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient, CoreV1Api
+
+START_SECONDS = 60.0
+
+
+def no_phase(_name: str) -> AbstractContextManager[None]:
+    """Note nothing: the phase of those who do not record."""
+    return contextlib.nullcontext()
+
+
+class Cluster:
+    """Kubernetes in a sandbox, with a stack of layers around its node.
+
+    A context manager: entering it starts Kubernetes, leaving it ends that. The sandbox
+    and the layers stay their owners'.
+
+    Args:
+        sandbox: Where it runs.
+        layers: The layers in the order of the stack, which are up.
+        distribution: What brings Kubernetes up.
+        settings: The node's name, ports and so on.
+        kubectl: The kubectl program on the machine.
+        phase: Called for every step of the bring-up.
+        records: The run's folder, which gets copies of the logs when a wait fails.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        layers: Sequence[Layer],
+        distribution: Distribution,
+        settings: Settings,
+        *,
+        kubectl: Path,
+        phase: Phase = no_phase,
+        records: Path | None = None,
+    ) -> None:
+        """Keep the parts; nothing starts yet."""
+        self.sandbox = sandbox
+        self.layers = tuple(layers)
+        self.distribution = distribution
+        self.settings = settings
+        self.node = Node(self)
+        self._kubectl = kubectl
+        self._phase = phase
+        self._records = records
+
+    def __enter__(self) -> Self:
+        """Bring it up: returns when the API server answers and the kubelet runs.
+
+        Raises:
+            ClusterError: A part of Kubernetes did not start.
+        """
+        deadline = Deadline.after(START_SECONDS)
+        try:
+            effect = merge(layer.effect for layer in self.layers)
+            self.distribution.start(self.sandbox, self.settings, effect, deadline, self._phase)
+        except BaseException:
+            self.distribution.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take it down."""
+        self.distribution.stop()
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """The processes of the distribution, by name."""
+        return self.distribution.processes
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig, a file on the machine."""
+        return self.sandbox.host_path(f"{PKI_DIR}/admin.kubeconfig")
+
+    @property
+    def logs(self) -> Path:
+        """The folder on the machine with every process' log."""
+        return self.sandbox.workdir / "var/lib/k3s-sandbox/logs"
+
+    @functools.cached_property
+    def client(self) -> ApiClient:
+        """A client of the ``kubernetes`` package, as the administrator."""
+        from kubernetes import config  # noqa: PLC0415 - takes half a second; only users of a cluster pay it
+
+        return config.new_client_from_config(str(self.kubeconfig))
+
+    @functools.cached_property
+    def core(self) -> CoreV1Api:
+        """The core API of :attr:`client`."""
+        from kubernetes.client import CoreV1Api  # noqa: PLC0415 - as above
+
+        return CoreV1Api(self.client)
+
+    def kubectl(self, *words: str, check: bool = True, timeout: float = 30.0) -> Completed:
+        """Run kubectl on the machine, as the administrator.
+
+        Args:
+            words: Its arguments.
+            check: Whether an exit code other than 0 is an error.
+            timeout: Seconds after which it is killed.
+
+        Raises:
+            ClusterError: It failed, or took too long.
+        """
+        argv = [str(self._kubectl), f"--kubeconfig={self.kubeconfig}", *words]
+        try:
+            done = subprocess.run(
+                argv,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout,
+                env={**os.environ, "KUBECACHEDIR": str(self.sandbox.workdir / "kubectl-cache")},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(
+                f"`kubectl {' '.join(words)}` took longer than {timeout:g} s", log=self.logs
+            ) from error
+        if check and done.returncode != 0:
+            raise ClusterError(
+                f"`kubectl {' '.join(words)}` failed with exit code {done.returncode}",
+                cause=done.stderr.strip() or None,
+                log=self.logs,
+            )
+        return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+
+    def wait(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        deadline: Deadline,
+        hint: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Wait until a condition holds while every process lives; see :func:`~.wait.until`.
+
+        An API server that does not answer, or is overloaded, is waited for, too.
+        """
+        try:
+            until(patient(condition), what=what, deadline=deadline, alive=self.processes, hint=hint)
+        except ClusterError as error:
+            if self._records is not None:  # the sandbox's own logs go with it; these stay
+                copy_logs(self.logs, self._records)
+                error.log = self._records / "logs"
+            raise
+
+    def wait_usable(self, namespace: str, deadline: Deadline) -> None:
+        """Wait until pods can be created in a namespace: its service account and CA exist.
+
+        Raises:
+            ClusterError: The deadline passed.
+        """
+
+        def there() -> bool:
+            account = found(lambda: self.core.read_namespaced_service_account("default", namespace))
+            bundle = found(lambda: self.core.read_namespaced_config_map("kube-root-ca.crt", namespace))
+            return account is not None and bundle is not None
+
+        self.wait(there, f"the default service account of namespace {namespace}", deadline)
+
+    @contextlib.contextmanager
+    def namespace(self, name: str, seconds: float = 60.0) -> Iterator[str]:
+        """Give a namespace of the caller's own, deleted afterwards with all that is in it.
+
+        Args:
+            name: The namespace's name, which must be free.
+            seconds: How long its coming and its going may take, each.
+
+        Raises:
+            ClusterError: It did not become usable, or did not go away.
+        """
+        self.core.create_namespace({"metadata": {"name": name}})
+        try:
+            self.wait_usable(name, Deadline.after(seconds))
+            yield name
+        finally:
+            self.core.delete_namespace(name)
+            self.wait(
+                lambda: found(lambda: self.core.read_namespace(name)) is None,
+                f"namespace {name} to be gone",
+                Deadline.after(seconds),
+            )
+
+
+class Node:
+    """The worker node of a cluster.
+
+    Args:
+        cluster: The cluster that it belongs to.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Keep the cluster."""
+        self._cluster = cluster
+
+    @property
+    def name(self) -> str:
+        """The name under which the kubelet registers."""
+        return self._cluster.settings.node
+
+    def conditions(self) -> dict[str, Any]:
+        """Return the node's conditions by type; empty while it is not registered."""
+        node = found(lambda: self._cluster.core.read_node(self.name))
+        if node is None or node.status.conditions is None:
+            return {}
+        return {condition.type: condition for condition in node.status.conditions}
+
+    @property
+    def ready(self) -> bool:
+        """Whether the condition Ready is True now."""
+        condition = self.conditions().get("Ready")
+        return condition is not None and condition.status == "True"
+
+    def wait_ready(self, seconds: float = 30.0) -> None:
+        """Wait until the node is Ready.
+
+        Raises:
+            ClusterError: It is not after ``seconds``, or a process ended; says what is known.
+        """
+
+        def hint() -> str | None:
+            condition = self.conditions().get("Ready")
+            return None if condition is None else f"{condition.reason}: {condition.message}"
+
+        self._cluster.wait(
+            lambda: self.ready, f"node {self.name} to become Ready", Deadline.after(seconds), hint
+        )
+
+    def stats_summary(self) -> dict[str, Any]:
+        """Return the kubelet's /stats/summary, which is made of cAdvisor's statistics."""
+        path = f"/api/v1/nodes/{self.name}/proxy/stats/summary"
+        summary: dict[str, Any] = json.loads(self._cluster.kubectl("get", "--raw", path).stdout)
+        return summary
+
+    @property
+    def log(self) -> Path:
+        """The kubelet's log, a file on the machine."""
+        return self._cluster.processes["kubelet"].log
+
+
+def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a condition that is False, and no error, while the API server cannot answer."""
+    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
+
+    def ask() -> bool:
+        try:
+            return condition()
+        except HTTPError:
+            return False
+        except ApiException as error:
+            if (
+                error.status == HTTPStatus.TOO_MANY_REQUESTS
+                or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            ):
+                return False
+            raise
+
+    return ask
+
+
+def found(read: Any) -> Any:  # noqa: ANN401 - the kubernetes package publishes no types
+    """Return what a read of the API gives, or None when the object does not exist."""
+    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
+
+    try:
+        return read()
+    except ApiException as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            return None
+        raise
+
+
+def copy_logs(logs: Path, folder: Path) -> None:
+    """Copy every process' log to the ``logs`` of a run's folder."""
+    (folder / "logs").mkdir(exist_ok=True)
+    for log in logs.glob("*.log"):
+        with contextlib.suppress(OSError):
+            shutil.copy(log, folder / "logs" / log.name)

@@ -1,0 +1,230 @@
+"""The command lines and configuration files of Kubernetes' parts: pure functions.
+
+Flags and fields: the components' reference pages for v1.34, and containerd's
+``docs/cri/config.md`` for version 3 of its configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
+
+KINE_SOCKET = "/run/kine.sock"
+CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+PKI_DIR = f"{STATE_DIR}/pki"
+SERVICE_RANGE = "10.43.0.0/16"
+POD_RANGE = "10.42.0.0/24"
+KUBELET_PORT = 10250
+CONTROL_PLANE_PORTS = {"kube-controller-manager": 10257, "kube-scheduler": 10259}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the components' configuration depends on.
+
+    Attributes:
+        node: The node's name.
+        address: The node's IPv4 address.
+        api_port: The TCP port of the API server.
+        cni_bin_dir: The folder with CNI plugins, a path inside.
+        cni_conf_dir: The folder with the CNI configuration list, a path inside.
+        runtime: The OCI runtime, a path inside.
+        pause_image: The reference of the sandbox image.
+        local_storage_isolation: The kubelet's ``localStorageCapacityIsolation``.
+        kubelet_overrides: Fields put over the kubelet's configuration.
+    """
+
+    node: str
+    address: str
+    api_port: int = 6443
+    cni_bin_dir: str = "/opt/cni/bin"
+    cni_conf_dir: str = "/etc/cni/net.d"
+    runtime: str = f"{BIN_DIR}/runc"
+    pause_image: str = "registry.k8s.io/pause:3.10"
+    local_storage_isolation: bool = True
+    kubelet_overrides: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def api_url(self) -> str:
+        """The API server's address, the same from inside and from the machine."""
+        return f"https://{self.address}:{self.api_port}"
+
+
+def kine() -> list[str]:
+    """Return kine's command: etcd's API on a Unix socket, SQLite behind it."""
+    database = (
+        f"sqlite://{STATE_DIR}/db/state.db?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate"
+    )
+    return [
+        f"{BIN_DIR}/kine",
+        f"--listen-address=unix://{KINE_SOCKET}",
+        f"--endpoint={database}",
+        "--metrics-bind-address=0",
+    ]
+
+
+def kube_apiserver(settings: Settings) -> list[str]:
+    """Return the API server's command."""
+    pki = PKI_DIR
+    return [
+        f"{BIN_DIR}/kube-apiserver",
+        f"--etcd-servers=unix://{KINE_SOCKET}",
+        f"--secure-port={settings.api_port}",
+        f"--advertise-address={settings.address}",
+        f"--service-cluster-ip-range={SERVICE_RANGE}",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        "--allow-privileged=true",
+        "--anonymous-auth=false",
+        "--profiling=false",
+        f"--client-ca-file={pki}/ca.crt",
+        f"--tls-cert-file={pki}/apiserver.crt",
+        f"--tls-private-key-file={pki}/apiserver.key",
+        f"--kubelet-certificate-authority={pki}/ca.crt",
+        f"--kubelet-client-certificate={pki}/apiserver-kubelet-client.crt",
+        f"--kubelet-client-key={pki}/apiserver-kubelet-client.key",
+        "--kubelet-preferred-address-types=InternalIP",
+        f"--requestheader-client-ca-file={pki}/front-proxy-ca.crt",
+        "--requestheader-allowed-names=front-proxy-client",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={pki}/front-proxy-client.crt",
+        f"--proxy-client-key-file={pki}/front-proxy-client.key",
+        "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+        f"--service-account-key-file={pki}/service-account.pub",
+        f"--service-account-signing-key-file={pki}/service-account.key",
+    ]
+
+
+def _own_kubeconfig(name: str) -> list[str]:
+    path = f"{PKI_DIR}/{name}.kubeconfig"
+    return [
+        f"--kubeconfig={path}",
+        f"--authentication-kubeconfig={path}",
+        f"--authorization-kubeconfig={path}",
+        "--bind-address=127.0.0.1",
+        "--leader-elect=false",
+        "--profiling=false",
+    ]
+
+
+def kube_controller_manager() -> list[str]:
+    """Return the controller manager's command."""
+    return [
+        f"{BIN_DIR}/kube-controller-manager",
+        *_own_kubeconfig("controller-manager"),
+        f"--root-ca-file={PKI_DIR}/ca.crt",
+        f"--service-account-private-key-file={PKI_DIR}/service-account.key",
+        "--use-service-account-credentials=true",
+        "--allocate-node-cidrs=true",
+        f"--cluster-cidr={POD_RANGE}",
+        "--node-cidr-mask-size=24",
+        f"--service-cluster-ip-range={SERVICE_RANGE}",
+    ]
+
+
+def kube_scheduler() -> list[str]:
+    """Return the scheduler's command."""
+    return [f"{BIN_DIR}/kube-scheduler", *_own_kubeconfig("scheduler")]
+
+
+def containerd() -> list[str]:
+    """Return containerd's command."""
+    return [f"{BIN_DIR}/containerd", "--config", f"{STATE_DIR}/containerd.toml"]
+
+
+def containerd_config(settings: Settings) -> str:
+    """Return containerd's configuration (TOML, version 3).
+
+    The unprivileged port and ICMP sysctls are off because gVisor lacks them, and the
+    snapshotter is ``native`` because overlayfs cannot be mounted on 9p.
+    """
+    text = json.dumps  # a JSON string is a TOML basic string
+    return f"""version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = [
+  "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.overlayfs", "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.nri.v1.nri",
+]
+
+[grpc]
+  address = {text(CONTAINERD_SOCKET)}
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "native"
+  differ = "walking"
+
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "native"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = {text(settings.pause_image)}
+
+[plugins."io.containerd.cri.v1.runtime"]
+  enable_unprivileged_ports = false
+  enable_unprivileged_icmp = false
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = [{text(settings.cni_bin_dir)}, {text(BIN_DIR)}]
+    conf_dir = {text(settings.cni_conf_dir)}
+    max_conf_num = 1
+    use_internal_loopback = true
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+        BinaryName = {text(settings.runtime)}
+        SystemdCgroup = false
+"""
+
+
+def kubelet(settings: Settings) -> list[str]:
+    """Return the kubelet's command."""
+    return [
+        f"{BIN_DIR}/kubelet",
+        f"--config={STATE_DIR}/kubelet.json",
+        f"--kubeconfig={PKI_DIR}/kubelet.kubeconfig",
+        f"--hostname-override={settings.node}",
+        f"--node-ip={settings.address}",
+        "--v=2",
+    ]
+
+
+def kubelet_config(settings: Settings) -> dict[str, Any]:
+    """Return the KubeletConfiguration (kubelet.config.k8s.io/v1beta1)."""
+    thresholds = {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"}
+    config: dict[str, Any] = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": f"{PKI_DIR}/ca.crt"},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": f"{PKI_DIR}/kubelet-serving.crt",
+        "tlsPrivateKeyFile": f"{PKI_DIR}/kubelet-serving.key",
+        "port": KUBELET_PORT,
+        "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
+        "cgroupDriver": "cgroupfs",
+        "cgroupsPerQOS": False,
+        "enforceNodeAllocatable": [],
+        "failSwapOn": False,
+        "failCgroupV1": False,
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
+        "evictionHard": thresholds,
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        "clusterDomain": "cluster.local",
+        "podCIDR": POD_RANGE,
+        "localStorageCapacityIsolation": settings.local_storage_isolation,
+    }
+    return config | dict(settings.kubelet_overrides)

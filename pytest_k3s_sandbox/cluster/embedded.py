@@ -1,0 +1,207 @@
+"""The parts that k3s is made of, as processes of their own with logs of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import ssl
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path
+
+from pytest_k3s_sandbox.cluster import certificates, components, images
+from pytest_k3s_sandbox.cluster.base import Phase
+from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.wait import Condition, until
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Process, Sandbox
+
+CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
+NODE = ("kubelet", "containerd")
+STOP_SECONDS = 2.0
+
+
+class Embedded:
+    """kine on SQLite, kube-apiserver, scheduler, controller-manager, containerd, kubelet.
+
+    Implements :class:`~.base.Distribution`.
+    """
+
+    name = "embedded"
+    programs = (
+        "kine",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kubelet",
+        "kubectl",
+        "containerd",
+        "containerd-shim-runc-v2",
+        "ctr",
+        "runc",
+    )
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self.processes: dict[str, Process] = {}
+
+    def start(
+        self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
+    ) -> None:
+        """Start everything; see :meth:`.base.Distribution.start`."""
+        settings = with_effect(settings, effect)
+        with phase("configuration"):
+            self._configure(sandbox, settings)
+        with phase("control plane"):
+            assert_ports_free(sandbox, settings)
+            # All at once: they retry until what they need is there, which is sooner than in turn.
+            self._spawn(sandbox, "kine", components.kine())
+            # The API server gives up on a datastore that is not there (etcd client's dial timeout).
+            self._until(
+                lambda: sandbox.run(["test", "-S", KINE_SOCKET], check=False).returncode == 0,
+                "kine",
+                deadline,
+            )
+            self._spawn(sandbox, "kube-apiserver", components.kube_apiserver(settings))
+            self._spawn(
+                sandbox,
+                "containerd",
+                [*effect.wrap.get("containerd", ()), *components.containerd()],
+                effect,
+            )
+            self._load_images(sandbox, deadline)
+            self._until_api(sandbox, settings, deadline)
+        with phase("node start"):
+            self._spawn(
+                sandbox, "kubelet", [*effect.wrap.get("kubelet", ()), *components.kubelet(settings)], effect
+            )
+            self._spawn(sandbox, "kube-controller-manager", components.kube_controller_manager())
+            self._spawn(sandbox, "kube-scheduler", components.kube_scheduler())
+
+    def stop(self) -> None:
+        """End what was started: the node's part, then the control plane, each part at once."""
+        for names in (NODE, CONTROL_PLANE):
+            stop_all([self.processes.pop(name) for name in names if name in self.processes])
+
+    def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
+        state = sandbox.host_path(STATE_DIR)
+        for folder in ("db", "images"):
+            (state / folder).mkdir(exist_ok=True)
+        pki = certificates.write_pki(sandbox.host_path(PKI_DIR), node=settings.node, address=settings.address)
+        clients = {
+            "admin": pki.admin,
+            "controller-manager": pki.controller_manager,
+            "scheduler": pki.scheduler,
+            "kubelet": pki.kubelet_client,
+        }
+        for name, pair in clients.items():
+            path = pki.folder / f"{name}.kubeconfig"
+            certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
+        (state / "containerd.toml").write_text(components.containerd_config(settings))
+        (state / "kubelet.json").write_text(json.dumps(components.kubelet_config(settings), indent=1))
+        images.pause_image(state / "images" / "pause.tar", reference=settings.pause_image)
+        images.busybox_image(state / "images" / "busybox.tar")
+
+    def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
+        environment = dict(effect.environment) if effect is not None else {}
+        self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
+
+    def _load_images(self, sandbox: Sandbox, deadline: Deadline) -> None:
+        self._until(
+            lambda: sandbox.run(["test", "-S", components.CONTAINERD_SOCKET], check=False).returncode == 0,
+            "containerd",
+            deadline,
+        )
+        for name in ("pause", "busybox"):
+            load_image(sandbox, f"{STATE_DIR}/images/{name}.tar", deadline)
+
+    def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
+        pki = sandbox.host_path(PKI_DIR)
+        self._until(lambda: api_ready(settings, pki), "kube-apiserver", deadline)
+
+    def _until(self, condition: Condition, name: str, deadline: Deadline) -> None:
+        until(condition, what=f"{name} to answer", deadline=deadline, alive=self.processes)
+
+
+def stop_all(processes: Sequence[Process], grace: float = STOP_SECONDS) -> None:
+    """End processes side by side: SIGTERM to all, SIGKILL to those that live after ``grace`` seconds.
+
+    The API server drains its watches for longer than anybody here waits, and the tracer of containerd
+    stays with the shims of pods.
+    """
+    for process in processes:
+        process.signal(signal.SIGTERM)
+    deadline = Deadline.after(grace)
+    for process in processes:
+        process.wait(deadline)
+    for process in processes:
+        process.stop(grace=0.0)
+
+
+def with_effect(settings: Settings, effect: Effect) -> Settings:
+    """Return the settings with what the layers put into them."""
+    return replace(
+        settings,
+        cni_bin_dir=effect.cni_bin_dir or settings.cni_bin_dir,
+        cni_conf_dir=effect.cni_conf_dir or settings.cni_conf_dir,
+        runtime=effect.runtime or settings.runtime,
+    )
+
+
+def api_ready(settings: Settings, pki: Path) -> bool:
+    """Tell whether the API server says that it is ready (its ``/readyz``)."""
+    context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+    context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+    try:
+        with urllib.request.urlopen(f"{settings.api_url}/readyz", timeout=2, context=context) as answer:  # noqa: S310 - the address is ours, and https
+            return bool(answer.status == HTTPStatus.OK)
+    except OSError:  # refused, not serving yet, or an HTTP error: urllib's errors are all OSErrors
+        return False
+
+
+def load_image(sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
+    """Import an image into the namespace that the kubelet's containerd uses.
+
+    Args:
+        sandbox: Where containerd runs.
+        tar: A docker-archive or OCI layout, a path inside.
+        deadline: When to give up.
+
+    Raises:
+        StartError: containerd refused it.
+    """
+    ctr = [f"{BIN_DIR}/ctr", "-a", components.CONTAINERD_SOCKET, "-n", "k8s.io", "images", "import"]
+    sandbox.run([*ctr, "--local", "--snapshotter", "native", tar], timeout=deadline.remaining())
+
+
+def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:
+    """Make sure that nobody listens where the control plane and the kubelet will.
+
+    Raises:
+        ClusterError: A port is taken; the message names it.
+    """
+    ports = {
+        "kube-apiserver": settings.api_port,
+        "kubelet": components.KUBELET_PORT,
+        **components.CONTROL_PLANE_PORTS,
+    }
+    listening = listening_ports(sandbox.run(["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout)
+    for name, port in ports.items():
+        if port in listening:
+            raise ClusterError(
+                f"port {port} in {sandbox.name} is occupied",
+                cause=f"{name} needs it, and another process listens on it",
+                remedy="end that process, or choose another port with --k3s-api-port"
+                if name == "kube-apiserver"
+                else "end that process",
+            )
+
+
+def listening_ports(table: str) -> set[int]:
+    """Return the TCP ports in state LISTEN (0A) of /proc/net/tcp and tcp6 (proc(5))."""
+    rows = (line.split() for line in table.splitlines())
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == "0A"}  # noqa: PLR2004 - columns

@@ -1,0 +1,173 @@
+"""The ``readiness`` sampler: a time series of a cluster, taken beside a test."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.report.kinds import classify
+from pytest_k3s_sandbox.report.records import ErrorLine, PodState, RunWriter, Sample
+
+WATCHED_LOGS = ("kubelet", "containerd")
+REQUEST_SECONDS = 5
+
+
+class LogFollower:
+    """Reads what was added to a log since the last time, and classifies it.
+
+    Args:
+        component: The log's name without ``.log``.
+        path: The file; it may not exist yet.
+    """
+
+    def __init__(self, component: str, path: Path) -> None:
+        """Start at the beginning of the file."""
+        self.component = component
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+
+    def errors(self) -> list[tuple[str, str, str | None]]:
+        """Return the error lines that are new, each as (kind, text, errno)."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+                self._offset = file.tell()
+        except FileNotFoundError:
+            return []
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        found = []
+        for line in lines:
+            text = line.decode(errors="replace")
+            error = classify(text)
+            if error is not None and error.severity != "warning":
+                found.append((str(error.kind), text, error.errno))
+        return found
+
+
+class Sampler:
+    """Samples a cluster from a thread; a context manager.
+
+    It survives an API server that is away: such a sample says so.
+
+    Args:
+        cluster: The cluster; it may still be coming up.
+        writer: Where the samples and error lines go.
+        interval: Seconds between two samples once the node has been Ready.
+        rush: Seconds between two samples before, so that the time to Ready is exact.
+    """
+
+    def __init__(
+        self, cluster: Cluster, writer: RunWriter, *, interval: float = 1.0, rush: float = 0.25
+    ) -> None:
+        """Prepare; the thread starts on entering."""
+        self._cluster = cluster
+        self._writer = writer
+        self._interval = interval
+        self._rush = rush
+        self._follow = [LogFollower(name, cluster.logs / f"{name}.log") for name in WATCHED_LOGS]
+        self._errors: Counter[str] = Counter()
+        self._halt = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="readiness", daemon=True)
+        self.samples: list[Sample] = []
+        self.error_lines: list[ErrorLine] = []
+        self.failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        """Start sampling."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop, if that was not done before."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Take a last sample and stop: what is taken down on purpose is no finding."""
+        self._halt.set()
+        self._thread.join(timeout=4 * REQUEST_SECONDS)
+
+    def errors(self, kind: str) -> list[ErrorLine]:
+        """Return the error lines of one kind so far, those of this moment included."""
+        with self._lock:
+            self._read_logs()
+        return [line for line in self.error_lines if line.kind == kind]
+
+    def take(self) -> Sample:
+        """Take one sample now, and record it."""
+        with self._lock:
+            self._read_logs()
+            sample = self._sample()
+            self._writer.append(sample)
+            self.samples.append(sample)
+            return sample
+
+    def _loop(self) -> None:
+        ready = False
+        try:
+            while True:
+                last = self._halt.is_set()
+                ready = bool(self.take().node_ready) or ready
+                if last:
+                    return
+                self._halt.wait(self._interval if ready else self._rush)
+        except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
+            self.failure = error
+
+    def _read_logs(self) -> None:
+        for follower in self._follow:
+            for kind, text, errno in follower.errors():
+                self._errors[kind] += 1
+                line = ErrorLine(
+                    t=self._writer.now(), component=follower.component, kind=kind, text=text, errno=errno
+                )
+                self._writer.append(line)
+                self.error_lines.append(line)
+
+    def _sample(self) -> Sample:
+        node = self._ask(lambda: self._cluster.core.list_node(_request_timeout=REQUEST_SECONDS).items)
+        pods = self._ask(
+            lambda: self._cluster.core.list_pod_for_all_namespaces(_request_timeout=REQUEST_SECONDS).items
+        )
+        conditions = {c.type: c for n in node or [] for c in n.status.conditions or []}
+        ready = conditions.get("Ready")
+        return Sample(
+            t=self._writer.now(),
+            node_ready=None if ready is None or ready.status == "Unknown" else ready.status == "True",
+            reason=None if ready is None else ready.reason,
+            conditions={name: condition.status for name, condition in conditions.items()},
+            pods={f"{p.metadata.namespace}/{p.metadata.name}": pod_state(p) for p in pods or []},
+            api_reachable=node is not None and pods is not None,
+            errors=dict(self._errors),
+        )
+
+    def _ask(self, read: Callable[[], list[Any]]) -> list[Any] | None:
+        from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
+        from kubernetes.config import ConfigException  # noqa: PLC0415 - the kubeconfig may not be written yet
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
+
+        if not self._cluster.kubeconfig.exists():
+            return None
+        try:
+            return read()
+        except (ApiException, ConfigException, HTTPError, OSError):
+            return None
+
+
+def pod_state(pod: Any) -> PodState:  # noqa: ANN401 - the kubernetes package publishes no types
+    """Return a pod's phase and whether its condition Ready is True."""
+    conditions = pod.status.conditions or []
+    ready = any(c.type == "Ready" and c.status == "True" for c in conditions)
+    return PodState(phase=pod.status.phase or "Unknown", ready=ready)

@@ -1,0 +1,257 @@
+"""The sampler beside clusters that come up, go away and come back; and the logs that it follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kubernetes.client import ApiException
+from kubernetes.config import ConfigException
+from urllib3.exceptions import MaxRetryError
+
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.sampler import LogFollower, Sampler, pod_state
+from pytest_k3s_sandbox.report.records import RunWriter, read_run
+
+ERROR = 'E1123 15:00:00.000000       1 server.go:302] "Failed to run" err="open /dev/kmsg: no such device"'
+WARNING = 'W1123 15:00:00.000000       1 server.go:302] "Something minor"'
+INFO = 'I1123 15:00:00.000000       1 server.go:302] "All is well"'
+
+
+def test_an_error_line_is_found_once(tmp_path: Path) -> None:
+    log = tmp_path / "kubelet.log"
+    follower = LogFollower("kubelet", log)
+    assert follower.errors() == []  # no file yet
+    log.write_text(f"{INFO}\n{ERROR}\n{WARNING}\n")
+    assert [text for _kind, text, _errno in follower.errors()] == [ERROR]
+    assert follower.errors() == []
+    with log.open("a") as file:
+        file.write(f"{ERROR}\n")
+    assert len(follower.errors()) == 1
+
+
+def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
+    log = tmp_path / "kubelet.log"
+    follower = LogFollower("kubelet", log)
+    with log.open("w", buffering=1) as file:
+        file.write(ERROR[:50])
+        file.flush()
+        assert follower.errors() == []
+        file.write(ERROR[50:])
+        file.flush()
+        assert follower.errors() == []
+        file.write("\n")
+        assert [text for _kind, text, _errno in follower.errors()] == [ERROR]
+
+
+@given(st.lists(st.sampled_from([ERROR, INFO, WARNING, ERROR + " ä€", ""]), max_size=8), st.data())
+def test_how_a_log_is_cut_does_not_matter(lines: list[str], data: st.DataObject) -> None:
+    text = "".join(f"{line}\n" for line in lines).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    import tempfile  # noqa: PLC0415 - hypothesis does not like function-scoped fixtures
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "kubelet.log"
+        follower = LogFollower("kubelet", log)
+        found: list[str] = []
+        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            with log.open("ab") as file:
+                file.write(text[start:end])
+            found += [line for _kind, line, _errno in follower.errors()]
+    assert found == [line for line in lines if line.startswith("E")]
+
+
+class FakeCluster:
+    """A cluster whose API answers what a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        """Be a cluster that is not up yet."""
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        self.kubeconfig = folder / "kubeconfig"
+        self.core = self
+        self.trouble: Exception | None = None
+        self.nodes: list[Any] = []
+        self.pods: list[Any] = []
+
+    def _answer(self, items: list[Any], timeout: float) -> SimpleNamespace:
+        assert timeout > 0
+        if self.trouble is not None:
+            raise self.trouble
+        return SimpleNamespace(items=items)
+
+    def list_node(self, *, _request_timeout: float) -> SimpleNamespace:
+        """As CoreV1Api does."""
+        return self._answer(self.nodes, _request_timeout)
+
+    def list_pod_for_all_namespaces(self, *, _request_timeout: float) -> SimpleNamespace:
+        """As CoreV1Api does."""
+        return self._answer(self.pods, _request_timeout)
+
+
+def condition(kind: str, status: str, reason: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(type=kind, status=status, reason=reason)
+
+
+def node(*conditions: SimpleNamespace) -> SimpleNamespace:
+    return SimpleNamespace(status=SimpleNamespace(conditions=list(conditions) or None))
+
+
+def pod(name: str, phase: str | None, *conditions: SimpleNamespace) -> SimpleNamespace:
+    return SimpleNamespace(
+        metadata=SimpleNamespace(namespace="default", name=name),
+        status=SimpleNamespace(phase=phase, conditions=list(conditions) or None),
+    )
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> FakeCluster:
+    return FakeCluster(tmp_path)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[RunWriter]:
+    made = RunWriter(tmp_path / "run")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sampler(cluster: FakeCluster, writer: RunWriter) -> Sampler:
+    return Sampler(cast("Cluster", cluster), writer, interval=0.02, rush=0.01)
+
+
+def until(held: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not held():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_before_there_is_a_kubeconfig_a_sample_says_that_nothing_answers(sampler: Sampler) -> None:
+    sample = sampler.take()
+    assert (sample.node_ready, sample.api_reachable, sample.pods) == (None, False, {})
+
+
+def test_a_sample_has_the_conditions_and_the_pods(sampler: Sampler, cluster: FakeCluster) -> None:
+    cluster.kubeconfig.touch()
+    cluster.nodes = [node(condition("Ready", "False", "KubeletNotReady"), condition("DiskPressure", "False"))]
+    cluster.pods = [pod("a", "Running", condition("Ready", "True")), pod("b", None)]
+    sample = sampler.take()
+    assert (sample.node_ready, sample.reason, sample.api_reachable) == (False, "KubeletNotReady", True)
+    assert sample.conditions == {"Ready": "False", "DiskPressure": "False"}
+    assert {name: (state.phase, state.ready) for name, state in sample.pods.items()} == {
+        "default/a": ("Running", True),
+        "default/b": ("Unknown", False),
+    }
+
+
+@pytest.mark.parametrize(("status", "ready"), [("True", True), ("False", False), ("Unknown", None)])
+def test_ready_is_what_the_condition_says(
+    sampler: Sampler, cluster: FakeCluster, status: str, ready: bool | None
+) -> None:
+    cluster.kubeconfig.touch()
+    cluster.nodes = [node(condition("Ready", status))]
+    assert sampler.take().node_ready is ready
+
+
+def test_a_cluster_without_nodes_answers_but_has_no_ready(sampler: Sampler, cluster: FakeCluster) -> None:
+    cluster.kubeconfig.touch()
+    sample = sampler.take()
+    assert (sample.node_ready, sample.api_reachable) == (None, True)
+    cluster.nodes = [node()]  # registered, no condition yet
+    assert sampler.take().node_ready is None
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ApiException(status=503),
+        ConfigException("half a file"),
+        MaxRetryError(cast("Any", None), "/api", None),
+        ConnectionRefusedError(),
+        TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_api_that_goes_away_and_comes_back_is_seen_and_survived(
+    sampler: Sampler, cluster: FakeCluster, writer: RunWriter, trouble: Exception
+) -> None:
+    cluster.kubeconfig.touch()
+    cluster.nodes = [node(condition("Ready", "True"))]
+    with sampler:
+        until(lambda: any(sample.node_ready for sample in sampler.samples))
+        cluster.trouble = trouble
+        until(lambda: not sampler.samples[-1].api_reachable)
+        cluster.trouble = None
+        until(lambda: sampler.samples[-1].api_reachable)
+    assert sampler.failure is None
+    states = [sample.api_reachable for sample in sampler.samples]
+    assert states == sorted(states[: states.index(False)]) + [False] * states.count(False) + [True] * (
+        len(states) - states.index(False) - states.count(False)
+    )
+    times = [sample.t for sample in sampler.samples]
+    assert times == sorted(times)
+    writer.close()
+    assert [sample.t for sample in read_run(writer.path.parent).samples] == pytest.approx(times)
+
+
+def test_an_error_of_our_own_is_kept_and_not_swallowed(sampler: Sampler, cluster: FakeCluster) -> None:
+    cluster.kubeconfig.touch()
+    cluster.trouble = LookupError("a defect")
+    with sampler:
+        until(lambda: sampler.failure is not None)
+    assert isinstance(sampler.failure, LookupError)
+
+
+def test_leaving_takes_a_last_sample(cluster: FakeCluster, writer: RunWriter) -> None:
+    cluster.kubeconfig.touch()
+    cluster.nodes = [node(condition("Ready", "True"))]
+    slow = Sampler(cast("Cluster", cluster), writer, interval=100)
+    with slow:
+        until(lambda: len(slow.samples) == 1)
+        cluster.nodes = [node(condition("Ready", "False"))]
+    assert [sample.node_ready for sample in slow.samples] == [True, False]
+
+
+def test_it_rushes_until_ready_and_then_takes_its_time(cluster: FakeCluster, writer: RunWriter) -> None:
+    cluster.kubeconfig.touch()
+    eager = Sampler(cast("Cluster", cluster), writer, interval=100, rush=0.005)
+    with eager:
+        until(lambda: len(eager.samples) > 5)
+        cluster.nodes = [node(condition("Ready", "True"))]
+        until(lambda: bool(eager.samples[-1].node_ready))
+        count = len(eager.samples)
+        time.sleep(0.1)
+        assert len(eager.samples) == count
+
+
+def test_errors_of_the_logs_are_counted_by_kind_and_given_out(sampler: Sampler, cluster: FakeCluster) -> None:
+    (cluster.logs / "kubelet.log").write_text(f"{ERROR}\n")
+    (cluster.logs / "containerd.log").write_text(
+        'time="2026-11-23T15:00:00Z" level=error msg="something else"\n'
+    )
+    sample = sampler.take()
+    assert sum(sample.errors.values()) == 2
+    assert [line.component for line in sampler.error_lines] == ["kubelet", "containerd"]
+    kind = sampler.error_lines[0].kind
+    assert [line.text for line in sampler.errors(kind)] == [ERROR]
+    with (cluster.logs / "kubelet.log").open("a") as file:
+        file.write(f"{ERROR}\n")
+    assert len(sampler.errors(kind)) == 2  # those of this moment are included
+
+
+@given(
+    st.sampled_from(["Pending", "Running", None]), st.none() | st.sampled_from(["True", "False", "Unknown"])
+)
+def test_a_pod_is_ready_only_when_its_condition_says_so(phase: str | None, ready: str | None) -> None:
+    conditions = [] if ready is None else [condition("Initialized", "True"), condition("Ready", ready)]
+    state = pod_state(pod("p", phase, *conditions))
+    assert state.ready is (ready == "True")
+    assert state.phase == (phase or "Unknown")

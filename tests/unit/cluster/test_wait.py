@@ -1,0 +1,126 @@
+"""Waiting with one deadline, and ending early when a process has died."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_k3s_sandbox.cluster import wait
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError
+
+
+class Part:
+    """A process with a log; ends after some polls."""
+
+    def __init__(self, folder: Path, name: str, *, polls: int = 1_000_000, code: int = 0) -> None:
+        """Write the log."""
+        self.name = name
+        self.pid = 2
+        self.log = folder / f"{name}.log"
+        self.log.write_text("".join(f"line {number}\n" for number in range(100)))
+        self._polls = polls
+        self._code = code
+
+    def poll(self) -> int | None:
+        """Return the code after the last poll that it lives through."""
+        self._polls -= 1
+        return None if self._polls >= 0 else self._code
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Return what poll returns."""
+        assert deadline
+        return self.poll()
+
+    def signal(self, number: int) -> None:
+        """Do nothing."""
+
+    def stop(self, grace: float = 5.0) -> int:
+        """Return the code."""
+        assert grace
+        return self._code
+
+
+def test_it_returns_as_soon_as_the_condition_holds() -> None:
+    answers = iter([False, False, True])
+    began = time.monotonic()
+    wait.until(lambda: next(answers), what="x", deadline=Deadline.after(10), alive={}, poll=0.01)
+    assert 0.02 <= time.monotonic() - began < 1
+    assert list(answers) == []
+
+
+def test_a_condition_is_asked_once_even_after_the_deadline() -> None:
+    wait.until(lambda: True, what="x", deadline=Deadline.after(-1), alive={})
+
+
+def test_the_deadline_is_an_error_with_what_was_waited_for_the_hint_and_the_logs(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(ClusterError) as caught:
+        wait.until(
+            lambda: False,
+            what="node n to become Ready",
+            deadline=Deadline.after(0.2),
+            alive={"kubelet": Part(tmp_path, "kubelet")},
+            poll=0.05,
+            hint=lambda: "KubeletNotReady: cni",
+        )
+    assert 0.2 <= time.monotonic() - began < 1
+    assert str(caught.value) == (
+        f"timed out waiting for node n to become Ready: KubeletNotReady: cni\nDetails: {tmp_path}"
+    )
+
+
+def test_a_process_that_ended_is_named_with_its_code_and_the_end_of_its_log(tmp_path: Path) -> None:
+    parts = {
+        "kine": Part(tmp_path, "kine"),
+        "kubelet": Part(tmp_path, "kubelet", polls=2, code=1),
+    }
+    asked: list[int] = []
+
+    def never() -> bool:
+        asked.append(1)
+        return False
+
+    with pytest.raises(ClusterError) as caught:
+        wait.until(never, what="the node", deadline=Deadline.after(30), alive=parts, poll=0.01)
+    assert caught.value.what == "kubelet ended with exit code 1 while waiting for the node"
+    assert caught.value.cause == "\n".join(f"line {number}" for number in range(85, 100))
+    assert caught.value.log == tmp_path / "kubelet.log"
+    assert len(asked) == 2
+
+
+def test_a_dead_process_wins_over_a_condition_that_holds(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="kine ended with exit code -9"):
+        wait.until(
+            lambda: True,
+            what="x",
+            deadline=Deadline.after(1),
+            alive={"kine": Part(tmp_path, "kine", polls=0, code=-9)},
+        )
+
+
+def test_the_conditions_own_errors_come_through() -> None:
+    def broken() -> bool:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        wait.until(broken, what="x", deadline=Deadline.after(1), alive={})
+
+
+def test_a_log_that_is_missing_has_no_tail(tmp_path: Path) -> None:
+    part = Part(tmp_path, "kubelet")
+    part.log.write_bytes(b"\xff broken\nlast")
+    assert wait.tail(part) == "\ufffd broken\nlast"
+    part.log.unlink()
+    assert wait.tail(part) == ""
+
+
+def test_error_lines_are_told_rather_than_the_lines_after_them(tmp_path: Path) -> None:
+    part = Part(tmp_path, "kubelet")
+    errors = [f"E1123 15:00:00.00000{number}       1 a.go:1] failed" for number in range(5)]
+    part.log.write_text("\n".join([*errors, "I1123 15:00:00.000009       1 a.go:1] stopping", "exit"]))
+    assert wait.tail(part) == "\n".join(errors[-3:])
+    part.log.write_text('time="x" level=info msg="starting"\ntime="x" level=fatal msg="no"\n')
+    assert wait.tail(part) == 'time="x" level=fatal msg="no"'
