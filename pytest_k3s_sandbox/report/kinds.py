@@ -1,0 +1,204 @@
+"""Telling the error lines of a node's logs apart: pure functions from a line to its kind.
+
+Two formats are read: klog's ``Lmmdd hh:mm:ss.uuuuuu threadid file:line] msg`` (k8s.io/klog/v2,
+``internal/buffer``), which the Kubernetes parts write, and logfmt
+(``time="..." level=error msg="..."``), which containerd, its shim and runc write.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What an error is about; the order is the order of precedence."""
+
+    YOUNG = "young-container"
+    CADVISOR = "cadvisor"
+    KMSG = "kmsg"
+    SYSCTL = "sysctl"
+    EINTR = "eintr"
+    CGROUP = "cgroup"
+    MOUNT = "mount"
+    CNI = "cni"
+    RUNTIME = "runtime"
+    API = "api"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class LogError:
+    """An error line, taken apart.
+
+    Attributes:
+        kind: What it is about.
+        severity: ``warning``, ``error`` or ``fatal``.
+        message: The line without its header.
+        errno: The name of the error number that it ends with, like ``EINTR``.
+    """
+
+    kind: Kind
+    severity: str
+    message: str
+    errno: str | None = None
+
+
+_KLOG = re.compile(
+    r"(?P<severity>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (?P<file>[\w.-]+\.go):\d+\] ?(?P<message>.*)",
+    re.DOTALL,
+)
+_LOGFMT_LEVEL = re.compile(r'\blevel="?(?P<level>[a-z]+)"?(?= |$)')
+_SEVERITIES = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
+_LEVELS = {"warn": "warning", "warning": "warning", "error": "error", "fatal": "fatal", "panic": "fatal"}
+
+# Base names of the sources of cAdvisor v0.52 that log; klog prints no folder. No source of the kubelet's own
+# shares those of the first set. It shares the second, but its lines are structured: their message is quoted.
+_CADVISOR_ONLY = frozenset(
+    {
+        "container.go",
+        "factory.go",
+        "fs.go",
+        "fsHandler.go",
+        "info.go",
+        "machine.go",
+        "oomparser.go",
+        "prometheus.go",
+        "sysfs.go",
+        "sysinfo.go",
+    }
+)
+_CADVISOR_SHARED = frozenset({"handler.go", "helpers.go", "manager.go", "watcher.go"})
+
+# Words of cAdvisor and of the kubelet's use of it, wherever they are wrapped into another message.
+_CADVISOR_WORDS = re.compile(
+    r"cadvisor|"
+    r"Failed to update stats for container|"
+    r"failed to get rootfs info|"
+    r"unable to find data in memory cache|"
+    r"no plugin found for filesystem|"
+    r"cannot find filesystem info for device|"
+    r"failed to get mounted cgroup|"
+    r"failed to find cgroup mounts|"
+    r"Failed to get the info of the filesystem with mountpoint|"
+    r"failed to get HasDedicatedImageFs|"
+    r"failed to get imageFs info|"
+    r"invalid capacity 0 on image filesystem",
+    re.IGNORECASE,
+)
+# Somebody asked for statistics between a container's start and cAdvisor's first look at it: the kubelet's
+# eviction manager does so every 10 s, on any machine. It is no failure to measure unless it goes on.
+_YOUNG = re.compile(
+    r'"Partial failure issuing cadvisor\.ContainerInfoV2" err="partial failures: \['
+    r'(\\"/\S*[0-9a-f]{64}\\": RecentStats: unable to find data in memory cache(, )?)+\]"'
+)
+# cAdvisor says these as warnings, though a measurement was lost or a source of it is missing for good.
+_CADVISOR_LOSSES = re.compile(
+    r"Failed to update stats for container|Failed to process watch event|Error while processing event"
+)
+
+_WORDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    (Kind.KMSG, re.compile(r"/dev/kmsg")),
+    (
+        Kind.SYSCTL,
+        re.compile(r"/proc/sys/|kernel flag|sysctl", re.IGNORECASE),
+    ),
+    (Kind.EINTR, re.compile(r"interrupted system call")),
+    (Kind.CGROUP, re.compile(r"cgroup", re.IGNORECASE)),
+    (
+        Kind.MOUNT,
+        re.compile(
+            r"device or resource busy|target is busy|UnmountVolume|MountVolume|failed to (?:un)?mount|umount",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        Kind.CNI,
+        re.compile(r"\bcni\b|network not ready|NetworkPluginNotReady|network for sandbox", re.IGNORECASE),
+    ),
+    (
+        Kind.RUNTIME,
+        re.compile(
+            r"PodSandbox|CreateContainer|StartContainer|runtime service|containerd|"
+            r"OCI runtime|\brunc\b|\bshim\b",
+        ),
+    ),
+    (
+        Kind.API,
+        re.compile(
+            r"dial tcp|connection refused|Unable to register node|Failed to watch|ensure lease|"
+            r"Client\.Timeout|etcdserver|error getting node|node \"[^\"]*\" not found|is forbidden"
+        ),
+    ),
+)
+
+_ERRNO = {
+    "interrupted system call": "EINTR",
+    "device or resource busy": "EBUSY",
+    "target is busy": "EBUSY",
+    "input/output error": "EIO",
+    "function not implemented": "ENOSYS",
+    "no such file or directory": "ENOENT",
+    "no such device": "ENODEV",
+    "operation not permitted": "EPERM",
+    "permission denied": "EACCES",
+    "operation not supported": "EOPNOTSUPP",
+    "invalid argument": "EINVAL",
+    "file exists": "EEXIST",
+    "no space left on device": "ENOSPC",
+    "connection refused": "ECONNREFUSED",
+}
+
+
+def classify(line: str) -> LogError | None:
+    """Tell what an error line is about.
+
+    Args:
+        line: A line of a component's log, with or without its newline.
+
+    Returns:
+        The error, or None for a line that tells of none: of lower severity, empty, or in neither
+        format. Warnings count only where cAdvisor lost a measurement or a call was interrupted.
+    """
+    text = line.strip()
+    klog = _KLOG.match(text)
+    if klog is not None:
+        return _judge(_SEVERITIES[klog["severity"]], klog["file"], klog["message"])
+    level = _LOGFMT_LEVEL.search(text)
+    if level is not None:
+        return _judge(_LEVELS.get(level["level"], "info"), None, text)
+    # What a program says before its logging works, or when Go ends it.
+    if text.startswith(("Error: ", "panic: ", "fatal error: ")):
+        return _judge("fatal", None, text)
+    return None
+
+
+def kind_of(message: str, file: str | None = None) -> Kind:
+    """Return what a message is about.
+
+    Args:
+        message: The line without its header.
+        file: The base name of the source file that klog printed.
+    """
+    if _YOUNG.fullmatch(message):
+        return Kind.YOUNG
+    structured = message.startswith('"')
+    from_cadvisor = file in _CADVISOR_ONLY or (file in _CADVISOR_SHARED and not structured)
+    if from_cadvisor or _CADVISOR_WORDS.search(message):
+        return Kind.CADVISOR
+    return next((kind for kind, words in _WORDS if words.search(message)), Kind.OTHER)
+
+
+def errno_of(message: str) -> str | None:
+    """Return the name of the error number whose text stands last in a message."""
+    found = [(message.rfind(words), name) for words, name in _ERRNO.items() if words in message]
+    return max(found)[1] if found else None
+
+
+def _judge(severity: str, file: str | None, message: str) -> LogError | None:
+    errno = errno_of(message)
+    lost = _CADVISOR_LOSSES.search(message) is not None or errno == "EINTR"
+    if severity == "info" or (severity == "warning" and not lost):
+        return None
+    return LogError(kind_of(message, file), severity, message, errno)

@@ -1,0 +1,272 @@
+"""A run's records on disk: written so that a killed run can still be read, and read again.
+
+The models are those of :mod:`~pytest_k3s_sandbox.report.schema`, offered here as well: who records
+needs only this module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from pydantic import ValidationError
+
+from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.report.schema import (
+    RECORD,
+    RECORDS_FILE,
+    SCHEMA_VERSION,
+    Cost,
+    End,
+    Environment,
+    ErrorLine,
+    Event,
+    Header,
+    Machine,
+    Measurement,
+    Phase,
+    PodState,
+    Program,
+    Record,
+    Run,
+    Sample,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+__all__ = [
+    "RECORDS_FILE",
+    "SCHEMA_VERSION",
+    "Cost",
+    "End",
+    "Environment",
+    "ErrorLine",
+    "Event",
+    "Header",
+    "Machine",
+    "Measurement",
+    "Phase",
+    "PodState",
+    "Program",
+    "Record",
+    "Run",
+    "RunWriter",
+    "Sample",
+    "Verdict",
+    "read_run",
+]
+
+
+class RunWriter:
+    """Appends records to a run's folder; safe to use from several threads.
+
+    Every record reaches the kernel at once, in a single write: it survives SIGKILL of this
+    process. It reaches the disk (fsync) at most ``sync_every`` seconds later, or with the next
+    record after that, and at :meth:`close`.
+
+    Args:
+        folder: The run's folder; made when it does not exist.
+        zero: The run's zero on the clock of :func:`time.monotonic`; now when not given.
+        sync_every: Seconds between two fsync.
+
+    Raises:
+        ConfigError: The folder holds a run already, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, zero: float | None = None, sync_every: float = 1.0) -> None:
+        """Open the file and write the header; see the class."""
+        self.path = folder / RECORDS_FILE
+        self.zero = time.monotonic() if zero is None else zero
+        self._sync_every = sync_every
+        self._synced = time.monotonic()
+        self._lock = threading.Lock()
+        self._open = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644
+            )
+        except FileExistsError as error:
+            raise ConfigError(
+                f"run folder {folder}",
+                cause="it is a file" if not folder.is_dir() else "it holds the records of a run already",
+                remedy="name another folder, or remove this one",
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {folder}",
+                cause=error.strerror or str(error),
+                remedy="name a folder that can be written",
+            ) from error
+        self._open = True
+        self.append(Header(project_version=__version__))
+
+    def now(self) -> float:
+        """Return the seconds since the run's zero."""
+        return time.monotonic() - self.zero
+
+    def append(self, record: Record) -> None:
+        """Write one record.
+
+        Raises:
+            SandboxError: It could not be written (a full disk, for instance) or the writer is
+                closed. The file ends with the last whole record then.
+        """
+        line = record.model_dump_json().encode() + b"\n"
+        with self._lock:
+            if not self._open:
+                raise SandboxError(f"cannot record to {self.path}", cause="the run is closed")
+            self._write(line)
+            if time.monotonic() - self._synced >= self._sync_every:
+                os.fsync(self._fd)
+                self._synced = time.monotonic()
+
+    def _write(self, line: bytes) -> None:
+        before = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, line)
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError as error:
+            # A half line in the middle of the file would make it unreadable when the disk has room again.
+            os.ftruncate(self._fd, before)
+            raise SandboxError(
+                f"cannot record to {self.path}",
+                cause=error.strerror or str(error),
+                remedy="make room on the disk, or name another folder for the report",
+            ) from error
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Record the enclosed work as a phase: when it begins, and again when it has ended."""
+        start = self.now()
+        self.append(Phase(name=name, start=start, end=None))
+        try:
+            yield
+        finally:
+            self.append(Phase(name=name, start=start, end=self.now()))
+
+    def close(self, interrupted: str | None = None) -> None:
+        """Write the end and sync; does nothing the second time.
+
+        Args:
+            interrupted: Why the run did not come to its own end; None when it did.
+        """
+        if not self._open:
+            return
+        t = self.now()
+        try:
+            self.append(
+                End(t=t) if interrupted is None else End(t=t, outcome="interrupted", reason=interrupted)
+            )
+            os.fsync(self._fd)
+        finally:
+            with self._lock:
+                self._open = False
+                os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the run, as interrupted when an exception ends the block."""
+        del trace
+        if kind is None:
+            self.close()
+        else:
+            self.close(f"{kind.__name__}: {error}" if str(error) else kind.__name__)
+
+
+def read_run(path: Path) -> Run:
+    """Read a run, also one that was killed while it was written.
+
+    Args:
+        path: The run's folder, or its ``records.jsonl``.
+
+    Raises:
+        ConfigError: There is no run, it was written by a newer version of the schema, or a line
+            other than the last one is damaged.
+    """
+    file = path / RECORDS_FILE if path.is_dir() else path
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"run {path}",
+            cause=f"{file.name}: {error.strerror or error}",
+            remedy=f"name a folder that holds {RECORDS_FILE}, as experiments write it",
+        ) from error
+    lines = data.split(b"\n")
+    rest = lines.pop()
+    truncated = bool(rest)
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            _check_header(file, line)
+        try:
+            records.append(RECORD.validate_json(line))
+        except ValidationError as error:
+            if number == len(lines) and not rest and not _is_json(line):
+                truncated = True
+                break
+            first = error.errors()[0]
+            raise ConfigError(
+                f"run {file}, line {number}",
+                cause=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".lstrip(": "),
+                remedy="the file was changed or damaged; repeat the run",
+            ) from error
+    if not records:
+        raise ConfigError(
+            f"run {file}",
+            cause="it ends before its first record",
+            remedy="the run was killed at its start; repeat it",
+        )
+    return Run(name=file.resolve().parent.name, records=tuple(records), truncated=truncated)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_header(file: Path, line: bytes) -> None:
+    """Refuse what is not a run of a version that can be read.
+
+    Checked apart from the schema: a newer header may have fields that this version forbids.
+    """
+    try:
+        head = json.loads(line)
+    except ValueError:
+        head = None
+    version = head.get("schema_version") if isinstance(head, dict) and head.get("type") == "header" else None
+    if not isinstance(version, int):
+        raise ConfigError(
+            f"run {file}",
+            cause="its first line is no header of a run",
+            remedy=f"name a {RECORDS_FILE} that an experiment wrote",
+        )
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"run {file}",
+            cause=f"its schema has version {version}, this program reads up to {SCHEMA_VERSION}",
+            remedy="install the version of pytest-k3s-sandbox that wrote it "
+            f"({head.get('project_version', 'unknown')}) or a later one",
+        )

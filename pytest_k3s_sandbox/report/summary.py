@@ -1,0 +1,155 @@
+"""A run in a few numbers, for ``--json``, and in one sentence, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_k3s_sandbox.report.series import Facts, facts
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.report.schema import Run
+
+_ROOTS = {
+    0x01021997: "9p",
+    0x01021994: "tmpfs",
+    0x794C7630: "overlayfs",
+    0x65735546: "FUSE",
+    0xEF53: "ext",
+    0x58465342: "XFS",
+    0x9123683E: "Btrfs",
+}
+
+
+def root_name(magic: int | None) -> str:
+    """Return a root's magic as people read it, like ``9p (0x01021997)``; see statfs(2) for the numbers."""
+    if magic is None:
+        return "not read"
+    return f"{_ROOTS.get(magic, 'unknown')} (0x{magic:08x})"
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration as people read it: ``8.4 s``, ``2 min 03 s``, ``1 h 02 min``."""
+    if round(seconds, 1) < 60:  # noqa: PLR2004 - seconds in a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004 - minutes in an hour
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def is_ok(run: Run) -> bool:
+    """Tell whether all held: the run is complete, has verdicts, and every one of them held."""
+    return run.complete and bool(run.verdicts) and all(verdict.held for verdict in run.verdicts)
+
+
+def outcome(run: Run) -> str:
+    """Return ``held``, ``not held``, or ``incomplete`` for a run that has no say in the matter.
+
+    A claim that did not hold counts even if the run was cut off after it.
+    """
+    if any(not verdict.held for verdict in run.verdicts):
+        return "not held"
+    return "held" if is_ok(run) else "incomplete"
+
+
+def incomplete_reason(run: Run) -> str | None:
+    """Return why a run is not complete, as a sentence; None when it is."""
+    last = seconds_text(facts(run).last)
+    if run.complete:
+        return None
+    if run.end is not None:
+        return f"This run was interrupted after {last}: {run.end.reason or 'no reason was recorded'}."
+    half = " and its last line is half-written" if run.truncated else ""
+    return (
+        f"This run was cut off: its records stop at {last} without an end{half}. "
+        "It was killed, or is running still."
+    )
+
+
+def sentence(run: Run) -> str:
+    """Return a run's verdict and its evidence as one sentence."""
+    known = facts(run)
+    failed = [verdict for verdict in run.verdicts if not verdict.held]
+    total = len(run.verdicts)
+    if failed:
+        others = f", and {len(failed) - 1} more of {total} claims" if len(failed) > 1 else ""
+        return f"{failed[0].text.rstrip('.')}: this did not hold{_against(run)}{others}; {_evidence(known)}."
+    if not total:
+        return f"No claim was judged; {_evidence(known)}."
+    held = "The only claim" if total == 1 else f"All {total} claims"
+    return f"{held} {'judged so far ' if not run.complete else ''}held: {_evidence(known)}."
+
+
+def _against(run: Run) -> str:
+    verdict = next(verdict for verdict in run.verdicts if not verdict.held)
+    parts = [
+        f"{word} {value_text(value, verdict.unit)}"
+        for word, value in (("measured", verdict.measured), ("limit", verdict.limit))
+        if value is not None
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def value_text(value: float | str | None, unit: str = "") -> str:
+    """Return a value as text: numbers without needless digits and with their unit, nothing for None."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.10g} {unit}".rstrip()
+
+
+def _evidence(known: Facts) -> str:
+    if not known.samples:
+        return "no sample was taken"
+    if known.seconds_to_ready is None:
+        return f"the node was Ready at none of {_count(known.samples, 'sample')}"
+    if known.ready_samples == known.samples_since_ready:
+        stayed = f"stayed so at all {_count(known.samples_since_ready, 'sample')}"
+    else:
+        stayed = f"was so at {known.ready_samples} of {_count(known.samples_since_ready, 'sample')}"
+    errors = sum(known.errors.values())
+    logged = "no error was logged" if not errors else f"{_count(errors, 'error line')} logged"
+    return (
+        f"the node was Ready {seconds_text(known.seconds_to_ready)} after the sandbox's start and {stayed} "
+        f"since (unbroken for {seconds_text(known.hold_seconds)}); {logged}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Return a run's key figures as plain values for JSON; times are seconds since the run's zero.
+
+    ``seconds_to_pod_running`` is that of the first pod, from its creation. ``ok`` is true only for
+    a complete run with verdicts that all held.
+    """
+    known = facts(run)
+    environment = run.environment
+    first = next((pod for pod in known.pods if pod.running is not None), None)
+    return {
+        "schema_version": run.header.schema_version,
+        "run": run.name,
+        "ok": is_ok(run),
+        "outcome": outcome(run),
+        "complete": run.complete,
+        "incomplete_reason": incomplete_reason(run),
+        "sentence": sentence(run),
+        "environment": None if environment is None else environment.model_dump(mode="json", exclude={"type"}),
+        "root": root_name(environment.root_magic) if environment is not None else None,
+        "seconds_to_ready": known.seconds_to_ready,
+        "seconds_to_pod_running": None
+        if first is None or first.running is None
+        else first.running - first.created,
+        "hold_seconds": known.hold_seconds,
+        "samples": known.samples,
+        "samples_since_ready": known.samples_since_ready,
+        "ready_samples": known.ready_samples,
+        "longest_gap_seconds": known.longest_gap,
+        "transitions": [{"t": c.t, "ready": c.ready, "reason": c.reason} for c in known.transitions],
+        "errors": known.errors,
+        "pods": [vars(pod) for pod in known.pods],
+        "measurements": [m.model_dump(exclude={"type"}) for m in run.measurements],
+        "verdicts": [v.model_dump(exclude={"type"}) for v in run.verdicts],
+    }

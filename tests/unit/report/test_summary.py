@@ -1,0 +1,126 @@
+"""The JSON summary and the sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.report.records import End, ErrorLine, Verdict
+from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, sentence, summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_k3s_sandbox.report.records import Record, Run, Sample
+
+END = End(t=11)
+LOST = Verdict(
+    name="gone", held=False, measured=52.25, limit=40, unit="s", text="The pod is gone within 40 s."
+)
+
+
+def test_the_summary_of_a_good_run(make_run: Callable[..., Run], good_records: tuple[Record, ...]) -> None:
+    made = json.loads(json.dumps(summarize(make_run(*good_records, END)), allow_nan=False))
+    assert made["ok"] is True
+    assert made["outcome"] == "held"
+    assert made["seconds_to_ready"] == 4
+    assert made["seconds_to_pod_running"] == 2
+    assert made["samples"] == 9
+    assert made["errors"] == {}
+    assert made["transitions"] == [{"t": 4, "ready": True, "reason": "KubeletReady"}]
+    assert made["root"] == "9p (0x01021997)"
+    assert made["environment"]["programs"]["kubelet"]["version"] == "v1.34.4"
+    assert [verdict["held"] for verdict in made["verdicts"]] == [True]
+
+
+def test_the_sentence_has_verdict_and_evidence(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...]
+) -> None:
+    said = sentence(make_run(*good_records, END))
+    assert said == (
+        "The only claim held: the node was Ready 4.0 s after the sandbox's start and stayed so "
+        "at all 6 samples since (unbroken for 6.0 s); no error was logged."
+    )
+
+
+def test_a_claim_that_did_not_hold_is_said_first(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...]
+) -> None:
+    run = make_run(*good_records, LOST, END)
+    assert not summarize(run)["ok"]
+    assert sentence(run).startswith(
+        "The pod is gone within 40 s: this did not hold (measured 52.25 s, limit 40 s); the node was Ready"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ((), "incomplete"),
+        ((END,), "held"),
+        ((LOST,), "not held"),
+        ((LOST, END), "not held"),
+        ((End(t=11, outcome="interrupted", reason="KeyboardInterrupt"),), "incomplete"),
+    ],
+)
+def test_a_run_without_its_end_never_holds(
+    make_run: Callable[..., Run],
+    good_records: tuple[Record, ...],
+    more: tuple[Record, ...],
+    expected: str,
+) -> None:
+    assert outcome(make_run(*good_records, *more)) == expected
+
+
+def test_a_run_without_verdicts_is_not_ok(
+    make_run: Callable[..., Run], sample: Callable[..., Sample]
+) -> None:
+    made = summarize(make_run(sample(1), END))
+    assert not made["ok"]
+    assert "No claim was judged" in made["sentence"]
+
+
+def test_why_a_run_is_incomplete_is_said(make_run: Callable[..., Run], sample: Callable[..., Sample]) -> None:
+    interrupted = make_run(sample(1), End(t=3, outcome="interrupted", reason="KeyboardInterrupt"))
+    assert summarize(interrupted)["incomplete_reason"] == (
+        "This run was interrupted after 3.0 s: KeyboardInterrupt."
+    )
+    assert "cut off: its records stop at 1.0 s" in summarize(make_run(sample(1)))["incomplete_reason"]
+
+
+def test_errors_and_a_node_that_never_was_ready_are_said(
+    make_run: Callable[..., Run], sample: Callable[..., Sample]
+) -> None:
+    line = ErrorLine(t=1, component="kubelet", kind="kmsg", text="x")
+    assert "Ready at none of 2 samples" in sentence(make_run(sample(1, False), sample(2, False), line))
+    assert "1 error line logged" in sentence(make_run(sample(1), line))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (8.44, "8.4 s"),
+        (59.94, "59.9 s"),
+        (59.97, "1 min 00 s"),
+        (123, "2 min 03 s"),
+        (3725, "1 h 02 min"),
+    ],
+)
+def test_durations_as_people_read_them(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("magic", "text"),
+    [
+        (0x01021997, "9p (0x01021997)"),
+        (0xEF53, "ext (0x0000ef53)"),
+        (5, "unknown (0x00000005)"),
+        (None, "not read"),
+    ],
+)
+def test_roots_have_names(magic: int | None, text: str) -> None:
+    assert root_name(magic) == text
