@@ -1,0 +1,56 @@
+"""The suite's own rules: nothing of ours remains on the machine, and CI skips nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Generator
+
+import hypothesis
+import pytest
+
+from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.sandbox import machine
+
+pytest_plugins = ["pytester"]  # for tests/plugin; pytest takes it from the top folder's conftest only
+
+# A run in the background of a script inherits these as ignored, and every program under test would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# A shared CI machine stalls now and then; a slow example is not a wrong one.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that skips under ``--k3s-require``: CI's machine has all that any of them needs.
+
+    A skip whose reason begins with ``not applicable`` stays: it is about the test, not the machine.
+    """
+    report = yield
+    if report.skipped and item.config.stash[SETTINGS].require and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith("not applicable"):
+            report.outcome = "failed"
+            report.longrepr = f"skipped, which --k3s-require does not allow: {reason}"
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run when a process, mount, namespace, interface or cgroup of a sandbox is left."""
+    if hasattr(session.config, "workerinput") or session.config.option.collectonly or os.geteuid() != 0:
+        return
+    left = machine.leftovers()
+    if left:  # what is on its way out, or just coming up in another run, is no finding
+        time.sleep(3)
+        left = sorted(set(left) & set(machine.leftovers()))
+    if left:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        lines = "\n".join(left)
+        if reporter is not None:
+            reporter.write_line(f"\nleft behind by this run:\n{lines}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,1 @@
+"""The measurements, each runnable alone: ratios of what is measured side by side in one run."""

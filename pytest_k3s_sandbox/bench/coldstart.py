@@ -1,0 +1,143 @@
+"""How long from a sandbox's start to a Ready node and a Running pod, in gVisor and natively."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_k3s_sandbox.bringup import Wish, everything
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.report.records import read_run
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+POD = {
+    "metadata": {"name": "bench"},
+    "spec": {"containers": [{"name": "c", "image": "busybox:1.36", "command": ["sleep", "86400"]}]},
+}
+PATIENCE = 90.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """One cold start.
+
+    Attributes:
+        sandbox: The sandbox's kind.
+        ready: Seconds from the sandbox's start to the node's Ready; None when it never was.
+        pod: Seconds from a pod's creation to Running; None when it never was.
+        phases: Seconds that each step of the bring-up took.
+        cadvisor_errors: cAdvisor's error lines in the kubelet's log.
+        failure: Why it failed, if it did.
+    """
+
+    sandbox: str
+    ready: float | None
+    pod: float | None
+    phases: dict[str, float]
+    cadvisor_errors: list[str]
+    failure: str | None = None
+
+
+def cold_start(kind: str, toolchain: Toolchain) -> Start:
+    """Start a sandbox with all its layers and a cluster, run a pod, end everything."""
+    ready = pod = None
+    phases: dict[str, float] = {}
+    errors: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            began = time.monotonic()
+            with everything(Wish(kind), toolchain, Path(folder) / "run", experiment="coldstart") as up:
+                cluster = up.cluster
+                cluster.node.wait_ready(PATIENCE)
+                ready = time.monotonic() - began
+                cluster.wait_usable("default", Deadline.after(PATIENCE))
+                asked = time.monotonic()
+                cluster.core.create_namespaced_pod("default", POD)
+                cluster.wait(
+                    lambda: cluster.core.read_namespaced_pod("bench", "default").status.phase == "Running",
+                    "the pod to be Running",
+                    Deadline.after(PATIENCE),
+                )
+                pod = time.monotonic() - asked
+                errors = [line.text for line in up.readiness.errors("cadvisor")]
+                phases = {p.name: p.end - p.start for p in read_run(up.folder).phases if p.end is not None}
+        except SandboxError as error:
+            error.log = None  # it is in the folder that ends with this block
+            return Start(kind, ready, pod, phases, errors, str(error))
+    return Start(kind, ready, pod, phases, errors)
+
+
+def measure(count: int, say: Callable[[str], None]) -> list[Start]:
+    """Make ``count`` cold starts in gVisor and as many natively, in turn.
+
+    Args:
+        count: How many of each.
+        say: Called with a line for each start.
+    """
+    toolchain = Toolchain()
+    toolchain.provision()
+    starts = []
+    for number in range(1, count + 1):
+        for kind in ("gvisor", "here"):
+            start = cold_start(kind, toolchain)
+            starts.append(start)
+            seconds = "never" if start.ready is None else f"{start.ready:.1f} s"
+            pod = "never" if start.pod is None else f"{start.pod:.1f} s"
+            say(f"{number}/{count} {kind}: Ready after {seconds}, pod Running after {pod}")
+            for line in start.cadvisor_errors:
+                say(f"    {line}")
+            if start.failure is not None:
+                say(f"    {start.failure}")
+    return starts
+
+
+def distribution(values: Sequence[float]) -> dict[str, float]:
+    """Return the quartiles and extremes of values, all in the values' unit."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"min": min(values), "p25": low, "median": middle, "p75": high, "max": max(values)}
+
+
+def summary(starts: Sequence[Start]) -> dict[str, Any]:
+    """Return counts, distributions, and gVisor's medians as ratios to the native ones."""
+    result: dict[str, Any] = {"starts": [asdict(start) for start in starts]}
+    for kind in ("gvisor", "here"):
+        mine = [start for start in starts if start.sandbox == kind]
+        ready = [start.ready for start in mine if start.ready is not None]
+        pod = [start.pod for start in mine if start.pod is not None]
+        result[kind] = {
+            "n": len(mine),
+            "ready": len(ready),
+            "failures": sum(start.failure is not None for start in mine),
+            "cadvisor_errors": sum(len(start.cadvisor_errors) for start in mine),
+            "seconds_to_ready": distribution(ready) if len(ready) > 1 else None,
+            "seconds_to_pod_running": distribution(pod) if len(pod) > 1 else None,
+        }
+    for name in ("seconds_to_ready", "seconds_to_pod_running"):
+        ours, native = result["gvisor"][name], result["here"][name]
+        if ours and native:
+            result[f"ratio_of_{name}"] = ours["median"] / native["median"]
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the summary as a text table."""
+    lines = [f"{'':8} {'n':>3} {'Ready':>5}  {'seconds to Ready':^37}  {'seconds to pod Running':^37}"]
+    heads = "".join(f"{name:>7}" for name in ("min", "p25", "median", "p75", "max"))
+    lines.append(f"{'':18}  {heads:>37}  {heads:>37}")
+    for kind in ("gvisor", "here"):
+        mine = result[kind]
+        cells = [
+            "".join(f"{value:7.1f}" for value in (mine[name] or {}).values())
+            for name in ("seconds_to_ready", "seconds_to_pod_running")
+        ]
+        lines.append(f"{kind:8} {mine['n']:>3} {mine['ready']:>5}  {cells[0]:>37}  {cells[1]:>37}")
+    ratios = [result.get(f"ratio_of_seconds_to_{name}") for name in ("ready", "pod_running")]
+    words = " and ".join("unknown" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+    lines.append(f"ratio of the medians, gvisor to here: {words}")
+    return "\n".join(lines)

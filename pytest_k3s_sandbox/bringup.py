@@ -1,0 +1,254 @@
+"""From a wish to a running node: what the fixtures and the command line both do."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import itertools
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox.cluster.cluster import Cluster, copy_logs
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.cluster.sampler import Sampler
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
+from pytest_k3s_sandbox.report.records import Environment, Machine, Program, RunWriter
+from pytest_k3s_sandbox.sandbox.base import Sandbox
+from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain
+from pytest_k3s_sandbox.toolchain.pins import load as load_pins
+
+KINDS = ("gvisor", "here")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to bring up.
+
+    Attributes:
+        sandbox: The sandbox's kind, one of ``KINDS``.
+        layers: The layers' names in the order of a stack; None for the kind's own default.
+        api_port: The API server's TCP port.
+        node: The node's name.
+    """
+
+    sandbox: str = "gvisor"
+    layers: tuple[str, ...] | None = None
+    api_port: int = 6443
+    node: str = "k3s-sandbox"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: The kind is unknown, or the port is no TCP port.
+        """
+        if self.sandbox not in KINDS:
+            raise ConfigError(f"unknown sandbox {self.sandbox!r}", cause=f"known are {', '.join(KINDS)}")
+        if not 0 < self.api_port < 65536:  # noqa: PLR2004 - the range of TCP ports
+            raise ConfigError(f"API port {self.api_port}", cause="a TCP port is between 1 and 65535")
+
+
+def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
+    """Start the sandbox of a wish, with the programs of a node in it.
+
+    Raises:
+        SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
+    """
+    found = {name: toolchain.get(name).path for name in Embedded.programs}
+    with tempfile.TemporaryDirectory() as folder:
+        # Inside, a program has the name that it is called by, whatever the user's own file is called.
+        programs = [Path(folder, name) for name in found]
+        for program, path in zip(programs, found.values(), strict=True):
+            program.symlink_to(path.resolve())
+        if wish.sandbox == "here":
+            from pytest_k3s_sandbox.sandbox.here import HereSandbox  # noqa: PLC0415 - only what is used
+
+            return HereSandbox(programs=programs)
+        from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox  # noqa: PLC0415 - only what is used
+
+        return GvisorSandbox(toolchain.get("runsc").path, programs=programs)
+
+
+def default_layers(sandbox: StartedSandbox) -> tuple[str, ...]:
+    """Return the layers that a node needs there: all on a 9p root, few on plain Linux."""
+    return FULL if sandbox.root_magic() == V9FS_MAGIC else NATIVE
+
+
+@dataclass(frozen=True)
+class RecordedStack(LayerStack):
+    """A stack of layers whose coming up was recorded.
+
+    Attributes:
+        run: The records.
+    """
+
+    run: RunWriter
+
+
+@dataclass
+class Up:
+    """A node and everything around it.
+
+    Attributes:
+        stack: The sandbox and its layers.
+        cluster: Kubernetes in it.
+        writer: The run's records.
+        readiness: The sampler.
+        folder: The run's folder.
+    """
+
+    stack: LayerStack
+    cluster: Cluster
+    writer: RunWriter
+    readiness: Sampler
+    folder: Path
+
+
+@contextlib.contextmanager
+def cluster_up(
+    stack: LayerStack,
+    wish: Wish,
+    toolchain: Toolchain,
+    writer: RunWriter,
+    *,
+    experiment: str,
+    interval: float = 1.0,
+) -> Iterator[Up]:
+    """Bring Kubernetes up on a stack, sampled from the start; copies the logs at the end.
+
+    Args:
+        stack: The sandbox and the layers, which are up.
+        wish: What was asked for.
+        toolchain: Where the programs come from.
+        writer: The run's records.
+        experiment: The experiment's name, for the records.
+        interval: Seconds between two samples.
+
+    Raises:
+        ClusterError: It did not come up; its message names the folder with the diagnostics.
+    """
+    sandbox = stack.sandbox
+    folder = writer.path.parent
+    writer.append(fingerprint(stack, toolchain, experiment))
+    settings = Settings(node=wish.node, address=sandbox.address, api_port=wish.api_port)
+    cluster = Cluster(
+        sandbox,
+        stack.layers,
+        Embedded(),
+        settings,
+        kubectl=toolchain.get("kubectl").path,
+        phase=writer.phase,
+        records=folder,
+    )
+    try:
+        with Sampler(cluster, writer, interval=interval) as sampler, cluster:
+            try:
+                yield Up(stack, cluster, writer, sampler, folder)
+            finally:
+                sampler.stop()
+                diagnose(cluster, folder)
+    except SandboxError as error:
+        look_inside(sandbox, cluster.logs, folder)
+        error.log = folder
+        raise
+
+
+def fingerprint(stack: LayerStack, toolchain: Toolchain, experiment: str) -> Environment:
+    """Return the record that says where a run takes place."""
+    found = {name: toolchain.get(name) for name in (*Embedded.programs, "runsc")}
+    sandbox = stack.sandbox
+    magic = sandbox.root_magic() if isinstance(sandbox, StartedSandbox) else None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Environment(
+        experiment=experiment,
+        sandbox=sandbox.kind,
+        root_magic=magic,
+        kernel=sandbox.run(["uname", "-r"]).stdout.strip(),
+        programs={name: Program(version=p.version, origin=p.origin) for name, p in found.items()},
+        pins={pin.group: pin.version for pin in load_pins().programs.values()},
+        layers=stack.names,
+        python=platform.python_version(),
+        project_version=__version__,
+        started=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        argv=tuple(sys.argv),
+        machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
+    )
+
+
+@contextlib.contextmanager
+def explained(sandbox: StartedSandbox, folder: Path) -> Iterator[None]:
+    """When the enclosed bring-up breaks, leave diagnostics in a folder and name it in the error."""
+    try:
+        yield
+    except SandboxError as error:
+        look_inside(sandbox, sandbox.logs, folder)
+        error.log = folder
+        raise
+
+
+def diagnose(cluster: Cluster, folder: Path) -> None:
+    """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
+    look_inside(cluster.sandbox, cluster.logs, folder)
+    with contextlib.suppress(SandboxError):
+        objects = cluster.kubectl("get", "nodes,pods,events", "-A", "-o", "yaml", check=False, timeout=10)
+        (folder / "diagnostics" / "objects.yaml").write_text(objects.stdout + objects.stderr)
+
+
+def look_inside(sandbox: Sandbox, logs: Path, folder: Path) -> None:
+    """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
+    copy_logs(logs, folder)
+    inside = {
+        "mountinfo.txt": ["cat", "/proc/self/mountinfo"],
+        "cgroups.txt": ["sh", "-c", "cat /proc/self/cgroup; find /sys/fs/cgroup -maxdepth 3 -type d"],
+        "processes.txt": ["sh", "-c", "ps -eo pid,ppid,stat,rss,time,args 2>&1"],
+    }
+    target = folder / "diagnostics"
+    target.mkdir(exist_ok=True)
+    for name, argv in inside.items():
+        with contextlib.suppress(SandboxError):
+            (target / name).write_text(sandbox.run(argv, check=False, timeout=10).stdout)
+
+
+def run_folder(base: Path, *words: str) -> Path:
+    """Return a new, empty folder for a run below ``base``: the time in UTC and the words.
+
+    Making it takes its name: of runs that begin in the same second, the later ones get a number.
+    Where it cannot be made, the name is returned all the same; who records there says why.
+    """
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S")
+    name = "-".join((stamp, *words))
+    folder = base / name
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = base / f"{name}-{number}"
+        except OSError:
+            break
+        else:
+            break
+    return folder
+
+
+@contextlib.contextmanager
+def everything(wish: Wish, toolchain: Toolchain, folder: Path, *, experiment: str) -> Iterator[Up]:
+    """Start a sandbox, its layers and a cluster, and end them all: the whole for the command line."""
+    with contextlib.ExitStack() as stack:
+        names: Sequence[str]
+        writer = stack.enter_context(RunWriter(folder))
+        with writer.phase("sandbox"):
+            sandbox = stack.enter_context(start_sandbox(wish, toolchain))
+        names = wish.layers if wish.layers is not None else default_layers(sandbox)
+        with explained(sandbox, folder):
+            layers = stack.enter_context(bring_up(sandbox, names, writer.phase))
+        yield stack.enter_context(cluster_up(layers, wish, toolchain, writer, experiment=experiment))

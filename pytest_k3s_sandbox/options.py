@@ -1,0 +1,251 @@
+"""The options of the plugin: one prefix, resolved from command line, environment and ini file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: Its name without ``--k3s-``.
+        default: Its value when nobody says anything.
+        choices: The valid values; empty for any.
+        help: What it does, for ``--help``.
+        flag: Whether it takes no value on the command line.
+    """
+
+    name: str
+    default: str
+    help: str
+    choices: tuple[str, ...] = ()
+    flag: bool = False
+
+    @property
+    def dest(self) -> str:
+        """The name in pytest's configuration and ini file."""
+        return "k3s_" + self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return self.dest.upper()
+
+
+SCOPES = ("session", "package", "module", "class", "function")
+
+OPTIONS = (
+    Option("sandbox", "gvisor", "where the node runs", ("gvisor", "here")),
+    Option(
+        "layers", "default", "the layers around the node, with commas; 'none'; or 'default' for all it needs"
+    ),
+    Option("scope", "session", "how long sandbox, layers and cluster live", SCOPES),
+    Option(
+        "duration", "120", "seconds for which an experiment holds the node Ready; 90s, 5m and 1h work, too"
+    ),
+    Option(
+        "report", "reports", "the folder in which every run gets a folder of its own, below the root folder"
+    ),
+    Option(
+        "patience",
+        "1",
+        "factor that stretches an experiment's time limits, for noisy machines; the report says so",
+    ),
+    Option(
+        "keep",
+        "always",
+        "whose run folders are kept: records, logs and diagnostics",
+        ("never", "failed", "always"),
+    ),
+    Option("api-port", "6443", "the API server's port inside the sandbox"),
+    Option("require", "", "a missing capability fails instead of skipping (for CI)", flag=True),
+)
+
+
+class OptionError(Exception):
+    """An option has a value that it cannot have; becomes pytest's UsageError."""
+
+
+def add(parser: pytest.Parser) -> None:
+    """Declare the options on the command line and in the ini file."""
+    group = parser.getgroup("k3s-sandbox", "Kubernetes nodes in sandboxes")
+    for option in OPTIONS:
+        text = f"{option.help} (default: {option.default or 'off'}; environment: {option.variable})"
+        name = f"--k3s-{option.name}"
+        if option.flag:
+            group.addoption(name, dest=option.dest, action="store_const", const="1", default=None, help=text)
+        else:
+            metavar = "|".join(option.choices) or option.name.upper()
+            group.addoption(name, dest=option.dest, metavar=metavar, default=None, help=text)
+        parser.addini(option.dest, help=text, default=None)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An option's value and where it came from.
+
+    Attributes:
+        value: The value, as text.
+        source: The command-line option, environment variable or ini option, as a message names it.
+    """
+
+    value: str
+    source: str
+
+
+def resolve(option: Option, config: pytest.Config) -> Given:
+    """Return an option's value: command line, then environment, then ini file, then default.
+
+    Raises:
+        OptionError: The value is not one of the choices; the message names where it came from.
+    """
+    given: list[tuple[str, Any]] = [
+        (f"--k3s-{option.name}", config.getoption(option.dest)),
+        (f"environment variable {option.variable}", os.environ.get(option.variable)),
+        (f"ini option {option.dest}", config.getini(option.dest)),
+    ]
+    for source, value in given:
+        if value is None or value == "":
+            continue
+        if option.choices and value not in option.choices:
+            raise OptionError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")
+        return Given(str(value), source)
+    return Given(option.default, f"--k3s-{option.name}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved options.
+
+    Attributes:
+        sandbox: The sandbox's kind.
+        layers: The layers' names, or None for the kind's default.
+        scope: The scope of the fixtures that start something.
+        duration: Seconds of an experiment's hold.
+        patience: The factor that stretches an experiment's time limits.
+        report: The folder of runs.
+        keep: Whose run folders are kept.
+        api_port: The API server's port.
+        require: Whether missing capabilities fail.
+    """
+
+    sandbox: str
+    layers: tuple[str, ...] | None
+    scope: str
+    duration: float
+    patience: float
+    report: Path
+    keep: str
+    api_port: int
+    require: bool
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+FLAGS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+def parse_flag(given: Given) -> bool:
+    """Return whether a flag is on; one that nobody gave is off.
+
+    Raises:
+        OptionError: The value is none that a flag can have.
+    """
+    word = given.value.strip().lower()
+    if word and word not in FLAGS:
+        raise OptionError(f"{given.source}: {given.value!r} is not one of {', '.join(FLAGS)}")
+    return bool(word) and FLAGS[word]
+
+
+def parse_port(given: Given) -> int:
+    """Return a TCP port.
+
+    Raises:
+        OptionError: It is no number from 1 to 65535.
+    """
+    text = given.value
+    # isdecimal alone is true of digits of every script, and int() takes a number of any length apart slowly.
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536):  # noqa: PLR2004 - the range of TCP ports
+        raise OptionError(f"{given.source}: {text!r} is not a TCP port (1 to 65535)")
+    return int(text)
+
+
+def parse_duration(text: str, source: str = "--k3s-duration") -> float:
+    """Return seconds of a text like ``90``, ``90s``, ``5m``, ``1h`` or ``2d``.
+
+    Args:
+        text: The text.
+        source: Where it came from, for the message.
+
+    Raises:
+        OptionError: It is none of these, or not positive.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise OptionError(f"{source}: {text!r} is not a duration like 90s, 5m or 1h")
+    return seconds
+
+
+def parse_patience(given: Given) -> float:
+    """Return the factor of a text like ``1`` or ``2.5``.
+
+    Raises:
+        OptionError: It is no number, or less than 1.
+    """
+    try:
+        factor = float(given.value)
+    except ValueError:
+        factor = 0.0
+    if not 1 <= factor < float("inf"):
+        raise OptionError(f"{given.source}: {given.value!r} is not a factor of 1 or more")
+    return factor
+
+
+def settings(config: pytest.Config) -> Settings:
+    """Resolve all options.
+
+    Raises:
+        OptionError: One has a value that it cannot have.
+    """
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+
+    given = {option.name: resolve(option, config) for option in OPTIONS}
+    words = given["layers"]
+    try:
+        layers = None if words.value == "default" else parse(words.value)
+    except ConfigError as error:
+        raise OptionError(f"{words.source}: {error}") from error
+    return Settings(
+        sandbox=given["sandbox"].value,
+        layers=layers,
+        scope=given["scope"].value,
+        duration=parse_duration(given["duration"].value, given["duration"].source),
+        patience=parse_patience(given["patience"]),
+        report=config.rootpath / given["report"].value,
+        keep=given["keep"].value,
+        api_port=parse_port(given["api-port"]),
+        require=parse_flag(given["require"]),
+    )
