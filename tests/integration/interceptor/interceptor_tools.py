@@ -1,0 +1,86 @@
+"""Running programs under the interceptor, and what they leave."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MODULE = "pytest_k3s_sandbox.layers.interceptor"
+
+Popen = Callable[..., "subprocess.Popen[str]"]
+
+
+def descendants(of: int) -> set[int]:
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = {of}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {of}
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+    except OSError:
+        return True
+
+
+def command(rules: str, tmp_path: Path, *argv: str, options: tuple[str, ...] = ()) -> list[str]:
+    file = tmp_path / "rules.toml"
+    file.write_text(rules)
+    return [
+        sys.executable,
+        "-m",
+        MODULE,
+        "--rules",
+        str(file),
+        "--stats",
+        str(tmp_path / "stats"),
+        *options,
+        "--",
+        *argv,
+    ]
+
+
+def run(
+    rules: str, tmp_path: Path, *argv: str, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(rules, tmp_path, *argv, options=options),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def stats(tmp_path: Path) -> dict[str, Any]:
+    counts: dict[str, Any] = json.loads((tmp_path / "stats").read_text())
+    return counts
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-I", "-S", "-c", textwrap.dedent(code)
+
+
+def f_type(path: str) -> int:
+    answer = (ctypes.c_long * 15)()
+    assert ctypes.CDLL(None).statfs(path.encode(), answer) == 0
+    return answer[0]
+
+
+def redirect(path: object, target: object, key: str = "path") -> str:
+    return f'[[redirect]]\n{key} = "{path}"\ntarget = "{target}"\n'

@@ -1,0 +1,256 @@
+"""The cgroup filesystem through real FUSE: on this machine in a mount namespace, and in gVisor."""
+
+from __future__ import annotations
+
+import ctypes.util
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
+from pytest_k3s_sandbox.layers.cgroupfs.mounts import parse_mountinfo
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.access("/dev/fuse", os.W_OK), reason="needs root and /dev/fuse"
+)
+MODULE = "pytest_k3s_sandbox.layers.cgroupfs"
+
+
+class _Namespace:
+    """A mount namespace of its own, looked into from outside through /proc/PID/root."""
+
+    def __init__(self, folder: Path) -> None:
+        self.holder = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "600"])
+        self.mountpoint = folder / "tree"
+        self.at = folder / "at"
+        self.log = folder / "log"
+        self.started: list[subprocess.Popen[bytes]] = []
+        wait_until(
+            lambda: Path(f"/proc/{self.holder.pid}/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
+        )
+
+    def inside(self, path: Path) -> Path:
+        return Path(f"/proc/{self.holder.pid}/root{path}")
+
+    def serve(self, *arguments: str) -> subprocess.Popen[bytes]:
+        argv = [
+            "nsenter",
+            "-t",
+            str(self.holder.pid),
+            "-m",
+            sys.executable,
+            "-m",
+            MODULE,
+            str(self.mountpoint),
+        ]
+        with self.log.open("wb") as log:
+            server = subprocess.Popen([*argv, *arguments], stderr=log, cwd="/")
+        self.started.append(server)
+        wait_until(lambda: "ready" in self.log.read_text() or server.poll() is not None)
+        return server
+
+    def fuse_mounts(self) -> list[str]:
+        lines = Path(f"/proc/{self.holder.pid}/mountinfo").read_text()
+        ours = str(self.mountpoint.parent)
+        return [m.target for m in parse_mountinfo(lines) if m.kind == "fuse" and m.target.startswith(ours)]
+
+    def close(self) -> None:
+        for process in [*self.started, self.holder]:
+            process.kill()
+            process.wait()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def namespace(tmp_path: Path) -> Iterator[_Namespace]:
+    if ctypes.util.find_library("fuse") is None:
+        pytest.skip("needs libfuse2")
+    made = _Namespace(tmp_path)
+    yield made
+    made.close()
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text(), "a mount leaked out"
+    assert all(process.poll() is not None for process in made.started)
+
+
+def test_a_day_in_the_life(namespace: _Namespace) -> None:
+    server = namespace.serve("--at", str(namespace.at))
+    tree, at = namespace.inside(namespace.mountpoint), namespace.inside(namespace.at)
+    assert {path.name for path in tree.iterdir()} == {path.name for path in at.iterdir()}
+    group = at / "cpuacct" / "g"
+    group.mkdir()
+    assert (tree / "cpuacct" / "g" / "tasks").read_text() == ""
+    burn = "import time\nend = time.process_time() + 0.6\nwhile time.process_time() < end: pass\ninput()"
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE) as child:
+        (group / "cgroup.procs").write_text(f"{child.pid}\n")
+        assert (group / "tasks").read_text() == f"{child.pid}\n"
+        with pytest.raises(OSError, match="busy"):
+            group.rmdir()
+        wait_until(lambda: int((group / "cpuacct.usage").read_text()) >= 500_000_000)
+        child.communicate(b"\n")
+    assert (group / "tasks").read_text() == ""
+    assert int((group / "cpuacct.usage").read_text()) >= 500_000_000
+    group.rmdir()
+    assert not (tree / "cpuacct" / "g").exists()
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(10) == 0
+    assert namespace.fuse_mounts() == []
+
+
+def test_files_that_come_and_go_with_groups(namespace: _Namespace) -> None:
+    namespace.serve("--controllers", "cpu")
+    group = namespace.inside(namespace.mountpoint) / "cpu" / "g"
+    for number in range(2, 30):
+        assert not group.exists()
+        group.mkdir()
+        (group / "cpu.shares").write_text(str(number))
+        assert (group / "cpu.shares").read_text() == f"{number}\n"
+        group.rmdir()
+        with pytest.raises(FileNotFoundError):
+            (group / "cpu.shares").read_text()
+
+
+def test_reads_of_any_kind_get_everything(namespace: _Namespace) -> None:
+    namespace.serve("--controllers", "devices")
+    group = namespace.inside(namespace.mountpoint) / "devices" / "g"
+    group.mkdir()
+    (group / "devices.deny").write_text("a")
+    wanted = "".join(f"c {n}:* rwm\n" for n in range(20_000))
+    with (group / "devices.allow").open("wb", buffering=0) as file:
+        for line in wanted.splitlines():
+            file.write(line.encode())
+    assert (group / "devices.list").read_text() == wanted
+    fd = os.open(group / "devices.list", os.O_RDONLY)
+    parts = []
+    while part := os.read(fd, 512):
+        parts.append(part)
+    assert b"".join(parts).decode() == wanted
+    assert os.pread(fd, 10, len(wanted) - 10) == wanted[-10:].encode()
+    os.close(fd)
+    assert (
+        subprocess.run(["cat", str(group / "devices.list")], capture_output=True, check=True).stdout.decode()
+        == wanted
+    )
+
+
+def test_errors_and_modes_come_through(namespace: _Namespace) -> None:
+    namespace.serve("--controllers", "cpu,memory")
+    root = namespace.inside(namespace.mountpoint)
+    for path, number in (("cpu/cpu.shares", errno.EINVAL), ("memory/cgroup.procs", errno.ESRCH)):
+        with pytest.raises(OSError) as caught:  # noqa: PT011  # the errno is looked at
+            (root / path).write_text("2147483647")
+        assert caught.value.errno == number
+    with pytest.raises(OSError, match="Permission denied"):
+        (root / "cpu" / "new").write_text("")
+    with pytest.raises(OSError, match="not permitted"):
+        (root / "new").mkdir()
+    assert (root / "memory" / "memory.stat").stat().st_mode & 0o777 == 0o444
+    assert (root / "memory" / "memory.stat").stat().st_size == 0
+
+
+def test_many_readers_at_once(namespace: _Namespace) -> None:
+    namespace.serve()
+    root = namespace.inside(namespace.mountpoint)
+
+    def work(number: int) -> int:
+        group = root / "memory" / f"g{number}"
+        for _ in range(20):
+            group.mkdir()
+            assert len((group / "memory.stat").read_text().splitlines()) == 42
+            assert (root / "cpuacct" / "cpuacct.usage_percpu").read_text().endswith("\n")
+            group.rmdir()
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(work, range(8))) == list(range(8))
+
+
+def test_a_killed_run_leaves_a_dead_mount_that_the_next_one_clears(namespace: _Namespace) -> None:
+    first = namespace.serve("--at", str(namespace.at), "--controllers", "cpu,pids")
+    assert (namespace.inside(namespace.at) / "cpu" / "cpu.shares").read_text() == "1024\n"
+    pid = int(
+        subprocess.run(
+            ["pgrep", "-f", str(namespace.mountpoint)], capture_output=True, check=True
+        ).stdout.split()[0]
+    )
+    assert pid == first.pid
+    first.kill()
+    first.wait()
+    with pytest.raises(OSError, match="not connected"):
+        list(namespace.inside(namespace.mountpoint).iterdir())
+    second = namespace.serve("--at", str(namespace.at), "--controllers", "cpu,pids")
+    assert (namespace.inside(namespace.at) / "cpu" / "cpu.shares").read_text() == "1024\n"
+    assert len(namespace.fuse_mounts()) == 3
+    second.send_signal(signal.SIGINT)
+    assert second.wait(10) == 0
+    assert namespace.fuse_mounts() == []
+
+
+def test_statistics(namespace: _Namespace, tmp_path: Path) -> None:
+    server = namespace.serve("--controllers", "cpu", "--stats", str(tmp_path / "stats.json"))
+    (namespace.inside(namespace.mountpoint) / "cpu" / "cpu.shares").read_text()
+    server.terminate()
+    assert server.wait(10) == 0
+    assert json.loads((tmp_path / "stats.json").read_text())["operations"]["read"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--controllers", "cpu,nonsense"], "nonsense"), (["--controllers", ""], "(none)")],
+)
+def test_wrong_input_is_one_message(namespace: _Namespace, arguments: list[str], message: str) -> None:
+    server = namespace.serve(*arguments)
+    assert server.wait(10) == 2
+    assert message in namespace.log.read_text()
+    assert "Traceback" not in namespace.log.read_text()
+
+
+def test_a_mountpoint_that_cannot_be(namespace: _Namespace) -> None:
+    namespace.mountpoint.write_text("a file")
+    server = namespace.serve()
+    assert server.wait(10) == 2
+    assert str(namespace.mountpoint) in namespace.log.read_text()
+    assert namespace.fuse_mounts() == []
+
+
+def test_a_place_that_cannot_be_bound_leaves_nothing(namespace: _Namespace) -> None:
+    namespace.at.mkdir()
+    (namespace.at / "pids").write_text("a file")
+    server = namespace.serve("--at", str(namespace.at), "--controllers", "cpu,pids")
+    assert server.wait(10) == 2
+    assert "pids" in namespace.log.read_text()
+    assert namespace.fuse_mounts() == []
+
+
+def test_the_layer_in_a_genuine_sandbox() -> None:
+    runsc = Toolchain().find("runsc")
+    if runsc is None:
+        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
+    sandbox = GvisorSandbox(runsc.path)
+    try:
+        with FuseCgroupfs(sandbox) as layer:
+            health = layer.check()
+            assert health.ok
+            assert {health.details[f"magic.{name}"] for name in ("cpu", "memory")} == {"0x65735546"}
+            shell = "cat /sys/fs/cgroup/memory/memory.stat | wc -l; grep -c ' - cgroup ' /proc/self/mountinfo"
+            assert sandbox.run(["sh", "-c", shell]).stdout.split() == ["42", "6"]
+        left = sandbox.run(["grep", "-c", "cgroup", "/proc/self/mountinfo"], check=False)
+        assert left.stdout.strip() == "0"
+    finally:
+        sandbox.close()

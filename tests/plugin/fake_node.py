@@ -1,0 +1,148 @@
+"""A node made of nothing: its text becomes the conftest.py of a pytester project.
+
+Sandboxes, layers and clusters only write to ``journal.txt`` when they come up and go down, so
+that a test can count them. The fixtures, the records and the page are the real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import secrets
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+
+from pytest_k3s_sandbox import bringup
+from pytest_k3s_sandbox.layers import stack
+from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
+from pytest_k3s_sandbox.sandbox.base import Completed
+from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
+
+JOURNAL = Path.cwd() / "journal.txt"
+
+
+def note(line: str) -> None:
+    """Append a line to the journal; one write, as workers of xdist share it."""
+    with JOURNAL.open("a") as file:
+        file.write(f"{line}\n")
+
+
+class FakeSandbox:
+    """A sandbox with a folder, and nothing in it."""
+
+    kind = "gvisor"
+    address = "192.0.2.1"
+
+    def __init__(self) -> None:
+        """Start, so to speak."""
+        self.name = f"fake-{os.getpid()}-{secrets.token_hex(4)}"
+        self.workdir = Path.cwd() / self.name
+        self.logs = self.workdir / "logs"
+        self.logs.mkdir(parents=True)
+        (self.logs / "some.log").write_text("said before it broke\n")
+        note("sandbox up")
+
+    def run(self, argv: list[str], **_options: object) -> Completed:
+        """Run nothing, successfully."""
+        return Completed(tuple(argv), 0, "", "")
+
+    def root_magic(self) -> int:
+        """Pretend 9p."""
+        return V9FS_MAGIC
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Note the end."""
+        note("sandbox down")
+
+
+class FakeLayer:
+    """A layer that does nothing."""
+
+    effect = Effect()
+
+    def __init__(self, name: str) -> None:
+        """Keep the name."""
+        self.name = name
+
+    def check(self) -> Health:
+        """Be healthy."""
+        return Health(ok=True)
+
+    def __enter__(self) -> Self:
+        """Note the beginning."""
+        note(f"{self.name} up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Note the end."""
+        note(f"{self.name} down")
+
+
+class FakeCluster:
+    """A cluster with a node that is Ready."""
+
+    def __init__(self) -> None:
+        """Be up."""
+        self.node = SimpleNamespace(ready=True, wait_ready=lambda: None)
+
+    @contextlib.contextmanager
+    def namespace(self, name: str) -> Iterator[str]:
+        """Give a name."""
+        yield name
+
+
+def _layer(name: str, _sandbox: object) -> FakeLayer:
+    return FakeLayer(name)
+
+
+@contextlib.contextmanager
+def cluster_up(
+    layers: stack.LayerStack, wish: bringup.Wish, _toolchain: object, run: RunWriter, *, experiment: str
+) -> Iterator[bringup.Up]:
+    """Record where this is, and give a cluster."""
+    run.append(
+        Environment(
+            experiment=experiment,
+            sandbox=wish.sandbox,
+            root_magic=V9FS_MAGIC,
+            kernel=None,
+            layers=layers.names,
+            python=platform.python_version(),
+            project_version="0",
+            started="2026-01-01T00:00:00+00:00",
+            argv=("pytest",),
+            machine=Machine(cores=1, memory_bytes=1),
+        )
+    )
+    note(f"cluster up with {'+'.join(layers.names) or 'none'}")
+    cluster: Any = FakeCluster()
+    sampler: Any = SimpleNamespace(samples=[])
+    yield bringup.Up(layers, cluster, run, sampler, run.path.parent)
+    note("cluster down")
+
+
+@pytest.fixture(scope="session")
+def k3s_toolchain() -> object:
+    """No programs."""
+    return object()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_real() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bringup, "start_sandbox", lambda _wish, _toolchain: FakeSandbox())
+        patch.setattr(bringup, "cluster_up", cluster_up)
+        for name in stack.LAYERS:
+            patch.setitem(stack.LAYERS, name, partial(_layer, name))
+        yield

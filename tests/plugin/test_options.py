@@ -1,0 +1,161 @@
+"""Options: command line before environment before ini file; wrong values say where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_k3s_sandbox import options
+from pytest_k3s_sandbox.options import Given, OptionError
+
+SHOW = """
+import pytest
+from pytest_k3s_sandbox.keys import SETTINGS
+
+def test_show(request):
+    s = request.config.stash[SETTINGS]
+    with open("seen", "w") as file:
+        print(s.sandbox, s.layers, s.scope, s.duration, s.report, s.keep, s.api_port, s.require, file=file)
+"""
+
+
+def seen(pytester: pytest.Pytester, *arguments: str) -> str:
+    pytester.makepyfile(SHOW)
+    result = pytester.runpytest_inprocess(*arguments)
+    result.assert_outcomes(passed=1)
+    return (pytester.path / "seen").read_text().strip()
+
+
+def test_defaults(pytester: pytest.Pytester) -> None:
+    expected = f"gvisor None session 120.0 {pytester.path}/reports always 6443 False"
+    assert seen(pytester) == expected
+
+
+def test_every_option_from_the_command_line(pytester: pytest.Pytester) -> None:
+    arguments = (
+        "--k3s-sandbox=here",
+        "--k3s-layers=fake_cni,workarounds",
+        "--k3s-scope=module",
+        "--k3s-duration=5m",
+        "--k3s-report=/elsewhere",
+        "--k3s-keep=never",
+        "--k3s-api-port=7443",
+        "--k3s-require",
+    )
+    expected = "here ('workarounds', 'fake_cni') module 300.0 /elsewhere never 7443 True"
+    assert seen(pytester, *arguments) == expected
+
+
+def test_environment_before_ini_and_command_line_before_both(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeini(
+        """
+        [pytest]
+        k3s_sandbox = here
+        k3s_duration = 7
+        k3s_keep = failed
+        k3s_layers = none
+        k3s_require = yes
+        """
+    )
+    monkeypatch.setenv("K3S_DURATION", "8")
+    monkeypatch.setenv("K3S_KEEP", "never")
+    monkeypatch.setenv("K3S_SCOPE", "")  # as if it were not there
+    expected = f"here () session 8.0 {pytester.path}/reports always 6443 True"
+    assert seen(pytester, "--k3s-keep=always") == expected
+
+
+LAYERS = "workarounds, fuse_cgroupfs, ptrace_interceptor, fake_cni"
+WRONG = {
+    "sandbox": ("docker", ["'docker' is not one of gvisor, here"]),
+    "layers": (
+        "fake_cni,fuse_cgroups",
+        ["unknown layer 'fuse_cgroups'", LAYERS, "did you mean 'fuse_cgroupfs'?"],
+    ),
+    "scope": ("test", ["'test' is not one of session, package, module, class, function"]),
+    "duration": ("soon", ["'soon' is not a duration like 90s, 5m or 1h"]),
+    "keep": ("sometimes", ["'sometimes' is not one of never, failed, always"]),
+    "api-port": ("65536", ["'65536' is not a TCP port (1 to 65535)"]),
+}
+
+
+@pytest.mark.parametrize("source", ["command line", "environment", "ini"])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_value_is_a_usage_error_that_names_its_source(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, source: str
+) -> None:
+    value, words = WRONG[name]
+    dest = "k3s_" + name.replace("-", "_")
+    arguments = []
+    if source == "command line":
+        arguments, named = [f"--k3s-{name}={value}"], f"--k3s-{name}: "
+    elif source == "environment":
+        monkeypatch.setenv(dest.upper(), value)
+        named = f"environment variable {dest.upper()}: "
+    else:
+        pytester.makeini(f"[pytest]\n{dest} = {value}\n")
+        named = f"ini option {dest}: "
+    pytester.makepyfile("def test_nothing(): pass")
+    result = pytester.runpytest_inprocess(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    message = result.stderr.str()
+    assert message.startswith(f"ERROR: {named}")
+    for word in words:
+        assert word in message
+    assert "Traceback" not in message + result.stdout.str()
+
+
+def test_a_flag_in_the_environment_has_a_value(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("K3S_REQUIRE", "maybe")
+    result = pytester.runpytest_inprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: environment variable K3S_REQUIRE: 'maybe' is not one of 1, true*"])
+
+
+def outcome(parse: Callable[[], float]) -> float | str:
+    """Return what was parsed, or the words of the refusal."""
+    try:
+        return parse()
+    except OptionError as error:
+        return str(error)
+
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@given(st.integers(1, 10**9), st.sampled_from(sorted(UNITS)))
+def test_a_duration_is_a_number_and_a_unit(number: int, unit: str) -> None:
+    assert options.parse_duration(f"{number}{unit}") == number * UNITS[unit]
+
+
+@given(st.floats(0.001, 1e6))
+def test_a_duration_may_have_a_fraction(number: float) -> None:
+    assert options.parse_duration(f"{number!r}m") == pytest.approx(number * 60)
+
+
+@given(st.text() | st.from_regex(r"-?[0-9a-f.]*(s|m|h|d|ms)?", fullmatch=True) | st.floats().map(repr))
+def test_a_duration_is_positive_and_finite_or_refused_by_name(text: str) -> None:
+    refusal = f"ini option k3s_duration: {text!r} is not a duration like 90s, 5m or 1h"
+    seconds = outcome(lambda: options.parse_duration(text, "ini option k3s_duration"))
+    assert seconds == refusal or (isinstance(seconds, float) and 0 < seconds < float("inf"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "0", "-1", "-1m", "nan", "inf", "1e400", "5 minutes", "1h30m", "1w"]
+)
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(OptionError):
+        options.parse_duration(text)
+
+
+@given(st.text() | st.integers().map(str) | st.from_regex(r"\d{1,6}", fullmatch=True))
+def test_a_port_is_a_tcp_port_or_refused_by_name(text: str) -> None:
+    port = outcome(lambda: options.parse_port(Given(text, "--k3s-api-port")))
+    is_port = text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536
+    assert port == (int(text) if is_port else f"--k3s-api-port: {text!r} is not a TCP port (1 to 65535)")

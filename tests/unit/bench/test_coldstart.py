@@ -1,0 +1,79 @@
+"""The figures of cold starts, from starts that are made up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_k3s_sandbox.bench.coldstart import Start, distribution, summary, table
+
+SECONDS = st.floats(min_value=0.001, max_value=1e6)
+
+
+def starts(kind: str, *ready: float | None, pod: float = 2.0) -> list[Start]:
+    return [
+        Start(kind, seconds, None if seconds is None else pod, {}, ["E1"], None if seconds else "never Ready")
+        for seconds in ready
+    ]
+
+
+def test_distribution() -> None:
+    assert distribution([4.0, 1.0, 3.0, 2.0, 5.0]) == {
+        "min": 1.0,
+        "p25": 2.0,
+        "median": 3.0,
+        "p75": 4.0,
+        "max": 5.0,
+    }
+
+
+@given(st.lists(SECONDS, min_size=2))
+def test_distribution_is_in_order_and_within(values: list[float]) -> None:
+    found = distribution(values)
+    assert list(found) == ["min", "p25", "median", "p75", "max"]
+    numbers = list(found.values())
+    assert all(a <= b or a == pytest.approx(b) for a, b in itertools.pairwise(numbers))
+    assert (found["min"], found["max"]) == (min(values), max(values))
+    assert found["median"] == pytest.approx(statistics.median(values))
+
+
+def test_summary_counts_and_compares_side_by_side() -> None:
+    result = summary([*starts("gvisor", 12.0, 14.0, 16.0, pod=4.0), *starts("here", 7.0, 7.0, 8.0)])
+    assert result["gvisor"]["n"] == result["gvisor"]["ready"] == 3
+    assert result["gvisor"]["failures"] == 0
+    assert result["gvisor"]["cadvisor_errors"] == 3
+    assert result["gvisor"]["seconds_to_ready"]["median"] == 14.0
+    assert result["ratio_of_seconds_to_ready"] == 2.0
+    assert result["ratio_of_seconds_to_pod_running"] == 2.0
+    assert len(result["starts"]) == 6
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_start_that_never_was_ready_is_counted_and_no_figure() -> None:
+    result = summary([*starts("gvisor", 12.0, None, 14.0), *starts("here", 7.0, 7.0, 7.0)])
+    assert (result["gvisor"]["n"], result["gvisor"]["ready"], result["gvisor"]["failures"]) == (3, 2, 1)
+    assert result["gvisor"]["seconds_to_ready"]["median"] == 13.0
+    assert result["starts"][1]["failure"] == "never Ready"
+
+
+@pytest.mark.parametrize("ready", [(), (None, None), (9.0, None)])
+def test_too_few_for_a_distribution_is_none_and_no_ratio(ready: tuple[float | None, ...]) -> None:
+    result = summary([*starts("gvisor", *ready), *starts("here", 7.0, 8.0)])
+    assert result["gvisor"]["seconds_to_ready"] is None
+    assert "ratio_of_seconds_to_ready" not in result
+    assert "gvisor to here: unknown and unknown" in table(result)
+
+
+def test_table() -> None:
+    text = table(summary([*starts("gvisor", 12.0, 14.0, None, pod=4.0), *starts("here", 6.0, 7.0, 7.0)]))
+    lines = text.splitlines()
+    assert lines[1].split() == ["min", "p25", "median", "p75", "max"] * 2
+    assert lines[2].split() == ["gvisor", "3", "2", "12.0", "12.5", "13.0", "13.5", "14.0", *["4.0"] * 5]
+    assert lines[3].split() == ["here", "3", "3", "6.0", "6.5", "7.0", "7.0", "7.0", *["2.0"] * 5]
+    assert lines[4] == "ratio of the medians, gvisor to here: 1.86 and 2.00"
+    assert len({len(line) for line in lines[1:4]}) == 1  # columns are below each other
