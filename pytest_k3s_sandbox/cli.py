@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox import bench as benchmarks
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, SandboxError
 
 app = typer.Typer(
@@ -303,22 +304,26 @@ def cgroupfs(context: typer.Context) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="Only coldstart today.")] = "coldstart",
-    count: Annotated[int, typer.Option("-n", min=2, help="How often each is measured.")] = 20,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="; ".join(f"{key}: {entry.about}" for key, entry in benchmarks.BENCHMARKS.items())
+        ),
+    ] = "coldstart",
+    count: Annotated[
+        int | None, typer.Option("-n", min=2, help="How often each is measured; each has its own default.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
 ) -> None:
     """Measure side by side, in gVisor and natively; prints a table with ratios."""
-    from pytest_k3s_sandbox.bench import coldstart  # noqa: PLC0415 - only this command
-
-    if name != "coldstart":
-        raise ConfigError(f"unknown benchmark {name!r}", cause="known is coldstart", remedy="use that one")
+    entry = benchmarks.require(name)
     _check_json(json_file)
     _need_root()
-    result = coldstart.summary(coldstart.measure(count, say))
-    typer.echo(coldstart.table(result))
+    result = benchmarks.load(name)(count or entry.count, say)
+    typer.echo(result.table)
     if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
-    if result["gvisor"]["failures"] or result["here"]["failures"]:
+        json_file.write_text(json.dumps(result.figures, indent=2) + "\n")
+    if not result.ok:
         raise typer.Exit(1)
 
 

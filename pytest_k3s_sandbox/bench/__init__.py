@@ -1,1 +1,81 @@
-"""The measurements, each runnable alone: ratios of what is measured side by side in one run."""
+"""The measurements, each runnable alone: ratios of what is measured side by side in one run.
+
+A benchmark is a module of this package with a function ``bench(count, say)`` that
+returns a :class:`Result`, and an entry in :data:`BENCHMARKS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from pytest_k3s_sandbox.errors import ConfigError
+
+Say = Callable[[str], None]
+"""Takes a line about the progress."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark found.
+
+    Attributes:
+        figures: Everything that was measured, as JSON values.
+        table: The same for people.
+        ok: Whether everything could be measured; a target that was missed is a finding, not a failure.
+    """
+
+    figures: dict[str, Any]
+    table: str
+    ok: bool
+
+
+class Bench(Protocol):
+    """The function ``bench`` of a benchmark's module."""
+
+    def __call__(self, count: int, say: Say) -> Result:
+        """Measure each case ``count`` times, and say how it goes."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An entry of the registry.
+
+    Attributes:
+        about: What is measured, in a few words.
+        count: How often each case is measured unless the user says otherwise.
+    """
+
+    about: str
+    count: int
+
+
+BENCHMARKS = {
+    "coldstart": Benchmark("from a sandbox's start to a Ready node and a Running pod", 20),
+}
+"""Every benchmark; its key is its module's name."""
+
+
+def require(name: str) -> Benchmark:
+    """Return a benchmark's entry.
+
+    Raises:
+        ConfigError: There is no such benchmark.
+    """
+    if name not in BENCHMARKS:
+        near = get_close_matches(name, BENCHMARKS, n=1)
+        raise ConfigError(
+            f"unknown benchmark {name!r}",
+            cause="known are " + ", ".join(BENCHMARKS),
+            remedy=f"did you mean {near[0]!r}?" if near else "use one of these",
+        )
+    return BENCHMARKS[name]
+
+
+def load(name: str) -> Bench:
+    """Import a benchmark that :func:`require` knows; it is done late because some need much."""
+    bench: Bench = importlib.import_module(f"{__name__}.{name}").bench
+    return bench

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.bringup import Wish, everything
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
@@ -73,7 +74,7 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
     return Start(kind, ready, pod, phases, errors)
 
 
-def measure(count: int, say: Callable[[str], None]) -> list[Start]:
+def measure(count: int, say: Say) -> list[Start]:
     """Make ``count`` cold starts in gVisor and as many natively, in turn.
 
     Args:
@@ -141,3 +142,9 @@ def table(result: dict[str, Any]) -> str:
     words = " and ".join("unknown" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
     lines.append(f"ratio of the medians, gvisor to here: {words}")
     return "\n".join(lines)
+
+
+def bench(count: int, say: Say) -> Result:
+    """Measure ``count`` cold starts of each kind; a start that failed makes it a failure."""
+    result = summary(measure(count, say))
+    return Result(result, table(result), ok=not any(result[kind]["failures"] for kind in ("gvisor", "here")))
