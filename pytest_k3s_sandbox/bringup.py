@@ -90,9 +90,11 @@ class RecordedStack(LayerStack):
 
     Attributes:
         run: The records.
+        cluster: The cluster whose control plane was started with the layers; None if there is none.
     """
 
     run: RunWriter
+    cluster: Cluster | None = None
 
 
 @dataclass
@@ -114,6 +116,25 @@ class Up:
     folder: Path
 
 
+def control_plane(sandbox: Sandbox, wish: Wish, toolchain: Toolchain, writer: RunWriter) -> Cluster:
+    """Return a cluster whose control plane starts on entering, without waiting for the layers.
+
+    Args:
+        sandbox: Where.
+        wish: What was asked for.
+        toolchain: Where the programs come from.
+        writer: The run's records.
+    """
+    return Cluster(
+        sandbox,
+        Embedded(),
+        Settings(node=wish.node, address=sandbox.address, api_port=wish.api_port),
+        kubectl=toolchain.get("kubectl").path,
+        phase=writer.phase,
+        records=writer.path.parent,
+    )
+
+
 @contextlib.contextmanager
 def cluster_up(
     stack: LayerStack,
@@ -122,9 +143,10 @@ def cluster_up(
     writer: RunWriter,
     *,
     experiment: str,
+    cluster: Cluster | None = None,
     interval: float = 1.0,
 ) -> Iterator[Up]:
-    """Bring Kubernetes up on a stack, sampled from the start; copies the logs at the end.
+    """Bring a node up on a stack, sampled from the start; copies the logs at the end.
 
     Args:
         stack: The sandbox and the layers, which are up.
@@ -132,35 +154,25 @@ def cluster_up(
         toolchain: Where the programs come from.
         writer: The run's records.
         experiment: The experiment's name, for the records.
+        cluster: The cluster whose control plane was started before; None to start one here.
         interval: Seconds between two samples.
 
     Raises:
         ClusterError: It did not come up; its message names the folder with the diagnostics.
     """
-    sandbox = stack.sandbox
     folder = writer.path.parent
     writer.append(fingerprint(stack, toolchain, experiment))
-    settings = Settings(node=wish.node, address=sandbox.address, api_port=wish.api_port)
-    cluster = Cluster(
-        sandbox,
-        stack.layers,
-        Embedded(),
-        settings,
-        kubectl=toolchain.get("kubectl").path,
-        phase=writer.phase,
-        records=folder,
-    )
-    try:
-        with Sampler(cluster, writer, interval=interval) as sampler, cluster:
-            try:
-                yield Up(stack, cluster, writer, sampler, folder)
-            finally:
-                sampler.stop()
-                diagnose(cluster, folder)
-    except SandboxError as error:
-        look_inside(sandbox, cluster.logs, folder)
-        error.log = folder
-        raise
+    with contextlib.ExitStack() as ending, explained(stack.sandbox, folder):
+        if cluster is None:
+            cluster = ending.enter_context(control_plane(stack.sandbox, wish, toolchain, writer))
+        sampler = ending.enter_context(Sampler(cluster, writer, interval=interval))
+        try:
+            cluster.start_node(stack.layers)
+            yield Up(stack, cluster, writer, sampler, folder)
+        finally:
+            sampler.stop()
+            diagnose(cluster, folder)
+            cluster.stop_node()
 
 
 def fingerprint(stack: LayerStack, toolchain: Toolchain, experiment: str) -> Environment:
@@ -186,27 +198,27 @@ def fingerprint(stack: LayerStack, toolchain: Toolchain, experiment: str) -> Env
 
 
 @contextlib.contextmanager
-def explained(sandbox: StartedSandbox, folder: Path) -> Iterator[None]:
+def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
     """When the enclosed bring-up breaks, leave diagnostics in a folder and name it in the error."""
     try:
         yield
     except SandboxError as error:
-        look_inside(sandbox, sandbox.logs, folder)
+        look_inside(sandbox, folder)
         error.log = folder
         raise
 
 
 def diagnose(cluster: Cluster, folder: Path) -> None:
     """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
-    look_inside(cluster.sandbox, cluster.logs, folder)
+    look_inside(cluster.sandbox, folder)
     with contextlib.suppress(SandboxError):
         objects = cluster.kubectl("get", "nodes,pods,events", "-A", "-o", "yaml", check=False, timeout=10)
         (folder / "diagnostics" / "objects.yaml").write_text(objects.stdout + objects.stderr)
 
 
-def look_inside(sandbox: Sandbox, logs: Path, folder: Path) -> None:
+def look_inside(sandbox: Sandbox, folder: Path) -> None:
     """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
-    copy_logs(logs, folder)
+    copy_logs(sandbox.logs, folder)
     inside = {
         "mountinfo.txt": ["cat", "/proc/self/mountinfo"],
         "cgroups.txt": ["sh", "-c", "cat /proc/self/cgroup; find /sys/fs/cgroup -maxdepth 3 -type d"],
@@ -250,5 +262,8 @@ def everything(wish: Wish, toolchain: Toolchain, folder: Path, *, experiment: st
             sandbox = stack.enter_context(start_sandbox(wish, toolchain))
         names = wish.layers if wish.layers is not None else default_layers(sandbox)
         with explained(sandbox, folder):
+            cluster = stack.enter_context(control_plane(sandbox, wish, toolchain, writer))
             layers = stack.enter_context(bring_up(sandbox, names, writer.phase))
-        yield stack.enter_context(cluster_up(layers, wish, toolchain, writer, experiment=experiment))
+        yield stack.enter_context(
+            cluster_up(layers, wish, toolchain, writer, experiment=experiment, cluster=cluster)
+        )

@@ -198,6 +198,7 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     """
     from pytest_k3s_sandbox.bringup import (  # noqa: PLC0415 - the plugin imports little
         RecordedStack,
+        control_plane,
         default_layers,
         explained,
         start_sandbox,
@@ -206,20 +207,31 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
 
     wish: Wish = request.getfixturevalue("k3s_wish")
     toolchain: Toolchain = request.getfixturevalue("k3s_toolchain")
-    if not hasattr(request, "param"):
-        run: RunWriter = request.getfixturevalue("k3s_run")
-        shared: StartedSandbox = request.getfixturevalue("sandbox")
-        names = wish.layers if wish.layers is not None else default_layers(shared)
-        yield RecordedStack(shared, tuple(request.getfixturevalue(name) for name in names), run)
-        return
-    names = parse(request.param)
     with contextlib.ExitStack() as stack:
+
+        def begin(where: StartedSandbox, run: RunWriter) -> Cluster | None:
+            """Let the control plane come up beside the layers, if a test wants a cluster."""
+            if "k3s_up" not in request.fixturenames:
+                return None
+            return stack.enter_context(control_plane(where, wish, toolchain, run))
+
+        if not hasattr(request, "param"):
+            run: RunWriter = request.getfixturevalue("k3s_run")
+            shared: StartedSandbox = request.getfixturevalue("sandbox")
+            names = wish.layers if wish.layers is not None else default_layers(shared)
+            with explained(shared, run.path.parent):
+                cluster = begin(shared, run)
+            each = tuple(request.getfixturevalue(name) for name in names)
+            yield RecordedStack(shared, each, run, cluster)
+            return
+        names = parse(request.param)
         run = stack.enter_context(_recorded(request, wish, "+".join(names) or "none"))
         with run.phase("sandbox"):
             own = stack.enter_context(start_sandbox(wish, toolchain))
         with explained(own, run.path.parent):
+            cluster = begin(own, run)
             up = stack.enter_context(bring_up(own, names, run.phase))
-        yield RecordedStack(own, up.layers, run)
+        yield RecordedStack(own, up.layers, run, cluster)
 
 
 @pytest.fixture(scope=_scope)
@@ -229,9 +241,13 @@ def k3s_up(
     """Everything that is up: the stack, the cluster, the records and the sampler."""
     from pytest_k3s_sandbox.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - the plugin imports little
 
-    # A user's own `layers` need not record.
-    run = layers.run if isinstance(layers, RecordedStack) else request.getfixturevalue("k3s_run")
-    with cluster_up(layers, k3s_wish, k3s_toolchain, run, experiment=experiment_of(request)) as up:
+    # A user's own `layers` need not record, nor start a control plane.
+    if isinstance(layers, RecordedStack):
+        run, cluster = layers.run, layers.cluster
+    else:
+        run, cluster = request.getfixturevalue("k3s_run"), None
+    name = experiment_of(request)
+    with cluster_up(layers, k3s_wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
         yield up
 
 

@@ -30,14 +30,27 @@ class Distribution(Protocol):
     def processes(self) -> dict[str, Process]:
         """What it started, by name."""
 
-    def start(
+    def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
+        """Start what needs no layer, and return at once: it comes up while the layers do.
+
+        Raises:
+            ClusterError: A port that it needs is occupied.
+        """
+
+    def start_node(
         self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
     ) -> None:
-        """Start everything and return when the API server answers and the kubelet runs.
+        """Start the worker node with what the layers do to it.
+
+        Returns when the API server answers and the kubelet runs. Can be called again after
+        :meth:`stop_node`.
 
         Raises:
             ClusterError: A part ended or the deadline passed; the message names its log.
         """
+
+    def stop_node(self) -> None:
+        """End the node's part; the control plane goes on."""
 
     def stop(self) -> None:
         """End what was started; the node's part first."""

@@ -38,12 +38,14 @@ def no_phase(_name: str) -> AbstractContextManager[None]:
 class Cluster:
     """Kubernetes in a sandbox, with a stack of layers around its node.
 
-    A context manager: entering it starts Kubernetes, leaving it ends that. The sandbox
-    and the layers stay their owners'.
+    A context manager: entering it starts the control plane, :meth:`start_node` the node,
+    leaving it ends both. The sandbox and the layers stay their owners'.
+
+    Attributes:
+        layers: The layers around the node, in the order of the stack.
 
     Args:
         sandbox: Where it runs.
-        layers: The layers in the order of the stack, which are up.
         distribution: What brings Kubernetes up.
         settings: The node's name, ports and so on.
         kubectl: The kubectl program on the machine.
@@ -54,7 +56,6 @@ class Cluster:
     def __init__(
         self,
         sandbox: Sandbox,
-        layers: Sequence[Layer],
         distribution: Distribution,
         settings: Settings,
         *,
@@ -64,7 +65,7 @@ class Cluster:
     ) -> None:
         """Keep the parts; nothing starts yet."""
         self.sandbox = sandbox
-        self.layers = tuple(layers)
+        self.layers: tuple[Layer, ...] = ()
         self.distribution = distribution
         self.settings = settings
         self.node = Node(self)
@@ -73,19 +74,36 @@ class Cluster:
         self._records = records
 
     def __enter__(self) -> Self:
-        """Bring it up: returns when the API server answers and the kubelet runs.
+        """Start the control plane and return at once; it comes up meanwhile.
 
         Raises:
-            ClusterError: A part of Kubernetes did not start.
+            ClusterError: A port that it needs is occupied.
         """
-        deadline = Deadline.after(START_SECONDS)
         try:
-            effect = merge(layer.effect for layer in self.layers)
-            self.distribution.start(self.sandbox, self.settings, effect, deadline, self._phase)
+            self.distribution.start_control_plane(self.sandbox, self.settings, self._phase)
         except BaseException:
             self.distribution.stop()
             raise
         return self
+
+    def start_node(self, layers: Sequence[Layer]) -> None:
+        """Start the node in a stack of layers: returns when the API server answers and the kubelet runs.
+
+        Args:
+            layers: The layers in the order of the stack, which are up.
+
+        Raises:
+            ClusterError: A part of Kubernetes did not start.
+        """
+        self.layers = tuple(layers)
+        effect = merge(layer.effect for layer in layers)
+        deadline = Deadline.after(START_SECONDS)
+        self.distribution.start_node(self.sandbox, self.settings, effect, deadline, self._phase)
+
+    def stop_node(self) -> None:
+        """End the node; the control plane goes on, and the node can be started again."""
+        self.distribution.stop_node()
+        self.layers = ()
 
     def __exit__(
         self,
@@ -109,7 +127,7 @@ class Cluster:
     @property
     def logs(self) -> Path:
         """The folder on the machine with every process' log."""
-        return self.sandbox.workdir / "var/lib/k3s-sandbox/logs"
+        return self.sandbox.logs
 
     @functools.cached_property
     def client(self) -> ApiClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import ssl
@@ -23,6 +24,8 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Process, Sandbox
 CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
 NODE = ("kubelet", "containerd")
 STOP_SECONDS = 2.0
+CONTAINERD_SERVES = b"containerd successfully booted"
+"""What containerd logs when its socket serves; its log can be read without starting a program inside."""
 
 
 class Embedded:
@@ -48,44 +51,52 @@ class Embedded:
     def __init__(self) -> None:
         """Start nothing yet."""
         self.processes: dict[str, Process] = {}
+        self._starting = contextlib.ExitStack()
+        self._images_loaded = False
 
-    def start(
+    def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
+        """Start datastore and API server; see :meth:`.base.Distribution.start_control_plane`."""
+        with phase("configuration"):
+            assert_ports_free(sandbox, settings)
+            self._configure(sandbox, settings)
+        self._starting.enter_context(phase("API server"))
+        self._spawn(sandbox, "kine", components.kine())
+        # The API server does not wait for a datastore, it fails.
+        self._spawn(sandbox, "kube-apiserver", after_socket(KINE_SOCKET, components.kube_apiserver(settings)))
+
+    def start_node(
         self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
     ) -> None:
-        """Start everything; see :meth:`.base.Distribution.start`."""
+        """Start containerd and, when the API server answers, the rest; see :meth:`.base.Distribution.start_node`."""
         settings = with_effect(settings, effect)
-        with phase("configuration"):
-            self._configure(sandbox, settings)
-        with phase("control plane"):
-            assert_ports_free(sandbox, settings)
-            # All at once: they retry until what they need is there, which is sooner than in turn.
-            self._spawn(sandbox, "kine", components.kine())
-            # The API server gives up on a datastore that is not there (etcd client's dial timeout).
-            self._until(
-                lambda: sandbox.run(["test", "-S", KINE_SOCKET], check=False).returncode == 0,
-                "kine",
-                deadline,
-            )
-            self._spawn(sandbox, "kube-apiserver", components.kube_apiserver(settings))
-            self._spawn(
-                sandbox,
-                "containerd",
-                [*effect.wrap.get("containerd", ()), *components.containerd()],
-                effect,
-            )
+        state = sandbox.host_path(STATE_DIR)
+        (state / "containerd.toml").write_text(components.containerd_config(settings))
+        (state / "kubelet.json").write_text(json.dumps(components.kubelet_config(settings), indent=1))
+        with phase("containerd"):
+            words = [*effect.wrap.get("containerd", ()), *components.containerd()]
+            self._spawn(sandbox, "containerd", words, effect)
             self._load_images(sandbox, deadline)
-            self._until_api(sandbox, settings, deadline)
+        self._until_api(sandbox, settings, deadline)
+        self._starting.close()
         with phase("node start"):
-            self._spawn(
-                sandbox, "kubelet", [*effect.wrap.get("kubelet", ()), *components.kubelet(settings)], effect
-            )
-            self._spawn(sandbox, "kube-controller-manager", components.kube_controller_manager())
-            self._spawn(sandbox, "kube-scheduler", components.kube_scheduler())
+            words = [*effect.wrap.get("kubelet", ()), *components.kubelet(settings)]
+            self._spawn(sandbox, "kubelet", words, effect)
+            if "kube-scheduler" not in self.processes:
+                self._spawn(sandbox, "kube-controller-manager", components.kube_controller_manager())
+                self._spawn(sandbox, "kube-scheduler", components.kube_scheduler())
+
+    def stop_node(self) -> None:
+        """End kubelet and containerd, side by side."""
+        self._stop(NODE)
 
     def stop(self) -> None:
         """End what was started: the node's part, then the control plane, each part at once."""
-        for names in (NODE, CONTROL_PLANE):
-            stop_all([self.processes.pop(name) for name in names if name in self.processes])
+        self.stop_node()
+        self._stop(CONTROL_PLANE)
+        self._starting.close()
+
+    def _stop(self, names: Sequence[str]) -> None:
+        stop_all([self.processes.pop(name) for name in names if name in self.processes])
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         state = sandbox.host_path(STATE_DIR)
@@ -101,8 +112,6 @@ class Embedded:
         for name, pair in clients.items():
             path = pki.folder / f"{name}.kubeconfig"
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
-        (state / "containerd.toml").write_text(components.containerd_config(settings))
-        (state / "kubelet.json").write_text(json.dumps(components.kubelet_config(settings), indent=1))
         images.pause_image(state / "images" / "pause.tar", reference=settings.pause_image)
         images.busybox_image(state / "images" / "busybox.tar")
 
@@ -111,13 +120,13 @@ class Embedded:
         self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
 
     def _load_images(self, sandbox: Sandbox, deadline: Deadline) -> None:
-        self._until(
-            lambda: sandbox.run(["test", "-S", components.CONTAINERD_SOCKET], check=False).returncode == 0,
-            "containerd",
-            deadline,
-        )
+        log = self.processes["containerd"].log
+        self._until(lambda: CONTAINERD_SERVES in log.read_bytes(), "containerd", deadline)
+        if self._images_loaded:
+            return
         for name in ("pause", "busybox"):
             load_image(sandbox, f"{STATE_DIR}/images/{name}.tar", deadline)
+        self._images_loaded = True
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
         pki = sandbox.host_path(PKI_DIR)
@@ -125,6 +134,11 @@ class Embedded:
 
     def _until(self, condition: Condition, name: str, deadline: Deadline) -> None:
         until(condition, what=f"{name} to answer", deadline=deadline, alive=self.processes)
+
+
+def after_socket(socket: str, argv: Sequence[str]) -> list[str]:
+    """Return the command that waits until a Unix socket is there, and becomes ``argv`` then."""
+    return ["sh", "-c", f'until test -S {socket}; do sleep 0.02; done; exec "$@"', "sh", *argv]
 
 
 def stop_all(processes: Sequence[Process], grace: float = STOP_SECONDS) -> None:

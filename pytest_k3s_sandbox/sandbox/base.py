@@ -89,7 +89,11 @@ class Sandbox(Protocol):
 
     @property
     def workdir(self) -> Path:
-        """The sandbox's folder on the machine; logs are in ``workdir / "logs"``."""
+        """The sandbox's folder on the machine."""
+
+    @property
+    def logs(self) -> Path:
+        """The folder on the machine with every process' log."""
 
     @property
     def address(self) -> str:

@@ -108,7 +108,13 @@ def _layer(name: str, _sandbox: object) -> FakeLayer:
 
 @contextlib.contextmanager
 def cluster_up(
-    layers: stack.LayerStack, wish: bringup.Wish, _toolchain: object, run: RunWriter, *, experiment: str
+    layers: stack.LayerStack,
+    wish: bringup.Wish,
+    _toolchain: object,
+    run: RunWriter,
+    *,
+    experiment: str,
+    cluster: Any,
 ) -> Iterator[bringup.Up]:
     """Record where this is, and give a cluster."""
     run.append(
@@ -126,7 +132,6 @@ def cluster_up(
         )
     )
     note(f"cluster up with {'+'.join(layers.names) or 'none'}")
-    cluster: Any = FakeCluster()
     sampler: Any = SimpleNamespace(samples=[])
     yield bringup.Up(layers, cluster, run, sampler, run.path.parent)
     note("cluster down")
@@ -142,6 +147,7 @@ def k3s_toolchain() -> object:
 def _nothing_is_real() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bringup, "start_sandbox", lambda _wish, _toolchain: FakeSandbox())
+        patch.setattr(bringup, "control_plane", lambda *_: contextlib.nullcontext(FakeCluster()))
         patch.setattr(bringup, "cluster_up", cluster_up)
         for name in stack.LAYERS:
             patch.setitem(stack.LAYERS, name, partial(_layer, name))
