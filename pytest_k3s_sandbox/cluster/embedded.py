@@ -67,7 +67,7 @@ class Embedded:
     def start_node(
         self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
     ) -> None:
-        """Start containerd and, when the API server answers, the rest; see :meth:`.base.Distribution.start_node`."""
+        """Start containerd, then the rest when the API server answers; see :class:`.base.Distribution`."""
         settings = with_effect(settings, effect)
         state = sandbox.host_path(STATE_DIR)
         (state / "containerd.toml").write_text(components.containerd_config(settings))

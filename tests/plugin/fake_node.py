@@ -114,7 +114,7 @@ def cluster_up(
     run: RunWriter,
     *,
     experiment: str,
-    cluster: Any,
+    cluster: Any,  # noqa: ANN401 - a fake one
 ) -> Iterator[bringup.Up]:
     """Record where this is, and give a cluster."""
     run.append(
@@ -133,7 +133,7 @@ def cluster_up(
     )
     note(f"cluster up with {'+'.join(layers.names) or 'none'}")
     sampler: Any = SimpleNamespace(samples=[])
-    yield bringup.Up(layers, cluster, run, sampler, run.path.parent)
+    yield bringup.Up(layers, cluster or FakeCluster(), run, sampler, run.path.parent)
     note("cluster down")
 
 
