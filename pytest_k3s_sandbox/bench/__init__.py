@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Protocol
 
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, suggestion
 
 Say = Callable[[str], None]
 """Takes a line about the progress."""
@@ -66,11 +65,10 @@ def require(name: str) -> Benchmark:
         ConfigError: There is no such benchmark.
     """
     if name not in BENCHMARKS:
-        near = get_close_matches(name, BENCHMARKS, n=1)
         raise ConfigError(
             f"unknown benchmark {name!r}",
             cause="known are " + ", ".join(BENCHMARKS),
-            remedy=f"did you mean {near[0]!r}?" if near else "use one of these",
+            remedy=suggestion(name, BENCHMARKS),
         )
     return BENCHMARKS[name]
 

@@ -1,21 +1,24 @@
-"""The layers by name, and an ordered stack of them in one sandbox."""
+"""The layers by name, and an ordered stack of them in one sandbox.
+
+A layer is named by a word: its name, or ``NAME:VARIANT`` for one that comes up in another way than
+usual, as in ``ptrace_interceptor:exp04`` (other rules) or ``workarounds:kmsg+oci`` (only these).
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, suggestion
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 
 
-def _workarounds(sandbox: Sandbox) -> Layer:
+def _workarounds(sandbox: Sandbox, variant: str | None = None) -> Layer:
     from pytest_k3s_sandbox.layers.workarounds.layer import Workarounds  # noqa: PLC0415 - only what is used
 
-    return Workarounds(sandbox)
+    return Workarounds(sandbox) if variant is None else Workarounds.only(sandbox, variant)
 
 
 def _fuse_cgroupfs(sandbox: Sandbox) -> Layer:
@@ -24,11 +27,11 @@ def _fuse_cgroupfs(sandbox: Sandbox) -> Layer:
     return FuseCgroupfs(sandbox)
 
 
-def _ptrace_interceptor(sandbox: Sandbox) -> Layer:
-    from pytest_k3s_sandbox.layers.interceptor.layer import PtraceInterceptor  # noqa: PLC0415 - only what is used
+def _ptrace_interceptor(sandbox: Sandbox, variant: str | None = None) -> Layer:
+    from pytest_k3s_sandbox.layers.interceptor.layer import PRESET, PtraceInterceptor  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.layers.workarounds.layer import TREE  # noqa: PLC0415 - likewise
 
-    return PtraceInterceptor(sandbox, tree=TREE)
+    return PtraceInterceptor(sandbox, variant or PRESET, tree=TREE)
 
 
 def _fake_cni(sandbox: Sandbox) -> Layer:
@@ -37,13 +40,32 @@ def _fake_cni(sandbox: Sandbox) -> Layer:
     return FakeCni(sandbox)
 
 
-LAYERS: dict[str, Callable[[Sandbox], Layer]] = {
+def _check_workarounds(variant: str) -> None:
+    from pytest_k3s_sandbox.layers.workarounds.layer import parse_parts  # noqa: PLC0415 - only what is used
+
+    parse_parts(variant)
+
+
+def _check_preset(variant: str) -> None:
+    from pytest_k3s_sandbox.layers.interceptor.loading import load_preset  # noqa: PLC0415 - only what is used
+
+    load_preset(variant)
+
+
+LAYERS: dict[str, Callable[..., Layer]] = {
     "workarounds": _workarounds,
     "fuse_cgroupfs": _fuse_cgroupfs,
     "ptrace_interceptor": _ptrace_interceptor,
     "fake_cni": _fake_cni,
 }
-"""Every layer by its name, in the order in which a full stack puts them up."""
+"""Every layer by its name, in the order in which a full stack puts them up; called with the
+sandbox and, if one was named, the variant."""
+
+VARIANTS: dict[str, Callable[[str], None]] = {
+    "workarounds": _check_workarounds,
+    "ptrace_interceptor": _check_preset,
+}
+"""The layers that have variants, with what raises ConfigError for one that there is not."""
 
 FULL = tuple(LAYERS)
 NATIVE = ("workarounds", "fake_cni")
@@ -72,25 +94,54 @@ class LayerStack:
         return {layer.name: layer.check() for layer in self.layers}
 
 
+def split(word: str) -> tuple[str, str | None]:
+    """Return the name of a layer and the variant of a word like ``ptrace_interceptor:exp04``."""
+    name, colon, variant = word.partition(":")
+    return name, variant if colon else None
+
+
+def make(word: str, sandbox: Sandbox) -> Layer:
+    """Return the layer that a word names, bound to a sandbox; it is not up yet."""
+    name, variant = split(word)
+    return LAYERS[name](sandbox) if variant is None else LAYERS[name](sandbox, variant)
+
+
 def parse(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the layers' names of a comma-separated list, in the order of a stack.
+    """Return the words of a comma-separated list of layers, in the order of a stack.
 
     Args:
-        text: Names with commas, or a sequence of names; ``none`` and the empty text mean no layer.
+        text: Words with commas, or a sequence of words; ``none`` and the empty text mean no layer.
 
     Raises:
-        ConfigError: A name is unknown.
+        ConfigError: A name or a variant is unknown, or a layer is named in two ways.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
-    names = {word.strip() for word in words} - {"", "none"}
-    for name in sorted(names - set(LAYERS)):
-        near = get_close_matches(name, LAYERS, n=1)
-        raise ConfigError(
-            f"unknown layer {name!r}",
-            cause="known are " + ", ".join(LAYERS),
-            remedy=f"did you mean {near[0]!r}?" if near else "use one of these",
-        )
-    return tuple(name for name in LAYERS if name in names)
+    found: dict[str, str] = {}
+    for word in sorted({word.strip() for word in words} - {"", "none"}):
+        name, variant = split(word)
+        if name not in LAYERS:
+            raise ConfigError(
+                f"unknown layer {name!r}",
+                cause="known are " + ", ".join(LAYERS),
+                remedy=suggestion(name, LAYERS),
+            )
+        if variant is not None:
+            if name not in VARIANTS:
+                raise ConfigError(f"layer {word!r}", cause=f"{name} has no variants", remedy=f"use {name!r}")
+            VARIANTS[name](variant)
+        if name in found:
+            raise ConfigError(f"layers {found[name]!r} and {word!r}", cause="a stack has each layer once")
+        found[name] = word
+    return tuple(found[name] for name in LAYERS if name in found)
+
+
+@contextlib.contextmanager
+def entered(layer: Layer, sandbox: Sandbox) -> Iterator[Layer]:
+    """Enter a layer, and leave it at the end, unless its sandbox goes on without this process by then."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(layer)
+        if getattr(sandbox, "handed_over", False):  # see StartedSandbox; other kinds of sandbox need not know
+            stack.pop_all()
 
 
 @contextlib.contextmanager
@@ -103,7 +154,7 @@ def bring_up(
 
     Args:
         sandbox: Where.
-        names: The layers' names, as :func:`parse` gives them.
+        names: The layers' words, as :func:`parse` gives them.
         around: Called with ``layer NAME`` for each; the context lasts while it comes up.
 
     Raises:
@@ -113,5 +164,5 @@ def bring_up(
         layers = []
         for name in names:
             with around(f"layer {name}"):
-                layers.append(stack.enter_context(LAYERS[name](sandbox)))
+                layers.append(stack.enter_context(entered(make(name, sandbox), sandbox)))
         yield LayerStack(sandbox, tuple(layers))

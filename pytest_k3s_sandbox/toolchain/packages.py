@@ -116,6 +116,13 @@ RUN = (
 )
 """What a cluster needs."""
 
+_COMPARED = "comparing the interceptor with it"
+TRACERS = (
+    SystemPackage("strace", ("strace",), _COMPARED, lambda env: which("strace", env) is not None),
+    SystemPackage("proot", ("proot",), _COMPARED, lambda env: which("proot", env) is not None),
+)
+"""Other tracers: only the interceptor's own tests and its benchmark run them."""
+
 COMPILER = SystemPackage("C compiler", ("gcc", "libc6-dev"), "building kine and runc", can_compile)
 CERTIFICATES = SystemPackage(
     "root certificates", ("ca-certificates",), "fetching Go modules", has_certificates

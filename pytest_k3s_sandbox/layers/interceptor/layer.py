@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from pytest_k3s_sandbox.layers.interceptor.rules import Rules
 
+NAME: Final = "ptrace_interceptor"
 ROLES: Final = ("kubelet", "containerd")
+PRESET: Final = "exp08"
+"""The rule set that a node gets unless another one is asked for."""
 
 _PROBE: Final = """
 import ctypes, json
@@ -35,12 +38,10 @@ class PtraceInterceptor:
     It has no process of its own while it is up: each program starts with its tracer.
 
     Attributes:
-        name: The layer's name.
+        name: The layer's name, with the preset if it is not the usual one.
     """
 
-    name: Final = "ptrace_interceptor"
-
-    def __init__(self, sandbox: Sandbox, preset: str = "exp08", tree: str | None = None) -> None:
+    def __init__(self, sandbox: Sandbox, preset: str = PRESET, tree: str | None = None) -> None:
         """Bind it to a sandbox.
 
         Args:
@@ -52,6 +53,7 @@ class PtraceInterceptor:
             ConfigError: There is no such preset.
         """
         load_preset(preset)
+        self.name = NAME if preset == PRESET else f"{NAME}:{preset}"
         special = f"{preset}-containerd"
         self._presets = {"kubelet": preset, "containerd": special if special in preset_names() else preset}
         self._sandbox = sandbox

@@ -6,7 +6,7 @@ import json
 from types import TracebackType
 from typing import Self
 
-from pytest_k3s_sandbox.errors import LayerError, StartError
+from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.workarounds import sysctl
 from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_wrapper
@@ -28,16 +28,42 @@ which cAdvisor logs as an error: ``exiting analyzeLines. OOM events will not be 
 PROPAGATION = "mount --make-r{mode} /"
 
 
+PARTS = ("kmsg", "private", "shared", "sysctl", "tree", "oci", "cgroups")
+"""The workarounds by the words of a variant: ``tree`` is ``sysctl`` without its mount."""
+
+
+def parse_parts(text: str) -> frozenset[str]:
+    """Return the parts that a text like ``kmsg+oci`` names.
+
+    Raises:
+        ConfigError: One is unknown, or two exclude each other.
+    """
+    parts = frozenset(text.split("+"))
+    for part in sorted(parts - set(PARTS)):
+        raise ConfigError(f"unknown workaround {part!r}", cause=f"known are {', '.join(PARTS)}")
+    for pair in ({"private", "shared"}, {"sysctl", "tree"}):
+        if pair <= parts:
+            raise ConfigError(
+                f"workarounds {text!r}", cause=f"{' and '.join(sorted(pair))} exclude each other"
+            )
+    return parts
+
+
 class Workarounds:
     """What the research did before the three layers; implements :class:`~..base.Layer`.
 
     Args:
         sandbox: Where to do it.
         kmsg: Provide /dev/kmsg.
-        sysctl_tree: Put the tree of kernel tunables over /proc/sys.
+        sysctl_tree: Write the tree of kernel tunables.
+        over: Put that tree over /proc/sys; otherwise only an interceptor leads there.
         propagation: What ``/`` is made recursively: ``private``, ``shared`` or None for no change.
             With ``shared`` (the research's way) secret volumes cannot be unmounted in gVisor.
         adapt_oci: Put the runtime that adapts OCI specs in front of runc.
+        cgroups: Mount the sandbox's own cgroup v1 controllers, as container hosts have them.
+
+    Attributes:
+        name: The layer's name, with the parts if it was made by :meth:`only`.
     """
 
     name = "workarounds"
@@ -48,18 +74,42 @@ class Workarounds:
         *,
         kmsg: bool = True,
         sysctl_tree: bool = True,
+        over: bool = True,
         propagation: str | None = "private",
         adapt_oci: bool = True,
+        cgroups: bool = False,
     ) -> None:
         """Keep what to do; nothing is done yet."""
         self._sandbox = sandbox
         self._kmsg = kmsg
         self._sysctl_tree = sysctl_tree
+        self._over = over
         self._propagation = propagation
         self._adapt_oci = adapt_oci
+        self._cgroups = cgroups
         self._effect = Effect()
         self._mounted: list[str] = []
         self._holder: Process | None = None
+
+    @classmethod
+    def only(cls, sandbox: Sandbox, text: str) -> Self:
+        """Return a layer of the workarounds that a text like ``kmsg+oci`` names, and no others.
+
+        Raises:
+            ConfigError: As for :func:`parse_parts`.
+        """
+        parts = parse_parts(text)
+        made = cls(
+            sandbox,
+            kmsg="kmsg" in parts,
+            sysctl_tree=bool({"sysctl", "tree"} & parts),
+            over="sysctl" in parts,
+            propagation=next((mode for mode in ("private", "shared") if mode in parts), None),
+            adapt_oci="oci" in parts,
+            cgroups="cgroups" in parts,
+        )
+        made.name = f"{cls.name}:{text}"
+        return made
 
     @property
     def effect(self) -> Effect:
@@ -79,15 +129,20 @@ class Workarounds:
                 self._shell(PROPAGATION.format(mode=self._propagation))
             if self._sysctl_tree:
                 self._put_tree()
-                self._put_network_class()
+                if self._over:
+                    self._put_network_class()
+            if self._cgroups:
+                self._mount_cgroups()
             if self._adapt_oci:
                 folder = self._sandbox.host_path(f"{STATE_DIR}/runtime")
                 folder.mkdir(exist_ok=True)
                 wrapper = write_wrapper(folder, f"{STATE_DIR}/runtime", f"{BIN_DIR}/runc")
                 self._effect = Effect(runtime=wrapper)
             health = self.check()
-        except StartError as error:
+        except (StartError, LayerError) as error:
             self.__exit__(None, None, None)
+            if isinstance(error, LayerError):
+                raise
             raise LayerError("the layer workarounds did not come up", cause=str(error)) from error
         if not health.ok:
             self.__exit__(None, None, None)
@@ -113,7 +168,7 @@ class Workarounds:
         details = {}
         if self._kmsg:
             details["kmsg"] = self._answer("test -r /dev/kmsg && echo readable")
-        if self._sysctl_tree:
+        if self._sysctl_tree and self._over:
             details["sysctl"] = self._answer(
                 "for f in "
                 + " ".join(sysctl.KUBELET_WANTS)
@@ -143,11 +198,35 @@ class Workarounds:
     def _put_tree(self) -> None:
         sandbox = self._sandbox
         listing = sandbox.run(["find", "/proc/sys", "-mindepth", "1", "-printf", "%y %P\n"]).stdout
-        sysctl.write_tree(sandbox.host_path(TREE) / "proc", sysctl.plan(listing, ASIDE))
+        aside = ASIDE if self._over else "/proc/sys"  # where nothing lies over it
+        sysctl.write_tree(sandbox.host_path(TREE) / "proc", sysctl.plan(listing, aside))
+        if not self._over:
+            return
         self._mounted += [ASIDE, "/proc/sys"]
         self._shell(
             f"mkdir -p {ASIDE} && mount --bind /proc/sys {ASIDE} && mount --bind {TREE}/proc/sys /proc/sys"
         )
+
+    def _mount_cgroups(self) -> None:
+        """Mount each controller that the sandbox's kernel has (/proc/cgroups, cgroups(7)) by its name.
+
+        Raises:
+            LayerError: The sandbox has no kernel of its own, and so no cgroups of its own.
+        """
+        sandbox = self._sandbox
+        if sandbox.kind != "gvisor":
+            raise LayerError(
+                "the workaround cgroups",
+                cause=f"a sandbox of kind {sandbox.kind} has the machine's own cgroups",
+                remedy="use a gvisor sandbox",
+            )
+        self._shell("mkdir -p /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup")
+        self._mounted.append("/sys/fs/cgroup")
+        table = sandbox.run(["cat", "/proc/cgroups"]).stdout
+        for name in (line.split()[0] for line in table.splitlines() if not line.startswith("#")):
+            point = f"/sys/fs/cgroup/{name}"
+            self._shell(f"mkdir {point} && mount -t cgroup -o {name} cgroup {point}")
+            self._mounted.append(point)
 
     def _shell(self, command: str) -> None:
         self._sandbox.run(["sh", "-c", command])

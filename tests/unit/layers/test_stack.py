@@ -45,6 +45,37 @@ def test_an_unknown_layer_is_named_with_a_suggestion(word: str, remedy: str) -> 
     assert all(name in str(caught.value) for name in stack.LAYERS)
 
 
+@given(st.permutations(["workarounds:oci+kmsg", "ptrace_interceptor:exp04", "fake_cni"]))
+def test_variants_are_kept_and_sorted_by_their_layers(words: list[str]) -> None:
+    assert stack.parse(words) == ("workarounds:oci+kmsg", "ptrace_interceptor:exp04", "fake_cni")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("ptrace_interceptor:exp4", "preset 'exp4': unknown"),
+        ("ptrace_interceptor:", "preset '': unknown"),
+        ("workarounds:kmgs", "unknown workaround 'kmgs'"),
+        ("workarounds:private+shared", "private and shared exclude each other"),
+        ("fake_cni:x", "layer 'fake_cni:x': fake_cni has no variants"),
+        ("interceptor:exp04", "unknown layer 'interceptor'"),
+        (
+            "workarounds,workarounds:oci",
+            "layers 'workarounds' and 'workarounds:oci': a stack has each layer once",
+        ),
+    ],
+)
+def test_a_wrong_variant_is_named(words: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stack.parse(words)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["workarounds", "workarounds:kmsg+tree", "ptrace_interceptor:exp06"])
+def test_a_layer_has_the_name_that_it_was_named_by(word: str) -> None:
+    assert stack.make(word, SANDBOX).name == word
+
+
 class Noted:
     """A layer that notes what happens to it."""
 

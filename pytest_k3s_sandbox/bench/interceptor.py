@@ -1,0 +1,222 @@
+"""What the interceptor costs, beside other tracers: calls, processes, a build, a node.
+
+Every tracer runs the same program (``sources/calls.c``), which times itself, so that a
+tracer's own start is in no figure. The tracers take turns within every repetition, and
+a ratio is that of two neighbours: of a tracer's figure to the native one of the same repetition.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_k3s_sandbox.bench import Result, Say, interceptor_node
+from pytest_k3s_sandbox.bench.interceptor_figures import NATIVE, OURS, Reading, summary, table
+from pytest_k3s_sandbox.bench.programs import build, find_go
+from pytest_k3s_sandbox.errors import SandboxError, StartError
+from pytest_k3s_sandbox.layers.interceptor.rules import RedirectRule, Rules, StatfsRule, trapped_calls
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain, ensure_system_packages
+from pytest_k3s_sandbox.toolchain.packages import TRACERS
+
+SECONDS = 0.15
+"""About how long each case is repeated within one reading."""
+
+BUILD_SECONDS = 120
+"""After this a build counts as one that does not end."""
+
+BUILDS = 3
+"""How many readings there are of the build for one of a call: it takes so much longer."""
+
+FOLDER = f"{STATE_DIR}/bench"
+SHARED = "/srv/bench"
+SPOOFED = 0x1CE  # nobody's f_type
+MODULE = "pytest_k3s_sandbox.layers.interceptor"
+
+GO_ENVIRONMENT = {"GOTOOLCHAIN": "local", "GOTELEMETRY": "off", "CGO_ENABLED": "0"}
+HELLO = """package main
+
+import "fmt"
+
+func main() { fmt.Println("hello, number %d") }
+"""
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """A way to run a program.
+
+    Attributes:
+        name: What the table calls it.
+        words: What comes before the program's own command line.
+        f_type: Whether it makes statfs answer something else.
+        redirects: Whether it leads an open to another file.
+    """
+
+    name: str
+    words: tuple[str, ...] = ()
+    f_type: bool = False
+    redirects: bool = False
+
+
+def tracers(magic: int) -> tuple[list[Tracer], str]:
+    """Return everything that is compared, and the rule file for ours.
+
+    Args:
+        magic: ``f_type`` of the sandbox's root, which ours changes.
+    """
+    source, target = f"{FOLDER}/source", f"{FOLDER}/target"
+    rules = (
+        f"[[statfs]]\noriginal = {magic}\nreplacement = {SPOOFED}\n"
+        f'[[redirect]]\npath = "{source}"\ntarget = "{target}"\n'
+    )
+    same = Rules((StatfsRule(magic, SPOOFED),), (RedirectRule(source, target),))
+    strace = ("strace", "-f", "-q", "-o", "/dev/null", "-e", "trace=" + ",".join(sorted(trapped_calls(same))))
+    ours = (sys.executable, "-m", MODULE, "--rules", f"{FOLDER}/rules.toml", "--")
+    return [
+        Tracer(NATIVE),
+        Tracer(OURS, ours, f_type=True, redirects=True),
+        Tracer("strace --seccomp-bpf", (*strace, "--seccomp-bpf")),
+        Tracer("strace", strace),
+        Tracer("proot", ("proot", "-b", f"{target}:{source}"), redirects=True),
+        Tracer("python-ptrace", (sys.executable, "-m", "pytest_k3s_sandbox.bench.every_call")),
+    ], rules
+
+
+@contextlib.contextmanager
+def place(kind: str, toolchain: Toolchain, shared: Path) -> Iterator[StartedSandbox]:
+    """Start a sandbox with what is measured in it, and nothing of Kubernetes."""
+    programs = [build("calls", toolchain), build("nothing", toolchain)]
+    go_root = find_go(toolchain).path.resolve().parents[1]
+    binds = [Bind(shared, SHARED, writable=True), Bind(go_root, str(go_root))]
+    sandbox: StartedSandbox
+    if kind == "here":
+        sandbox = HereSandbox(programs=programs, binds=binds)
+    else:
+        sandbox = GvisorSandbox(toolchain.get("runsc").path, programs=programs, binds=binds)
+    with sandbox:
+        yield sandbox
+
+
+def read_calls(sandbox: StartedSandbox, tracer: Tracer, magic: int) -> dict[str, Any]:
+    """Return one reading of every call: seconds by case, and what the tracer used.
+
+    Raises:
+        StartError: The program failed under the tracer, or saw what it should not.
+    """
+    files = [f"{FOLDER}/{name}" for name in ("miss", "source")]
+    program = [f"{BIN_DIR}/calls", str(SECONDS), "/", *files, f"{BIN_DIR}/nothing"]
+    lines = _run(sandbox, tracer, program, timeout=60)
+    seen = next(line for line in lines if "f_type" in line)
+    expected = {"f_type": SPOOFED if tracer.f_type else magic, "byte": "T" if tracer.redirects else "S"}
+    if seen != expected:
+        raise StartError(f"{tracer.name} in {sandbox.kind}", cause=f"a program saw {seen}, not {expected}")
+    return _reading(lines)
+
+
+def read_build(sandbox: StartedSandbox, tracer: Tracer, go: Path, number: int) -> dict[str, Any]:
+    """Return one reading of ``go build`` of a file that was never built before."""
+    words = [str(go), "build", "-o", f"{FOLDER}/hello", f"{SHARED}/hello-{number}.go"]
+    return _reading(_run(sandbox, tracer, [f"{BIN_DIR}/calls", "once", *words], timeout=BUILD_SECONDS))
+
+
+def _run(sandbox: StartedSandbox, tracer: Tracer, program: list[str], *, timeout: float) -> list[Any]:
+    environment = {**GO_ENVIRONMENT, "GOCACHE": f"{SHARED}/cache"}
+    done = sandbox.run([*tracer.words, *program], timeout=timeout, env=environment)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def _reading(lines: list[Any]) -> dict[str, Any]:
+    parent = next(line["parent"] for line in lines if "parent" in line)
+    cases = {line["case"]: line["seconds"] / line["count"] for line in lines if "case" in line}
+    return {"cases": cases, "rss_kib": parent["rss_kib"]}
+
+
+def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Reading]:
+    """Measure everything but the node in one kind of sandbox.
+
+    Args:
+        kind: ``here`` or ``gvisor``.
+        count: How many readings of each.
+        toolchain: Where runsc and Go are.
+        say: Told how it goes.
+    """
+    readings: list[Reading] = []
+    builds = max(2, count // BUILDS)
+    go = find_go(toolchain).path.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        warm(Path(folder), go, builds * len(tracers(0)[0]))
+        with place(kind, toolchain, Path(folder)) as sandbox:
+            magic = sandbox.root_magic()
+            compared, rules = tracers(magic)
+            put_files(sandbox, rules)
+            for number in range(count):
+                for tracer in turned(compared, number):
+                    read = functools.partial(read_calls, sandbox, tracer, magic)
+                    readings.append(attempt(kind, tracer, number, read))
+                say(f"{kind}: calls {number + 1}/{count}")
+            files = itertools.count()
+            for number in range(builds):
+                for tracer in turned(compared, number):
+                    if any(r.tracer == tracer.name and r.failure is not None for r in readings):
+                        continue  # what did not end once is not waited for again
+                    read = functools.partial(read_build, sandbox, tracer, go, next(files))
+                    readings.append(attempt(kind, tracer, number, read))
+                say(f"{kind}: go build {number + 1}/{builds}")
+    return readings
+
+
+def put_files(sandbox: StartedSandbox, rules: str) -> None:
+    """Write the rules, and what is opened."""
+    inside = sandbox.host_path(FOLDER)
+    inside.mkdir()
+    for name, text in {"rules.toml": rules, "source": "S", "target": "T", "miss": "M"}.items():
+        (inside / name).write_text(text)
+
+
+def turned(compared: Sequence[Tracer], number: int) -> list[Tracer]:
+    """Return the tracers in another order for each repetition, so that none always comes first."""
+    at = number % len(compared)
+    return [*compared[at:], *compared[:at]]
+
+
+def attempt(kind: str, tracer: Tracer, number: int, read: Callable[[], dict[str, Any]]) -> Reading:
+    """Return a reading, or one that says why there is none: not every tracer can everything everywhere."""
+    try:
+        return Reading(kind, tracer.name, number, **read())
+    except SandboxError as error:
+        return Reading(kind, tracer.name, number, failure=str(error))
+
+
+def warm(shared: Path, go: Path, files: int) -> None:
+    """Write the files that are built, and fill Go's cache with the packages that they need."""
+    for number in range(files):
+        (shared / f"hello-{number}.go").write_text(HELLO % number)
+    (shared / "warm.go").write_text(HELLO % files)
+    environment = {**os.environ, **GO_ENVIRONMENT, "GOCACHE": str(shared / "cache")}
+    argv = [str(go), "build", "-o", os.devnull, str(shared / "warm.go")]
+    subprocess.run(argv, check=True, capture_output=True, env=environment)
+
+
+def bench(count: int, say: Say) -> Result:
+    """Compare the tracers in both kinds of sandbox, then measure a node; see the module."""
+    toolchain = Toolchain()
+    toolchain.provision()
+    ensure_system_packages(TRACERS, progress=toolchain.progress)
+    readings = [reading for kind in ("here", "gvisor") for reading in measure(kind, count, toolchain, say)]
+    result = summary(readings, interceptor_node.measure(toolchain, say))
+    failed = [reading for reading in readings if reading.tracer in {NATIVE, OURS} and reading.failure]
+    return Result(result, table(result), ok=not failed)
