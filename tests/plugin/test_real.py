@@ -118,7 +118,7 @@ def test_a_users_test_passes_and_leaves_nothing_but_its_run(folder: Path) -> Non
     assert_nothing_is_left(folder, name)
 
 
-@pytest.mark.parametrize("phase", ["layer fuse_cgroupfs", "control plane"])
+@pytest.mark.parametrize("phase", ["layer fuse_cgroupfs", "containerd"])
 def test_ctrl_c_during_the_bring_up_leaves_nothing_and_the_records_say_so(folder: Path, phase: str) -> None:
     with started(folder) as process:
         name = wait_for(process, folder, phase, 100)
