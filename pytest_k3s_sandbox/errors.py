@@ -7,6 +7,8 @@ the plugin turns :class:`MissingCapability` into a skip and the others into a fa
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -71,3 +73,17 @@ class LayerError(SandboxError):
 
 class ClusterError(SandboxError):
     """A component of Kubernetes did not start, or a wait ran out of time."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return the remedy for an unknown word: the known one that was meant, if that can be told.
+
+    Args:
+        word: What the user wrote.
+        known: What could have been written; the only one that contains the word goes before those
+            that resemble it.
+    """
+    names = list(known)
+    containing = [name for name in names if word and word in name]
+    near = containing if len(containing) == 1 else difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else "use one of these"

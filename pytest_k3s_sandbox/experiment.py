@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pytest_k3s_sandbox
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, suggestion
 from pytest_k3s_sandbox.keys import REPORTS
 
 
@@ -53,11 +52,10 @@ def require(name: str) -> None:
     """
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
             f"unknown experiment {name!r}",
             cause=f"known are {', '.join(known)}",
-            remedy=f"did you mean {near[0]!r}?" if near else "use one of these",
+            remedy=suggestion(name, known),
         )
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -167,6 +167,23 @@ class AgentClient:
         """Signal a child's process group, if it still runs."""
         if self.status(child) is None:
             self._send({"op": "signal", "pid": child.pid, "signal": int(number)})
+
+    def hand_over(self, receive: Callable[[int, int], None]) -> None:
+        """Let another process hold the agent's pipes; to this one it is then as if the sandbox had ended.
+
+        Args:
+            receive: Called with the descriptors of the agent's input and output; when it returns, the
+                other process has them.
+        """
+        stdin, stdout = self._launcher.stdin, self._launcher.stdout
+        if stdin is None or stdout is None:
+            raise TypeError("the launcher has no pipes")
+        receive(stdin.fileno(), stdout.fileno())
+        with self._changed:
+            self._gone = True
+            self._changed.notify_all()
+        with self._write:
+            stdin.close()
 
     def end(self, deadline: Deadline) -> None:
         """Ask the agent to end everything, and wait for the launcher; kill it at the deadline."""

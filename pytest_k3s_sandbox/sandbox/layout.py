@@ -86,6 +86,22 @@ def plan(workdir: Path, programs: Iterable[Path], extra: Sequence[Bind] = ()) ->
     return Layout(workdir / "rootfs", drop_covered(binds), tuple(programs))
 
 
+def below_var(workdir: Path, inside: str) -> Path:
+    """Return where a path below /var of a sandbox is on the machine.
+
+    Args:
+        workdir: The sandbox's folder.
+        inside: The path inside.
+
+    Raises:
+        ValueError: It is not below /var.
+    """
+    path = PurePosixPath(inside)
+    if ".." in path.parts or not path.is_relative_to("/var"):
+        raise ValueError(f"{inside} is not below /var, the part of a sandbox that the machine can write")
+    return workdir / path.relative_to("/")
+
+
 def drop_covered(binds: Sequence[Bind]) -> tuple[Bind, ...]:
     """Sort binds parents first, without those that a parent already shows.
 

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -49,6 +49,9 @@ class StartedSandbox(ABC):
         programs: Programs on the machine that appear inside, in ``BIN_DIR``.
         binds: Further files and folders to show.
 
+    Attributes:
+        handed_over: Whether another process owns it now; what is in it stays as it is then.
+
     Raises:
         MissingCapability: The machine cannot run this kind of sandbox.
         StartError: It did not start; nothing is left.
@@ -67,6 +70,7 @@ class StartedSandbox(ABC):
             )
         self._numbers = itertools.count(1)
         self._closed = False
+        self.handed_over = False
         self._client: AgentClient | None = None
         try:
             with machine.lock():
@@ -171,10 +175,7 @@ class StartedSandbox(ABC):
 
     def host_path(self, inside: str) -> Path:
         """Return where a path below /var is on the machine; see :meth:`.base.Sandbox.host_path`."""
-        path = PurePosixPath(inside)
-        if ".." in path.parts or not path.is_relative_to("/var"):
-            raise ValueError(f"{inside} is not below /var, the part of a sandbox that the machine can write")
-        return self.workdir / path.relative_to("/")
+        return layout.below_var(self.workdir, inside)
 
     def close(self) -> None:
         """End the sandbox and everything that belongs to it; see :meth:`.base.Sandbox.close`."""
@@ -188,6 +189,22 @@ class StartedSandbox(ABC):
         finally:  # also when a second Ctrl-C comes meanwhile
             with machine.lock():
                 machine.dispose(self.workdir, self._owner())
+
+    def hand_over(self, receive: Callable[[int, int], None]) -> None:
+        """Let another process own the sandbox; it goes on when this one ends.
+
+        To this process it is then as if it had ended: nothing can be run in it, and :meth:`close`
+        does nothing.
+
+        Args:
+            receive: Called with the descriptors of the input and output of process 1. When it returns,
+                the other process holds both and has claimed the sandbox's folder (:func:`.machine.claim`).
+
+        Raises:
+            StartError: The sandbox has ended.
+        """
+        self._agent().hand_over(receive)
+        self._closed = self.handed_over = True
 
     def statfs_magic(self, path: str) -> int:
         """Return ``f_type`` of the file system that holds a path, as a program inside sees it."""
