@@ -1,7 +1,8 @@
 """The command lines and configuration files of Kubernetes' parts: pure functions.
 
 Flags and fields: the components' reference pages for v1.34, and containerd's
-``docs/cri/config.md`` for version 3 of its configuration.
+``docs/cri/config.md`` for version 3 of its configuration. What other versions of
+Kubernetes want differently is in :mod:`.versions`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_k3s_sandbox.cluster import versions
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 
 KINE_SOCKET = "/run/kine.sock"
@@ -33,6 +35,7 @@ class Settings:
         cni_conf_dir: The folder with the CNI configuration list, a path inside.
         runtime: The OCI runtime, a path inside.
         pause_image: The reference of the sandbox image.
+        kubernetes: The version of Kubernetes.
         local_storage_isolation: The kubelet's ``localStorageCapacityIsolation``.
         kubelet_overrides: Fields put over the kubelet's configuration.
     """
@@ -44,6 +47,7 @@ class Settings:
     cni_conf_dir: str = "/etc/cni/net.d"
     runtime: str = f"{BIN_DIR}/runc"
     pause_image: str = "registry.k8s.io/pause:3.10"
+    kubernetes: str = versions.OLDEST
     local_storage_isolation: bool = True
     kubelet_overrides: tuple[tuple[str, Any], ...] = ()
 
@@ -141,16 +145,28 @@ def containerd() -> list[str]:
     return [f"{BIN_DIR}/containerd", "--config", f"{STATE_DIR}/containerd.toml"]
 
 
-def containerd_config(settings: Settings) -> str:
+def containerd_config(
+    settings: Settings,
+    *,
+    root: str = "/var/lib/containerd",
+    state: str = "/run/containerd",
+    socket: str = CONTAINERD_SOCKET,
+) -> str:
     """Return containerd's configuration (TOML, version 3).
 
     The unprivileged port and ICMP sysctls are off because gVisor lacks them, and the
     snapshotter is ``native`` because overlayfs cannot be mounted on 9p.
+
+    Args:
+        settings: The images, folders and runtime to use.
+        root: The folder of what lasts.
+        state: The folder of what ends with containerd.
+        socket: Where it is reached.
     """
     text = json.dumps  # a JSON string is a TOML basic string
     return f"""version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
+root = {text(root)}
+state = {text(state)}
 disabled_plugins = [
   "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.blockfile",
   "io.containerd.snapshotter.v1.overlayfs", "io.containerd.snapshotter.v1.erofs",
@@ -158,7 +174,7 @@ disabled_plugins = [
 ]
 
 [grpc]
-  address = {text(CONTAINERD_SOCKET)}
+  address = {text(socket)}
 
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/amd64"
@@ -203,11 +219,8 @@ def kubelet(settings: Settings) -> list[str]:
 
 
 def kubelet_config(settings: Settings) -> dict[str, Any]:
-    """Return the KubeletConfiguration (kubelet.config.k8s.io/v1beta1)."""
-    thresholds = {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"}
-    config: dict[str, Any] = {
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
+    """Return the embedded kubelet's KubeletConfiguration (kubelet.config.k8s.io/v1beta1)."""
+    return {
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
@@ -218,17 +231,28 @@ def kubelet_config(settings: Settings) -> dict[str, Any]:
         "tlsPrivateKeyFile": f"{PKI_DIR}/kubelet-serving.key",
         "port": KUBELET_PORT,
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        "clusterDomain": "cluster.local",
+        "podCIDR": POD_RANGE,
+    } | kubelet_tuning(settings)
+
+
+def kubelet_tuning(settings: Settings) -> dict[str, Any]:
+    """Return what every kubelet in a sandbox is told, whoever configures the rest of it.
+
+    It is a whole KubeletConfiguration, as a file beside another one has to be.
+    """
+    thresholds = {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"}
+    config: dict[str, Any] = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
         "cgroupDriver": "cgroupfs",
         "cgroupsPerQOS": False,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
-        "failCgroupV1": False,
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "evictionHard": thresholds,
-        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
-        "clusterDomain": "cluster.local",
-        "podCIDR": POD_RANGE,
         "localStorageCapacityIsolation": settings.local_storage_isolation,
     }
-    return config | dict(settings.kubelet_overrides)
+    return config | versions.kubelet_fields(settings.kubernetes) | dict(settings.kubelet_overrides)

@@ -174,7 +174,7 @@ def _programs(toolchain: Toolchain) -> tuple[list[Check], list[str]]:
 
 def _building(toolchain: Toolchain, unavailable: list[str]) -> list[Check]:
     builds = [pin for name in unavailable if (pin := toolchain.pins.programs[name]).build]
-    least = max((golang.required(pin.build.module) for pin in builds if pin.build), default=())
+    least = max((golang.required(pin.build) for pin in builds if pin.build), default=())
     go = golang.find_go(toolchain.pins.go, least, toolchain.cache, toolchain.environ)
     pinned = toolchain.pins.go
     found = f"{'.'.join(map(str, go.version))}, {go.path}" if go else "none that is recent enough"

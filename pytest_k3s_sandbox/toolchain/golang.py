@@ -44,12 +44,13 @@ def parse_version(text: str) -> Version:
     return tuple(int(part) for part in found.group(1).split(".")) if found else ()
 
 
-def required(module: Path) -> Version:
-    """Return the least Go version that a module asks for.
+def required(build: Build) -> Version:
+    """Return the least Go version that a build's module asks for.
 
     The ``go`` line of go.mod; see "Go Modules Reference", go directive.
     """
-    found = re.search(r"^go (\S+)$", (module / "go.mod").read_text(encoding="utf-8"), re.MULTILINE)
+    text = (build.module / build.modfile).read_text(encoding="utf-8")
+    found = re.search(r"^go (\S+)$", text, re.MULTILINE)
     return parse_version(found.group(1)) if found else ()
 
 
@@ -58,8 +59,9 @@ def recipe_digest(build: Build, arch: str) -> str:
     digest = hashlib.sha256(
         repr((build.packages, build.cgo, build.tags, build.ldflags, build.output, arch)).encode()
     )
+    pins = {build.modfile, Path(build.modfile).with_suffix(".sum").name}
     for path in sorted(build.module.iterdir()):
-        if path.name in {"go.mod", "go.sum"} or path.suffix == ".go":
+        if path.name in pins or path.suffix == ".go":
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -234,7 +236,10 @@ def build_group(
     what = f"building {pin.group} {pin.version}"
     output = scratch / build.output if build.output else f"{content}/"
     tags = ["-tags", ",".join(build.tags)] if build.tags else []
-    argv = [str(go.path), "build", "-v", "-trimpath", "-buildvcs=false", *tags, "-ldflags", build.ldflags]
+    # The sums are then in the file of that name with suffix .sum ("go help build", -modfile).
+    modfile = [] if build.modfile == "go.mod" else [f"-modfile={build.modfile}"]
+    argv = [str(go.path), "build", "-v", "-trimpath", "-buildvcs=false", *modfile, *tags]
+    argv += ["-ldflags", build.ldflags]
     log = cache.root / "logs" / f"{key}.log"
     run_shown(
         [*argv, "-o", str(output), *build.packages],

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pytest_k3s_sandbox.errors import ConfigError
+
 PINS = Path(__file__).with_name("programs.toml")
 MODULES = Path(__file__).with_name("go")
 
@@ -20,6 +22,7 @@ class Build:
 
     Attributes:
         module: The folder with ``go.mod``, ``go.sum`` and small mains.
+        modfile: The file in it that pins the modules; its sums are beside it with suffix ``.sum``.
         packages: What ``go build`` is asked for.
         cgo: Whether a C compiler and the C library's headers are needed.
         tags: Build tags.
@@ -30,6 +33,7 @@ class Build:
 
     module: Path
     packages: tuple[str, ...]
+    modfile: str = "go.mod"
     cgo: bool = False
     tags: tuple[str, ...] = ()
     ldflags: str = ""
@@ -129,27 +133,35 @@ class Pins:
     Attributes:
         programs: The programs by name, in the order of the file.
         go: The Go toolchain.
+        kubernetes: The version of Kubernetes that was chosen.
     """
 
     programs: Mapping[str, Pin]
     go: GoPin
+    kubernetes: str = ""
 
 
-def _pin(group: str, name: str, table: Mapping[str, Any], modules: Path) -> Pin:
+def minor_of(version: str) -> str:
+    """Return the minor release of a version: ``1.34`` of ``1.34.4`` and of ``v1.34.1+k3s1``."""
+    return ".".join(version.removeprefix("v").split(".")[:2])
+
+
+def _pin(group: str, name: str, table: Mapping[str, Any], modules: Path, version: str) -> Pin:
     own: Mapping[str, Any] = table["programs"][name]
-    version: str = table["version"]
 
     def fill(text: str) -> str:
-        return text.replace("{version}", version).replace("{program}", name)
+        minor = minor_of(version).partition(".")[2]
+        return text.replace("{version}", version).replace("{minor}", minor).replace("{program}", name)
 
     build = release = None
     if raw := table.get("build"):
         build = Build(
             module=modules / raw["module"],
             packages=tuple(raw["packages"]),
+            modfile="go.mod" if version == table["version"] else f"v{minor_of(version)}.mod",
             cgo=raw.get("cgo", False),
             tags=tuple(raw.get("tags", ())),
-            ldflags=raw.get("ldflags", "").replace("{version}", version),
+            ldflags=fill(raw.get("ldflags", "")),
             output=raw.get("output"),
         )
     if raw := table.get("release"):
@@ -175,20 +187,61 @@ def _pin(group: str, name: str, table: Mapping[str, Any], modules: Path) -> Pin:
 
 
 @cache
-def load(path: Path = PINS, modules: Path = MODULES) -> Pins:
+def load(path: Path = PINS, modules: Path = MODULES, kubernetes: str | None = None) -> Pins:
     """Read the pins.
 
     Args:
         path: The TOML file.
         modules: The folder with one Go module folder a group.
+        kubernetes: The version of Kubernetes, as :func:`pick` takes it; by default the file's own.
 
     Returns:
         The pins, read once a process.
+
+    Raises:
+        ConfigError: That version of Kubernetes is not pinned.
     """
     raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    groups: Mapping[str, Mapping[str, Any]] = raw["groups"]
+    chosen = {group: str(table["version"]) for group, table in groups.items()}
+    if "kubernetes" in groups:
+        chosen["kubernetes"] = pick(kubernetes, _known(groups["kubernetes"]))
     programs = {
-        name: _pin(group, name, table, modules)
-        for group, table in raw["groups"].items()
+        name: _pin(group, name, table, modules, chosen[group])
+        for group, table in groups.items()
         for name in table["programs"]
     }
-    return Pins(programs=programs, go=GoPin(**raw["go"]))
+    return Pins(programs=programs, go=GoPin(**raw["go"]), kubernetes=chosen.get("kubernetes", ""))
+
+
+def _known(table: Mapping[str, Any]) -> tuple[str, ...]:
+    return (table["version"], *table.get("versions", ()))
+
+
+def kubernetes_versions(path: Path = PINS) -> tuple[str, ...]:
+    """Return the pinned versions of Kubernetes, the default first."""
+    return _known(tomllib.loads(path.read_text(encoding="utf-8"))["groups"]["kubernetes"])
+
+
+def pick(text: str | None, known: tuple[str, ...]) -> str:
+    """Return the pinned version that somebody asks for.
+
+    Args:
+        text: A version or a minor release, with or without ``v``: ``1.36``, ``v1.36``, ``1.36.3``.
+            None and the empty text mean the default.
+        known: The pinned versions, the default first.
+
+    Raises:
+        ConfigError: It is none of the pinned ones.
+    """
+    if not text:
+        return known[0]
+    wanted = text.strip().removeprefix("v")
+    for version in known:
+        if wanted in {version, minor_of(version)}:
+            return version
+    raise ConfigError(
+        f"Kubernetes version {text!r}",
+        cause=f"pinned are {', '.join(known)}",
+        remedy="ask for one of these; a minor release such as 1.36 will do",
+    )

@@ -76,7 +76,11 @@ class Toolchain:
         environ: The environment; by default the process' own. ``K3S_SANDBOX_RELEASES=0``
             in it skips release downloads, so that programs are built.
         progress: Who is told about long work; by default a live line on a terminal, else lines.
+        kubernetes: The version of Kubernetes, as :func:`.pins.pick` takes it; by default the pinned one.
         pinned: The pins, for tests.
+
+    Raises:
+        ConfigError: That version of Kubernetes is not pinned.
     """
 
     def __init__(
@@ -85,12 +89,13 @@ class Toolchain:
         environ: Mapping[str, str] | None = None,
         progress: Progress | None = None,
         *,
+        kubernetes: str | None = None,
         pinned: pins.Pins | None = None,
     ) -> None:
         """Keep the arguments; nothing is looked for yet."""
         self.environ = dict(os.environ if environ is None else environ)
         self.cache = Cache(cache or cache_folder(self.environ))
-        self.pins = pinned or pins.load()
+        self.pins = pinned or pins.load(kubernetes=kubernetes)
         self._progress = progress
         self._versions: dict[Path, str | None] = {}
         self._notes: dict[str, list[str]] = {}
@@ -306,7 +311,7 @@ class Toolchain:
         if build is None:
             notes.append("cannot be built: its source is in no public module proxy")
             return None
-        least = golang.required(build.module)
+        least = golang.required(build)
         go = golang.find_go(self.pins.go, least, self.cache, self.environ)
         if go is None:
             go = golang.install_go(self.pins.go, self.cache, self.environ, self.progress)

@@ -122,7 +122,6 @@ def test_the_kubelets_configuration_is_what_the_field_guide_measured() -> None:
         "cgroupsPerQOS": False,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
-        "failCgroupV1": False,
         "localStorageCapacityIsolation": True,
     }
     assert wanted.items() <= config.items()
@@ -141,3 +140,18 @@ def test_overrides_win_and_reach_only_the_configuration_they_are_for() -> None:
     config = components.kubelet_config(changed)
     assert (config["failSwapOn"], config["new"], config["localStorageCapacityIsolation"]) == (True, 1, False)
     assert components.kubelet_config(SETTINGS)["failSwapOn"] is False
+
+
+def test_an_override_wins_over_what_the_version_needs() -> None:
+    changed = Settings(
+        node="n", address="1.2.3.4", kubernetes="1.36.3", kubelet_overrides=(("failCgroupV1", True),)
+    )
+    assert components.kubelet_config(changed)["failCgroupV1"] is True
+
+
+def test_the_tuning_is_a_configuration_of_its_own_and_part_of_the_embedded_kubelets() -> None:
+    tuning = components.kubelet_tuning(SETTINGS)
+    assert tuning.items() <= components.kubelet_config(SETTINGS).items()
+    assert (tuning["kind"], tuning["cgroupDriver"]) == ("KubeletConfiguration", "cgroupfs")
+    # What k3s decides itself would be overridden by a file that has it.
+    assert not {"authentication", "authorization", "tlsCertFile", "clusterDomain", "podCIDR"} & set(tuning)

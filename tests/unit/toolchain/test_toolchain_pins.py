@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.toolchain import golang
-from pytest_k3s_sandbox.toolchain.pins import Pin, load
+from pytest_k3s_sandbox.toolchain.pins import Pin, kubernetes_versions, load, minor_of, pick
 
 PINS = load()
+ALL = [*PINS.programs.values(), *(load(kubernetes=v).programs["kubelet"] for v in kubernetes_versions()[1:])]
 
 
-@pytest.mark.parametrize("pin", PINS.programs.values(), ids=lambda pin: pin.name)
+@pytest.mark.parametrize("pin", ALL, ids=lambda pin: f"{pin.name}-{pin.version}")
 def test_pin_is_complete(pin: Pin) -> None:
     assert pin.build or pin.release
     assert pin.name in pin.siblings
@@ -23,18 +26,18 @@ def test_pin_is_complete(pin: Pin) -> None:
         assert "{" not in pin.release.url + pin.release.checksum_url
         assert not pin.release.archive or set(pin.release.archive) == set(pin.siblings)
     if pin.build:
-        assert (pin.build.module / "go.sum").is_file()
+        assert (pin.build.module / pin.build.modfile).with_suffix(".sum").is_file()
         assert "{" not in pin.build.ldflags
 
 
 @pytest.mark.parametrize(
-    "pin", [pin for pin in PINS.programs.values() if pin.build], ids=lambda pin: pin.name
+    "pin", [pin for pin in ALL if pin.build], ids=lambda pin: f"{pin.name}-{pin.version}"
 )
 def test_pinned_version_is_the_modules(pin: Pin) -> None:
     assert pin.build is not None
-    module = (pin.build.module / "go.mod").read_text()
+    module = (pin.build.module / pin.build.modfile).read_text()
     assert re.search(rf"\bv{re.escape(pin.version)}\b|-{re.escape(pin.version)}\d{{6}}-", module)
-    assert golang.required(pin.build.module) <= golang.parse_version(PINS.go.version)
+    assert golang.required(pin.build) <= golang.parse_version(PINS.go.version)
     sources = "".join(path.read_text() for path in pin.build.module.glob("*.go"))
     assert all(package == "." or f'"{package}"' in sources for package in pin.build.packages)
 
@@ -70,3 +73,53 @@ def test_versions_as_the_programs_state_them(
 
 def test_only_k3s_is_optional() -> None:
     assert [pin.name for pin in PINS.programs.values() if pin.optional] == ["k3s"]
+
+
+def test_every_version_of_kubernetes_is_a_minor_release_of_its_own_with_modules_of_its_own() -> None:
+    known = kubernetes_versions()
+    assert known[0] == PINS.kubernetes == PINS.programs["kubelet"].version
+    assert len({minor_of(version) for version in known}) == len(known)
+    kubelet = [load(kubernetes=version).programs["kubelet"] for version in known]
+    builds = [pin.build for pin in kubelet if pin.build]
+    assert len({build.modfile for build in builds}) == len(known)
+    assert len({golang.recipe_digest(build, "amd64") for build in builds}) == len(known)
+    for version, build in zip(known, builds, strict=True):
+        text = (build.module / build.modfile).read_text()
+        staging = set(re.findall(r"^\tk8s\.io/\S+ => k8s\.io/\S+ (v\S+)$", text, re.MULTILINE))
+        assert staging == {f"v0.{version.partition('.')[2]}"}
+        assert f"gitMinor={version.split('.')[1]}" in build.ldflags
+
+
+def test_another_version_of_kubernetes_changes_kubernetes_alone() -> None:
+    other = load(kubernetes="1.36")
+    assert {pin.version for pin in other.programs.values() if pin.group == "kubernetes"} == {"1.36.3"}
+    assert other.kubernetes == "1.36.3"
+    assert {n: p for n, p in other.programs.items() if p.group != "kubernetes"} == {
+        n: p for n, p in PINS.programs.items() if p.group != "kubernetes"
+    }
+
+
+@pytest.mark.parametrize("text", ["1.36", "v1.36", " 1.36.3 ", "v1.36.3"])
+def test_a_version_is_asked_for_by_itself_or_its_minor_release(text: str) -> None:
+    assert pick(text, ("1.34.4", "1.36.3")) == "1.36.3"
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_who_asks_for_no_version_gets_the_first(text: str | None) -> None:
+    assert pick(text, ("1.34.4", "1.36.3")) == "1.34.4"
+
+
+@pytest.mark.parametrize("text", ["1.36.2", "1.3", "36", "latest", "v"])
+def test_a_version_that_is_not_pinned_is_refused_with_those_that_are(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"1\.34\.4, 1\.36\.3"):
+        pick(text, ("1.34.4", "1.36.3"))
+
+
+def test_a_build_with_other_modules_is_told_so(tmp_path: Path) -> None:
+    build = load(kubernetes="1.37").programs["kubelet"].build
+    assert build is not None
+    assert build.modfile == "v1.37.mod"
+    (tmp_path / "go.mod").write_text("module m\n\ngo 1.1\n")
+    (tmp_path / "v1.37.mod").write_text("module m\n\ngo 1.99.9\n")
+    elsewhere = type(build)(**{**vars(build), "module": tmp_path})
+    assert golang.required(elsewhere) == (1, 99, 9)
