@@ -75,15 +75,23 @@ class Embedded:
         with phase("containerd"):
             words = [*effect.wrap.get("containerd", ()), *components.containerd()]
             self._spawn(sandbox, "containerd", words, effect)
-            self._load_images(sandbox, deadline)
-        self._until_api(sandbox, settings, deadline)
+            log = self.processes["containerd"].log
+            self._until(lambda: CONTAINERD_SERVES in log.read_bytes(), "containerd", deadline)
+        # Nodes can register long before the API server calls itself ready, which it does when all roles are
+        # written; a kubelet needs none of them (Node authorizer).
+        self._until_api(sandbox, settings, "/api/v1/nodes?limit=1", deadline)
+        words = [*effect.wrap.get("kubelet", ()), *components.kubelet(settings)]
+        self._spawn(sandbox, "kubelet", words, effect)
+        if not self._images_loaded:
+            with phase("images"):
+                for name in ("pause", "busybox"):
+                    load_image(sandbox, f"{STATE_DIR}/images/{name}.tar", deadline)
+            self._images_loaded = True
+        self._until_api(sandbox, settings, "/readyz", deadline)
         self._starting.close()
-        with phase("node start"):
-            words = [*effect.wrap.get("kubelet", ()), *components.kubelet(settings)]
-            self._spawn(sandbox, "kubelet", words, effect)
-            if "kube-scheduler" not in self.processes:
-                self._spawn(sandbox, "kube-controller-manager", components.kube_controller_manager())
-                self._spawn(sandbox, "kube-scheduler", components.kube_scheduler())
+        if "kube-scheduler" not in self.processes:
+            self._spawn(sandbox, "kube-controller-manager", components.kube_controller_manager())
+            self._spawn(sandbox, "kube-scheduler", components.kube_scheduler())
 
     def stop_node(self) -> None:
         """End kubelet and containerd, side by side."""
@@ -119,18 +127,9 @@ class Embedded:
         environment = dict(effect.environment) if effect is not None else {}
         self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
 
-    def _load_images(self, sandbox: Sandbox, deadline: Deadline) -> None:
-        log = self.processes["containerd"].log
-        self._until(lambda: CONTAINERD_SERVES in log.read_bytes(), "containerd", deadline)
-        if self._images_loaded:
-            return
-        for name in ("pause", "busybox"):
-            load_image(sandbox, f"{STATE_DIR}/images/{name}.tar", deadline)
-        self._images_loaded = True
-
-    def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
+    def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
         pki = sandbox.host_path(PKI_DIR)
-        self._until(lambda: api_ready(settings, pki), "kube-apiserver", deadline)
+        self._until(lambda: api_answers(settings, pki, path), "kube-apiserver", deadline)
 
     def _until(self, condition: Condition, name: str, deadline: Deadline) -> None:
         until(condition, what=f"{name} to answer", deadline=deadline, alive=self.processes)
@@ -166,12 +165,18 @@ def with_effect(settings: Settings, effect: Effect) -> Settings:
     )
 
 
-def api_ready(settings: Settings, pki: Path) -> bool:
-    """Tell whether the API server says that it is ready (its ``/readyz``)."""
+def api_answers(settings: Settings, pki: Path, path: str = "/readyz") -> bool:
+    """Tell whether the API server answers the administrator's request for a path with 200 OK.
+
+    Args:
+        settings: Where it listens.
+        pki: The folder on the machine with the certificates.
+        path: What is asked for; ``/readyz`` answers when everything has started.
+    """
     context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
     context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
     try:
-        with urllib.request.urlopen(f"{settings.api_url}/readyz", timeout=2, context=context) as answer:  # noqa: S310 - the address is ours, and https
+        with urllib.request.urlopen(f"{settings.api_url}{path}", timeout=2, context=context) as answer:  # noqa: S310 - the address is ours, and https
             return bool(answer.status == HTTPStatus.OK)
     except OSError:  # refused, not serving yet, or an HTTP error: urllib's errors are all OSErrors
         return False

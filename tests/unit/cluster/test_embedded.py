@@ -14,7 +14,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import certificates, components
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.embedded import api_ready, assert_ports_free, listening_ports, with_effect
+from pytest_k3s_sandbox.cluster.embedded import api_answers, assert_ports_free, listening_ports, with_effect
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
@@ -126,16 +126,16 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 
 def test_the_api_is_ready_when_it_says_so_with_the_clusters_certificate(api: Api, tmp_path: Path) -> None:
-    assert api_ready(api.settings, api.folder) is True
+    assert api_answers(api.settings, api.folder) is True
     api.code = 500
-    assert api_ready(api.settings, api.folder) is False
+    assert api_answers(api.settings, api.folder) is False
     api.code = 200
     other = certificates.write_pki(tmp_path / "other", node="n", address="127.0.0.1")
-    assert api_ready(api.settings, other.folder) is False  # another cluster's CA
+    assert api_answers(api.settings, other.folder) is False  # another cluster's CA
 
 
 def test_no_api_is_not_ready(tmp_path: Path) -> None:
     pki: Any = certificates.write_pki(tmp_path / "pki", node="n", address="127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    assert api_ready(Settings(node="n", address="127.0.0.1", api_port=port), pki.folder) is False
+    assert api_answers(Settings(node="n", address="127.0.0.1", api_port=port), pki.folder) is False
