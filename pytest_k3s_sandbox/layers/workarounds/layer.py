@@ -27,6 +27,22 @@ which cAdvisor logs as an error: ``exiting analyzeLines. OOM events will not be 
 
 PROPAGATION = "mount --make-r{mode} /"
 
+SURVEY = """
+test -e /dev/kmsg && echo kmsg
+test -e /sys/class/net && echo net
+echo --
+find /proc/sys -mindepth 1 -printf '%y %P\\n'
+echo --
+ip -json link show
+"""
+"""Says what is there already, which tunables there are, and which network devices."""
+
+CHECK = f"""
+test -r /dev/kmsg && echo readable
+cd /proc/sys && cat {" ".join(sysctl.KUBELET_WANTS)} >/dev/null &&
+read -r value <vm/overcommit_memory && echo "$value" >vm/overcommit_memory && echo writable
+"""
+"""Reads the kernel log's file and the tunables, and writes the one that gVisor refuses."""
 
 PARTS = ("kmsg", "private", "shared", "sysctl", "tree", "oci", "cgroups")
 """The workarounds by the words of a variant: ``tree`` is ``sysctl`` without its mount."""
@@ -123,21 +139,7 @@ class Workarounds:
             LayerError: One was refused; what was mounted is unmounted again.
         """
         try:
-            if self._kmsg:
-                self._put_kmsg()
-            if self._propagation is not None:
-                self._shell(PROPAGATION.format(mode=self._propagation))
-            if self._sysctl_tree:
-                self._put_tree()
-                if self._over:
-                    self._put_network_class()
-            if self._cgroups:
-                self._mount_cgroups()
-            if self._adapt_oci:
-                folder = self._sandbox.host_path(f"{STATE_DIR}/runtime")
-                folder.mkdir(exist_ok=True)
-                wrapper = write_wrapper(folder, f"{STATE_DIR}/runtime", f"{BIN_DIR}/runc")
-                self._effect = Effect(runtime=wrapper)
+            self._put()
             health = self.check()
         except (StartError, LayerError) as error:
             self.__exit__(None, None, None)
@@ -165,47 +167,54 @@ class Workarounds:
 
     def check(self) -> Health:
         """Read what the kubelet will read."""
+        kmsg, tunables = self._kmsg, self._sysctl_tree and self._over
+        if not (kmsg or tunables):
+            return Health(ok=True)
+        # One program inside for all, because starting one there takes longer than what it does.
+        answers = self._sandbox.run(["sh", "-c", CHECK], check=False)
         details = {}
-        if self._kmsg:
-            details["kmsg"] = self._answer("test -r /dev/kmsg && echo readable")
-        if self._sysctl_tree and self._over:
-            details["sysctl"] = self._answer(
-                "for f in "
-                + " ".join(sysctl.KUBELET_WANTS)
-                + "; do cat /proc/sys/$f >/dev/null || exit; done; "
-                "cd /proc/sys/vm && v=$(cat overcommit_memory) && echo $v >overcommit_memory && echo writable"
-            )
+        if kmsg:
+            details["kmsg"] = "readable" if "readable" in answers.stdout else "not readable"
+        if tunables:
+            details["sysctl"] = "writable" if "writable" in answers.stdout else answers.stderr.strip()
         ok = details.get("kmsg") in (None, "readable") and details.get("sysctl") in (None, "writable")
         return Health(ok, details)
 
-    def _put_kmsg(self) -> None:
-        sandbox = self._sandbox
-        if sandbox.run(["test", "-e", "/dev/kmsg"], check=False).returncode == 0:
-            return
-        self._holder = sandbox.spawn(["sh", "-c", KMSG_HOLDER], name="kmsg")
-        self._shell("until test -p /dev/kmsg; do sleep 0.01; done")
-
-    def _put_network_class(self) -> None:
-        """Give cAdvisor the folder that it lists network devices by, where sysfs lacks it."""
-        sandbox = self._sandbox
-        if sandbox.run(["test", "-e", "/sys/class/net"], check=False).returncode == 0:
-            return
-        links = json.loads(sandbox.run(["ip", "-json", "link", "show"]).stdout)
-        sysctl.write_network_class(sandbox.host_path(TREE) / "sys/class", links)
-        self._shell(f"mount --bind {TREE}/sys/class /sys/class")
-        self._mounted.append("/sys/class")
-
-    def _put_tree(self) -> None:
-        sandbox = self._sandbox
-        listing = sandbox.run(["find", "/proc/sys", "-mindepth", "1", "-printf", "%y %P\n"]).stdout
-        aside = ASIDE if self._over else "/proc/sys"  # where nothing lies over it
-        sysctl.write_tree(sandbox.host_path(TREE) / "proc", sysctl.plan(listing, aside))
-        if not self._over:
-            return
-        self._mounted += [ASIDE, "/proc/sys"]
-        self._shell(
-            f"mkdir -p {ASIDE} && mount --bind /proc/sys {ASIDE} && mount --bind {TREE}/proc/sys /proc/sys"
-        )
+    def _put(self) -> None:
+        """Look at what there is, with one program inside, and put what is missing there, with another."""
+        seen = self._sandbox.run(["sh", "-c", SURVEY]).stdout
+        present, listing, links = (part.strip() for part in seen.split("--\n"))
+        commands = []
+        if self._kmsg and "kmsg" not in present:
+            self._holder = self._sandbox.spawn(["sh", "-c", KMSG_HOLDER], name="kmsg")
+            commands.append("until test -p /dev/kmsg; do sleep 0.01; done")
+        if self._propagation is not None:
+            commands.append(PROPAGATION.format(mode=self._propagation))
+        if self._sysctl_tree:
+            tree = self._sandbox.host_path(TREE)
+            aside = ASIDE if self._over else "/proc/sys"  # where nothing lies over it
+            sysctl.write_tree(tree / "proc", sysctl.plan(listing, aside))
+            if self._over:
+                self._mounted += [ASIDE, "/proc/sys"]
+                commands += [
+                    f"mkdir -p {ASIDE}",
+                    f"mount --bind /proc/sys {ASIDE}",
+                    f"mount --bind {TREE}/proc/sys /proc/sys",
+                ]
+            if self._over and "net" not in present:
+                # cAdvisor lists network devices by this folder, which gVisor's sysfs lacks.
+                sysctl.write_network_class(tree / "sys/class", json.loads(links))
+                self._mounted.append("/sys/class")
+                commands.append(f"mount --bind {TREE}/sys/class /sys/class")
+        if commands:
+            self._shell(" && ".join(commands))
+        if self._cgroups:
+            self._mount_cgroups()
+        if self._adapt_oci:
+            folder = self._sandbox.host_path(f"{STATE_DIR}/runtime")
+            folder.mkdir(exist_ok=True)
+            wrapper = write_wrapper(folder, f"{STATE_DIR}/runtime", f"{BIN_DIR}/runc")
+            self._effect = Effect(runtime=wrapper)
 
     def _mount_cgroups(self) -> None:
         """Mount each controller that the sandbox's kernel has (/proc/cgroups, cgroups(7)) by its name.
@@ -230,7 +239,3 @@ class Workarounds:
 
     def _shell(self, command: str) -> None:
         self._sandbox.run(["sh", "-c", command])
-
-    def _answer(self, command: str) -> str:
-        done = self._sandbox.run(["sh", "-c", command], check=False)
-        return (done.stdout or done.stderr).strip()
