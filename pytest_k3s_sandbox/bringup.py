@@ -9,14 +9,16 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster, copy_logs
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.cluster.k3s import K3s
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
@@ -25,9 +27,10 @@ from pytest_k3s_sandbox.sandbox.base import Sandbox
 from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
-from pytest_k3s_sandbox.toolchain.pins import load as load_pins
+from pytest_k3s_sandbox.toolchain.pins import minor_of
 
 KINDS = ("gvisor", "here")
+DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,54 @@ class Wish:
         layers: The layers' names in the order of a stack; None for the kind's own default.
         api_port: The API server's TCP port.
         node: The node's name.
+        distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
     """
 
     sandbox: str = "gvisor"
     layers: tuple[str, ...] | None = None
     api_port: int = 6443
     node: str = "k3s-sandbox"
+    distribution: str = "embedded"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
 
         Raises:
-            ConfigError: The kind is unknown, or the port is no TCP port.
+            ConfigError: The kind or the distribution is unknown, or the port is no TCP port.
         """
-        if self.sandbox not in KINDS:
-            raise ConfigError(f"unknown sandbox {self.sandbox!r}", cause=f"known are {', '.join(KINDS)}")
+        for what, given, known in (
+            ("sandbox", self.sandbox, KINDS),
+            ("distribution", self.distribution, DISTRIBUTIONS),
+        ):
+            if given not in known:
+                raise ConfigError(f"unknown {what} {given!r}", cause=f"known are {', '.join(known)}")
         if not 0 < self.api_port < 65536:  # noqa: PLR2004 - the range of TCP ports
             raise ConfigError(f"API port {self.api_port}", cause="a TCP port is between 1 and 65535")
+
+
+def programs_of(distribution: str) -> tuple[str, ...]:
+    """Return the programs that a distribution needs, in a sandbox and on the machine."""
+    return tuple(dict.fromkeys((*DISTRIBUTIONS[distribution]().programs, "kubectl", "runsc")))
+
+
+def kubernetes_version(wish: Wish, toolchain: Toolchain) -> str:
+    """Return the version of Kubernetes that a node gets, as its program says.
+
+    Raises:
+        ConfigError: It is not the version that the toolchain was asked for.
+    """
+    name = "k3s" if wish.distribution == "k3s" else "kubelet"
+    program = toolchain.get(name)
+    if program.version == "unknown":
+        return toolchain.pins.kubernetes
+    asked = toolchain.kubernetes
+    if asked and minor_of(asked) != minor_of(program.version):
+        raise ConfigError(
+            f"Kubernetes version {asked}",
+            cause=f"{program.path} ({program.origin}) is version {program.version}",
+            remedy=f"name another one by {toolchain.pins.programs[name].variable}, or ask for no version",
+        )
+    return program.version
 
 
 def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
@@ -64,7 +98,7 @@ def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
     Raises:
         SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
     """
-    found = {name: toolchain.get(name).path for name in Embedded.programs}
+    found = {name: toolchain.get(name).path for name in DISTRIBUTIONS[wish.distribution]().programs}
     with tempfile.TemporaryDirectory() as folder:
         # Inside, a program has the name that it is called by, whatever the user's own file is called.
         programs = [Path(folder, name) for name in found]
@@ -127,8 +161,13 @@ def control_plane(sandbox: Sandbox, wish: Wish, toolchain: Toolchain, writer: Ru
     """
     return Cluster(
         sandbox,
-        Embedded(),
-        Settings(node=wish.node, address=sandbox.address, api_port=wish.api_port),
+        DISTRIBUTIONS[wish.distribution](),
+        Settings(
+            node=wish.node,
+            address=sandbox.address,
+            api_port=wish.api_port,
+            kubernetes=kubernetes_version(wish, toolchain),
+        ),
         kubectl=toolchain.get("kubectl").path,
         phase=writer.phase,
         records=writer.path.parent,
@@ -161,7 +200,7 @@ def cluster_up(
         ClusterError: It did not come up; its message names the folder with the diagnostics.
     """
     folder = writer.path.parent
-    writer.append(fingerprint(stack, toolchain, experiment))
+    writer.append(fingerprint(stack, wish, toolchain, experiment))
     with contextlib.ExitStack() as ending, explained(stack.sandbox, folder):
         if cluster is None:
             cluster = ending.enter_context(control_plane(stack.sandbox, wish, toolchain, writer))
@@ -175,9 +214,9 @@ def cluster_up(
             cluster.stop_node()
 
 
-def fingerprint(stack: LayerStack, toolchain: Toolchain, experiment: str) -> Environment:
+def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment: str) -> Environment:
     """Return the record that says where a run takes place."""
-    found = {name: toolchain.get(name) for name in (*Embedded.programs, "runsc")}
+    found = {name: toolchain.get(name) for name in programs_of(wish.distribution)}
     sandbox = stack.sandbox
     magic = sandbox.root_magic() if isinstance(sandbox, StartedSandbox) else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -187,13 +226,15 @@ def fingerprint(stack: LayerStack, toolchain: Toolchain, experiment: str) -> Env
         root_magic=magic,
         kernel=sandbox.run(["uname", "-r"]).stdout.strip(),
         programs={name: Program(version=p.version, origin=p.origin) for name, p in found.items()},
-        pins={pin.group: pin.version for pin in load_pins().programs.values()},
+        pins={pin.group: pin.version for pin in toolchain.pins.programs.values()},
         layers=stack.names,
         python=platform.python_version(),
         project_version=__version__,
         started=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         argv=tuple(sys.argv),
         machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
+        distribution=wish.distribution,
+        kubernetes=kubernetes_version(wish, toolchain),
     )
 
 

@@ -95,6 +95,7 @@ class Toolchain:
         """Keep the arguments; nothing is looked for yet."""
         self.environ = dict(os.environ if environ is None else environ)
         self.cache = Cache(cache or cache_folder(self.environ))
+        self.kubernetes = kubernetes
         self.pins = pinned or pins.load(kubernetes=kubernetes)
         self._progress = progress
         self._versions: dict[Path, str | None] = {}

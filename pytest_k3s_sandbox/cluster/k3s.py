@@ -1,0 +1,252 @@
+"""k3s itself: the official binary, server and node in one process, or a server and an agent.
+
+Flags: the reference pages of ``k3s server`` and ``k3s agent``, and k3s' source for what these leave open:
+``--kubelet-arg=config=FILE`` is merged over k3s' own KubeletConfiguration (since v1.32, k3s issue 2116);
+a ``config-v3.toml.tmpl`` replaces containerd's configuration (pkg/agent/containerd/config.go); tar files
+in ``agent/images`` are imported before the node starts ("Air-Gap Install").
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pytest_k3s_sandbox.cluster import certificates, components, images
+from pytest_k3s_sandbox.cluster.base import Phase
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.embedded import api_answers, assert_ports_free, stop_all, with_effect
+from pytest_k3s_sandbox.cluster.wait import Condition, until
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Process, Sandbox
+
+DATA = f"{STATE_DIR}/k3s"
+"""Where k3s keeps everything: ``server``, ``agent``, and its own programs, which it unpacks to ``data``."""
+
+AGENT_DATA = f"{STATE_DIR}/k3s-agent"
+"""The same for an agent beside a server."""
+
+TOKEN = f"{STATE_DIR}/k3s-token"
+KUBECONFIG = f"{STATE_DIR}/k3s.kubeconfig"
+KUBELET_CONFIG = f"{STATE_DIR}/k3s-kubelet.json"
+RUN = "/run/k3s/containerd"
+CONTAINERD_SOCKET = f"{RUN}/containerd.sock"
+DISABLED = "coredns,servicelb,traefik,local-storage,metrics-server"
+
+KUBELET_ARGS = (
+    f"config={KUBELET_CONFIG}",
+    "cgroups-per-qos=false",
+    "enforce-node-allocatable=",
+    "fail-swap-on=false",
+    "image-gc-high-threshold=100",
+    "image-gc-low-threshold=99",
+)
+
+NO_MODULES = ("setpriv", "--bounding-set=-sys_module", "--inh-caps=-sys_module", "--")
+"""k3s loads kernel modules when it starts (pkg/agent/syssetup); into the machine's own kernel it must not."""
+
+
+def server(settings: Settings, *, agent: bool = True) -> list[str]:
+    """Return the command of a server.
+
+    Args:
+        settings: The node's name, ports and so on.
+        agent: Whether the node runs in the same process.
+    """
+    return [
+        f"{BIN_DIR}/k3s",
+        "server",
+        f"--https-listen-port={settings.api_port}",
+        f"--advertise-address={settings.address}",
+        f"--tls-san={settings.address}",
+        f"--token-file={TOKEN}",
+        f"--write-kubeconfig={KUBECONFIG}",
+        "--write-kubeconfig-mode=600",
+        "--flannel-backend=none",
+        "--disable-network-policy",
+        "--disable-kube-proxy",
+        "--disable-cloud-controller",
+        "--disable-helm-controller",
+        f"--disable={DISABLED}",
+        *(node(settings, DATA) if agent else (f"--data-dir={DATA}", "--disable-agent")),
+    ]
+
+
+def agent(settings: Settings) -> list[str]:
+    """Return the command of an agent that joins the server in the same sandbox.
+
+    Its load balancer gets ports of its own: the usual one, 6444, is the server's API server.
+    """
+    return [
+        f"{BIN_DIR}/k3s",
+        "agent",
+        f"--server={settings.api_url}",
+        f"--token-file={TOKEN}",
+        f"--lb-server-port={settings.api_port + 3}",
+        *node(settings, AGENT_DATA),
+    ]
+
+
+def node(settings: Settings, data: str) -> list[str]:
+    """Return the flags of the node, which servers and agents share.
+
+    Args:
+        settings: Its name and address.
+        data: The data folder.
+    """
+    return [
+        f"--data-dir={data}",
+        "--snapshotter=native",
+        f"--node-ip={settings.address}",
+        f"--node-name={settings.node}",
+        f"--pause-image={settings.pause_image}",
+        *(f"--kubelet-arg={argument}" for argument in KUBELET_ARGS),
+    ]
+
+
+class K3s:
+    """The official k3s binary.
+
+    Implements :class:`~.base.Distribution`. In one process, the default, the control plane needs what the
+    node needs and starts with it; stopping the node stops it, too, and starting it again goes on with
+    the same data.
+
+    Args:
+        apart: Run a server without a node first, and an agent that joins it.
+    """
+
+    name = "k3s"
+    programs = ("k3s",)
+
+    def __init__(self, *, apart: bool = False) -> None:
+        """Start nothing yet."""
+        self.processes: dict[str, Process] = {}
+        self._apart = apart
+        self._data = AGENT_DATA if apart else DATA
+
+    def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
+        """Write what k3s reads; start the server if it is one of its own."""
+        with phase("configuration"):
+            assert_ports_free(sandbox, settings)
+            self._configure(sandbox, settings)
+        if self._apart:
+            self._spawn(sandbox, "k3s-server", server(settings, agent=False))
+
+    def start_node(
+        self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
+    ) -> None:
+        """Start k3s, or the agent, under what wraps the kubelet: the node is in that process."""
+        settings = with_effect(settings, effect)
+        self._write_node_files(sandbox, settings)
+        wrap = effect.wrap.get("kubelet", ())
+        if self._apart:
+            with phase("API server"):
+                self._until_api(sandbox, settings, deadline)
+            self._spawn(sandbox, "k3s", [*wrap, *agent(settings)], effect)
+        else:
+            self._spawn(sandbox, "k3s", [*wrap, *server(settings)], effect)
+            with phase("API server"):
+                self._until_api(sandbox, settings, deadline)
+
+    def stop_node(self) -> None:
+        """End the process with the node in it."""
+        self._stop("k3s")
+
+    def stop(self) -> None:
+        """End the node, then the server."""
+        self.stop_node()
+        self._stop("k3s-server")
+
+    def _stop(self, name: str) -> None:
+        process = self.processes.pop(name, None)
+        if process is not None:
+            stop_all([process])
+
+    def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
+        words = [*NO_MODULES, *argv] if sandbox.kind == "here" else argv
+        environment = dict(effect.environment) if effect is not None else {}
+        self.processes[name] = sandbox.spawn(words, name=name, env=environment)
+
+    def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
+        token = sandbox.host_path(TOKEN)
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(16))
+        tars = sandbox.host_path(f"{self._data}/agent/images")
+        tars.mkdir(parents=True)
+        images.pause_image(tars / "pause.tar", reference=settings.pause_image)
+        images.busybox_image(tars / "busybox.tar")
+        # The kubelet is in k3s' process and log; containerd's log is where k3s puts it.
+        logs = sandbox.logs
+        (logs / "kubelet.log").symlink_to("k3s.log")
+        containerd = sandbox.host_path(f"{self._data}/agent/containerd/containerd.log")
+        (logs / "containerd.log").symlink_to(os.path.relpath(containerd, logs))
+
+    def _write_node_files(self, sandbox: Sandbox, settings: Settings) -> None:
+        tuning = components.kubelet_tuning(settings)
+        sandbox.host_path(KUBELET_CONFIG).write_text(json.dumps(tuning, indent=1))
+        template = sandbox.host_path(f"{self._data}/agent/etc/containerd/config-v3.toml.tmpl")
+        template.parent.mkdir(parents=True, exist_ok=True)
+        template.write_text(containerd_template(settings, self._data))
+
+    def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
+        written, pki = sandbox.host_path(KUBECONFIG), sandbox.host_path(PKI_DIR)
+        self._until(lambda: adopt(written, pki, settings), "k3s to write its kubeconfig", deadline)
+        self._until(lambda: api_answers(settings, pki), "the API server to answer", deadline)
+
+    def _until(self, condition: Condition, what: str, deadline: Deadline) -> None:
+        until(condition, what=what, deadline=deadline, alive=self.processes)
+
+
+def containerd_template(settings: Settings, data: str) -> str:
+    """Return the template of containerd's configuration, which is one without anything to fill in.
+
+    Args:
+        settings: The images, folders and runtime to use.
+        data: k3s' data folder.
+    """
+    return components.containerd_config(
+        settings, root=f"{data}/agent/containerd", state=RUN, socket=CONTAINERD_SOCKET
+    )
+
+
+def adopt(written: Path, pki: Path, settings: Settings) -> bool:
+    """Make what reaches the cluster from outside of the kubeconfig that k3s wrote.
+
+    Its server is 127.0.0.1, which is the sandbox itself.
+
+    Args:
+        written: k3s' kubeconfig.
+        pki: The folder that gets ``ca.crt``, ``admin.crt``, ``admin.key`` and ``admin.kubeconfig``.
+        settings: Where the API server is reached.
+
+    Returns:
+        Whether it was there and complete; it is asked for again and again while k3s starts.
+    """
+    try:
+        config: Any = yaml.safe_load(written.read_text())
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        parts = {
+            "ca.crt": base64.b64decode(cluster["certificate-authority-data"], validate=True),
+            "admin.crt": base64.b64decode(user["client-certificate-data"], validate=True),
+            "admin.key": base64.b64decode(user["client-key-data"], validate=True),
+        }
+    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError, binascii.Error):
+        return False
+    pki.mkdir(mode=0o700, exist_ok=True)
+    for name, content in parts.items():
+        (pki / name).touch(mode=0o600)
+        (pki / name).write_bytes(content)
+    certificates.write_kubeconfig(
+        pki / "admin.kubeconfig",
+        server=settings.api_url,
+        ca=pki / "ca.crt",
+        client=certificates.Pair(pki / "admin.crt", pki / "admin.key"),
+    )
+    return True
