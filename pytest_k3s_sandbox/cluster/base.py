@@ -52,5 +52,17 @@ class Distribution(Protocol):
     def stop_node(self) -> None:
         """End the node's part; the control plane goes on."""
 
+    def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
+        """Import an image into the node's containerd.
+
+        Args:
+            sandbox: Where the node runs.
+            tar: A docker-archive or OCI layout, a path inside.
+            deadline: When to give up.
+
+        Raises:
+            StartError: containerd refused it.
+        """
+
     def stop(self) -> None:
         """End what was started; the node's part first."""

@@ -19,6 +19,8 @@ CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 PKI_DIR = f"{STATE_DIR}/pki"
 SERVICE_RANGE = "10.43.0.0/16"
 POD_RANGE = "10.42.0.0/24"
+MANIFESTS = f"{STATE_DIR}/manifests"
+"""Where the embedded kubelet looks for static pods."""
 KUBELET_PORT = 10250
 CONTROL_PLANE_PORTS = {"kube-controller-manager": 10257, "kube-scheduler": 10259}
 
@@ -232,6 +234,7 @@ def kubelet_config(settings: Settings) -> dict[str, Any]:
         "port": KUBELET_PORT,
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        "staticPodPath": MANIFESTS,
         "clusterDomain": "cluster.local",
         "podCIDR": POD_RANGE,
     } | kubelet_tuning(settings)

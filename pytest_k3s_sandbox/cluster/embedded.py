@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import ssl
 import urllib.request
@@ -15,6 +16,7 @@ from pathlib import Path
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.datastore import FILE
 from pytest_k3s_sandbox.cluster.wait import Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
@@ -32,6 +34,9 @@ class Embedded:
     """kine on SQLite, kube-apiserver, scheduler, controller-manager, containerd, kubelet.
 
     Implements :class:`~.base.Distribution`.
+
+    Args:
+        seed: A datastore to begin with (see :mod:`~.datastore`); an empty one if None.
     """
 
     name = "embedded"
@@ -48,9 +53,10 @@ class Embedded:
         "runc",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, seed: Path | None = None) -> None:
         """Start nothing yet."""
         self.processes: dict[str, Process] = {}
+        self._seed = seed
         self._starting = contextlib.ExitStack()
         self._images_loaded = False
 
@@ -87,6 +93,14 @@ class Embedded:
                 for name in ("pause", "busybox"):
                     load_image(sandbox, f"{STATE_DIR}/images/{name}.tar", deadline)
             self._images_loaded = True
+        self.wait_control_plane(sandbox, settings, deadline)
+
+    def wait_control_plane(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
+        """Wait until the API server says that it is ready, and start the controllers if they do not run.
+
+        Raises:
+            ClusterError: A part ended or the deadline passed; the message names its log.
+        """
         self._until_api(sandbox, settings, "/readyz", deadline)
         self._starting.close()
         if "kube-scheduler" not in self.processes:
@@ -103,13 +117,19 @@ class Embedded:
         self._stop(CONTROL_PLANE)
         self._starting.close()
 
+    def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
+        """Import an image; see :meth:`.base.Distribution.load_image`."""
+        load_image(sandbox, tar, deadline)
+
     def _stop(self, names: Sequence[str]) -> None:
         stop_all([self.processes.pop(name) for name in names if name in self.processes])
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         state = sandbox.host_path(STATE_DIR)
-        for folder in ("db", "images"):
+        for folder in ("db", "images", "manifests"):
             (state / folder).mkdir(exist_ok=True)
+        if self._seed is not None:
+            shutil.copyfile(self._seed, state / "db" / FILE)
         pki = certificates.write_pki(sandbox.host_path(PKI_DIR), node=settings.node, address=settings.address)
         clients = {
             "admin": pki.admin,
@@ -182,19 +202,28 @@ def api_answers(settings: Settings, pki: Path, path: str = "/readyz") -> bool:
         return False
 
 
-def load_image(sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
+def load_image(
+    sandbox: Sandbox,
+    tar: str,
+    deadline: Deadline,
+    *,
+    ctr: str = f"{BIN_DIR}/ctr",
+    socket: str = components.CONTAINERD_SOCKET,
+) -> None:
     """Import an image into the namespace that the kubelet's containerd uses.
 
     Args:
         sandbox: Where containerd runs.
         tar: A docker-archive or OCI layout, a path inside.
         deadline: When to give up.
+        ctr: containerd's command-line client, a path inside.
+        socket: containerd's socket.
 
     Raises:
         StartError: containerd refused it.
     """
-    ctr = [f"{BIN_DIR}/ctr", "-a", components.CONTAINERD_SOCKET, "-n", "k8s.io", "images", "import"]
-    sandbox.run([*ctr, "--local", "--snapshotter", "native", tar], timeout=deadline.remaining())
+    words = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--local", "--snapshotter", "native"]
+    sandbox.run([*words, tar], timeout=deadline.remaining())
 
 
 def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:

@@ -21,7 +21,13 @@ import yaml
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
-from pytest_k3s_sandbox.cluster.embedded import api_answers, assert_ports_free, stop_all, with_effect
+from pytest_k3s_sandbox.cluster.embedded import (
+    api_answers,
+    assert_ports_free,
+    load_image,
+    stop_all,
+    with_effect,
+)
 from pytest_k3s_sandbox.cluster.wait import Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
@@ -163,6 +169,11 @@ class K3s:
         """End the node, then the server."""
         self.stop_node()
         self._stop("k3s-server")
+
+    def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
+        """Import an image with the client that k3s brings along and has unpacked."""
+        ctr = f"{self._data}/data/current/bin/ctr"
+        load_image(sandbox, tar, deadline, ctr=ctr, socket=CONTAINERD_SOCKET)
 
     def _stop(self, name: str) -> None:
         process = self.processes.pop(name, None)

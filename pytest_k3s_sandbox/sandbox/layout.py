@@ -146,7 +146,7 @@ def prepare(layout: Layout, workdir: Path, *, hostname: str) -> None:
     for folder in ("lib", "log", "tmp"):
         (workdir / "var" / folder).mkdir(parents=True)
     (workdir / "var" / "run").symlink_to("/run")
-    for folder in ("logs", "cni/bin", "cni/net.d"):
+    for folder in ("logs", "cni/bin", "cni/net.d", "rancher"):
         (state / folder).mkdir(parents=True)
     (root / "opt").mkdir()
     (root / "opt" / "cni").symlink_to(f"{STATE_DIR}/cni")
@@ -226,4 +226,6 @@ def _write_etc(etc: Path, hostname: str) -> None:
     (etc / "machine-id").write_text(f"{hashlib.sha256(hostname.encode()).hexdigest()[:32]}\n")
     (etc / "resolv.conf").write_text("")
     (etc / "mtab").symlink_to("/proc/mounts")
-    (etc / "cni").symlink_to(f"{STATE_DIR}/cni")
+    # Programs write there: a CNI its configuration, k3s the password of its node.
+    for name in ("cni", "rancher"):
+        (etc / name).symlink_to(f"{STATE_DIR}/{name}")

@@ -10,7 +10,7 @@ from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.workarounds import sysctl
 from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_wrapper
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Process, Sandbox
 
 TREE = f"{STATE_DIR}/tree"
 """The folder inside that stands in for missing kernel files, with their paths."""
@@ -213,7 +213,8 @@ class Workarounds:
         if self._adapt_oci:
             folder = self._sandbox.host_path(f"{STATE_DIR}/runtime")
             folder.mkdir(exist_ok=True)
-            wrapper = write_wrapper(folder, f"{STATE_DIR}/runtime", f"{BIN_DIR}/runc")
+            # By its name: k3s puts the folder of its own runc in front of PATH, and the sandbox ours.
+            wrapper = write_wrapper(folder, f"{STATE_DIR}/runtime", "runc")
             self._effect = Effect(runtime=wrapper)
 
     def _mount_cgroups(self) -> None:

@@ -109,7 +109,8 @@ def test_etc_has_what_programs_need_and_no_secret(workdir: Path) -> None:
     assert (etc / "passwd").read_text() == Path("/etc/passwd").read_text()
     for secret in ("shadow", "gshadow", "ssh", "ssl", "sudoers", "environment"):
         assert not (etc / secret).exists()
-    assert Path(os.path.normpath((etc / "cni").readlink())) == Path(STATE_DIR, "cni")
+    for name in ("cni", "rancher"):
+        assert Path(os.path.normpath((etc / name).readlink())) == Path(STATE_DIR, name)
 
 
 def test_programs_are_linked_not_copied_and_followed_to_their_file(workdir: Path, tmp_path: Path) -> None:

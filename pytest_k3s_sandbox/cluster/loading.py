@@ -1,0 +1,48 @@
+"""Loading a user's own container image into a node, without a registry."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tarfile
+from pathlib import Path
+
+from pytest_k3s_sandbox.cluster.base import Distribution
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError, StartError
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
+
+
+def load_archive(distribution: Distribution, sandbox: Sandbox, tar: Path, deadline: Deadline) -> None:
+    """Load an image from an archive on the machine, so that pods can use it.
+
+    Pods name the image as the archive does, and need ``imagePullPolicy: IfNotPresent`` (or ``Never``)
+    where its tag is ``latest`` (Kubernetes' "Images", default image pull policy).
+
+    Args:
+        distribution: What runs the node.
+        sandbox: Where the node runs.
+        tar: The archive, as ``docker save`` or ``skopeo copy ... oci-archive:...`` makes it.
+        deadline: When to give up.
+
+    Raises:
+        ConfigError: It is no tar archive.
+        ClusterError: containerd refused it, in its own words; nothing of it is left.
+    """
+    if not (tar.is_file() and tarfile.is_tarfile(tar)):
+        raise ConfigError(
+            f"image {tar}",
+            cause="it is no tar archive" if tar.is_file() else "there is no such file",
+            remedy="make one, for example with `docker save IMAGE --output FILE`",
+        )
+    inside = f"{STATE_DIR}/{secrets.token_hex(8)}.tar"
+    copy = sandbox.host_path(inside)
+    try:
+        shutil.copyfile(tar, copy)
+        distribution.load_image(sandbox, inside, deadline)
+    except StartError as error:
+        raise ClusterError(
+            f"image {tar} could not be loaded", cause=error.cause or error.what, log=sandbox.logs
+        ) from error
+    finally:
+        copy.unlink(missing_ok=True)
