@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.effects import merge
+from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
@@ -209,6 +210,10 @@ class Cluster:
 
         self.wait(there, f"the default service account of namespace {namespace}", deadline)
 
+    def load_image(self, tar: Path, seconds: float = 60.0) -> None:
+        """Load an image from an archive on the machine into the node; see :func:`~.loading.load_archive`."""
+        load_archive(self.distribution, self.sandbox, tar, Deadline.after(seconds))
+
     @contextlib.contextmanager
     def namespace(self, name: str, seconds: float = 60.0) -> Iterator[str]:
         """Give a namespace of the caller's own, deleted afterwards with all that is in it.
@@ -286,7 +291,7 @@ class Node:
     @property
     def log(self) -> Path:
         """The kubelet's log, a file on the machine."""
-        return self._cluster.processes["kubelet"].log
+        return self._cluster.logs / "kubelet.log"
 
 
 def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
