@@ -1,0 +1,317 @@
+"""k3s' command lines, the files that it is given, and what is made of those that it writes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import stat
+import tarfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from pytest_k3s_sandbox.cluster import components, k3s
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.k3s import AGENT_DATA, DATA, KUBECONFIG, KUBELET_CONFIG, TOKEN, K3s, adopt
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Completed, Process, Sandbox
+
+SETTINGS = Settings(node="node-1", address="10.213.0.2", api_port=7443, kubernetes="1.36.3+k3s1")
+EFFECT = Effect(
+    wrap={"kubelet": ("intercept", "--"), "containerd": ("not", "this")},
+    environment={"SEEN": "yes"},
+    cni_bin_dir="/cni/bin",
+    cni_conf_dir="/cni/net.d",
+    runtime="/runtime/adapted",
+)
+FIELD_GUIDE = {
+    "--snapshotter=native",
+    "--flannel-backend=none",
+    "--disable-network-policy",
+    "--disable-kube-proxy",
+    "--disable-cloud-controller",
+    "--disable-helm-controller",
+    "--disable=coredns,servicelb,traefik,local-storage,metrics-server",
+    "--node-ip=10.213.0.2",
+    "--node-name=node-1",
+    "--kubelet-arg=cgroups-per-qos=false",
+    "--kubelet-arg=enforce-node-allocatable=",
+    "--kubelet-arg=fail-swap-on=false",
+    "--kubelet-arg=image-gc-high-threshold=100",
+    "--kubelet-arg=image-gc-low-threshold=99",
+}
+NODE = {"--snapshotter", "--node-ip", "--node-name", "--pause-image", "--kubelet-arg"}
+
+
+class Fake:
+    """A process that runs until it is stopped."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        """Run."""
+        self.name, self.log = name, log
+        self.status: int | None = None
+
+    def poll(self) -> int | None:
+        """Say whether it has ended."""
+        return self.status
+
+    def signal(self, _number: int) -> None:
+        """End it."""
+        self.status = 0
+
+    def wait(self, _deadline: Deadline) -> int | None:
+        """Say how it ended."""
+        return self.status
+
+    def stop(self, grace: float = 5.0) -> int:  # noqa: ARG002 - the Protocol's
+        """End it."""
+        return 0
+
+
+class Folder:
+    """A sandbox that is a folder; it notes what is started in it."""
+
+    name = "k3ssb-test"
+
+    def __init__(self, folder: Path, kind: str = "gvisor") -> None:
+        """Be of a kind."""
+        self.folder, self.kind = folder, kind
+        self.logs = self.host_path(f"{STATE_DIR}/logs")
+        self.logs.mkdir(parents=True)
+        self.spawned: list[tuple[str, list[str], dict[str, str]]] = []
+
+    def host_path(self, inside: str) -> Path:
+        """Give the path outside."""
+        return self.folder / inside.lstrip("/")
+
+    def run(self, argv: Sequence[str], **_options: object) -> Completed:
+        """Say that nobody listens."""
+        assert argv[0] == "cat"
+        return Completed(tuple(argv), 0, "", "")
+
+    def spawn(self, argv: Sequence[str], *, name: str, env: dict[str, str]) -> Process:
+        """Note it."""
+        self.spawned.append((name, list(argv), env))
+        return cast("Process", Fake(name, self.logs / f"{name}.log"))
+
+
+@contextlib.contextmanager
+def no_phase(_name: str) -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def started(sandbox: Folder, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False) -> K3s:
+    """Start all of it in a sandbox where the API server answers at once."""
+    monkeypatch.setattr(k3s, "adopt", lambda *_: True)
+    monkeypatch.setattr(k3s, "api_answers", lambda *_: True)
+    made = K3s(apart=apart)
+    where = cast("Sandbox", sandbox)
+    made.start_control_plane(where, SETTINGS, no_phase)
+    made.start_node(where, SETTINGS, EFFECT, Deadline.after(5), no_phase)
+    return made
+
+
+def names(flags: list[str]) -> set[str]:
+    return {flag.partition("=")[0] for flag in flags}
+
+
+def test_the_server_has_the_flags_that_were_measured() -> None:
+    argv = k3s.server(SETTINGS)
+    assert argv[:2] == [f"{BIN_DIR}/k3s", "server"]
+    assert set(argv) >= FIELD_GUIDE
+    assert f"--data-dir={DATA}" in argv
+    assert f"--write-kubeconfig={KUBECONFIG}" in argv
+    assert "--https-listen-port=7443" in argv
+    single = [flag for flag in argv if not flag.startswith("--kubelet-arg=")]
+    assert len(names(single)) == len(single)
+
+
+def test_a_server_without_a_node_and_its_agent_are_the_whole_apart() -> None:
+    whole, alone, agent = k3s.server(SETTINGS), k3s.server(SETTINGS, agent=False), k3s.agent(SETTINGS)
+    assert set(alone) - set(whole) == {"--disable-agent"}
+    assert not names(alone) & NODE
+    assert set(whole) - set(alone) == {flag for flag in agent if flag.partition("=")[0] in NODE}
+    assert agent[:3] == [f"{BIN_DIR}/k3s", "agent", "--server=https://10.213.0.2:7443"]
+    assert f"--token-file={TOKEN}" in agent
+    assert f"--token-file={TOKEN}" in alone
+    assert f"--data-dir={AGENT_DATA}" in agent
+    # 7444 is the server's own API server, 7443 + 1; the load balancer takes its port and the one before.
+    (balancer,) = (flag for flag in agent if flag.startswith("--lb-server-port="))
+    assert {int(balancer.partition("=")[2]), int(balancer.partition("=")[2]) - 1}.isdisjoint({7443, 7444})
+
+
+def test_server_and_node_are_one_process_under_what_wraps_the_kubelet(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = started(sandbox, monkeypatch)
+    assert sandbox.spawned == [("k3s", ["intercept", "--", *k3s.server(SETTINGS)], {"SEEN": "yes"})]
+    assert list(made.processes) == ["k3s"]
+    made.stop_node()
+    assert made.processes == {}
+
+
+def test_an_agent_is_started_under_the_layers_and_its_server_is_not(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = started(sandbox, monkeypatch, apart=True)
+    assert sandbox.spawned == [
+        ("k3s-server", k3s.server(SETTINGS, agent=False), {}),
+        ("k3s", ["intercept", "--", *k3s.agent(SETTINGS)], {"SEEN": "yes"}),
+    ]
+    made.stop_node()
+    assert list(made.processes) == ["k3s-server"]
+    made.start_node(cast("Sandbox", sandbox), SETTINGS, Effect(), Deadline.after(5), no_phase)
+    assert sandbox.spawned[-1] == ("k3s", k3s.agent(SETTINGS), {})
+    made.stop()
+    assert made.processes == {}
+
+
+def test_on_the_machine_itself_k3s_cannot_load_kernel_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = Folder(tmp_path, "here")
+    started(sandbox, monkeypatch)
+    ((_, argv, _),) = sandbox.spawned
+    assert argv == [*k3s.NO_MODULES, "intercept", "--", *k3s.server(SETTINGS)]
+
+
+@pytest.mark.parametrize(("apart", "data"), [(False, DATA), (True, AGENT_DATA)])
+def test_the_files_that_k3s_reads_are_where_it_looks(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch, *, apart: bool, data: str
+) -> None:
+    started(sandbox, monkeypatch, apart=apart)
+    token = sandbox.host_path(TOKEN)
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert len(token.read_text()) == 32
+    tars = list(sandbox.host_path(f"{data}/agent/images").iterdir())
+    assert {tar.name for tar in tars} == {"pause.tar", "busybox.tar"}
+    assert all(tarfile.is_tarfile(tar) for tar in tars)
+    config = json.loads(sandbox.host_path(KUBELET_CONFIG).read_text())
+    assert config["failCgroupV1"] is False  # 1.36 needs it
+    assert config["kind"] == "KubeletConfiguration"
+    assert f"config={KUBELET_CONFIG}" in k3s.KUBELET_ARGS
+
+
+@pytest.mark.parametrize(("apart", "data"), [(False, DATA), (True, AGENT_DATA)])
+def test_containerds_configuration_is_k3s_own_in_its_places_and_ours_in_the_rest(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch, *, apart: bool, data: str
+) -> None:
+    started(sandbox, monkeypatch, apart=apart)
+    text = sandbox.host_path(f"{data}/agent/etc/containerd/config-v3.toml.tmpl").read_text()
+    assert "{{" not in text  # k3s would fill it in
+    config: dict[str, Any] = tomllib.loads(text)
+    assert (config["root"], config["state"]) == (f"{data}/agent/containerd", "/run/k3s/containerd")
+    assert config["grpc"]["address"] == "/run/k3s/containerd/containerd.sock"
+    runtime = config["plugins"]["io.containerd.cri.v1.runtime"]
+    assert runtime["cni"]["conf_dir"] == "/cni/net.d"
+    assert runtime["containerd"]["runtimes"]["runc"]["options"]["BinaryName"] == "/runtime/adapted"
+
+
+def test_the_nodes_logs_have_the_names_that_the_sampler_reads(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(sandbox, monkeypatch)
+    (sandbox.logs / "k3s.log").write_text("what k3s says")
+    inside = sandbox.host_path(f"{DATA}/agent/containerd/containerd.log")
+    assert not (sandbox.logs / "containerd.log").exists()
+    inside.parent.mkdir(parents=True)
+    inside.write_text("what containerd says")
+    assert (sandbox.logs / "kubelet.log").read_text() == "what k3s says"
+    assert (sandbox.logs / "containerd.log").read_text() == "what containerd says"
+
+
+def test_an_image_is_imported_by_the_client_that_k3s_unpacked(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(sandbox, "run", lambda argv, **_: ran.append(list(argv)))
+    K3s().load_image(cast("Sandbox", sandbox), "/var/mine.tar", Deadline.after(5))
+    assert ran[0][:3] == [f"{DATA}/data/current/bin/ctr", "-a", k3s.CONTAINERD_SOCKET]
+    assert ran[0][-1] == "/var/mine.tar"
+
+
+def test_a_k3s_that_ends_is_told_with_its_last_words(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(k3s, "adopt", lambda *_: False)
+    made = K3s()
+    where = cast("Sandbox", sandbox)
+    made.start_control_plane(where, SETTINGS, no_phase)
+    (sandbox.logs / "k3s.log").write_text("time=now level=fatal msg=unpack")
+    ended = Fake("k3s", sandbox.logs / "k3s.log")
+    ended.signal(15)
+    monkeypatch.setattr(sandbox, "spawn", lambda *_, **__: ended)
+    with pytest.raises(ClusterError, match="level=fatal msg=unpack") as caught:
+        made.start_node(where, SETTINGS, EFFECT, Deadline.after(5), no_phase)
+    assert "k3s ended with exit code 0 while waiting for k3s to write its kubeconfig" in caught.value.what
+
+
+def kubeconfig() -> dict[str, Any]:
+    def data(text: str) -> str:
+        return base64.b64encode(text.encode()).decode()
+
+    return {
+        "clusters": [
+            {"cluster": {"server": "https://127.0.0.1:7443", "certificate-authority-data": data("ca")}}
+        ],
+        "users": [{"user": {"client-certificate-data": data("cert"), "client-key-data": data("key")}}],
+    }
+
+
+def test_the_kubeconfig_is_adopted_with_the_address_that_the_machine_reaches(tmp_path: Path) -> None:
+    written, pki = tmp_path / "k3s.yaml", tmp_path / "pki"
+    written.write_text(yaml.safe_dump(kubeconfig()))
+    assert adopt(written, pki, SETTINGS) is True
+    made = yaml.safe_load((pki / "admin.kubeconfig").read_text())
+    assert made["clusters"][0]["cluster"]["server"] == SETTINGS.api_url
+    assert [(pki / name).read_text() for name in ("ca.crt", "admin.crt", "admin.key")] == [
+        "ca",
+        "cert",
+        "key",
+    ]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in pki.iterdir()} == {0o600}
+    assert PKI_DIR.endswith("/pki")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "clusters: [",
+        "clusters: []",
+        "clusters: null\nusers: null",
+        yaml.safe_dump(kubeconfig())[:-60],
+        yaml.safe_dump(
+            kubeconfig() | {"users": [{"user": {"client-certificate-data": "%", "client-key-data": ""}}]}
+        ),
+    ],
+)
+def test_a_kubeconfig_that_is_not_whole_yet_is_waited_for_and_leaves_nothing(
+    tmp_path: Path, text: str | None
+) -> None:
+    written, pki = tmp_path / "k3s.yaml", tmp_path / "pki"
+    if text is not None:
+        written.write_text(text)
+    assert adopt(written, pki, SETTINGS) is False
+    assert not pki.exists()
+
+
+def test_both_distributions_give_containerd_the_same_configuration_but_for_places() -> None:
+    ours = tomllib.loads(components.containerd_config(SETTINGS))
+    theirs = tomllib.loads(k3s.containerd_template(SETTINGS, DATA))
+    for config in (ours, theirs):
+        del config["root"], config["state"], config["grpc"]
+    assert ours == theirs
