@@ -104,7 +104,6 @@ def has_certificates(environ: Mapping[str, str]) -> bool:
 
 
 RUN = (
-    SystemPackage("libfuse.so.2", ("libfuse2",), "the FUSE cgroup filesystem", lambda _: has_library("fuse")),
     SystemPackage(
         "libseccomp.so.2", ("libseccomp2",), "the interceptor's filter", lambda _: has_library("seccomp")
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import errno
 import json
 import os
@@ -80,8 +79,6 @@ def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
 
 @pytest.fixture
 def namespace(tmp_path: Path) -> Iterator[_Namespace]:
-    if ctypes.util.find_library("fuse") is None:
-        pytest.skip("needs libfuse2")
     made = _Namespace(tmp_path)
     yield made
     made.close()
@@ -247,7 +244,7 @@ def test_the_layer_in_a_genuine_sandbox() -> None:
         with FuseCgroupfs(sandbox) as layer:
             health = layer.check()
             assert health.ok
-            assert {health.details[f"magic.{name}"] for name in ("cpu", "memory")} == {"0x65735546"}
+            assert health.details["f_type"].startswith("0x65735546 (FUSE")
             shell = "cat /sys/fs/cgroup/memory/memory.stat | wc -l; grep -c ' - cgroup ' /proc/self/mountinfo"
             assert sandbox.run(["sh", "-c", shell]).stdout.split() == ["42", "6"]
         left = sandbox.run(["grep", "-c", "cgroup", "/proc/self/mountinfo"], check=False)

@@ -5,37 +5,76 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS
+from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS, DEFAULT
+from pytest_k3s_sandbox.layers.cgroupfs.probe import render
 from pytest_k3s_sandbox.layers.cgroupfs.server import DEFAULT_MOUNTPOINT, Server
 
+READY = "ready"
+"""The line that is written once programs can use the mounts."""
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__}") -> int:
     """Serve until a signal comes.
 
     Args:
         argv: The arguments, by default the process' own.
+        prog: What the help calls the command.
 
     Returns:
         0 after SIGTERM or SIGINT, 2 when it cannot serve.
     """
-    parser = argparse.ArgumentParser(prog="cgroupfs", description="A cgroup v1 filesystem in FUSE.")
-    parser.add_argument("mountpoint", nargs="?", type=Path, default=Path(DEFAULT_MOUNTPOINT))
-    parser.add_argument("--controllers", default=",".join(CONTROLLERS), help="names, comma-separated (all)")
-    parser.add_argument("--at", type=Path, help="a directory that gets each controller as a bind mount")
-    parser.add_argument("--real", action="store_true", help="mount the kernel's own cgroups below those")
-    parser.add_argument("--stats", type=Path, help="a file for counts of operations, as JSON")
-    options = parser.parse_args(argv)
-    names = [name for name in options.controllers.split(",") if name]
-    server = Server(options.mountpoint.absolute(), names, options.at, options.real, options.stats)
+    options = _parser(prog).parse_args(argv)
+    stacked = options.stack_on is not None
+    server = Server(
+        options.mountpoint,
+        [name.replace("+", ",") for name in options.controllers.split(",") if name],
+        at=options.stack_on if stacked else options.at,
+        real=stacked,
+        stats=options.stats,
+        log=_say if options.verbose else None,
+    )
     try:
-        server.run(lambda: _say("ready"))
-    except SandboxError as error:
+        server.run(lambda seen: _say(f"{render(seen)}{READY}"))
+    except Exception as error:
+        from pytest_k3s_sandbox.errors import SandboxError  # noqa: PLC0415  # only when something is wrong
+
+        if not isinstance(error, SandboxError):
+            raise
         _say(str(error))
         return 2
+    _say("ended")
     return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve a cgroup v1 filesystem in FUSE until SIGINT or SIGTERM. What it sees itself is "
+        "logged, then the line `ready`.",
+    )
+    parser.add_argument(
+        "mountpoint", nargs="?", default=DEFAULT_MOUNTPOINT, help=f"where (default: {DEFAULT_MOUNTPOINT})"
+    )
+    parser.add_argument(
+        "--controllers",
+        default=",".join(DEFAULT),
+        help=f"names with commas, + between those that share a hierarchy; of {' '.join(CONTROLLERS)} "
+        f"(default: {','.join(DEFAULT)})",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--at", metavar="PATH", help="show each controller below PATH as well, such as /sys/fs/cgroup"
+    )
+    where.add_argument(
+        "--stack-on",
+        metavar="PATH",
+        help="the same, on top of the kernel's own cgroup mounts there, which are mounted first where the "
+        "kernel has the hierarchy, so that mount tables keep their lines of type cgroup",
+    )
+    parser.add_argument("--stats", metavar="FILE", help="a file for counts of operations, as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log each change that a program makes")
+    return parser
 
 
 def _say(line: str) -> None:

@@ -1,314 +1,350 @@
-"""The tree as a FUSE filesystem. Everything about FUSE is here, and nothing else.
+"""The tree as a FUSE filesystem: every request of the kernel's is answered here, without I/O.
 
 gVisor has no rule that ENOSYS means "not needed": every operation that a program can cause
 is implemented. Content is of the moment of a read at offset 0 and stays for that open file,
 so that a reader with a small buffer gets one consistent text, as from the kernel's seq_file.
+What the kernel refuses is refused with its errno (``fs/kernfs``, ``kernel/cgroup/cgroup-v1.c``).
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
+import os
 import stat
-import threading
+import struct
+import sys
 import time
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
+from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
-from pytest_k3s_sandbox.layers.cgroupfs.tree import Entry, Tree
+from pytest_k3s_sandbox.layers.cgroupfs.nodes import NAME_MAX, Nodes
+from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER
+from pytest_k3s_sandbox.layers.cgroupfs.refusals import Refusals
+from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+from pytest_k3s_sandbox.layers.cgroupfs.xattrs import Xattrs
 
-Attributes = dict[str, int]
-
+_LONG = 3600  # seconds: nothing changes but by requests, of which the kernel knows
 _BLOCK = 4096
-_NAME_MAX = 255
+_BY_HANDLE = 1  # FUSE_GETATTR_FH
+
+Request = memoryview
+Mode = tuple[int, int, int]  # user, group and permission bits
 
 
-class CgroupOperations:
-    """The operations as fusepy calls them: by name, with paths from the mountpoint.
+class _Open:
+    """An open file: its group, its name, and what the last read from the start found."""
+
+    __slots__ = ("content", "group", "name")
+
+    def __init__(self, group: Group[Any], name: str) -> None:
+        self.group = group
+        self.name = name
+        self.content: bytes | None = None
+
+
+class CgroupFilesystem(Refusals):
+    """Answers requests about a tree. Not safe for threads: the caller locks.
 
     Args:
         tree: What is served.
-        caller: Returns the thread that caused the current request.
-        started: Called once requests are served.
+        started: Called when the kernel has said hello, that is, once requests are answered.
+
+    Attributes:
+        size: What files say that they are long, unless more is known. The kernel's say 0, and with
+            direct I/O Linux reads FUSE files whole all the same. gVisor has no direct I/O: it
+            never reads beyond the size that it was told (``fsimpl/fuse/regular_file.go``).
+        report: Takes a line for each change that a program makes.
     """
 
-    use_ns = True  # times are integers, in nanoseconds
-    bmap = None  # these two must not even be offered
-    lock = None
-
-    def __init__(
-        self,
-        tree: Tree,
-        *,
-        caller: Callable[[], int],
-        started: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, tree: Tree, *, started: Callable[[], None] = lambda: None) -> None:
         """Remember what is served; nothing runs yet."""
         self.tree = tree
-        self.counts: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
+        self.counts = dict.fromkeys((*protocol.OPERATIONS.values(), "unknown"), 0)
+        self.errors: dict[str, int] = {}
         self.spent_ns = 0
-        self.mutex = threading.Lock()
-        self._caller = caller
-        self._size = 0
+        self.report: Callable[[str], None] = lambda _line: None
+        self.size = 0
         self._started = started
-        self._born = time.time_ns()
-        self._handles: dict[int, tuple[Entry, bytes | None]] = {}
-        self._numbers = itertools.count(1)
-        self._longest: dict[str, int] = {}
-        self._owners: WeakKeyDictionary[Group[Any], dict[str, tuple[int, int, int]]] = WeakKeyDictionary()
+        self._born = int(time.time())
+        self._nodes = Nodes(tree)
+        self._handlers: dict[int, tuple[str, Callable[[int, int, Request], bytes]]] = {
+            number: (name, getattr(self, f"do_{name}")) for number, name in protocol.OPERATIONS.items()
+        }
+        self._last_handle = 0
+        self._files: dict[int, _Open] = {}
+        self._lists: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._longest: dict[int, int] = {}
+        self._modes: dict[int, Mode] = {}
+        self._xattrs = Xattrs()
 
-    def __call__(self, operation: str, *arguments: Any) -> Any:  # noqa: ANN401  # each operation has its own
-        """Carry out one request; the lock keeps the sampling thread and the server apart."""
-        begun = time.perf_counter_ns()
-        method = getattr(self, operation)
-        try:
-            with self.mutex:
-                return method(*arguments)
-        except OSError as error:
-            self.errors[f"{operation} {errno.errorcode.get(error.errno or 0, '?')}"] += 1
-            raise
-        finally:
-            self.counts[operation] += 1
-            self.spent_ns += time.perf_counter_ns() - begun
-
-    def pretend(self, size: int) -> None:
-        """Let files say that they are long.
-
-        The kernel says 0, and with direct I/O Linux reads FUSE files whole all the same.
-        gVisor knows no direct I/O: it never reads beyond the size that it was told,
-        and asks again before each read that would (``fsimpl/fuse/regular_file.go``).
+    def answer(self, request: Request) -> bytes | None:
+        """Carry out one request.
 
         Args:
-            size: Bytes; a longer content shows its own length.
+            request: What was read from ``/dev/fuse``.
+
+        Returns:
+            What has to be written there, None when no answer is wanted.
         """
-        self._size = size
-
-    def sample(self) -> None:
-        """Bring the numbers up to date while any group has processes."""
-        if self.tree.populated:
-            with self.mutex:
-                self.tree.refresh()
-
-    def init(self, _path: str) -> None:
-        """Announce that requests are served now."""
-        self._started()
-
-    def destroy(self, _path: str) -> None:
-        """Do nothing: whoever mounted cleans up."""
-
-    def getattr(self, path: str, _handle: int | None = None) -> Attributes:
-        """Return what stat(2) shows."""
-        entry = self.tree.find(path)
-        times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), self._born)
-        if entry.file is None:
-            group = entry.group
-            mode = 0o555 if group is None else group.mode
-            below = len(self.tree.hierarchies) if group is None else len(group.children)
-            uid, gid = (0, 0) if group is None else group.owner
-            return {
-                "st_mode": stat.S_IFDIR | mode,
-                "st_nlink": 2 + below,
-                "st_uid": uid,
-                "st_gid": gid,
-                "st_size": 0,
-                **times,
-            }
-        uid, gid, mode = self._owner(entry)
-        return {
-            "st_mode": stat.S_IFREG | mode,
-            "st_nlink": 1,
-            "st_uid": uid,
-            "st_gid": gid,
-            "st_size": max(self._size, self._longest.get(path, 0)) if self._size else 0,
-            **times,
-        }
-
-    def access(self, path: str, _mode: int) -> int:
-        """Accept: with default_permissions the kernel checks modes itself."""
-        self.tree.find(path)
-        return 0
-
-    def opendir(self, path: str) -> int:
-        """Open a directory; it needs no handle."""
-        if self.tree.find(path).file is not None:
-            fail(errno.ENOTDIR)
-        return 0
-
-    def readdir(self, path: str, _handle: int) -> list[str]:
-        """Return the names in a directory."""
-        return [".", "..", *self.tree.names(self.tree.find(path).group)]
-
-    def releasedir(self, _path: str, _handle: int) -> int:
-        """Close a directory."""
-        return 0
-
-    def fsyncdir(self, _path: str, _datasync: int, _handle: int) -> int:
-        """Do nothing: nothing is stored."""
-        return 0
-
-    def open(self, path: str, _flags: int) -> int:
-        """Open a file."""
-        entry = self.tree.find(path)
-        if entry.file is None:
-            fail(errno.EISDIR)
-        handle = next(self._numbers)
-        self._handles[handle] = (entry, None)
-        return handle
-
-    def read(self, path: str, size: int, offset: int, handle: int) -> bytes:
-        """Return a part of a file's content."""
-        entry, content = self._handles[handle]
-        if content is None or offset == 0:
-            content = self._group(entry).read(entry.name).encode("ascii", "surrogateescape")
-            self._handles[handle] = (entry, content)
-            if self._size and len(content) > self._size:
-                self._longest[path] = max(len(content), self._longest.get(path, 0))
-        return content[offset : offset + size]
-
-    def write(self, _path: str, data: bytes, _offset: int, handle: int) -> int:
-        """Hand a write to the file, wherever it is said to start."""
-        entry, _ = self._handles[handle]
-        writer = self._caller() if entry.name in {"cgroup.procs", "tasks"} else 0
-        self._group(entry).write(entry.name, data, writer=writer)
-        return len(data)
-
-    def truncate(self, path: str, _length: int, _handle: int | None = None) -> int:
-        """Let O_TRUNC pass without effect, as the kernel does."""
-        if self.tree.find(path).file is None:
-            fail(errno.EISDIR)
-        return 0
-
-    def flush(self, _path: str, _handle: int) -> int:
-        """Do nothing: writes took effect at once."""
-        return 0
-
-    def fsync(self, _path: str, _datasync: int, _handle: int) -> int:
-        """Refuse as the kernel's cgroup files do, which have no fsync."""
-        fail(errno.EINVAL)
-
-    def release(self, _path: str, handle: int) -> int:
-        """Close a file."""
-        self._handles.pop(handle, None)
-        return 0
-
-    def statfs(self, _path: str) -> Attributes:
-        """Return what statvfs(3) shows: nothing is stored. The magic is FUSE's own."""
-        return {"f_bsize": _BLOCK, "f_frsize": _BLOCK, "f_namemax": _NAME_MAX}
-
-    def mkdir(self, path: str, mode: int) -> int:
-        """Make a group."""
-        self.tree.mkdir(path)
-        group = self.tree.find(path).group
-        if group is not None:
-            group.mode = stat.S_IMODE(mode)
-        return 0
-
-    def rmdir(self, path: str) -> int:
-        """Remove a group."""
-        self.tree.rmdir(path)
-        return 0
-
-    def chmod(self, path: str, mode: int) -> int:
-        """Change permission bits."""
-        entry = self.tree.find(path)
-        if entry.group is None:
-            fail(errno.EPERM)
-        if entry.file is None:
-            entry.group.mode = stat.S_IMODE(mode)
-        else:
-            uid, gid, _ = self._owner(entry)
-            self._owners.setdefault(entry.group, {})[entry.name] = (uid, gid, stat.S_IMODE(mode))
-        return 0
-
-    def chown(self, path: str, uid: int, gid: int) -> int:
-        """Change the owner, the group, or (with -1 for the other) one of them."""
-        entry = self.tree.find(path)
-        if entry.group is None:
-            fail(errno.EPERM)
-        if entry.file is None:
-            old = entry.group.owner
-            entry.group.owner = (old[0] if uid == -1 else uid, old[1] if gid == -1 else gid)
-        else:
-            was = self._owner(entry)
-            now = (was[0] if uid == -1 else uid, was[1] if gid == -1 else gid, was[2])
-            self._owners.setdefault(entry.group, {})[entry.name] = now
-        return 0
-
-    def utimens(self, path: str, _times: tuple[int, int] | None = None) -> int:
-        """Accept times without keeping them."""
-        self.tree.find(path)
-        return 0
-
-    def create(self, _path: str, _mode: int, _info: object = None) -> int:
-        """Refuse: the files of a group are its controller's."""
-        fail(errno.EACCES)
-
-    def mknod(self, _path: str, _mode: int, _device: int) -> int:
-        """Refuse, as the kernel does for a cgroup directory."""
-        fail(errno.EPERM)
-
-    def unlink(self, _path: str) -> int:
-        """Refuse likewise."""
-        fail(errno.EPERM)
-
-    def symlink(self, _target: str, _source: str) -> int:
-        """Refuse likewise."""
-        fail(errno.EPERM)
-
-    def link(self, _target: str, _source: str) -> int:
-        """Refuse likewise."""
-        fail(errno.EPERM)
-
-    def rename(self, _old: str, _new: str) -> int:
-        """Refuse likewise."""
-        fail(errno.EPERM)
-
-    def readlink(self, _path: str) -> str:
-        """Refuse: there are no links."""
-        fail(errno.EINVAL)
-
-    def getxattr(self, _path: str, _name: str, _position: int = 0) -> bytes:
-        """Say that there is no such attribute."""
-        fail(errno.ENODATA)
-
-    def listxattr(self, _path: str) -> list[str]:
-        """Return no attributes."""
-        return []
-
-    def setxattr(self, _path: str, _name: str, _value: bytes, _options: int, _position: int = 0) -> int:
-        """Refuse extended attributes."""
-        fail(errno.EOPNOTSUPP)
-
-    def removexattr(self, _path: str, _name: str) -> int:
-        """Refuse likewise."""
-        fail(errno.ENODATA)
-
-    def ioctl(self, *_arguments: object) -> int:
-        """Refuse: there are none."""
-        fail(errno.ENOTTY)
+        begun = time.perf_counter_ns()
+        _, number, unique, node, _, _, thread, _ = protocol.IN.unpack_from(request)
+        name, handler = self._handlers.get(number, ("unknown", _unknown))
+        try:
+            result = protocol.reply(unique, handler(node, thread, request))
+        except OSError as error:
+            result = self._refuse(name, unique, error.errno or errno.EIO)
+        except (struct.error, ValueError):  # no request of the kernel's
+            result = self._refuse(name, unique, errno.EINVAL)
+        except Exception as error:  # noqa: BLE001  # a defect in one file must not take a node's cgroups away
+            sys.stderr.write(f"cgroupfs: defect in {name} of node {node}: {error!r}\n")
+            result = self._refuse(name, unique, errno.EIO)
+        self.counts[name] += 1
+        self.spent_ns += time.perf_counter_ns() - begun
+        return None if name in protocol.NO_REPLY else result
 
     def statistics(self) -> dict[str, object]:
         """Return how often each operation ran and failed, and the seconds spent in all."""
         return {
-            "operations": dict(self.counts),
+            "operations": {name: count for name, count in self.counts.items() if count},
             "errors": dict(self.errors),
             "seconds": self.spent_ns / 1e9,
             "groups": sum(1 for h in self.tree.hierarchies.values() for _ in h.root.subtree()),
         }
 
-    def _group(self, entry: Entry) -> Group[Any]:
-        """Return the group of an open file; ENODEV when it was removed, as from the kernel."""
-        group = entry.group
-        if group is None or (group.parent is not None and group.parent.children.get(group.name) is not group):
-            fail(errno.ENODEV)
-        return group
+    def _refuse(self, name: str, unique: int, number: int) -> bytes:
+        what = f"{name} {errno.errorcode.get(number, number)}"
+        self.errors[what] = self.errors.get(what, 0) + 1
+        return protocol.refusal(unique, number)
 
-    def _owner(self, entry: Entry) -> tuple[int, int, int]:
-        mode = entry.file.mode if entry.file is not None else 0
-        known = {} if entry.group is None else self._owners.get(entry.group, {})
-        return known.get(entry.name, (0, 0, mode))
+    def _attributes(self, node: int) -> bytes:
+        """Return what stat(2) shows."""
+        target = self._nodes.target(node)
+        if target is not None:
+            return self._pack(node, stat.S_IFLNK | 0o777, 1, (0, 0), len(target))
+        group, name = self._nodes.place(node)
+        *owner, mode = self._mode(node, group, name)
+        if name:
+            size = max(self.size, self._longest.get(node, 0)) if self.size else 0
+            return self._pack(node, stat.S_IFREG | mode, 1, owner, size)
+        below = len(self.tree.hierarchies) if group is None else len(group.children)
+        return self._pack(node, stat.S_IFDIR | mode, 2 + below, owner, 0)
+
+    def _pack(self, node: int, mode: int, links: int, owner: Sequence[int], size: int) -> bytes:
+        born = self._born
+        return protocol.ATTRIBUTES.pack(
+            node, size, 0, born, born, born, 0, 0, 0, mode, links, *owner, 0, _BLOCK, 0
+        )
+
+    def _mode(self, node: int, group: Group[Any] | None, name: str) -> Mode:
+        if group is None:
+            return 0, 0, 0o555
+        if not name:
+            return (*group.owner, group.mode)
+        return self._modes.get(node) or (0, 0, group.hierarchy.files[name].mode)
+
+    def _entry(self, node: int) -> bytes:
+        return protocol.entry(node, self._attributes(node), _LONG)
+
+    # The operations, each do_ and its name in the protocol.
+
+    def do_init(self, _node: int, _thread: int, request: Request) -> bytes:
+        """Agree on a version; from here on programs are served."""
+        major, minor, readahead, flags = protocol.INIT_IN.unpack_from(request, HEADER)
+        if major != protocol.MAJOR:
+            fail(errno.EPROTO)
+        self._started()
+        return protocol.initialized(minor, readahead, flags)
+
+    def do_lookup(self, node: int, _thread: int, request: Request) -> bytes:
+        """Find a name in a directory."""
+        return self._entry(self._nodes.child(self._nodes.directory(node), _name(request, HEADER)))
+
+    def do_getattr(self, node: int, _thread: int, request: Request) -> bytes:
+        """Return what stat(2) shows; an open file has attributes also when its group is gone."""
+        flags, _, handle = protocol.GETATTR_IN.unpack_from(request, HEADER)
+        file = self._files.get(handle) if flags & _BY_HANDLE else None
+        if file is not None and not _alive(file.group):
+            return protocol.attributes_out(self._pack(node, stat.S_IFREG | 0o444, 0, (0, 0), self.size), 0)
+        return protocol.attributes_out(self._attributes(node), _LONG)
+
+    def do_setattr(self, node: int, _thread: int, request: Request) -> bytes:
+        """Change mode and owner; sizes and times pass without effect, as from the kernel."""
+        fields = protocol.SETATTR_IN.unpack_from(request, HEADER)
+        valid, mode, uid, gid = fields[0], fields[11], fields[13], fields[14]
+        group, name = self._nodes.place(node)
+        before = self._mode(node, group, name)
+        after = (
+            uid if valid & protocol.FATTR_UID else before[0],
+            gid if valid & protocol.FATTR_GID else before[1],
+            stat.S_IMODE(mode) if valid & protocol.FATTR_MODE else before[2],
+        )
+        if after != before:
+            if group is None:
+                fail(errno.EPERM)
+            if name:
+                self._modes[node] = after
+            else:
+                group.owner, group.mode = after[:2], after[2]
+        return protocol.attributes_out(self._attributes(node), _LONG)
+
+    def do_open(self, node: int, _thread: int, _request: Request) -> bytes:
+        """Open a file, whatever for: what a file cannot do is refused when it is tried."""
+        group, name = self._nodes.place(node)
+        if group is None or not name:
+            fail(errno.EISDIR)
+        self._last_handle += 1
+        self._files[self._last_handle] = _Open(group, name)
+        return protocol.opened(self._last_handle, protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH)
+
+    def do_read(self, node: int, _thread: int, request: Request) -> bytes:
+        """Return a part of a file's content."""
+        handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
+        file = self._file(handle)
+        content = file.content
+        if content is None or offset == 0:
+            content = file.content = file.group.read(file.name).encode("ascii", "surrogateescape")
+            if len(content) > self.size > 0:
+                self._longest[node] = max(len(content), self._longest.get(node, 0))
+        return content[offset : offset + size]
+
+    def do_write(self, _node: int, thread: int, request: Request) -> bytes:
+        """Hand a write to the file, wherever it is said to start."""
+        handle, _, size = protocol.READ_IN.unpack_from(request, HEADER)
+        file = self._file(handle)
+        data = bytes(request[protocol.WRITE_DATA : protocol.WRITE_DATA + size])
+        self.report(f"write {data!r} to {file.name} by {thread}")
+        file.group.write(file.name, data, writer=thread)
+        return protocol.size_out(size)
+
+    def _file(self, handle: int) -> _Open:
+        file = self._files.get(handle)
+        if file is None:
+            fail(errno.EBADF)
+        if not _alive(file.group):
+            fail(errno.ENODEV)
+        return file
+
+    def do_release(self, _node: int, _thread: int, request: Request) -> bytes:
+        """Close a file."""
+        self._files.pop(protocol.HANDLE.unpack_from(request, HEADER)[0], None)
+        return b""
+
+    def do_opendir(self, node: int, _thread: int, _request: Request) -> bytes:
+        """Open a directory."""
+        self._nodes.directory(node)
+        self._last_handle += 1
+        self._lists[self._last_handle] = []
+        return protocol.opened(self._last_handle)
+
+    def do_readdir(self, node: int, _thread: int, request: Request) -> bytes:
+        """Return names; they stay while a reader goes on, so that it gets each once."""
+        handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
+        if offset == 0:
+            found = self._nodes.entries(self._nodes.directory(node))
+            self._lists[handle] = [(inode, kind, os.fsencode(name)) for inode, kind, name in found]
+        return protocol.directory(self._lists.get(handle, []), offset, size)
+
+    def do_releasedir(self, _node: int, _thread: int, request: Request) -> bytes:
+        """Close a directory."""
+        self._lists.pop(protocol.HANDLE.unpack_from(request, HEADER)[0], None)
+        return b""
+
+    def do_mkdir(self, node: int, _thread: int, request: Request) -> bytes:
+        """Make a group; the kernel has applied the umask."""
+        mode, umask = struct.unpack_from("<II", request, HEADER)
+        above, name = self._nodes.directory(node), _name(request, HEADER + 8)
+        self.report(f"mkdir {name}")
+        if above is None:  # where the controllers are
+            fail(errno.EEXIST if name in self.tree.hierarchies or name in self.tree.links else errno.EPERM)
+        group = above.hierarchy.mkdir(above, name)
+        group.mode = stat.S_IMODE(mode & ~umask)
+        return self._entry(self._nodes.of(group))
+
+    def do_rmdir(self, node: int, _thread: int, request: Request) -> bytes:
+        """Remove a group."""
+        above, name = self._nodes.directory(node), _name(request, HEADER)
+        group = self._nodes.group(self._nodes.child(above, name))
+        self.report(f"rmdir {name}")
+        group.hierarchy.rmdir(group)
+        gone = self._nodes.forget(group)
+        for kept in (self._longest, self._modes, self._xattrs.of):
+            for stale in [known for known in kept if known in gone]:
+                kept.pop(stale)
+        return b""
+
+    def do_rename(self, node: int, _thread: int, request: Request) -> bytes:
+        """Rename a group within its directory, all that cgroup v1 allows."""
+        return self._rename(node, request, HEADER + 8)
+
+    def do_rename2(self, node: int, _thread: int, request: Request) -> bytes:
+        """Rename a group; there are no flags (``fs/kernfs/dir.c``)."""
+        if struct.unpack_from("<QI", request, HEADER)[1]:
+            fail(errno.EINVAL)
+        return self._rename(node, request, HEADER + 16)
+
+    def _rename(self, node: int, request: Request, begin: int) -> bytes:
+        old, new, _ = bytes(request[begin:]).split(b"\0", 2)
+        group = self._nodes.group(self._nodes.child(self._nodes.directory(node), os.fsdecode(old)))
+        target = self._nodes.directory(protocol.HANDLE.unpack_from(request, HEADER)[0])
+        if target is None:
+            fail(errno.EPERM)
+        self.report(f"rename {old!r} to {new!r}")
+        group.hierarchy.rename(group, target, os.fsdecode(new))
+        return b""
+
+    def do_readlink(self, node: int, _thread: int, _request: Request) -> bytes:
+        """Return where a link leads."""
+        target = self._nodes.target(node)
+        if target is None:
+            fail(errno.EINVAL)
+        return target.encode()
+
+    def do_statfs(self, _node: int, _thread: int, _request: Request) -> bytes:
+        """Return what statfs(2) shows: nothing is stored. The magic is FUSE's own."""
+        return protocol.statfs_out(_BLOCK, NAME_MAX)
+
+    def do_setxattr(self, node: int, _thread: int, request: Request) -> bytes:
+        """Keep an extended attribute."""
+        size, flags = protocol.XATTR_IN.unpack_from(request, HEADER)
+        name, _, value = bytes(request[HEADER + 8 :]).partition(b"\0")
+        self._nodes.place(node)
+        self._xattrs.put(node, name, value[:size], flags)
+        return b""
+
+    def do_getxattr(self, node: int, _thread: int, request: Request) -> bytes:
+        """Return an extended attribute."""
+        return _sized(self._xattrs.get(node, os.fsencode(_name(request, HEADER + 8))), request)
+
+    def do_listxattr(self, node: int, _thread: int, request: Request) -> bytes:
+        """Return the names of a node's extended attributes."""
+        return _sized(b"".join(name + b"\0" for name in self._xattrs.names(node)), request)
+
+    def do_removexattr(self, node: int, _thread: int, request: Request) -> bytes:
+        """Forget an extended attribute."""
+        self._xattrs.remove(node, os.fsencode(_name(request, HEADER)))
+        return b""
+
+
+def _unknown(_node: int, _thread: int, _request: Request) -> NoReturn:
+    fail(errno.ENOSYS)
+
+
+def _name(request: Request, begin: int) -> str:
+    return os.fsdecode(bytes(request[begin:]).partition(b"\0")[0])
+
+
+def _sized(value: bytes, request: Request) -> bytes:
+    """Return a value to a reader with room for it, or its size to one who asks for that."""
+    size, _ = protocol.XATTR_IN.unpack_from(request, HEADER)
+    if not size:
+        return protocol.size_out(len(value))
+    if len(value) > size:
+        fail(errno.ERANGE)
+    return value
+
+
+def _alive(group: Group[Any]) -> bool:
+    return group.parent is None or group.parent.children.get(group.name) is group

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Effect, Health
-from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS
-from pytest_k3s_sandbox.layers.cgroupfs.server import DEFAULT_MOUNTPOINT
+from pytest_k3s_sandbox.layers.cgroupfs import probe
+from pytest_k3s_sandbox.layers.cgroupfs.__main__ import READY
+from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 
-_PACKAGE = "pytest_k3s_sandbox.layers.cgroupfs"
-_READY = "ready"
+# Without site-packages, which the server does not need and whose .pth files cost as much as it does.
+_PYTHON = (sys.executable, "-I", "-S")
+_ROOT = str(Path(__file__).parents[3])
+_SERVE = (
+    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "from pytest_k3s_sandbox.layers.cgroupfs.__main__ import main; sys.exit(main())"
+)
 _TAIL = 2000  # characters of the log that an error shows
 
 
@@ -40,7 +46,7 @@ class FuseCgroupfs:
         self,
         sandbox: Sandbox,
         *,
-        controllers: Sequence[str] = tuple(CONTROLLERS),
+        controllers: Sequence[str] = DEFAULT,
         at: str = "/sys/fs/cgroup",
         real: bool | None = None,
         timeout: float = 15.0,
@@ -59,8 +65,8 @@ class FuseCgroupfs:
         Raises:
             LayerError: It does not come up, or not as it should.
         """
-        argv = [sys.executable, "-m", _PACKAGE, DEFAULT_MOUNTPOINT, "--at", self._at]
-        argv += ["--controllers", ",".join(self._controllers), *(["--real"] if self._real else [])]
+        argv = [*_PYTHON, "-c", _SERVE, _ROOT, "--stack-on" if self._real else "--at", self._at]
+        argv += ["--controllers", ",".join(name.replace(",", "+") for name in self._controllers)]
         try:
             process = self._process = self._sandbox.spawn(argv, name="cgroupfs")
         except StartError as error:
@@ -84,25 +90,29 @@ class FuseCgroupfs:
             process.stop()
 
     def check(self) -> Health:
-        """Read, write, make and remove groups from a program inside."""
+        """Read, write, make and remove groups from a program of its own inside."""
         process = self._process
         if process is None or process.poll() is not None:
             return Health(ok=False, details={"problems": "the server is not running"})
-        argv = [sys.executable, "-m", f"{_PACKAGE}.probe", self._at, *self._controllers]
         try:
-            found = json.loads(self._sandbox.run(argv).stdout)
+            done = self._sandbox.run([*_PYTHON, probe.__file__, self._at, *self._controllers])
+            seen = probe.parse(done.stdout)
         except (StartError, ValueError) as failed:
-            return Health(ok=False, details={"problems": f"the probe failed: {failed}"})
-        return Health(ok=not found["problems"], details=found)
+            seen = {"problems": f"the probe failed: {failed}"}
+        return Health(ok=not seen["problems"], details=seen)
 
     def _come_up(self, process: Process) -> None:
         self._wait(process, Deadline.after(self._timeout))
-        health = self.check()
-        if not health.ok:
-            raise self._error(process, f"its check found: {health.details.get('problems')}")
+        # The server has probed its own mounts before it said ready; a second program would cost as much.
+        try:
+            problems = probe.parse(_text(process))["problems"]
+        except ValueError as failed:
+            problems = str(failed)
+        if problems:
+            raise self._error(process, f"its check found: {problems}")
 
     def _wait(self, process: Process, deadline: Deadline) -> None:
-        while _READY not in _text(process).splitlines():
+        while READY not in _text(process).splitlines():
             if process.poll() is not None:
                 raise self._error(
                     process, f"it ended with {process.poll()}: {_text(process)[-_TAIL:].strip()}"
@@ -112,7 +122,7 @@ class FuseCgroupfs:
             time.sleep(0.02)
 
     def _error(self, process: Process, cause: str) -> LayerError:
-        remedy = "`python -m pytest_k3s_sandbox.layers.cgroupfs` in the sandbox shows it in the foreground."
+        remedy = "`k3s-sandbox cgroupfs` in the sandbox shows it in the foreground."
         return LayerError(f"layer {self.name}", cause=cause, remedy=remedy, log=process.log)
 
 

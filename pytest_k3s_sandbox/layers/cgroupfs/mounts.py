@@ -6,9 +6,14 @@ import ctypes
 import errno
 import os
 import re
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from typing import NamedTuple
+
+MS_NOSUID = 2
+"""Flag of mount(2)."""
+
+MS_NODEV = 4
+"""Flag of mount(2)."""
 
 MS_BIND = 4096
 """Flag of mount(2)."""
@@ -17,8 +22,7 @@ MNT_DETACH = 2
 """Flag of umount2(2): the mount goes from the tree at once, and ends with its last user."""
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of ``/proc/PID/mountinfo``, as in proc_pid_mountinfo(5).
 
     Attributes:
@@ -56,7 +60,13 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 def mounted() -> list[Mount]:
     """Return the mounts that this process sees, in the order in which they were made."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return parse_mountinfo(file.read())
+
+
+def kind(target: str) -> str | None:
+    """Return the type of the topmost filesystem that is mounted exactly there, None without one."""
+    return {mount.target: mount.kind for mount in mounted()}.get(target)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
@@ -115,7 +125,7 @@ def clear_dead(path: str) -> int:
     return count
 
 
-def make_directory(path: Path) -> bool:
+def make_directory(path: str) -> bool:
     """Make a directory; where its parent refuses, put a tmpfs on the parent first.
 
     Returns:
@@ -125,14 +135,14 @@ def make_directory(path: Path) -> bool:
         OSError: Neither was possible.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        os.makedirs(path, exist_ok=True)
     except OSError as error:
         if error.errno not in {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EOPNOTSUPP}:
             raise
     else:
         return False
-    mount("tmpfs", str(path.parent), "tmpfs", 0, "mode=755")
-    path.mkdir()
+    mount("tmpfs", os.path.dirname(path), "tmpfs", 0, "mode=755")
+    os.mkdir(path)
     return True
 
 

@@ -1,15 +1,14 @@
-"""What a program inside sees of a cgroup filesystem: ``python -m ...cgroupfs.probe DIR``, JSON out."""
+"""What a program sees of a cgroup filesystem: for the server before it is ready, or ``probe.py DIR NAME...``.
+
+It imports the standard library only, and little of it, because it is on the way of every start.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS
+from collections.abc import Sequence
 
 CGROUP_SUPER_MAGIC = 0x27E0EB
 """What statfs(2) says of the kernel's cgroup v1."""
@@ -17,8 +16,13 @@ CGROUP_SUPER_MAGIC = 0x27E0EB
 FUSE_SUPER_MAGIC = 0x65735546
 """What it says of every FUSE mount; a program inside sees the other only through the interceptor."""
 
+_NAMES = {
+    CGROUP_SUPER_MAGIC: "cgroup",
+    FUSE_SUPER_MAGIC: f"FUSE; {CGROUP_SUPER_MAGIC:#x} only under the interceptor",
+}
 
-def magic(path: Path) -> int:
+
+def magic(path: str) -> int:
     """Return ``f_type`` of statfs(2).
 
     Raises:
@@ -28,11 +32,11 @@ def magic(path: Path) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.statfs(os.fsencode(path), ctypes.byref(buffer)):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(path))
+        raise OSError(number, os.strerror(number), path)
     return int(buffer[0])
 
 
-def probe(root: Path, controllers: Sequence[str]) -> dict[str, str]:
+def probe(root: str, controllers: Sequence[str]) -> dict[str, str]:
     """Use the filesystem as a node does.
 
     Args:
@@ -44,46 +48,73 @@ def probe(root: Path, controllers: Sequence[str]) -> dict[str, str]:
     """
     seen: dict[str, str] = {}
     problems: list[str] = []
-    steps: dict[str, Callable[[Path], dict[str, str]]] = {"cpuacct": _usage, "memory": _memory}
+    kinds: set[int] = set()
     for name in controllers:
-        folder = root / name
+        folder = f"{root}/{name}"
         try:
-            seen[f"magic.{name}"] = f"{magic(folder):#x}"
-            if name in steps:
-                seen.update(steps[name](folder))
+            kinds.add(magic(folder))
+            if "cpuacct" in name.split(","):
+                seen["cpuacct.usage"] = _usage(folder)
+            if name == "memory":
+                seen["memory.total_rss"] = _memory(folder)
             _group(folder)
         except (OSError, ValueError, KeyError) as error:
             problems.append(f"{name}: {error!r}")
+    seen["f_type"] = " and ".join(f"{kind:#x} ({_NAMES.get(kind, 'unknown')})" for kind in sorted(kinds))
     seen["problems"] = "; ".join(problems)
     return seen
 
 
-def _usage(folder: Path) -> dict[str, str]:
-    first, second = (int((folder / "cpuacct.usage").read_text()) for _ in range(2))
-    cpus = (folder / "cpuacct.usage_percpu").read_text().split()
+def render(seen: dict[str, str]) -> str:
+    """Return what was seen as lines of text."""
+    return "".join(f"seen {name}: {value}\n" for name, value in seen.items())
+
+
+def parse(text: str) -> dict[str, str]:
+    """Return what :func:`render` wrote, wherever it is in a text.
+
+    Raises:
+        ValueError: The text has no such lines.
+    """
+    lines = [line.removeprefix("seen ") for line in text.splitlines() if line.startswith("seen ")]
+    found = {name: value for name, _, value in (line.partition(": ") for line in lines)}
+    if "problems" not in found:
+        raise ValueError(f"not what a probe says: {text[-500:]!r}")
+    return found
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def _usage(folder: str) -> str:
+    first, second = (int(_read(f"{folder}/cpuacct.usage")) for _ in range(2))
+    cpus = _read(f"{folder}/cpuacct.usage_percpu").split()
     if second < first or not cpus:
         raise ValueError(f"cpuacct.usage went from {first} to {second} on {len(cpus)} CPUs")
-    return {"cpuacct.usage": str(second)}
+    return str(second)
 
 
-def _memory(folder: Path) -> dict[str, str]:
-    lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    return {"memory.total_rss": lines["total_rss"]}
+def _memory(folder: str) -> str:
+    return dict(line.split() for line in _read(f"{folder}/memory.stat").splitlines())["total_rss"]
 
 
-def _group(folder: Path) -> None:
+def _group(folder: str) -> None:
     """Make a group, write to it, read that back, remove it."""
-    group = folder / f"k3s-sandbox-probe-{os.getpid()}"
-    group.mkdir()
+    group = f"{folder}/k3s-sandbox-probe-{os.getpid()}"
+    file = f"{group}/notify_on_release"
+    os.mkdir(group)
     try:
-        (group / "notify_on_release").write_text("1")
-        if (group / "notify_on_release").read_text() != "1\n":
-            raise ValueError(f"{group}/notify_on_release does not keep what is written")
+        with open(file, "w", encoding="ascii") as written:
+            written.write("1")
+        if _read(file) != "1\n":
+            raise ValueError(f"{file} does not keep what is written")
     finally:
-        group.rmdir()
-    if group.exists():
+        os.rmdir(group)
+    if os.path.exists(group):
         raise ValueError(f"{group} is there after its removal")
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(probe(Path(sys.argv[1]), sys.argv[2:] or tuple(CONTROLLERS))) + "\n")
+    sys.stdout.write(render(probe(sys.argv[1], sys.argv[2:])))

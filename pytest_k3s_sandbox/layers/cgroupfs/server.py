@@ -1,37 +1,43 @@
-"""The process that serves a tree: mount, ready, serve until told to stop, unmount."""
+"""The process that serves a tree: mount, ready, serve until told to stop, unmount.
+
+It starts with every node, from a slow file system: it imports little, and no package but this one.
+"""
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import NoReturn
 
-from pytest_k3s_sandbox.errors import ConfigError, LayerError, MissingCapability
-from pytest_k3s_sandbox.layers.cgroupfs import mounts
+from pytest_k3s_sandbox.layers.cgroupfs import mounts, protocol
 from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting
-from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS
-from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupOperations
+from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS, DEFAULT
+from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
+from pytest_k3s_sandbox.layers.cgroupfs.probe import probe
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 DEFAULT_MOUNTPOINT = "/tmp/fuse-cgroup"  # noqa: S108  # the research's path, which its tools name
 """Where the tree is mounted when nothing else is said."""
 
-_LONG = 3600  # nothing changes but by requests, of which the kernel knows
 _PRETENDED_SIZE = 8192  # more than any usual content, so that gVisor need not ask before each read
+_GONE = (errno.ENOENT, errno.EINVAL)  # Linux' and gVisor's answer to an answer that nobody waits for any more
+_STATS_TURNS = 5
 
 
-@dataclass
+class _Stop(Exception):  # no error: a signal that asks for the end
+    """Raised in the main thread by SIGTERM and SIGINT."""
+
+
 class Server:
-    """Serves the controllers on one FUSE mount.
+    """Serves controllers on one FUSE mount.
 
-    Attributes:
+    Args:
         mountpoint: Where the whole tree is mounted; made when missing.
         controllers: Their names.
         at: A directory that gets each controller as a bind mount of its subtree.
@@ -39,160 +45,229 @@ class Server:
             has the controller, so that mount tables keep a line of type ``cgroup``.
         stats: A file that gets counts of operations as JSON, every few seconds and at the end.
         max_age: Seconds for which sampled numbers are good.
+        log: Takes a line for each change that a program makes.
     """
 
-    mountpoint: Path
-    controllers: Sequence[str] = tuple(CONTROLLERS)
-    at: Path | None = None
-    real: bool = False
-    stats: Path | None = None
-    max_age: float = 1.0
-    _undo: list[str] = field(default_factory=list)
-    _failure: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
+    def __init__(
+        self,
+        mountpoint: str = DEFAULT_MOUNTPOINT,
+        controllers: Sequence[str] = DEFAULT,
+        *,
+        at: str | None = None,
+        real: bool = False,
+        stats: str | None = None,
+        max_age: float = 1.0,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        """Remember what to serve; nothing is mounted yet."""
+        self.mountpoint = os.path.abspath(mountpoint)
+        self.controllers = tuple(controllers)
+        self.at = None if at is None else os.path.abspath(at)
+        self.real = real
+        self.stats = stats
+        self.max_age = max_age
+        self.version = ""
+        self._log = log
+        self._undo: list[Callable[[], None]] = []
+        self._failure: OSError | None = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
 
-    def run(self, ready: Callable[[], None]) -> None:
+    def run(self, ready: Callable[[dict[str, str]], None]) -> None:
         """Serve until SIGTERM or SIGINT; everything that was mounted is unmounted then.
 
         Args:
-            ready: Called once programs can use the mounts.
+            ready: Called once programs can use the mounts, with what a program sees of them.
 
         Raises:
             ConfigError: A controller is unknown.
-            MissingCapability: No root, no ``/dev/fuse`` or no libfuse 2.
+            MissingCapability: No root or no ``/dev/fuse``.
             LayerError: A mount was refused.
         """
+        self._check()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        tree = Tree(ProcAccounting(self.max_age), self.controllers)
+        filesystem = CgroupFilesystem(
+            tree, started=lambda: self._thread(lambda: self._publish(filesystem, ready))
+        )
+        if self._log is not None:
+            filesystem.report = self._log
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._mount(device)
+            self._serve(device, filesystem)
+        except _Stop:
+            pass
+        finally:
+            self._end(device)
+            self._write(filesystem)
+        if self._failure is not None:
+            from pytest_k3s_sandbox.errors import LayerError  # noqa: PLC0415  # only when something is wrong
+
+            raise LayerError(f"mounts at {self.at}", cause=str(self._failure)) from self._failure
+
+    def _check(self) -> None:
         unknown = sorted(set(self.controllers) - CONTROLLERS.keys())
         if unknown or not self.controllers:
+            from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415  # only when something is wrong
+
             raise ConfigError(
                 f"controllers {','.join(unknown) or '(none)'}",
                 cause="unknown" if unknown else "at least one is needed",
-                remedy=f"Choose from {','.join(CONTROLLERS)}.",
+                remedy=f"Choose from {' '.join(CONTROLLERS)}.",
             )
-        fuse = _fuse()
+        lack, remedy = "", ""
+        if os.geteuid() != 0:
+            lack, remedy = "not root", "Run it as root."
+        elif not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            lack, remedy = "no /dev/fuse", "Load the module: modprobe fuse"
+        if lack:
+            from pytest_k3s_sandbox.errors import MissingCapability  # noqa: PLC0415  # likewise
+
+            raise MissingCapability("cgroupfs", cause=lack, remedy=remedy)
+
+    def _mount(self, device: int) -> None:
+        options = f"fd={device},rootmode=40555,user_id=0,group_id=0,allow_other,default_permissions"
         try:
-            mounts.clear_dead(str(self.mountpoint))
-            self.mountpoint.mkdir(parents=True, exist_ok=True)
+            mounts.clear_dead(self.mountpoint)
+            self._make(self.mountpoint)
+            mounts.mount("cgroup", self.mountpoint, "fuse", mounts.MS_NOSUID | mounts.MS_NODEV, options)
         except OSError as error:
-            raise LayerError(f"mountpoint {self.mountpoint}", cause=str(error)) from error
-        tree = Tree(ProcAccounting(self.max_age), self.controllers)
-        operations = CgroupOperations(
-            tree,
-            caller=lambda: int(fuse.fuse_get_context()[2]),
-            started=lambda: self._thread(lambda: self._publish(operations, ready)),
-        )
-        try:
-            # Returns after a signal, which libfuse takes, and unmounts.
-            fuse.FUSE(
-                operations,
-                str(self.mountpoint),
-                foreground=True,
-                # Operations wait for nothing and share one tree: one thread serves them soonest. In
-                # gVisor a read took 0.9-1.3 ms so, and 2.3-3.7 ms with libfuse's pool of threads.
-                nothreads=True,
-                fsname="cgroup",
-                nonempty=True,
-                allow_other=True,
-                default_permissions=True,
-                direct_io=True,
-                big_writes=True,
-                entry_timeout=_LONG,
-                attr_timeout=_LONG,
-                negative_timeout=0,
-            )
-        except RuntimeError as error:
-            # fusepy knows no more than the exit code; libfuse has written why.
+            from pytest_k3s_sandbox.errors import LayerError  # noqa: PLC0415  # only when something is wrong
+
             raise LayerError(
                 f"FUSE mount on {self.mountpoint}",
-                cause=f"libfuse ended with {error}",
-                remedy="See the lines above it; inside a container /dev/fuse and CAP_SYS_ADMIN are needed.",
+                cause=str(error),
+                remedy="Name a directory; inside a container CAP_SYS_ADMIN is needed.",
             ) from error
-        finally:
-            self._stop.set()
-            self._withdraw()
-            self._write(operations)
-        if self._failure is not None:
-            raise LayerError(f"mounts at {self.at}", cause=str(self._failure)) from self._failure
+        self._undo.append(lambda: mounts.unmount(self.mountpoint))
 
-    def _publish(self, operations: CgroupOperations, ready: Callable[[], None]) -> None:
+    def _make(self, path: str) -> None:
+        if not os.path.isdir(path):
+            if mounts.make_directory(path):
+                self._undo.append(lambda: mounts.unmount(os.path.dirname(path)))
+            self._undo.append(lambda: os.rmdir(path))
+
+    def _serve(self, device: int, filesystem: CgroupFilesystem) -> None:
+        """Answer requests, one after the other, until the mount is gone.
+
+        They wait for nothing and share one tree, so that one thread is soonest; in gVisor a
+        change of threads for each request cost more than the request.
+        """
+        buffer = bytearray(protocol.BUFFER)
+        view, buffers = memoryview(buffer), [buffer]
+        answer, lock = filesystem.answer, self._lock
+        readv, write = os.readv, os.write
+        while True:
+            try:
+                length = readv(device, buffers)
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted by somebody else
+                    return
+                if error.errno != errno.ENOENT:  # that is a request which was interrupted before
+                    raise
+                continue
+            with lock:
+                reply = answer(view[:length])
+            if reply is None:
+                continue
+            try:
+                write(device, reply)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+
+    def _publish(self, filesystem: CgroupFilesystem, ready: Callable[[dict[str, str]], None]) -> None:
         try:
             # Linux reads with direct I/O whatever the size; what reads nothing goes by the size.
-            probe = self.mountpoint / self.controllers[0] / "notify_on_release"
-            if not probe.read_bytes():
-                operations.pretend(_PRETENDED_SIZE)
-                if not probe.read_bytes():
-                    raise OSError(f"{probe} reads as empty")  # noqa: TRY301  # one way to fail for all of them
+            file = f"{self.mountpoint}/{self.controllers[0]}/notify_on_release"
+            if not _content(file):
+                filesystem.size = _PRETENDED_SIZE
+                if not _content(file):
+                    raise OSError(f"{file} reads as empty")  # noqa: TRY301  # one way to fail for all of them
             if self.at is not None:
                 for name in self.controllers:
-                    self._expose(name, self.at / name)
-            operations.tree.refresh()
+                    self._expose(name, self.at)
+                for name, target in filesystem.tree.links.items():
+                    self._link(f"{self.at}/{name}", target)
         except OSError as error:
             self._failure = error
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        ready()
-        self._watch(operations)
+        ready(probe(self.at or self.mountpoint, self.controllers))
+        self._watch(filesystem)
 
-    def _expose(self, name: str, target: Path) -> None:
-        mounts.clear_dead(str(target))
-        if mounts.make_directory(target):
-            self._undo.append(str(target.parent))
-        if self.real and name in _hierarchies():
-            mounts.mount("none", str(target), "cgroup", 0, name)
-            self._undo.append(str(target))
-        mounts.mount(str(self.mountpoint / name), str(target), "", mounts.MS_BIND)
-        self._undo.append(str(target))
+    def _expose(self, name: str, at: str) -> None:
+        target = f"{at}/{name}"
+        mounts.clear_dead(target)
+        self._make(target)
+        if self.real and set(name.split(",")) <= _hierarchies() and mounts.kind(target) != "cgroup":
+            mounts.mount("none", target, "cgroup", 0, name)
+            self._undo.append(lambda: mounts.unmount(target))
+        mounts.mount(f"{self.mountpoint}/{name}", target, "", mounts.MS_BIND)
+        self._undo.append(lambda: mounts.unmount(target))
 
-    def _withdraw(self) -> None:
+    def _link(self, path: str, target: str) -> None:
+        with suppress(FileExistsError):
+            os.symlink(target, path)
+            self._undo.append(lambda: os.unlink(path))
+
+    def _end(self, device: int) -> None:
+        self._stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):  # the end itself is not to be interrupted
+            signal.signal(number, signal.SIG_IGN)
         while self._undo:
             with suppress(OSError):
-                mounts.unmount(self._undo.pop())
-        # libfuse leaves the mount when it believes that somebody else has unmounted it.
-        with suppress(OSError):
-            mounts.clear_dead(str(self.mountpoint))
+                self._undo.pop()()
+        os.close(device)
 
-    def _watch(self, operations: CgroupOperations) -> None:
+    def _watch(self, filesystem: CgroupFilesystem) -> None:
         """Sample while groups have processes, so that little of what they do before they die is lost."""
         turns = 0
         while not self._stop.wait(self.max_age):
-            operations.sample()
+            if filesystem.tree.populated:
+                with self._lock:
+                    filesystem.tree.refresh()
             turns += 1
-            if turns % 5 == 0:
-                self._write(operations)
+            if turns % _STATS_TURNS == 0:
+                self._write(filesystem)
 
-    def _write(self, operations: CgroupOperations) -> None:
+    def _write(self, filesystem: CgroupFilesystem) -> None:
         if self.stats is None:
             return
-        new = self.stats.with_name(self.stats.name + ".new")
+        import json  # noqa: PLC0415  # only who wants statistics pays for it
+
+        new = f"{self.stats}.new"
         try:
-            new.write_text(json.dumps(operations.statistics(), indent=1) + "\n")
-            new.replace(self.stats)
+            with open(new, "w", encoding="utf-8") as file:
+                file.write(json.dumps(filesystem.statistics(), indent=1) + "\n")
+            os.replace(new, self.stats)
         except OSError as error:
             sys.stderr.write(f"cgroupfs: {self.stats} is not written any more: {error}\n")
             self.stats = None
 
     def _thread(self, work: Callable[[], None]) -> None:
         def body() -> None:
-            # Signals are for the main thread: only there do they interrupt libfuse's read.
+            # Signals are for the main thread: only there do they interrupt the read of a request.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             work()
 
         threading.Thread(target=body, name="cgroupfs", daemon=True).start()
 
 
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Stop
+
+
+def _content(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
 def _hierarchies() -> set[str]:
     """Return the controllers that have a v1 hierarchy; to mount another would make one, system-wide."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    return {line.split(":")[1] for line in lines if ":" in line}
-
-
-def _fuse() -> Any:  # noqa: ANN401  # fusepy publishes no types
-    if os.geteuid() != 0:
-        raise MissingCapability("cgroupfs", cause="not root", remedy="Run it as root.")
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise MissingCapability("cgroupfs", cause="no /dev/fuse", remedy="Load the module: modprobe fuse")
-    try:
-        import fuse  # noqa: PLC0415  # looks for libfuse when imported
-    except OSError as error:
-        raise MissingCapability("cgroupfs", cause=str(error), remedy="apt-get install libfuse2") from error
-    return fuse
+    names: set[str] = set()
+    for line in _content("/proc/self/cgroup").splitlines():
+        names.update(line.split(":")[1].split(","))
+    return names

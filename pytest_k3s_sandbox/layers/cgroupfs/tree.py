@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS
+from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS, DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
@@ -38,11 +38,19 @@ class Tree:
         controllers: Names out of :data:`~.controllers.CONTROLLERS`.
     """
 
-    def __init__(self, accounting: Accounting, controllers: Iterable[str] = tuple(CONTROLLERS)) -> None:
+    def __init__(self, accounting: Accounting, controllers: Iterable[str] = DEFAULT) -> None:
         """Make each hierarchy with its root group."""
         self.hierarchies = {
             name: Hierarchy(CONTROLLERS[name](accounting), accounting) for name in controllers
         }
+        self.links = {
+            part: name
+            for name in self.hierarchies
+            if "," in name
+            for part in name.split(",")
+            if part not in self.hierarchies
+        }
+        """Where controllers that share a hierarchy are found by their own names, as symbolic links."""
         self._last = Sample({}, {}, {})
         self._accounting = accounting
         for hierarchy in self.hierarchies.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -13,9 +12,11 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Effect, Layer
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
+from pytest_k3s_sandbox.layers.cgroupfs.probe import render
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
 
-GOOD = {"magic.cpu": "0x65735546", "problems": ""}
+GOOD = {"f_type": "0x65735546", "problems": ""}
+READY = f"{render(GOOD)}ready\n"
 
 
 class _FakeProcess:
@@ -53,7 +54,7 @@ class _FakeSandbox:
     def __init__(self, folder: Path, log: str, *, code: int | None = None, found: object = None) -> None:
         self.process = _FakeProcess(folder / "cgroupfs.log", code)
         self.process.log.write_text(log)
-        self.found = found if found is not None else GOOD
+        self.found = render(GOOD) if found is None else found
         self.spawned: list[str] = []
 
     def spawn(
@@ -66,7 +67,7 @@ class _FakeSandbox:
     def run(self, argv: Sequence[str], **_: object) -> Completed:
         if isinstance(self.found, Exception):
             raise self.found
-        return Completed(tuple(argv), 0, json.dumps(self.found), "")
+        return Completed(tuple(argv), 0, str(self.found), "")
 
 
 def layer(sandbox: _FakeSandbox, timeout: float = 0.1) -> FuseCgroupfs:
@@ -74,31 +75,32 @@ def layer(sandbox: _FakeSandbox, timeout: float = 0.1) -> FuseCgroupfs:
 
 
 def test_it_comes_up_and_goes_down(tmp_path: Path) -> None:
-    sandbox = _FakeSandbox(tmp_path, "ready\n")
+    sandbox = _FakeSandbox(tmp_path, READY)
     with layer(sandbox) as up:
         checked: Layer = up
         assert checked.check().ok
         assert up.effect == Effect()
+        assert up.check().details == GOOD
         assert sandbox.process.stops == 0
     assert sandbox.process.stops == 1
-    assert "--real" in sandbox.spawned
+    assert "--stack-on" in sandbox.spawned
     assert not up.check().ok
     up.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(
-    ("log", "code", "found", "message"),
+    ("log", "code", "message"),
     [
-        ("no /dev/fuse\n", 2, GOOD, "no /dev/fuse"),
-        ("", None, GOOD, "not ready"),
-        ("ready\n", None, {"problems": "cpu: broken"}, "cpu: broken"),
-        ("ready\n", None, StartError("probe"), "the probe failed"),
+        ("no /dev/fuse\n", 2, "no /dev/fuse"),
+        ("", None, "not ready"),
+        (f"{render({'problems': 'cpu: broken'})}ready\n", None, "cpu: broken"),
+        ("ready\n", None, "not what a probe says"),
     ],
 )
 def test_failures_name_the_cause_and_the_log(
-    tmp_path: Path, log: str, code: int | None, found: object, message: str
+    tmp_path: Path, log: str, code: int | None, message: str
 ) -> None:
-    sandbox = _FakeSandbox(tmp_path, log, code=code, found=found)
+    sandbox = _FakeSandbox(tmp_path, log, code=code)
     with pytest.raises(LayerError, match=message) as caught, layer(sandbox):
         pytest.fail("it must not come up")
     assert caught.value.log == sandbox.process.log
@@ -106,7 +108,22 @@ def test_failures_name_the_cause_and_the_log(
 
 
 def test_on_the_machine_itself_no_cgroup_is_mounted(tmp_path: Path) -> None:
-    sandbox = _FakeSandbox(tmp_path, "ready\n")
+    sandbox = _FakeSandbox(tmp_path, READY)
     sandbox.kind = "here"
     with layer(sandbox):
-        assert "--real" not in sandbox.spawned
+        assert "--at" in sandbox.spawned
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (render({"problems": "cpu: broken"}), "cpu: broken"),
+        ("nonsense", "nonsense"),
+        (StartError("probe"), "the probe failed"),
+    ],
+)
+def test_a_check_asks_a_program_of_its_own(tmp_path: Path, found: object, message: str) -> None:
+    with layer(_FakeSandbox(tmp_path, READY, found=found)) as up:
+        health = up.check()
+    assert not health.ok
+    assert message in health.details["problems"]

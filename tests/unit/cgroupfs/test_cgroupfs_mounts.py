@@ -42,8 +42,8 @@ def test_this_machine_has_a_root() -> None:
 
 
 def test_directories(tmp_path: Path) -> None:
-    assert make_directory(tmp_path / "a" / "b") is False
-    assert make_directory(tmp_path / "a" / "b") is False
+    assert make_directory(str(tmp_path / "a" / "b")) is False
+    assert make_directory(str(tmp_path / "a" / "b")) is False
     assert (tmp_path / "a" / "b").is_dir()
 
 
