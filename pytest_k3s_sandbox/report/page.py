@@ -2,97 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
-from xml.etree import ElementTree as ET
 
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.report.figures import write, write_timelines
-from pytest_k3s_sandbox.report.records import RECORDS_FILE, read_run
-from pytest_k3s_sandbox.report.series import facts
-from pytest_k3s_sandbox.report.summary import (
-    incomplete_reason,
-    outcome,
-    root_name,
-    seconds_text,
-    sentence,
-    value_text,
-)
-from pytest_k3s_sandbox.report.timeline import STYLE, bring_up_window, clean, legend, timeline
+from pytest_k3s_sandbox.report.compare import comparison
+from pytest_k3s_sandbox.report.drawing import STYLE, clean
+from pytest_k3s_sandbox.report.records import read_run
+from pytest_k3s_sandbox.report.view import link, view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from pytest_k3s_sandbox.report.schema import ErrorLine, Event, Run
-
-MAX_ROWS = 200
-"""Rows that a table of error lines or events shows; all are in the records."""
-
-_KLOG_HEADER = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ")
-_VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{12,}\b|\d+")
-_MAX_TEXT = 600
+    from pathlib import Path
 
 
-@dataclass(frozen=True)
-class ErrorGroup:
-    """Error lines that differ in nothing but numbers.
-
-    Attributes:
-        component: The log's name.
-        kind: See :mod:`~pytest_k3s_sandbox.report.kinds`.
-        errno: The error's name when the lines have one.
-        text: The first of them, without its header.
-        count: How many there are.
-        first: The first one's time in seconds since the run's zero.
-        last: The last one's.
-    """
-
-    component: str
-    kind: str
-    errno: str | None
-    text: str
-    count: int
-    first: float
-    last: float
+def page_of(target: Path) -> Path:
+    """Return the page's path: ``target`` itself when it ends with ``.html``, else its ``index.html``."""
+    return target if target.suffix == ".html" else target / "index.html"
 
 
-def group_errors(lines: Sequence[ErrorLine]) -> tuple[ErrorGroup, ...]:
-    """Group error lines, the most frequent first.
-
-    Args:
-        lines: The lines by their time.
-    """
-    groups: dict[tuple[str, str, str], list[ErrorLine]] = {}
-    for line in lines:
-        text = _KLOG_HEADER.sub("", line.text.strip())
-        groups.setdefault((line.component, line.kind, _VARYING.sub("#", text)), []).append(line)
-    found = [
-        ErrorGroup(
-            component=component,
-            kind=kind,
-            errno=members[0].errno,
-            text=_shorten(_KLOG_HEADER.sub("", members[0].text.strip())),
-            count=len(members),
-            first=members[0].t,
-            last=members[-1].t,
-        )
-        for (component, kind, _), members in groups.items()
-    ]
-    return tuple(sorted(found, key=lambda group: (-group.count, group.first)))
-
-
-def render(run_dirs: Sequence[Path], target: Path) -> Path:
-    """Write the page of one or more runs, and each run's timeline as SVG beside it.
+def render(run_dirs: Sequence[Path], target: Path, exports: Sequence[Path] = ()) -> Path:
+    """Write the page of one or more runs.
 
     Args:
         run_dirs: The runs' folders, in the order in which they are shown.
         target: The folder that gets ``index.html``, or the page's own name when it ends with ``.html``.
+        exports: Figures and tables that the page links to.
 
     Returns:
         The page.
@@ -102,24 +38,29 @@ def render(run_dirs: Sequence[Path], target: Path) -> Path:
     """
     if not run_dirs:
         raise ConfigError("report", cause="no run was named", remedy="name one run's folder or more")
-    page = target if target.suffix == ".html" else target / "index.html"
-    views = []
-    for i, folder in enumerate(run_dirs, start=1):
-        run = read_run(folder)
-        figures = write_timelines(
-            run, page.parent, stem="timeline" if len(run_dirs) == 1 else f"timeline-{i}"
-        )
-        place = folder if folder.is_dir() else folder.parent
-        views.append(view(run, place, page.parent, [figure.name for figure in figures], f"run{i}"))
-    return write(page, to_html(views))
+    page = page_of(target)
+    runs = [read_run(folder) for folder in run_dirs]
+    views = [
+        view(run, folder if folder.is_dir() else folder.parent, page.parent, f"run{i}")
+        for i, (run, folder) in enumerate(zip(runs, run_dirs, strict=True), start=1)
+    ]
+    files = [{"name": path.name, "href": link(path, page.parent)} for path in exports]
+    together = comparison(runs) if len(runs) > 1 else None
+    return write(page, to_html(views, together, files))
 
 
-def to_html(views: Sequence[dict[str, Any]]) -> str:
-    """Fill the template with what :func:`view` made of each run."""
+def to_html(
+    views: Sequence[dict[str, Any]], together: dict[str, Any] | None, exports: Sequence[dict[str, str]]
+) -> str:
+    """Fill the template with what :func:`~.view.view` made of each run."""
     import jinja2  # noqa: PLC0415 - heavy, and only the page needs it
 
-    source = resources.files(__package__).joinpath("template.html.j2").read_text(encoding="utf-8")
+    def load(name: str) -> str | None:
+        file = resources.files(__package__).joinpath("templates", name)
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
     environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(load),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -127,123 +68,32 @@ def to_html(views: Sequence[dict[str, Any]]) -> str:
         finalize=_finalize,
     )
     held = sum(one["outcome"] == "held" for one in views)
-    return environment.from_string(source).render(runs=views, held=held, timeline_style=STYLE)
-
-
-def view(run: Run, folder: Path, base: Path, figures: Sequence[str], ident: str) -> dict[str, Any]:
-    """Return what the template shows of a run, every value as it will be read.
-
-    Args:
-        run: The run.
-        folder: Its folder.
-        base: The page's folder, from which links lead.
-        figures: The timelines' file names in that folder: the whole run's, the bring-up's if it has one.
-        ident: A prefix for ids, unique in the page.
-    """
-    known = facts(run)
-    first = next((pod for pod in known.pods if pod.running is not None), None)
-    logs = {path.stem: path for path in _logs(folder)}
-    groups = group_errors(run.errors)
-    window = bring_up_window(run)
-    events = run.events
-    return {
-        "ident": ident,
-        "name": run.name,
-        "outcome": outcome(run),
-        "sentence": sentence(run),
-        "incomplete": incomplete_reason(run),
-        "environment": run.environment,
-        "root": root_name(run.environment.root_magic) if run.environment is not None else "not recorded",
-        "command": shlex.join(run.environment.argv) if run.environment is not None else None,
-        "facts": known,
-        "to_ready": _seconds(known.seconds_to_ready),
-        "to_running": _seconds(first.running - first.created if first and first.running else None),
-        "held_for": seconds_text(known.hold_seconds) if known.seconds_to_ready is not None else "never",
-        "errors_total": sum(known.errors.values()),
-        "verdicts": [
-            {"verdict": v, "measured": value_text(v.measured, v.unit), "limit": value_text(v.limit, v.unit)}
-            for v in run.verdicts
-        ],
-        "pods": [
-            {
-                "name": pod.name,
-                "created": seconds_text(pod.created),
-                "running": _after(pod.created, pod.running),
-                "ready": _after(pod.created, pod.ready),
-                "gone": _after(pod.deleted, pod.gone) if pod.deleted is not None else "",
-            }
-            for pod in known.pods
-        ],
-        "transitions": [
-            {"t": f"{c.t:.1f}", "ready": c.ready, "reason": c.reason or ""} for c in known.transitions
-        ],
-        "layers": _layers(run),
-        "measurements": [{"m": m, "value": value_text(m.value)} for m in run.measurements],
-        "errors": [
-            {"group": group, "log": _link(logs[group.component], base) if group.component in logs else None}
-            for group in groups[:MAX_ROWS]
-        ],
-        "errors_hidden": max(0, len(groups) - MAX_ROWS),
-        "events": _event_rows(events[:MAX_ROWS]),
-        "events_hidden": max(0, len(events) - MAX_ROWS),
-        "legend": legend(run),
-        "bring_up": _svg(run, window, f"{ident}-up") if window is not None else None,
-        "whole": _svg(run, None, f"{ident}-all", phases=window is None),
-        "figures": [quote(figure) for figure in figures],
-        "records": _link(folder / RECORDS_FILE, base),
-        "logs": [{"name": path.relative_to(folder), "href": _link(path, base)} for path in logs.values()],
-    }
-
-
-def _svg(run: Run, window: tuple[float, float] | None, ident: str, *, phases: bool = True) -> object:
-    import markupsafe  # noqa: PLC0415 - comes with jinja2, which is loaded only here
-
-    drawing = timeline(run, window=window, phases=phases, ident=ident)
-    # ElementTree has escaped every text and attribute.
-    return markupsafe.Markup(ET.tostring(drawing, encoding="unicode", short_empty_elements=False))  # noqa: S704 - see above
+    return environment.get_template("page.html.j2").render(
+        runs=views, together=together, exports=exports, held=held, drawing_style=STYLE
+    )
 
 
 def _finalize(value: object) -> object:
     return clean(value) if type(value) is str else value
 
 
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else seconds_text(value)
+def write(path: Path, text: str) -> Path:
+    """Write a text file, all or nothing, and return its path.
 
-
-def _after(start: float | None, end: float | None) -> str:
-    return "never" if start is None or end is None else f"+{seconds_text(end - start)}"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}\u2026"
-
-
-def _event_rows(events: Sequence[Event]) -> list[dict[str, str]]:
-    return [{"t": f"{event.t:.1f}", "kind": event.kind, "what": _shorten(event.what)} for event in events]
-
-
-def _layers(run: Run) -> list[dict[str, str]]:
-    names = list(run.environment.layers) if run.environment is not None else []
-    costs = [sample.cost for sample in run.samples if sample.cost]
-    names += [name for name in (costs[-1] if costs else {}) if name not in names]
-    rows = []
-    for name in names:
-        seen = [cost[name] for cost in costs if name in cost]
-        rows.append(
-            {
-                "name": name,
-                "cpu": f"{max(c.cpu_seconds for c in seen):.1f} s" if seen else "not measured",
-                "rss": f"{max(c.rss_bytes for c in seen) / 2**20:.1f} MiB" if seen else "not measured",
-            }
-        )
-    return rows
-
-
-def _logs(folder: Path) -> list[Path]:
-    root = folder / "logs"
-    return sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-
-
-def _link(path: Path, base: Path) -> str:
-    return quote(Path(os.path.relpath(path.resolve(), base.resolve())).as_posix())
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    half = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            half.unlink()
+        raise ConfigError(
+            f"report {path}",
+            cause=error.strerror or str(error),
+            remedy="name a folder that can be written and has room",
+        ) from error
+    return path

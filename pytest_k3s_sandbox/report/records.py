@@ -10,13 +10,23 @@ import json
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
 from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.report.findings import (
+    Ablation,
+    FirstError,
+    Measurement,
+    Spread,
+    Stage,
+    Verdict,
+    Wall,
+)
+from pytest_k3s_sandbox.report.run import Run
 from pytest_k3s_sandbox.report.schema import (
     RECORD,
     RECORDS_FILE,
@@ -26,32 +36,35 @@ from pytest_k3s_sandbox.report.schema import (
     Environment,
     ErrorLine,
     Event,
+    EventKind,
     Header,
+    LayerState,
     Machine,
-    Measurement,
     Phase,
     PodState,
     Program,
     Record,
-    Run,
     Sample,
-    Verdict,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
 
 __all__ = [
     "RECORDS_FILE",
     "SCHEMA_VERSION",
+    "Ablation",
     "Cost",
     "End",
     "Environment",
     "ErrorLine",
     "Event",
+    "EventKind",
+    "FirstError",
     "Header",
+    "LayerState",
     "Machine",
     "Measurement",
     "Phase",
@@ -61,7 +74,10 @@ __all__ = [
     "Run",
     "RunWriter",
     "Sample",
+    "Spread",
+    "Stage",
     "Verdict",
+    "Wall",
     "read_run",
 ]
 
@@ -77,24 +93,38 @@ class RunWriter:
         folder: The run's folder; made when it does not exist.
         zero: The run's zero on the clock of :func:`time.monotonic`; now when not given.
         sync_every: Seconds between two fsync.
+        around: Called with the name of each phase; what it returns is entered around the phase.
+        joined: Whether another process writes this run, header and end included, and this one adds to it.
+
+    Attributes:
+        environment: The latest that was recorded.
 
     Raises:
         ConfigError: The folder holds a run already, or cannot be written.
     """
 
-    def __init__(self, folder: Path, *, zero: float | None = None, sync_every: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        zero: float | None = None,
+        sync_every: float = 1.0,
+        around: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        joined: bool = False,
+    ) -> None:
         """Open the file and write the header; see the class."""
         self.path = folder / RECORDS_FILE
         self.zero = time.monotonic() if zero is None else zero
+        self.environment: Environment | None = None
         self._sync_every = sync_every
+        self._around = around
         self._synced = time.monotonic()
         self._lock = threading.Lock()
         self._open = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644
-            )
+            new = 0 if joined else os.O_CREAT | os.O_EXCL
+            self._fd = os.open(self.path, os.O_WRONLY | new | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except FileExistsError as error:
             raise ConfigError(
                 f"run folder {folder}",
@@ -108,7 +138,9 @@ class RunWriter:
                 remedy="name a folder that can be written",
             ) from error
         self._open = True
-        self.append(Header(project_version=__version__))
+        self._joined = joined
+        if not joined:
+            self.append(Header(project_version=__version__))
 
     def now(self) -> float:
         """Return the seconds since the run's zero."""
@@ -129,6 +161,8 @@ class RunWriter:
             if time.monotonic() - self._synced >= self._sync_every:
                 os.fsync(self._fd)
                 self._synced = time.monotonic()
+        if isinstance(record, Environment):
+            self.environment = record
 
     def _write(self, line: bytes) -> None:
         before = os.fstat(self._fd).st_size
@@ -151,7 +185,8 @@ class RunWriter:
         start = self.now()
         self.append(Phase(name=name, start=start, end=None))
         try:
-            yield
+            with self._around(name):
+                yield
         finally:
             self.append(Phase(name=name, start=start, end=self.now()))
 
@@ -165,9 +200,10 @@ class RunWriter:
             return
         t = self.now()
         try:
-            self.append(
-                End(t=t) if interrupted is None else End(t=t, outcome="interrupted", reason=interrupted)
-            )
+            if not self._joined:
+                self.append(
+                    End(t=t) if interrupted is None else End(t=t, outcome="interrupted", reason=interrupted)
+                )
             os.fsync(self._fd)
         finally:
             with self._lock:

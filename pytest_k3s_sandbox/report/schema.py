@@ -8,25 +8,27 @@ A run is a folder; its records are in ``records.jsonl``, one JSON object a line,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
-SCHEMA_VERSION = 1
-"""The version of the schema that this module writes; it reads this one and earlier ones."""
+from pytest_k3s_sandbox.report.base import FrozenModel
+from pytest_k3s_sandbox.report.findings import Ablation, Measurement, Verdict, Wall
+
+SCHEMA_VERSION = 2
+"""The version of the schema that this module writes; it reads this one and earlier ones.
+
+Version 2 added the kinds ``layer``, ``wall`` and ``ablation`` and fields with defaults to older kinds, so
+that a file of version 1 is one of version 2 as it stands. A change that is not of this sort needs an
+upgrade in the reader.
+"""
 
 RECORDS_FILE = "records.jsonl"
 """The name of the records' file in a run's folder."""
 
 
-class _Record(BaseModel):
-    """What all records share: they never change, and nothing unknown is in them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Header(_Record):
+class Header(FrozenModel):
     """The first line of every run, written by the writer itself.
 
     Attributes:
@@ -39,7 +41,7 @@ class Header(_Record):
     project_version: str
 
 
-class Program(_Record):
+class Program(FrozenModel):
     """One program under test.
 
     Attributes:
@@ -53,7 +55,7 @@ class Program(_Record):
     sha256: str | None = None
 
 
-class Machine(_Record):
+class Machine(FrozenModel):
     """The machine below the sandbox.
 
     Attributes:
@@ -65,7 +67,7 @@ class Machine(_Record):
     memory_bytes: int
 
 
-class Environment(_Record):
+class Environment(FrozenModel):
     """Where a run took place, enough to tell it from another and to repeat it.
 
     Attributes:
@@ -81,6 +83,9 @@ class Environment(_Record):
         started: The run's zero in UTC, ISO 8601.
         argv: The command that was typed.
         machine: The machine below.
+        distribution: What Kubernetes came as: ``embedded`` (the parts) or ``k3s`` (the binary).
+        kubernetes: The version of Kubernetes under test.
+        variables: The environment variables of this project's that were set, which are options, too.
     """
 
     type: Literal["environment"] = "environment"
@@ -96,9 +101,12 @@ class Environment(_Record):
     started: str
     argv: tuple[str, ...]
     machine: Machine
+    distribution: str | None = None
+    kubernetes: str | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
 
 
-class Phase(_Record):
+class Phase(FrozenModel):
     """One step of the bring-up.
 
     Attributes:
@@ -113,19 +121,21 @@ class Phase(_Record):
     end: float | None
 
 
-class PodState(_Record):
+class PodState(FrozenModel):
     """A pod at one moment.
 
     Attributes:
         phase: ``Pending``, ``Running``, ``Succeeded``, ``Failed`` or ``Unknown``.
         ready: The pod's condition ``Ready``.
+        restarts: How often its containers were restarted so far; None when that was not read.
     """
 
     phase: str
     ready: bool
+    restarts: int | None = None
 
 
-class Cost(_Record):
+class Cost(FrozenModel):
     """What a layer has used up so far.
 
     Attributes:
@@ -137,7 +147,7 @@ class Cost(_Record):
     rss_bytes: int
 
 
-class Sample(_Record):
+class Sample(FrozenModel):
     """The cluster at one moment.
 
     Attributes:
@@ -149,6 +159,7 @@ class Sample(_Record):
         api_reachable: Whether the API server answered.
         errors: Error lines in the logs so far, by kind (see :mod:`~.kinds`).
         cost: What each layer has used, by the layer's name.
+        heartbeat_age: Seconds since the kubelet renewed the node's lease; None when that was not read.
     """
 
     type: Literal["sample"] = "sample"
@@ -160,24 +171,57 @@ class Sample(_Record):
     api_reachable: bool
     errors: dict[str, int] = Field(default_factory=dict)
     cost: dict[str, Cost] = Field(default_factory=dict)
+    heartbeat_age: float | None = None
 
 
-class Event(_Record):
+class LayerState(FrozenModel):
+    """What a layer's check found at one moment.
+
+    Attributes:
+        t: Seconds since the run's zero.
+        name: The layer's name.
+        ok: Whether it does what it is for.
+        details: What was seen, by name.
+    """
+
+    type: Literal["layer"] = "layer"
+    t: float
+    name: str
+    ok: bool
+    details: dict[str, str] = Field(default_factory=dict)
+
+
+class EventKind(StrEnum):
+    """The kinds of events that reports know by name; there may be others."""
+
+    POD_CREATED = "pod-created"
+    POD_DELETED = "pod-deleted"
+    FAULT = "fault"
+    RESTART = "restart"
+    RECOVERY = "recovery"
+    TRANSITION = "transition"
+
+
+class Event(FrozenModel):
     """Something that was done or that happened.
 
     Attributes:
         t: Seconds since the run's zero.
-        kind: What sort: ``pod-created``, ``pod-deleted``, ``fault``, ``restart``, ``phase`` ...
+        kind: What sort; see :class:`EventKind` for those that reports know by name.
         what: The object or the words, like ``default/hello``.
+        component: The program or layer that it happened to.
+        seconds: How long it took, for what takes time: a restart, a recovery.
     """
 
     type: Literal["event"] = "event"
     t: float
     kind: str
     what: str
+    component: str | None = None
+    seconds: float | None = None
 
 
-class ErrorLine(_Record):
+class ErrorLine(FrozenModel):
     """An error line of a component's log.
 
     Attributes:
@@ -196,45 +240,7 @@ class ErrorLine(_Record):
     errno: str | None = None
 
 
-class Measurement(_Record):
-    """A number that was measured.
-
-    Attributes:
-        name: What it is.
-        value: The number.
-        unit: Its unit, like ``s`` or ``bytes``.
-        n: How many observations it stands for.
-    """
-
-    type: Literal["measurement"] = "measurement"
-    name: str
-    value: float
-    unit: str
-    n: int | None = None
-
-
-class Verdict(_Record):
-    """Whether one claim held in this run.
-
-    Attributes:
-        name: A short name, like ``node-ready``.
-        held: Whether it held.
-        measured: What was seen; None when there was nothing to see.
-        limit: What it was held against.
-        unit: The unit of both, like ``s``.
-        text: The claim as a sentence.
-    """
-
-    type: Literal["verdict"] = "verdict"
-    name: str
-    held: bool
-    measured: float | str | None = None
-    limit: float | str | None = None
-    unit: str = ""
-    text: str
-
-
-class End(_Record):
+class End(FrozenModel):
     """The last line of a run that was closed.
 
     Attributes:
@@ -250,80 +256,21 @@ class End(_Record):
 
 
 Record = Annotated[
-    Header | Environment | Phase | Sample | Event | ErrorLine | Measurement | Verdict | End,
+    Header
+    | Environment
+    | Phase
+    | LayerState
+    | Sample
+    | Event
+    | ErrorLine
+    | Measurement
+    | Wall
+    | Ablation
+    | Verdict
+    | End,
     Field(discriminator="type"),
 ]
 """Any record; ``type`` says which."""
 
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 """Validates a line, and gives the JSON Schema of all records."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as it was read.
-
-    Attributes:
-        name: The name of the run's folder.
-        records: All records in the order of the file: record ``i`` is line ``i + 1``.
-        truncated: Whether the last line is half-written.
-    """
-
-    name: str
-    records: tuple[Record, ...] = field(repr=False)
-    truncated: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Tell whether the run came to its own end and all of it is here."""
-        return not self.truncated and self.end is not None and self.end.outcome == "finished"
-
-    @property
-    def header(self) -> Header:
-        """Return the first line."""
-        head = self.records[0]
-        assert isinstance(head, Header)  # noqa: S101 - the reader has refused everything else
-        return head
-
-    @property
-    def end(self) -> End | None:
-        """Return the last line of a run that was closed."""
-        last = self.records[-1]
-        return last if isinstance(last, End) else None
-
-    @property
-    def environment(self) -> Environment | None:
-        """Return where it took place: the latest that was recorded, None when it never got so far."""
-        found = [record for record in self.records if isinstance(record, Environment)]
-        return found[-1] if found else None
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """Return the phases by their start; one that began and never ended has no end."""
-        latest = {(r.name, r.start): r for r in self.records if isinstance(r, Phase)}
-        return tuple(sorted(latest.values(), key=lambda phase: phase.start))
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """Return the samples by their time."""
-        return tuple(sorted((r for r in self.records if isinstance(r, Sample)), key=lambda r: r.t))
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """Return the events by their time."""
-        return tuple(sorted((r for r in self.records if isinstance(r, Event)), key=lambda r: r.t))
-
-    @property
-    def errors(self) -> tuple[ErrorLine, ...]:
-        """Return the error lines by their time."""
-        return tuple(sorted((r for r in self.records if isinstance(r, ErrorLine)), key=lambda r: r.t))
-
-    @property
-    def measurements(self) -> tuple[Measurement, ...]:
-        """Return the measurements as they were recorded."""
-        return tuple(r for r in self.records if isinstance(r, Measurement))
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Return the verdicts as they were recorded."""
-        return tuple(r for r in self.records if isinstance(r, Verdict))

@@ -1,9 +1,8 @@
-"""What a run's samples say: spans of one state, transitions and key figures, all pure."""
+"""What a run's samples say over time: spans of one state, gaps and transitions, all pure."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.report.schema import Run, Sample
+    from pytest_k3s_sandbox.report.run import Run
+    from pytest_k3s_sandbox.report.schema import Sample
 
 GAP_FLOOR = 2.0
 """Seconds between two samples that are never taken for a gap."""
@@ -61,66 +61,13 @@ class Transition:
         t: The time of the first sample with the new value.
         ready: The new value.
         reason: The condition's reason at that time.
+        sample: That sample.
     """
 
     t: float
     ready: bool
     reason: str | None
-
-
-@dataclass(frozen=True)
-class PodFacts:
-    """One pod's way, as far as samples saw it; all times are seconds since the run's zero.
-
-    Attributes:
-        name: ``namespace/name``.
-        created: When it was created, by its event ``pod-created``, else by the first sample with it.
-        running: The first sample with the phase ``Running``.
-        ready: The first sample with the condition ``Ready``.
-        deleted: When its deletion was asked for, by its event ``pod-deleted``.
-        gone: The first sample without it after it was there.
-    """
-
-    name: str
-    created: float
-    running: float | None
-    ready: float | None
-    deleted: float | None
-    gone: float | None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A run's key figures.
-
-    Attributes:
-        seconds_to_ready: The time of the first sample that saw the node Ready.
-        samples: How many samples there are.
-        samples_since_ready: How many from the first Ready one on.
-        ready_samples: How many of those saw the node Ready.
-        hold_seconds: The longest time in which every sample saw the node Ready.
-        longest_gap: The longest time, in seconds, between two neighbouring samples.
-        transitions: The changes of the node's condition ``Ready``; the first one is its becoming so.
-        errors: Error lines by kind.
-        pods: Every pod that was seen, in the order of creation.
-        last: The time of the last record that has one.
-    """
-
-    seconds_to_ready: float | None
-    samples: int
-    samples_since_ready: int
-    ready_samples: int
-    hold_seconds: float
-    longest_gap: float
-    transitions: tuple[Transition, ...]
-    errors: dict[str, int]
-    pods: tuple[PodFacts, ...]
-    last: float
-
-    @property
-    def losses(self) -> int:
-        """Return how often the node stopped being Ready."""
-        return sum(not transition.ready for transition in self.transitions)
+    sample: Sample = field(repr=False, compare=False)
 
 
 def gaps(times: Sequence[float]) -> tuple[bool, ...]:
@@ -142,16 +89,19 @@ def gaps(times: Sequence[float]) -> tuple[bool, ...]:
     )
 
 
-def spans(times: Sequence[float], states: Sequence[str | None]) -> tuple[Span, ...]:
+def spans(
+    times: Sequence[float], states: Sequence[str | None], breaks: Sequence[bool] | None = None
+) -> tuple[Span, ...]:
     """Join neighbouring samples of one state.
 
     Args:
         times: The samples' times in seconds, ascending.
         states: The state at each; None where there was nothing to see.
+        breaks: What :func:`gaps` says of the times, if that is known already.
     """
     found: list[Span] = []
     first = 0
-    breaks = gaps(times)
+    breaks = gaps(times) if breaks is None else breaks
     for i, state in enumerate(states):
         last = i + 1 == len(states)
         if not last and states[i + 1] == state and not breaks[i]:
@@ -184,25 +134,35 @@ def lanes(run: Run) -> tuple[Lane, ...]:
     """Return the lanes of a run: the API, the node, and each pod in the order of its appearance."""
     samples = run.samples
     times = [sample.t for sample in samples]
+    breaks = gaps(times)
     api = ["up" if sample.api_reachable else "down" for sample in samples]
     node = [node_state(sample) for sample in samples]
     found = [
-        Lane("API server", spans(times, _starting(api, "up", "down"))),
-        Lane("Node", spans(times, _starting(node, "ready", "not-ready"))),
+        Lane("API server", spans(times, _starting(api, "up", "down"), breaks)),
+        Lane("Node", spans(times, _starting(node, "ready", "not-ready"), breaks)),
     ]
-    found += [Lane(name, spans(times, [pod_state(s, name) for s in samples])) for name in pod_names(samples)]
+    for name, (first, last) in lives(samples).items():
+        states = [pod_state(sample, name) for sample in samples[first : last + 1]]
+        # One sample more on either side, without the pod, says when it came and went.
+        begin, end = max(0, first - 1), min(len(samples), last + 2)
+        padded = [None] * (first - begin) + states + [None] * (end - last - 1)
+        found.append(Lane(name, spans(times[begin:end], padded, breaks[begin : end - 1])))
     return tuple(found)
+
+
+def lives(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
+    """Return the first and the last sample that saw each pod, in the order of appearance."""
+    lives: dict[str, tuple[int, int]] = {}
+    for number, sample in enumerate(samples):
+        for name in sample.pods:
+            lives[name] = (lives[name][0] if name in lives else number, number)
+    return lives
 
 
 def _starting(states: Sequence[str], good: str, bad: str) -> list[str]:
     """Tell being not yet good from being no longer so; what never got good stays bad throughout."""
     first = states.index(good) if good in states else 0
     return ["starting" if state == bad and i < first else state for i, state in enumerate(states)]
-
-
-def pod_names(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Return the names of all pods in the order of their appearance."""
-    return tuple(dict.fromkeys(name for sample in samples for name in sample.pods))
 
 
 def missing(run: Run) -> tuple[tuple[float, float], ...]:
@@ -220,73 +180,6 @@ def transitions(samples: Sequence[Sample]) -> tuple[Transition, ...]:
     known = False
     for sample in samples:
         if sample.node_ready is not None and sample.node_ready != known:
-            found.append(Transition(sample.t, sample.node_ready, sample.reason))
+            found.append(Transition(sample.t, sample.node_ready, sample.reason, sample))
             known = sample.node_ready
     return tuple(found)
-
-
-def facts(run: Run) -> Facts:
-    """Compute a run's key figures from its records."""
-    samples = run.samples
-    first = next((i for i, sample in enumerate(samples) if sample.node_ready), None)
-    since = samples[first:] if first is not None else ()
-    return Facts(
-        seconds_to_ready=since[0].t if since else None,
-        samples=len(samples),
-        samples_since_ready=len(since),
-        ready_samples=sum(sample.node_ready is True for sample in since),
-        hold_seconds=_longest_hold(samples),
-        longest_gap=max((b.t - a.t for a, b in pairwise(samples)), default=0.0),
-        transitions=transitions(samples),
-        errors=_errors(run),
-        pods=tuple(
-            sorted((_pod(run, name) for name in pod_names(samples)), key=lambda pod: (pod.created, pod.name))
-        ),
-        last=_last(run),
-    )
-
-
-def _longest_hold(samples: Sequence[Sample]) -> float:
-    longest = 0.0
-    start: float | None = None
-    for sample in samples:
-        if not sample.node_ready:
-            start = None
-            continue
-        start = sample.t if start is None else start
-        longest = max(longest, sample.t - start)
-    return longest
-
-
-def _errors(run: Run) -> dict[str, int]:
-    """Count by kind: the lines, or the samples' totals where they are higher (lines may be capped)."""
-    counts = Counter(line.kind for line in run.errors)
-    for sample in run.samples:
-        counts |= Counter(sample.errors)
-    return dict(sorted(counts.items()))
-
-
-def _pod(run: Run, name: str) -> PodFacts:
-    seen = [sample for sample in run.samples if name in sample.pods]
-    after = (s.t for s in run.samples if s.t > seen[-1].t and s.api_reachable)
-    created = _event(run, "pod-created", name)
-    return PodFacts(
-        name=name,
-        created=seen[0].t if created is None else created,
-        running=next((s.t for s in seen if s.pods[name].phase == "Running"), None),
-        ready=next((s.t for s in seen if s.pods[name].ready), None),
-        deleted=_event(run, "pod-deleted", name),
-        gone=next(after, None),
-    )
-
-
-def _event(run: Run, kind: str, what: str) -> float | None:
-    return next((event.t for event in run.events if (event.kind, event.what) == (kind, what)), None)
-
-
-def _last(run: Run) -> float:
-    times = [sample.t for sample in run.samples[-1:]]
-    times += [event.t for event in run.events[-1:]]
-    times += [line.t for line in run.errors[-1:]]
-    times += [phase.start if phase.end is None else phase.end for phase in run.phases]
-    return max([*times, run.end.t if run.end is not None else 0.0, 0.0])

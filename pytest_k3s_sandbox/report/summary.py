@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox.report.series import Facts, facts
+from pytest_k3s_sandbox.report.facts import Facts, PodFacts, facts
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.report.schema import Run
+    from pytest_k3s_sandbox.report.run import Run
 
 _ROOTS = {
     0x01021997: "9p",
@@ -127,7 +127,7 @@ def summarize(run: Run) -> dict[str, Any]:
     """
     known = facts(run)
     environment = run.environment
-    first = next((pod for pod in known.pods if pod.running is not None), None)
+    first = known.first_pod
     return {
         "schema_version": run.header.schema_version,
         "run": run.name,
@@ -139,9 +139,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "environment": None if environment is None else environment.model_dump(mode="json", exclude={"type"}),
         "root": root_name(environment.root_magic) if environment is not None else None,
         "seconds_to_ready": known.seconds_to_ready,
-        "seconds_to_pod_running": None
-        if first is None or first.running is None
-        else first.running - first.created,
+        "seconds_to_pod_running": None if first is None else first.to_running,
         "hold_seconds": known.hold_seconds,
         "samples": known.samples,
         "samples_since_ready": known.samples_since_ready,
@@ -149,7 +147,11 @@ def summarize(run: Run) -> dict[str, Any]:
         "longest_gap_seconds": known.longest_gap,
         "transitions": [{"t": c.t, "ready": c.ready, "reason": c.reason} for c in known.transitions],
         "errors": known.errors,
-        "pods": [vars(pod) for pod in known.pods],
+        "pods": [_pod(pod) for pod in known.pods],
         "measurements": [m.model_dump(exclude={"type"}) for m in run.measurements],
         "verdicts": [v.model_dump(exclude={"type"}) for v in run.verdicts],
     }
+
+
+def _pod(pod: PodFacts) -> dict[str, Any]:
+    return {key: value for key, value in vars(pod).items() if key != "seen"}

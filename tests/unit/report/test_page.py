@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.report.figures import write_timelines
-from pytest_k3s_sandbox.report.page import group_errors, render
+from pytest_k3s_sandbox.report.drawing import WIDTH, standalone, time_ticks
+from pytest_k3s_sandbox.report.errors import fragment, group_errors
+from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import (
     End,
     ErrorLine,
@@ -26,7 +27,7 @@ from pytest_k3s_sandbox.report.records import (
     Verdict,
     read_run,
 )
-from pytest_k3s_sandbox.report.timeline import MAX_PODS, WIDTH, bring_up_window, standalone, ticks, timeline
+from pytest_k3s_sandbox.report.timeline import MAX_PODS, bring_up_window, side_by_side, timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +118,6 @@ def test_what_logs_hold_stays_text(
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in text
     assert "\x1b" not in text
     assert "\x00" not in text
-    ET.parse(tmp_path / "timeline.svg")  # noqa: S314 - our own file
 
 
 def test_a_killed_run_says_so(
@@ -148,8 +148,6 @@ def test_runs_stand_side_by_side(
     text, page = page_of(render(folders, tmp_path / "both.html"))
     assert "1 of 2 runs held" in text
     assert {"#run1", "#run2"} <= {a["href"] for a in page.all("a")}
-    assert (tmp_path / "timeline-1.svg").is_file()
-    assert (tmp_path / "timeline-2.svg").is_file()
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
@@ -177,7 +175,7 @@ def test_an_hour_of_samples_stays_small(
     records = [sample(5.0 * i, pod="Running") for i in range(720)]
     errors = [ErrorLine(t=i, component="kubelet", kind="eintr", text=f"failed {i}") for i in range(3000)]
     path = render([write_run([*records, *errors])], tmp_path)
-    assert path.stat().st_size < 100_000
+    assert path.stat().st_size < 200_000
 
 
 def test_more_rows_than_fit_are_counted(write_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -200,6 +198,14 @@ def test_error_lines_are_grouped_but_for_numbers() -> None:
         (3, "x.go:2] try 2 of 0x2", 2, 4),
         (1, "x.go:1] once", 1, 1),
     ]
+
+
+def test_a_link_leads_to_a_line_of_a_log_by_its_time() -> None:
+    klog = "E1123 14:02:31.120417    4711 kubelet.go:1] x"
+    assert fragment(klog) == "#:~:text=E1123%2014%3A02%3A31.120417"
+    logfmt = 'time="2026-11-23T14:02:31Z" level=error msg="x"'
+    assert fragment(logfmt) == "#:~:text=time%3D%222026%2D11%2D23T14%3A02%3A31Z%22"
+    assert fragment("panic: x") == ""
 
 
 def test_no_run_and_no_folder_are_refused(write_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -249,41 +255,79 @@ def test_a_short_outage_in_a_long_run_is_seen(sample: Callable[..., Sample]) -> 
     assert [float(rect.get("width", "0")) for rect in bad] == [3.0]
 
 
-def test_the_bring_up_has_a_drawing_of_its_own_in_a_long_run(
-    tmp_path: Path, sample: Callable[..., Sample]
-) -> None:
+def test_the_bring_up_has_a_drawing_of_its_own_in_a_long_run(sample: Callable[..., Sample]) -> None:
     phase = Phase(name="kubelet", start=0, end=8)
     long = Run(name="long", records=(Header(project_version="0"), phase, sample(8), sample(600), End(t=600)))
     short = Run(name="short", records=(Header(project_version="0"), phase, sample(8), End(t=10)))
     assert bring_up_window(long) == pytest.approx((0, 9.2))
     assert bring_up_window(short) is None
-    assert [path.name for path in write_timelines(long, tmp_path)] == [
-        "timeline.svg",
-        "timeline-bring-up.svg",
-    ]
-    assert [path.name for path in write_timelines(short, tmp_path, stem="s")] == ["s.svg"]
 
 
-def test_a_figure_file_needs_no_css_variables(tmp_path: Path, sample: Callable[..., Sample]) -> None:
+def test_a_drawing_as_a_file_needs_no_css_variables(sample: Callable[..., Sample]) -> None:
     run = Run(name="any", records=(Header(project_version="0"), sample(1)))
-    (path,) = write_timelines(run, tmp_path, width=84)
-    assert "var(" not in path.read_text()
-    assert ET.parse(path).getroot().get("width") == "84mm"  # noqa: S314 - our own file
+    text = standalone(timeline(run), 84)
+    assert "var(" not in text
+    assert ET.fromstring(text.encode()).get("width") == "84mm"  # noqa: S314 - our own text
+
+
+def texts_of(drawing: ET.Element) -> list[str | None]:
+    return [text.text for text in drawing.iter("text")]
 
 
 def test_pods_that_do_not_fit_are_counted() -> None:
-    pods = {f"default/p{i}": PodState(phase="Running", ready=True) for i in range(MAX_PODS + 3)}
-    records = (Header(project_version="0"), Sample(t=1, node_ready=True, api_reachable=True, pods=pods))
-    texts = [text.text for text in timeline(Run(name="many", records=records)).iter("text")]
-    assert "3 more pods are in the table of pods." in texts
+    pods = {f"default/p{i}": PodState(phase="Running", ready=i > 2) for i in range(MAX_PODS + 3)}
+    samples = [
+        Sample(t=t, node_ready=True, api_reachable=True, pods=pods if t == 50 else {}) for t in range(100)
+    ]
+    drawing = timeline(Run(name="many", records=(Header(project_version="0"), *samples)))
+    texts = texts_of(drawing)
+    assert "Pods, and those Ready" in texts
+    assert f"{MAX_PODS + 3}" in texts
+    assert "default/p0" not in texts
+
+
+def test_many_events_of_pods_become_ticks_and_faults_keep_their_marks() -> None:
+    samples = [Sample(t=t, node_ready=True, api_reachable=True) for t in range(100)]
+    events = [Event(t=t, kind="pod-created", what=f"p{t}") for t in range(50)]
+    fault = Event(t=70, kind="fault", what="SIGKILL", component="kubelet")
+    records: list[Record] = [Header(project_version="0"), *samples, *events, fault]
+    drawing = timeline(Run(name="many", records=tuple(records)))
+    assert "Pods created, deleted" in texts_of(drawing)
+    assert [path.get("class") for path in drawing.iter("path")] == ["flag fault"]
+    assert len([mark for mark in drawing.iter("line") if mark.get("class") == "tick"]) == 50
+
+
+def test_runs_are_drawn_on_one_scale(sample: Callable[..., Sample]) -> None:
+    runs = [
+        (name, Run(name=name, records=(Header(project_version="0"), sample(0), sample(1), sample(end))))
+        for name, end in (("one", 2), ("two", 4))
+    ]
+    bars = [float(bar.get("width", "0")) for bar in side_by_side(runs).iter("rect")]
+    assert bars[1] == pytest.approx(2 * bars[0], abs=0.02)
 
 
 @given(st.floats(-100, 1e6), st.floats(0.5, 1e6))
 def test_an_axis_has_few_and_round_marks(start: float, length: float) -> None:
-    marks = ticks(start, start + length)
+    marks = time_ticks(start, start + length)
     assert len(marks) <= 11
     assert marks == sorted(set(marks))
     assert all(start - 0.001 <= mark <= start + length + 0.001 for mark in marks)
+
+
+def test_every_number_leads_to_its_record(
+    write_run: Callable[..., Path], good_records: tuple[Record, ...], tmp_path: Path
+) -> None:
+    folder = write_run(good_records)
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    text, page = page_of(render([folder], tmp_path))
+    cited = re.findall(r'<a class="n[^"]*" href="#(run1-[LN]\d+)"[^>]*>([^<]+)</a>', text)
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    assert {target for target, _ in cited} <= ids
+    assert ("run1-L8", "4.0 s") in cited  # to Ready: the first sample that saw it
+    rows = dict(re.findall(r'<tr id="run1-L(\d+)">.*?<td class="mono">(.*?)</td>', text))
+    assert rows["8"].replace("&#34;", '"') == lines[7]
+    assert '"node_ready":true' in lines[7]
+    assert len(cited) > 15
 
 
 def test_reading_again_gives_the_same_run(

@@ -1,4 +1,4 @@
-"""Spans, gaps, transitions and key figures, from runs whose numbers are known."""
+"""Spans, gaps and transitions, from runs whose numbers are known."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox.report.records import ErrorLine, Sample
-from pytest_k3s_sandbox.report.series import Span, facts, gaps, lanes, missing, spans, transitions
+from pytest_k3s_sandbox.report.records import Header, PodState, Run, Sample
+from pytest_k3s_sandbox.report.series import Span, gaps, lanes, missing, pod_state, spans, transitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pytest_k3s_sandbox.report.records import Record, Run
 
 
 def test_neighbours_of_one_state_are_one_span() -> None:
@@ -56,41 +54,6 @@ def test_transitions_leave_out_what_could_not_be_read(sample: Callable[..., Samp
     assert [(change.t, change.ready) for change in found] == [(2, True), (5, False), (7, True)]
 
 
-def test_the_key_figures_of_a_good_run(
-    make_run: Callable[..., Run], good_records: tuple[Record, ...]
-) -> None:
-    known = facts(make_run(*good_records))
-    assert known.seconds_to_ready == 4
-    assert known.hold_seconds == 6
-    assert (known.samples, known.samples_since_ready, known.ready_samples) == (9, 6, 6)
-    assert known.longest_gap == 1.5
-    assert (len(known.transitions), known.losses) == (1, 0)
-    (pod,) = known.pods
-    assert (pod.created, pod.running, pod.ready, pod.deleted, pod.gone) == (4.5, 6.5, 6.5, 8.5, 10)
-
-
-def test_the_longest_hold_ends_where_ready_is_not_known(
-    make_run: Callable[..., Run], sample: Callable[..., Sample]
-) -> None:
-    states = [True, True, None, True, True, True, False, True]
-    known = facts(make_run(*(sample(i, ready) for i, ready in enumerate(states))))
-    assert known.hold_seconds == 2
-    assert known.losses == 1
-    assert (known.ready_samples, known.samples_since_ready) == (6, 8)
-
-
-def test_errors_count_lines_or_totals_whichever_is_more(make_run: Callable[..., Run]) -> None:
-    lines = [ErrorLine(t=i, component="kubelet", kind="eintr", text="x") for i in range(3)]
-    counted = Sample(t=1, node_ready=None, api_reachable=False, errors={"eintr": 2, "cgroup": 7})
-    assert facts(make_run(*lines, counted)).errors == {"cgroup": 7, "eintr": 3}
-
-
-def test_a_run_without_samples_has_no_figures(make_run: Callable[..., Run]) -> None:
-    known = facts(make_run())
-    assert known.seconds_to_ready is None
-    assert (known.samples, known.hold_seconds, known.longest_gap, known.pods) == (0, 0, 0, ())
-
-
 def test_not_yet_is_told_from_no_longer(make_run: Callable[..., Run], sample: Callable[..., Sample]) -> None:
     states = [False, True, False, True]
     _, node = lanes(make_run(*(sample(i, ready) for i, ready in enumerate(states))))
@@ -115,3 +78,20 @@ def test_one_or_two_samples_are_enough(
 ) -> None:
     run = make_run(*(sample(t) for t in range(count)))
     assert all(len(lane.spans) == 1 for lane in lanes(run))
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), unique=True), min_size=1, max_size=40))
+def test_a_pods_lane_is_what_its_samples_say(pods: list[list[str]]) -> None:
+    samples = [
+        Sample(
+            t=float(t),
+            node_ready=True,
+            api_reachable=True,
+            pods={name: PodState(phase="Running", ready=t % 2 == 0) for name in names},
+        )
+        for t, names in enumerate(pods)
+    ]
+    run = Run(name="any", records=(Header(project_version="0"), *samples))
+    for lane in lanes(run)[2:]:
+        states = [pod_state(sample, lane.name) for sample in samples]
+        assert lane.spans == spans([sample.t for sample in samples], states)

@@ -1,0 +1,117 @@
+"""The ablation as a matrix, and what it says about necessity and sufficiency; all pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_k3s_sandbox.report.findings import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_k3s_sandbox.report.findings import Ablation
+
+STAGES = tuple(Stage)
+"""How far a node got, in the order in which it gets there."""
+
+STAGE_NAMES = {
+    Stage.NOTHING: "did not start",
+    Stage.STARTED: "started",
+    Stage.REGISTERED: "registered",
+    Stage.READY: "Ready",
+    Stage.POD: "Ready, pod Running",
+}
+"""Each stage as people read it."""
+
+Combination = frozenset[str]
+"""What is in place: names of layers, and settings as ``name=value``."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The ablation as a table.
+
+    Attributes:
+        parts: The columns at the left: every layer and setting that occurs, in the order of first use.
+        versions: The columns of results: versions of Kubernetes, with the variant of the programs if any.
+        rows: What was in place, from nothing to everything.
+        cells: The result of a row in a version; nothing where it was not tried.
+    """
+
+    parts: tuple[str, ...]
+    versions: tuple[str, ...]
+    rows: tuple[Combination, ...]
+    cells: dict[tuple[Combination, str], Ablation]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What one version needs, as far as it was tried.
+
+    Attributes:
+        version: The version.
+        tried: How many combinations were tried.
+        ready: With how many of them the node was Ready.
+        necessary: What is in place in every combination that made the node Ready, and was left out in one
+            that was tried; None when none made it Ready.
+        sufficient: The smallest combinations that made it Ready: of none of them, a smaller one did.
+    """
+
+    version: str
+    tried: int
+    ready: int
+    necessary: Combination | None
+    sufficient: tuple[Combination, ...]
+
+
+def combination(cell: Ablation) -> Combination:
+    """Return what was in place in a cell."""
+    return frozenset((*cell.layers, *(f"{name}={value}" for name, value in cell.settings.items())))
+
+
+def version_of(cell: Ablation) -> str:
+    """Return a cell's column."""
+    return cell.version if cell.variant is None else f"{cell.version} ({cell.variant})"
+
+
+def matrix(cells: Sequence[Ablation]) -> Matrix:
+    """Arrange cells as a table; of two for the same place the later one counts.
+
+    Args:
+        cells: The cells as they were recorded.
+    """
+    layers = dict.fromkeys(name for cell in cells for name in cell.layers)
+    settings = dict.fromkeys(f"{key}={value}" for cell in cells for key, value in cell.settings.items())
+    parts = (*layers, *settings)
+    found = {(combination(cell), version_of(cell)): cell for cell in cells}
+    rows = sorted({row for row, _ in found}, key=lambda row: (len(row), [part not in row for part in parts]))
+    versions = tuple(dict.fromkeys(version_of(cell) for cell in cells))
+    return Matrix(parts, versions, tuple(rows), found)
+
+
+def is_ready(cell: Ablation) -> bool:
+    """Tell whether a node got at least as far as Ready."""
+    return STAGES.index(cell.reached) >= STAGES.index(Stage.READY)
+
+
+def sets(table: Matrix) -> tuple[Sets, ...]:
+    """Return for each version which parts are necessary, and which smallest sets of them suffice."""
+    found = []
+    for version in table.versions:
+        tried = {row: cell for (row, column), cell in table.cells.items() if column == version}
+        good = [row for row, cell in tried.items() if is_ready(cell)]
+        common = frozenset.intersection(*good) if good else None
+        # What was never left out was not shown to be needed.
+        shown = {part for part in common or () if any(part not in row for row in tried)}
+        smallest = [row for row in good if not any(other < row for other in good)]
+        found.append(
+            Sets(
+                version=version,
+                tried=len(tried),
+                ready=len(good),
+                necessary=None if common is None else frozenset(shown),
+                sufficient=tuple(sorted(smallest, key=lambda row: (len(row), sorted(row)))),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,98 @@
+"""What a page shows of several runs side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_k3s_sandbox.report import charts
+from pytest_k3s_sandbox.report.charts import number
+from pytest_k3s_sandbox.report.distributions import Distribution, distributions
+from pytest_k3s_sandbox.report.drawing import markup
+from pytest_k3s_sandbox.report.errors import shorten
+from pytest_k3s_sandbox.report.summary import value_text
+from pytest_k3s_sandbox.report.timeline import side_by_side
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_k3s_sandbox.report.run import Run
+
+MAX_CELL = 80
+"""Characters of what was measured; all of it is in each run's own part."""
+
+
+def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what the template shows of several runs together.
+
+    Args:
+        runs: Two or more; their views have the idents ``run1``, ``run2`` and so on.
+    """
+    return {
+        "timeline": markup(side_by_side([(f"{i}  {run.name}", run) for i, run in enumerate(runs, start=1)])),
+        "claims": claims(runs),
+        "distributions": _distributions(runs),
+        "ratios": _ratios(runs),
+    }
+
+
+def claims(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a row for each claim of any run, with what each run says of it.
+
+    Runs may ask for the same claim with different words or limits (of another machine, say): it is the
+    claim's name that makes a row.
+    """
+    names = dict.fromkeys(verdict.name for run in runs for verdict in run.verdicts)
+    rows = []
+    for name in names:
+        found = [[v for v in run.verdicts if v.name == name] for run in runs]
+        text = next(verdicts[-1].text for verdicts in found if verdicts)
+        cells = [
+            None
+            if not verdicts
+            else {
+                "outcome": "held" if all(v.held for v in verdicts) else "not held",
+                "measured": shorten(value_text(verdicts[-1].measured, verdicts[-1].unit), MAX_CELL),
+            }
+            for verdicts in found
+        ]
+        seen = {cell["outcome"] for cell in cells if cell is not None}
+        rows.append({"name": name, "text": text, "cells": cells, "differs": len(seen) > 1})
+    return rows
+
+
+def _distributions(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a drawing for each distribution that two runs or more have."""
+    by_name: dict[tuple[str, str, str], list[tuple[int, Distribution]]] = {}
+    for i, run in enumerate(runs, start=1):
+        for one in distributions(run):
+            by_name.setdefault((one.group, one.name, one.unit), []).append((i, one))
+    made: list[dict[str, Any]] = []
+    for (group, name, unit), members in by_name.items():
+        if len(members) < 2:  # noqa: PLR2004 - one run has nothing to be compared with
+            continue
+        named = [replace(one, name=f"{i}  {runs[i - 1].name}") for i, one in members]
+        title = f"{name}, {unit}" if group == "Latency" else f"{group} of {name}, {unit}"
+        drawing = charts.distribution_chart(named, title, f"together-d{len(made) + 1}")
+        made.append({"title": title, "svg": markup(drawing)})
+    return made
+
+
+def _ratios(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a row for each ratio of any run, with each run's value."""
+    found: dict[tuple[str, str, str, str], dict[int, str]] = {}
+    for i, run in enumerate(runs):
+        for one in run.measurements:
+            if one.baseline is not None:
+                key = (one.benchmark or "", one.case or "", one.variant or one.name, one.baseline)
+                found.setdefault(key, {})[i] = f"{number(one.value)}\u00d7"
+    return [
+        {
+            "benchmark": benchmark,
+            "case": case,
+            "variant": variant,
+            "baseline": baseline,
+            "values": [values.get(i, "") for i in range(len(runs))],
+        }
+        for (benchmark, case, variant, baseline), values in found.items()
+    ]

@@ -1,0 +1,182 @@
+"""The latencies and costs of a run as distributions, with the records that they come from; all pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_k3s_sandbox.report.facts import facts
+from pytest_k3s_sandbox.report.findings import Spread
+from pytest_k3s_sandbox.report.schema import EventKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_k3s_sandbox.report.run import Run
+    from pytest_k3s_sandbox.report.schema import Cost
+
+WINDOW = 10.0
+"""Seconds over which a layer's use of the processor is averaged, at the least."""
+
+_POD_LATENCIES = (
+    ("Pod created to Running", "to_running", ("created", "running")),
+    ("Pod created to Ready", "to_ready", ("created", "ready")),
+    ("Pod deleted to gone", "to_gone", ("deleted", "gone")),
+)
+_TAKES_TIME = {EventKind.RESTART: "Restart", EventKind.RECOVERY: "Recovery"}
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Several observations of one thing.
+
+    Attributes:
+        name: What was observed.
+        unit: Its unit.
+        values: The observations in the order in which they were made; one or more.
+        lines: The lines of the records that they come from.
+        group: What is drawn on one axis with it, like ``Latency``.
+    """
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    lines: tuple[int, ...] = field(repr=False)
+    group: str
+
+    @property
+    def n(self) -> int:
+        """Return the number of observations."""
+        return len(self.values)
+
+    @property
+    def spread(self) -> Spread:
+        """Return extremes and quartiles."""
+        return Spread.of(self.values)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity over time.
+
+    Attributes:
+        name: Whose it is.
+        points: Pairs of time and value.
+        lines: The lines of the records behind the points.
+    """
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    lines: tuple[int, ...] = field(repr=False)
+
+
+def distributions(run: Run) -> tuple[Distribution, ...]:
+    """Return what a run observed more than once, and pods' latencies even if there is one pod only."""
+    return (*_latencies(run), *_costs(run), *_measured(run))
+
+
+def processor(run: Run) -> tuple[Series, ...]:
+    """Return each layer's use of the processor over time, in percent of one core.
+
+    Each point is the mean over :data:`WINDOW` seconds or more, between two samples; a counter that fell
+    (the layer was restarted) has no point there.
+    """
+    found = []
+    for name, costs in _by_layer(run).items():
+        points, lines = [], []
+        (begin, before, _), *rest = costs
+        for t, cost, number in rest:
+            if t - begin < WINDOW:
+                continue
+            used = cost.cpu_seconds - before.cpu_seconds
+            if used >= 0:
+                points.append((t, 100 * used / (t - begin)))
+                lines.append(number)
+            begin, before = t, cost
+        if points:
+            found.append(Series(name, tuple(points), tuple(lines)))
+    return tuple(found)
+
+
+def memory(run: Run) -> tuple[Series, ...]:
+    """Return each layer's resident memory over time, in MiB."""
+    return tuple(
+        Series(
+            name,
+            tuple((t, cost.rss_bytes / 2**20) for t, cost, _ in costs),
+            tuple(number for _, _, number in costs),
+        )
+        for name, costs in _by_layer(run).items()
+    )
+
+
+def thinned(series: Series, most: int) -> Series:
+    """Return a series with at most about ``most`` points: of each bucket its least and greatest value.
+
+    Args:
+        series: The series.
+        most: How many points are wanted; a drawing has no use for more than two a unit of width.
+    """
+    if len(series.points) <= most:
+        return series
+    size = -(-len(series.points) * 2 // most)
+    kept: list[int] = []
+    for begin in range(0, len(series.points), size):
+        bucket = range(begin, min(begin + size, len(series.points)))
+        ends = {
+            min(bucket, key=lambda i: series.points[i][1]),
+            max(bucket, key=lambda i: series.points[i][1]),
+        }
+        kept += sorted(ends)
+    return Series(series.name, tuple(series.points[i] for i in kept), tuple(series.lines[i] for i in kept))
+
+
+def _latencies(run: Run) -> Iterable[Distribution]:
+    pods = facts(run).pods
+    for name, figure, records in _POD_LATENCIES:
+        known = [(pod, getattr(pod, figure)) for pod in pods]
+        seen = [(pod, value) for pod, value in known if value is not None]
+        if seen:
+            lines = {run.line(pod.seen[key]) for pod, _ in seen for key in records}
+            yield Distribution(name, "s", tuple(v for _, v in seen), tuple(sorted(lines)), "Latency")
+    for kind, name in _TAKES_TIME.items():
+        took = [event for event in run.events if event.kind == kind and event.seconds is not None]
+        for component in dict.fromkeys(event.component for event in took):
+            of = [event for event in took if event.component == component]
+            whose = f"{name} of {component}" if component else name
+            values = tuple(event.seconds for event in of if event.seconds is not None)
+            yield Distribution(whose, "s", values, tuple(run.line(event) for event in of), "Latency")
+
+
+def _costs(run: Run) -> Iterable[Distribution]:
+    for group, unit, found in (
+        ("Processor", "% of a core", processor(run)),
+        ("Memory", "MiB", memory(run)),
+    ):
+        for series in found:
+            values = tuple(value for _, value in series.points)
+            yield Distribution(series.name, unit, values, series.lines, group)
+
+
+def _measured(run: Run) -> Iterable[Distribution]:
+    for measurement in run.measurements:
+        if len(measurement.values) > 1 and measurement.baseline is None:
+            lines = (run.line(measurement),)
+            group = f"Measured in {measurement.unit}"
+            yield Distribution(measurement.name, measurement.unit, measurement.values, lines, group)
+
+
+def _by_layer(run: Run) -> dict[str, list[tuple[float, Cost, int]]]:
+    found: dict[str, list[tuple[float, Cost, int]]] = {}
+    for sample in run.samples:
+        for name, cost in sample.cost.items():
+            found.setdefault(name, []).append((sample.t, cost, run.line(sample)))
+    return found
+
+
+def grouped(found: Sequence[Distribution]) -> dict[tuple[str, str], list[Distribution]]:
+    """Return distributions by their group and unit: what one axis can hold."""
+    groups: dict[tuple[str, str], list[Distribution]] = {}
+    for one in found:
+        groups.setdefault((one.group, one.unit), []).append(one)
+    return groups

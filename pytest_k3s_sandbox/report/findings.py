@@ -1,0 +1,193 @@
+"""The records of what a run found: measurements, walls, the ablation and verdicts; see :mod:`~.schema`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from statistics import quantiles
+from typing import Literal, Self
+
+from pydantic import Field
+
+from pytest_k3s_sandbox.report.base import FrozenModel
+
+
+class Spread(FrozenModel):
+    """How far the observations behind a number lie apart, in the number's unit.
+
+    Attributes:
+        min: The least.
+        p25: The lower quartile.
+        median: The middle.
+        p75: The upper quartile.
+        max: The most.
+    """
+
+    min: float
+    p25: float
+    median: float
+    p75: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Return the spread of one value or more; quartiles include the extremes (numpy's ``linear``)."""
+        if len(values) == 1:
+            low = middle = high = values[0]
+        else:
+            low, middle, high = quantiles(values, n=4, method="inclusive")
+        return cls(min=min(values), p25=low, median=middle, p75=high, max=max(values))
+
+
+class Measurement(FrozenModel):
+    """A number that was measured.
+
+    With a ``baseline`` it is a ratio: the ``variant``'s value divided by the baseline's, both measured
+    side by side in this run.
+
+    Attributes:
+        name: What it is, unique in the run.
+        value: The number; the median where there are several observations.
+        unit: Its unit, like ``s``, ``bytes`` or ``ratio``.
+        n: How many observations it stands for.
+        spread: How far they lie apart.
+        values: The observations themselves, if they were kept.
+        benchmark: The benchmark that it belongs to, like ``interceptor``.
+        case: What was measured there, like ``statfs``.
+        variant: With what, like ``ours``.
+        baseline: The variant that it is a ratio to, like ``native``.
+        limit: The target, which the value should not exceed.
+    """
+
+    type: Literal["measurement"] = "measurement"
+    name: str
+    value: float
+    unit: str
+    n: int | None = None
+    spread: Spread | None = None
+    values: tuple[float, ...] = ()
+    benchmark: str | None = None
+    case: str | None = None
+    variant: str | None = None
+    baseline: str | None = None
+    limit: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        values: Sequence[float],
+        unit: str,
+        *,
+        benchmark: str | None = None,
+        case: str | None = None,
+        variant: str | None = None,
+        baseline: str | None = None,
+        limit: float | None = None,
+    ) -> Self:
+        """Return the measurement of one observation or more: their median, number and spread."""
+        spread = Spread.of(values)
+        return cls(
+            name=name,
+            value=spread.median,
+            unit=unit,
+            n=len(values),
+            spread=spread,
+            values=tuple(values),
+            benchmark=benchmark,
+            case=case,
+            variant=variant,
+            baseline=baseline,
+            limit=limit,
+        )
+
+
+class Stage(StrEnum):
+    """How far a node got; the order is that in which it gets there."""
+
+    NOTHING = "nothing"
+    STARTED = "started"
+    REGISTERED = "registered"
+    READY = "ready"
+    POD = "pod"
+
+
+class FirstError(FrozenModel):
+    """The error that stopped a node.
+
+    Attributes:
+        component: The log's name, like ``kubelet``.
+        kind: See :mod:`~.kinds`.
+        text: The line, or the part of it that matters, in the program's own words.
+        t: Seconds since the run's zero; None when the line has no time.
+    """
+
+    component: str
+    kind: str
+    text: str
+    t: float | None = None
+
+
+class Wall(FrozenModel):
+    """The first error that stops a node with certain layers, and what makes it fall.
+
+    Attributes:
+        error: The error.
+        layers: The layers that were in place.
+        version: The version of Kubernetes.
+        settings: Settings of the kubelet that differ from the project's own, by name.
+        removed_by: The layer or setting that takes it away; None when that was not found.
+        variant: What was done to the programs, if they are not as released.
+    """
+
+    type: Literal["wall"] = "wall"
+    error: FirstError
+    layers: tuple[str, ...]
+    version: str
+    settings: dict[str, str] = Field(default_factory=dict)
+    removed_by: str | None = None
+    variant: str | None = None
+
+
+class Ablation(FrozenModel):
+    """How far a node gets with one subset of the layers: one cell of the ablation.
+
+    Attributes:
+        layers: The layers that were in place.
+        version: The version of Kubernetes.
+        settings: Settings of the kubelet that differ from the project's own, by name.
+        reached: How far it got.
+        seconds_to_ready: From the kubelet's start to the first sample that saw the node Ready.
+        error: The first error that it met; None when it met none.
+        variant: What was done to the programs, if they are not as released.
+    """
+
+    type: Literal["ablation"] = "ablation"
+    layers: tuple[str, ...]
+    version: str
+    settings: dict[str, str] = Field(default_factory=dict)
+    reached: Stage
+    seconds_to_ready: float | None = None
+    error: FirstError | None = None
+    variant: str | None = None
+
+
+class Verdict(FrozenModel):
+    """Whether one claim held in this run.
+
+    Attributes:
+        name: A short name, like ``node-ready``.
+        held: Whether it held.
+        measured: What was seen; None when there was nothing to see.
+        limit: What it was held against.
+        unit: The unit of both, like ``s``.
+        text: The claim as a sentence.
+    """
+
+    type: Literal["verdict"] = "verdict"
+    name: str
+    held: bool
+    measured: float | str | None = None
+    limit: float | str | None = None
+    unit: str = ""
+    text: str

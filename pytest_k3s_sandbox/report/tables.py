@@ -1,0 +1,225 @@
+"""A run as tables: its records as CSV, its results as LaTeX and Markdown, its citation as BibTeX."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pytest_k3s_sandbox.report.facts import facts
+from pytest_k3s_sandbox.report.findings import Ablation, Measurement, Verdict, Wall
+from pytest_k3s_sandbox.report.schema import (
+    Environment,
+    ErrorLine,
+    Event,
+    LayerState,
+    Phase,
+    Sample,
+)
+from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, value_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pytest_k3s_sandbox.report.base import FrozenModel
+    from pytest_k3s_sandbox.report.run import Run
+
+_KINDS: dict[str, type[FrozenModel]] = {
+    "environment": Environment,
+    "phases": Phase,
+    "layers": LayerState,
+    "samples": Sample,
+    "events": Event,
+    "errors": ErrorLine,
+    "measurements": Measurement,
+    "walls": Wall,
+    "ablation": Ablation,
+    "verdicts": Verdict,
+}
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def csv_tables(run: Run) -> dict[str, str]:
+    """Return a run's records as CSV (RFC 4180), a table for each kind that occurs, by its name.
+
+    The column ``line`` is the record's line in the run's file. What is nested becomes columns with dots in
+    their names (``cost.fake_cni.cpu_seconds``); lists become one text, separated by semicolons. The pods of
+    samples, whose names would be columns, are a table of their own, a row for each pod in each sample.
+    """
+    made = {}
+    for name, kind in _KINDS.items():
+        rows = [{"line": run.line(record), **_flat(record)} for record in run.of(kind)]
+        if rows:
+            made[name] = csv_text(rows)
+    pods = [
+        {"line": run.line(sample), "t": sample.t, "pod": name, **_flat(pod)}
+        for sample in run.samples
+        for name, pod in sample.pods.items()
+    ]
+    if pods:
+        made["pods"] = csv_text(pods)
+    return made
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as CSV; a column for every key that occurs, in the order of first use."""
+    found = dict.fromkeys(key for row in rows for key in row)
+    # What is nested, and missing in some rows, has columns of its own from the others.
+    nested = {key.rpartition(".")[0] for key in found}
+    columns = [key for key in found if key not in nested]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _flat(record: FrozenModel) -> dict[str, Any]:
+    return dict(_walk("", record.model_dump(mode="json", exclude={"type", "pods"})))
+
+
+def _walk(prefix: str, value: object) -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        found: list[tuple[str, object]] = []
+        for key, below in value.items():
+            found += _walk(f"{prefix}.{key}" if prefix else str(key), below)
+        return found
+    if isinstance(value, list):
+        parts = [part if isinstance(part, str) else json.dumps(part) for part in value]
+        return [(prefix, ";".join(parts))]
+    if isinstance(value, bool):
+        return [(prefix, "true" if value else "false")]
+    return [(prefix, "" if value is None else value)]
+
+
+def results(runs: Sequence[Run]) -> list[list[str]]:
+    """Return the results of runs as a table: a head, then a row for each key figure and each claim.
+
+    Args:
+        runs: The runs, a column each.
+    """
+    known = [facts(run) for run in runs]
+    running = [one.first_pod for one in known]
+    rows = [
+        ["", *(run.name for run in runs)],
+        ["Result", *(outcome(run) for run in runs)],
+        ["Sandbox", *("" if run.environment is None else run.environment.sandbox for run in runs)],
+        ["Root", *("" if r.environment is None else root_name(r.environment.root_magic) for r in runs)],
+        ["Layers", *("" if r.environment is None else ", ".join(r.environment.layers) for r in runs)],
+        ["Start to Ready", *(_or_never(one.seconds_to_ready) for one in known)],
+        ["Pod created to Running", *(_or_never(None if p is None else p.to_running) for p in running)],
+        ["Longest unbroken Ready", *(seconds_text(one.hold_seconds) for one in known)],
+        ["Samples Ready", *(f"{one.ready_samples} of {one.samples_since_ready}" for one in known)],
+        ["Times Ready was lost", *(str(one.losses) for one in known)],
+        ["Error lines", *(str(sum(one.errors.values())) for one in known)],
+    ]
+    claims = dict.fromkeys((v.name, v.text) for run in runs for v in run.verdicts)
+    for name, text in claims:
+        rows.append([text, *(_claim(run, name, text) for run in runs)])
+    return rows
+
+
+def _or_never(value: float | None) -> str:
+    return "never" if value is None else seconds_text(value)
+
+
+def _claim(run: Run, name: str, text: str) -> str:
+    for verdict in run.verdicts:
+        if (verdict.name, verdict.text) == (name, text):
+            measured = value_text(verdict.measured, verdict.unit)
+            return ("held" if verdict.held else "not held") + (f" ({measured})" if measured else "")
+    return "not judged"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown (GitHub's tables); the first row is its head."""
+    cells = [
+        [" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows
+    ]
+    head, *body = cells
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in LaTeX, for the package ``booktabs``; the first row is its head."""
+    head, *body = ([latex_text(cell) for cell in row] for row in rows)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{l{'l' * (len(head) - 1)}}}",
+        "  \\toprule",
+        f"  {' & '.join(head)} \\\\",
+        "  \\midrule",
+        *(f"  {' & '.join(row)} \\\\" for row in body),
+        "  \\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """Return a text with every character that is special in LaTeX escaped."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def bibtex(run: Run, records: Path) -> str | None:
+    """Return a citation of a run: its version, pins, date, and the hash of its records.
+
+    Args:
+        run: The run.
+        records: Its file of records.
+
+    Returns:
+        A ``@misc`` entry; None when the run ended before its environment was recorded.
+    """
+    environment = run.environment
+    if environment is None:
+        return None
+    started = _date(environment.started)
+    pins = ", ".join(f"{name} {version}" for name, version in sorted(environment.pins.items()))
+    digest = hashlib.sha256(records.read_bytes()).hexdigest() if records.is_file() else None
+    fields = {
+        "title": f"{environment.experiment} in the sandbox {environment.sandbox}: {outcome(run)}",
+        "author": "{pytest-k3s-sandbox}",
+        "year": None if started is None else f"{started.year}",
+        "month": None if started is None else _MONTHS[started.month - 1],
+        "version": environment.project_version,
+        "howpublished": f"Records of the run {run.name}" + (f", SHA-256 {digest}" if digest else ""),
+        "note": f"Started {environment.started}" + (f"; {pins}" if pins else ""),
+    }
+    key = re.sub(r"[^A-Za-z0-9-]+", "-", run.name).strip("-") or "run"
+    lines = [f"@misc{{{key},"]
+    for name, value in fields.items():
+        if value is None:
+            continue
+        # The month is a macro of BibTeX's; braces keep the author's name whole.
+        plain = name in {"month", "year"}
+        text = value if plain or name == "author" else latex_text(value)
+        lines.append(f"  {name} = {text}," if plain else f"  {name} = {{{text}}},")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return None
