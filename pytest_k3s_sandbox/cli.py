@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
-import threading
-import time
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox import __version__, cli_kept
 from pytest_k3s_sandbox import bench as benchmarks
-from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, SandboxError
+from pytest_k3s_sandbox.cli_options import (
+    Distribution,
+    DistributionOption,
+    JsonOption,
+    Kind,
+    LayersOption,
+    PortOption,
+    QuietOption,
+    ReportOption,
+    SandboxOption,
+    VerboseOption,
+    VersionOption,
+    check_json,
+    check_report,
+    give,
+    need_root,
+    picked,
+    provisioned,
+    say,
+    verbosity,
+    wished,
+)
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,76 +44,6 @@ app = typer.Typer(
 )
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-
-class Kind(StrEnum):
-    """Where a node runs."""
-
-    GVISOR = "gvisor"
-    HERE = "here"
-
-
-SandboxOption = Annotated[Kind, typer.Option("--sandbox", help="Where the node runs.")]
-LayersOption = Annotated[str, typer.Option("--layers", help="Layers with commas; 'none'; or 'default'.")]
-PortOption = Annotated[str, typer.Option("--api-port", help="The API server's port inside.")]
-ReportOption = Annotated[Path, typer.Option("--report", help="The folder that gets a folder for each run.")]
-
-
-def say(line: str) -> None:
-    """Write a line about the progress to standard error."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
-
-
-def _port(text: str) -> int:
-    from pytest_k3s_sandbox.options import Given, OptionError, parse_port  # noqa: PLC0415 - only some commands
-
-    try:
-        return parse_port(Given(text, "--api-port"))
-    except OptionError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise MissingCapability(
-            "a node cannot be started",
-            cause=f"uid {os.geteuid()} is not root, and sandboxes need namespaces and mounts",
-            remedy="run it as root, for example with sudo -E",
-        )
-
-
-def _check_json(path: Path | None) -> None:
-    """Refuse a file that cannot be written while nothing was measured for it; leave it as it was."""
-    if path is None:
-        return
-    new = not path.exists()
-    try:
-        with path.open("a"):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"--json {path}",
-            cause=error.strerror,
-            remedy="name a file in a folder that exists and is writable",
-        ) from error
-    if new:
-        path.unlink()
-
-
-def _check_report(folder: Path) -> None:
-    """Refuse a folder of runs in which nothing can be made; one that does not exist is made later."""
-    nearest = folder.absolute()
-    try:
-        while not nearest.exists():
-            nearest = nearest.parent
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"--report {folder}",
-            cause=f"{nearest}: {error.strerror}",
-            remedy="name a folder that can be written",
-        ) from error
 
 
 def _version(value: bool) -> None:
@@ -118,12 +62,13 @@ def _root(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(json_file: JsonOption = None) -> None:
     """Say what this machine can do, a line each with its remedy; exit 1 if the main job cannot run."""
     from pytest_k3s_sandbox.toolchain import doctor as checkup  # noqa: PLC0415 - only this command
 
+    check_json(json_file)
     checks = checkup.checks()
-    typer.echo(checkup.render(checks))
+    give(checkup.render(checks), [asdict(check) for check in checks], json_file)
     if checkup.failed(checks):
         raise typer.Exit(1)
 
@@ -131,108 +76,21 @@ def doctor() -> None:
 @app.command()
 def provision(
     programs: Annotated[list[str] | None, typer.Argument(help="Only these programs.")] = None,
+    quiet: QuietOption = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Get every program and system package: cached, checksummed, resumable."""
-    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.toolchain.progress import for_terminal  # noqa: PLC0415 - likewise
-
-    for program in Toolchain(progress=for_terminal()).provision(programs):
-        typer.echo(f"{program.name} {program.version} ({program.origin}): {program.path}")
-
-
-@app.command()
-def up(
-    sandbox: SandboxOption = Kind.GVISOR,
-    layers: LayersOption = "default",
-    api_port: PortOption = "6443",
-    report: ReportOption = Path("reports"),
-) -> None:
-    """Start a cluster to play with; ``shell`` and ``down`` go with it."""
-    from pytest_k3s_sandbox import keeper  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.bringup import run_folder  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.toolchain.progress import for_terminal  # noqa: PLC0415 - likewise
-
-    if layers != "default":
-        parse(layers)
-    port = _port(api_port)
-    _need_root()
-    keeper.refuse_another()
-    _check_report(report)
-    Toolchain(progress=for_terminal()).provision()
-    folder = run_folder(report.absolute(), "up", sandbox)
-    log = folder.with_suffix(".log")
-    process = keeper.launch([sandbox, layers, str(port), str(folder)], log)
-    began = time.monotonic()
-    shown: set[str] = set()
-    try:
-        while (state := keeper.read_state()) is None:
-            if process.poll() is not None:
-                break
-            _show_phases(folder, shown, began)
-            time.sleep(0.1)
-    except BaseException:
-        process.terminate()
-        process.wait()
-        log.unlink(missing_ok=True)
-        raise
-    if state is None:
-        said = log.read_text(errors="replace").strip()[-3000:]
-        log.unlink()
-        raise SandboxError(
-            "the cluster did not come up",
-            cause=said or f"its keeper ended with {process.returncode}",
-            log=None if "\nDetails: " in said else folder,
-        )
-    log.unlink(missing_ok=True)
-    say(f"{time.monotonic() - began:6.1f} s  node Ready")
-    typer.echo(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}")
-    say(f"records: {state.folder}")
-    say("a shell inside: k3s-sandbox shell    the end: k3s-sandbox down")
+    check_json(json_file)
+    found = provisioned(programs, quiet=quiet)
+    text = "\n".join(f"{one.name} {one.version} ({one.origin}): {one.path}" for one in found)
+    result = [
+        {"name": one.name, "version": one.version, "origin": one.origin, "path": str(one.path)}
+        for one in found
+    ]
+    give(text, result, json_file)
 
 
-def _show_phases(folder: Path, shown: set[str], began: float) -> None:
-    records = folder / "records.jsonl"
-    for line in records.read_text().splitlines() if records.exists() else []:
-        if '"type":"phase"' not in line:
-            continue
-        name = json.loads(line)["name"]
-        if name not in shown:
-            shown.add(name)
-            say(f"{time.monotonic() - began:6.1f} s  {name}")
-
-
-@app.command(context_settings=PASS_ON | {"help_option_names": ["--help"], "allow_interspersed_args": False})
-def shell(context: typer.Context) -> None:
-    """Open a shell in the sandbox of ``up``, or run the given command there."""
-    from pytest_k3s_sandbox import keeper  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.cluster.components import PKI_DIR  # noqa: PLC0415 - likewise
-
-    state = keeper.kept()
-    config = f"KUBECONFIG={PKI_DIR}/admin.kubeconfig"
-    argv = [*state.shell, "/usr/bin/env", config, *(context.args or ["/bin/bash"])]
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted on the way
-    # runsc writes to a file at an offset of its own, over what is there; to a pipe it appends.
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as inside:
-        copies = [
-            threading.Thread(target=shutil.copyfileobj, args=streams)
-            for streams in ((inside.stdout, sys.stdout.buffer), (inside.stderr, sys.stderr.buffer))
-        ]
-        for copy in copies:
-            copy.start()
-        for copy in copies:
-            copy.join()
-    raise typer.Exit(inside.returncode)
-
-
-@app.command()
-def down() -> None:
-    """End the cluster of ``up``; nothing of it is left but its records."""
-    from pytest_k3s_sandbox import keeper  # noqa: PLC0415 - only some commands
-
-    say(f"ended; records: {keeper.end().folder}")
+cli_kept.register(app)
 
 
 @app.command("run")
@@ -243,44 +101,49 @@ def run_experiment(
     duration: Annotated[
         str, typer.Option(help="How long the node is held Ready, like 120, 5m or 1h.")
     ] = "120",
+    distribution: DistributionOption = Distribution.EMBEDDED,
+    version: VersionOption = "default",
     api_port: PortOption = "6443",
     report: ReportOption = Path("reports"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="A file for the summary.")] = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Run an experiment and say what held; exit 0 only if everything did."""
     from pytest_k3s_sandbox import experiment as experiments  # noqa: PLC0415 - only this command
-    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.bringup import programs_of  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.display import for_terminal, shown  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.options import OptionError, parse_duration  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.summary import sentence, summarize  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.toolchain.progress import for_terminal  # noqa: PLC0415 - likewise
 
     experiments.require(experiment)
-    if layers != "default":
-        parse(layers)
+    wish = wished(sandbox, layers, api_port, distribution)
+    kubernetes = picked(version)
     try:
-        parse_duration(duration, "--duration")
+        seconds = parse_duration(duration, "--duration")
     except OptionError as error:
         raise ConfigError(str(error)) from error
-    port = _port(api_port)
-    _check_json(json_file)
-    _need_root()
-    _check_report(report)
-    Toolchain(progress=for_terminal()).provision()
+    level = verbosity(quiet=quiet, verbose=verbose)
+    check_json(json_file)
+    need_root()
+    check_report(report)
+    provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
     options = [
-        f"--k3s-sandbox={sandbox}",
+        f"--k3s-sandbox={wish.sandbox}",
         f"--k3s-layers={layers}",
         f"--k3s-duration={duration}",
-        f"--k3s-api-port={port}",
+        f"--k3s-api-port={wish.api_port}",
+        f"--k3s-distribution={wish.distribution}",
+        f"--k3s-version={version}",
     ]
-    outcome = experiments.run(experiment, options, report, say)
+    display = for_terminal(level)
+    with shown(display, experiments.new_runs(report), seconds):
+        outcome = experiments.run(experiment, options, report, display.line)
     runs = [read_run(page.parent) for page in outcome.pages]
     summaries = [summarize(run) for run in runs]
-    for run, page in zip(runs, outcome.pages, strict=True):
-        typer.echo(f"{sentence(run)}\nreport: {page}")
-    if json_file is not None:
-        json_file.write_text(json.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=2) + "\n")
+    lines = [f"{sentence(run)}\nreport: {page}" for run, page in zip(runs, outcome.pages, strict=True)]
+    give("\n".join(lines), summaries[0] if len(summaries) == 1 else summaries, json_file)
     if outcome.code != 0 or not summaries or not all(summary["ok"] for summary in summaries):
         say(f"not everything held; pytest's own words: {outcome.log}")
         raise typer.Exit(1)
@@ -296,10 +159,10 @@ def intercept(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def cgroupfs(context: typer.Context) -> None:
-    """Serve the FUSE cgroup filesystem alone: MOUNTPOINT [--controllers a,b]."""
+    """Serve the FUSE cgroup filesystem alone: [MOUNTPOINT] [--controllers a,b] [--stack-on PATH]."""
     from pytest_k3s_sandbox.layers.cgroupfs.__main__ import main as entry  # noqa: PLC0415 - only this command
 
-    raise typer.Exit(entry(context.args))
+    raise typer.Exit(entry(context.args, prog="k3s-sandbox cgroupfs"))
 
 
 @app.command()
@@ -313,16 +176,15 @@ def bench(
     count: Annotated[
         int | None, typer.Option("-n", min=2, help="How often each is measured; each has its own default.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
+    quiet: QuietOption = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Measure side by side, in gVisor and natively; prints a table with ratios."""
     entry = benchmarks.require(name)
-    _check_json(json_file)
-    _need_root()
-    result = benchmarks.load(name)(count or entry.count, say)
-    typer.echo(result.table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result.figures, indent=2) + "\n")
+    check_json(json_file)
+    need_root()
+    result = benchmarks.load(name)(count or entry.count, (lambda _line: None) if quiet else say)
+    give(result.table, result.figures, json_file)
     if not result.ok:
         raise typer.Exit(1)
 

@@ -59,6 +59,22 @@ def require(name: str) -> None:
         )
 
 
+def new_runs(report: Path) -> Callable[[], list[Path]]:
+    """Return a function that gives the folders of the runs that began after this call, the latest last.
+
+    Their names begin with the time.
+
+    Args:
+        report: The folder of runs.
+    """
+    before = set(report.glob("*"))
+
+    def look() -> list[Path]:
+        return sorted(folder for folder in report.glob("*") if folder.is_dir() and folder not in before)
+
+    return look
+
+
 class Watcher:
     """A plugin that tells how an experiment goes, a line a test.
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_k3s_sandbox.errors import MissingCapability
-from pytest_k3s_sandbox.keys import REPORTS, RUNNING, SETTINGS, WORKER_REPORTS
+from pytest_k3s_sandbox.keys import FAILED, LINES, SETTINGS, SHARE
+from pytest_k3s_sandbox.runs import experiment_of, keep_running, recorded
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_k3s_sandbox.bringup import Up, Wish
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
@@ -55,90 +53,55 @@ def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, AR
 
 
 @pytest.fixture(scope="session")
-def k3s_toolchain() -> Toolchain:
+def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     """Where the programs under test come from; what is missing is provisioned on first use."""
+    from pytest_k3s_sandbox.bringup import programs_of  # noqa: PLC0415 - the plugin imports little
     from pytest_k3s_sandbox.capabilities import missing  # noqa: PLC0415 - the plugin imports little
     from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
 
     lack = missing("root")
     if lack is not None:
         raise lack  # now, not after the programs of a node that cannot start were built
-    toolchain = Toolchain()
-    toolchain.provision()
+    settings = request.config.stash[SETTINGS]
+    toolchain = Toolchain(kubernetes=settings.version)
+    toolchain.provision(None if settings.distribution == "embedded" else programs_of(settings.distribution))
     return toolchain
 
 
 @pytest.fixture(scope=_scope)
 def k3s_wish(request: pytest.FixtureRequest) -> Wish:
-    """What the options ask for: the sandbox's kind, the layers, the API server's port."""
+    """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
     from pytest_k3s_sandbox.bringup import Wish  # noqa: PLC0415 - the plugin imports little
 
     settings = request.config.stash[SETTINGS]
-    return Wish(settings.sandbox, settings.layers, settings.api_port)
-
-
-@contextlib.contextmanager
-def _recorded(request: pytest.FixtureRequest, wish: Wish, *words: str) -> Iterator[RunWriter]:
-    from pytest_k3s_sandbox.bringup import run_folder  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.report.finish import finish  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.page import render  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.records import RunWriter  # noqa: PLC0415 - likewise
-
-    config, session = request.config, request.session
-    settings = config.stash[SETTINGS]
-    worker = getattr(config, "workerinput", {}).get("workerid")
-    words = (experiment_of(request), wish.sandbox, *words, *([worker] if worker else ()))
-    folder = run_folder(settings.report, *words)
-    failed_before = session.testsfailed
-    writer = RunWriter(folder)
-    why: str | None = None
-    try:
-        yield writer
-    except MissingCapability:
-        raise  # nothing was run, nothing is to be kept
-    except BaseException as error:
-        why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise
-    finally:
-        why = why or _interruption(session)
-        writer.close(why)
-        failed = why is not None or session.testsfailed > failed_before
-        if failed and settings.keep != "never":
-            page: Path | None = render([folder], folder)  # also of a node that never came up
-        else:
-            page = finish(folder, keep=settings.keep, failed=failed)
-        if page is not None:
-            config.stash[REPORTS].append(page)
-            if worker is not None:
-                config.workeroutput.setdefault(WORKER_REPORTS, []).append(str(page))  # type: ignore[attr-defined] # pytest-xdist's
-
-
-def _interruption(session: pytest.Session) -> str | None:
-    """Return why pytest ends before its tests have all been run; None when it does not."""
-    stopped = session.shouldfail or session.shouldstop
-    if stopped:
-        return str(stopped)
-    if session.exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR):
-        return f"pytest: {pytest.ExitCode(session.exitstatus).name.lower().replace('_', ' ')}"
-    return None
+    return Wish(settings.sandbox, settings.layers, settings.api_port, distribution=settings.distribution)
 
 
 @pytest.fixture(scope=_scope)
 def k3s_run(
     request: pytest.FixtureRequest,
     k3s_wish: Wish,
-    k3s_toolchain: Toolchain,  # noqa: ARG001 - a run's time begins when the programs are there
+    k3s_toolchain: Toolchain,  # a run's time begins when the programs are there
 ) -> Iterator[RunWriter]:
     """The records of this run, in a folder of its own; its page is rendered at the end."""
-    with _recorded(request, k3s_wish) as writer:
+    if SHARE in request.config.stash:
+        yield request.config.stash[SHARE].up(k3s_wish, k3s_toolchain).writer
+        return
+    with recorded(request, k3s_wish) as writer:
         yield writer
 
 
 @pytest.fixture(scope=_scope)
-def sandbox(k3s_wish: Wish, k3s_toolchain: Toolchain, k3s_run: RunWriter) -> Iterator[StartedSandbox]:
+def sandbox(
+    request: pytest.FixtureRequest, k3s_wish: Wish, k3s_toolchain: Toolchain, k3s_run: RunWriter
+) -> Iterator[StartedSandbox]:
     """A started sandbox of the kind that ``--k3s-sandbox`` names."""
     from pytest_k3s_sandbox.bringup import start_sandbox  # noqa: PLC0415 - the plugin imports little
 
+    if SHARE in request.config.stash:
+        # All of one that a test uses, but what only its owner may do.
+        yield cast("StartedSandbox", request.config.stash[SHARE].up(k3s_wish, k3s_toolchain).stack.sandbox)
+        return
     with k3s_run.phase("sandbox"):
         started = start_sandbox(k3s_wish, k3s_toolchain)
     with started:
@@ -146,14 +109,18 @@ def sandbox(k3s_wish: Wish, k3s_toolchain: Toolchain, k3s_run: RunWriter) -> Ite
 
 
 def _layer(name: str, sandbox: StartedSandbox, run: RunWriter) -> contextlib.AbstractContextManager[Layer]:
-    from pytest_k3s_sandbox.bringup import explained  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.layers.stack import LAYERS  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.attached import AttachedSandbox, refuse  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.bringup import explained  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.layers.stack import LAYERS, entered  # noqa: PLC0415 - likewise
+
+    if isinstance(sandbox, AttachedSandbox):
+        refuse(f"the fixture {name}")
 
     @contextlib.contextmanager
     def up() -> Iterator[Layer]:
         with contextlib.ExitStack() as stack:
             with explained(sandbox, run.path.parent), run.phase(f"layer {name}"):
-                layer = stack.enter_context(LAYERS[name](sandbox))
+                layer = stack.enter_context(entered(LAYERS[name](sandbox), sandbox))
             yield layer
 
     return up()
@@ -207,6 +174,9 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
 
     wish: Wish = request.getfixturevalue("k3s_wish")
     toolchain: Toolchain = request.getfixturevalue("k3s_toolchain")
+    if SHARE in request.config.stash and not hasattr(request, "param"):
+        yield request.config.stash[SHARE].up(wish, toolchain).stack
+        return
     with contextlib.ExitStack() as stack:
 
         def begin(where: StartedSandbox, run: RunWriter) -> Cluster | None:
@@ -225,7 +195,7 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
             yield RecordedStack(shared, each, run, cluster)
             return
         names = parse(request.param)
-        run = stack.enter_context(_recorded(request, wish, "+".join(names) or "none"))
+        run = stack.enter_context(recorded(request, wish, "+".join(names) or "none"))
         with run.phase("sandbox"):
             own = stack.enter_context(start_sandbox(wish, toolchain))
         with explained(own, run.path.parent):
@@ -241,6 +211,11 @@ def k3s_up(
     """Everything that is up: the stack, the cluster, the records and the sampler."""
     from pytest_k3s_sandbox.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - the plugin imports little
 
+    share = request.config.stash.get(SHARE, None)
+    if share is not None and layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
+        request.config.stash[LINES].append(f"k3s-sandbox: uses the shared cluster {share.name}")
+        yield up
+        return
     # A user's own `layers` need not record, nor start a control plane.
     if isinstance(layers, RecordedStack):
         run, cluster = layers.run, layers.cluster
@@ -248,7 +223,14 @@ def k3s_up(
         run, cluster = request.getfixturevalue("k3s_run"), None
     name = experiment_of(request)
     with cluster_up(layers, k3s_wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
+        words = f"{layers.sandbox.kind}, {'+'.join(layers.names) or 'no layers'}"
+        request.config.stash[LINES].append(
+            f"k3s-sandbox: a cluster is up after {run.now():.1f} s ({words}); records: {up.folder}"
+        )
+        failed_before = request.session.testsfailed
         yield up
+        if request.session.testsfailed > failed_before:
+            keep_running(request.config, up)
 
 
 @pytest.fixture(scope=_scope)
@@ -288,16 +270,18 @@ def k3s_claim(k3s_up: Up) -> Claim:
 
 
 @pytest.fixture
-def k3s_namespace(k3s: Cluster, k3s_node: Node) -> Iterator[str]:  # noqa: ARG001 - a namespace is of use on a Ready node
-    """A namespace of the test's own, deleted afterwards with all that is in it."""
-    with k3s.namespace(f"test-{secrets.token_hex(4)}") as name:
+def k3s_namespace(
+    request: pytest.FixtureRequest,
+    k3s: Cluster,
+    k3s_node: Node,  # noqa: ARG001 - a namespace is of use on a Ready node
+) -> Iterator[str]:
+    """A namespace of the test's own, deleted afterwards with all that is in it.
+
+    With ``--k3s-keep=running`` it stays after a failure, with the cluster.
+    """
+
+    def spare() -> bool:
+        return request.config.stash[SETTINGS].keep == "running" and FAILED in request.node.stash
+
+    with k3s.namespace(f"test-{secrets.token_hex(4)}", spare=spare) as name:
         yield name
-
-
-def experiment_of(request: pytest.FixtureRequest) -> str:
-    """Return the experiment that the test which starts this run belongs to; ``test`` for a user's own."""
-    item = request.config.stash.get(RUNNING, None)
-    for mark in item.iter_markers() if item is not None else ():
-        if mark.name.startswith("exp") and mark.name[3:].isdigit():
-            return mark.name
-    return "test"

@@ -1,170 +1,244 @@
-"""The process that keeps a cluster for ``k3s-sandbox up`` until ``down``.
+"""The processes that keep a cluster: one brings it up itself, the other takes over a test's sandbox.
 
-A sandbox lives as long as the process that started it, so ``up`` leaves this one behind.
-What others need to reach it is in a state file, which exists exactly while the cluster
-can be used.
+``python -m pytest_k3s_sandbox.keeper keep|hold ORDER``, the order as JSON; see :class:`Keep` and
+:class:`Hold`. What others need to reach the cluster is in its state file (:mod:`.kept`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError, ConfigError, SandboxError
+from pytest_k3s_sandbox import kept
+from pytest_k3s_sandbox.errors import SandboxError, StartError
+from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.users import Users
 
-END_SECONDS = 40.0
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.bringup import Up
+    from pytest_k3s_sandbox.sandbox.base import Process
+
+STOP = {signal.SIGTERM, signal.SIGINT}
+POLL_SECONDS = 0.5
+HOLD_SECONDS = 30.0
+"""How long the process that takes over may need to start."""
 
 
 @dataclass(frozen=True)
-class State:
-    """How to reach a kept cluster.
+class Keep:
+    """Bring a cluster up and keep it until a signal, or until its last user is gone.
 
     Attributes:
-        pid: The keeper.
-        start: Its start time, which tells it from a later process of the same number.
+        name: The cluster's name.
+        origin: Why it is kept, in a few words.
+        wish: The fields of its :class:`~.bringup.Wish`.
+        experiment: The experiment's name, for the records.
         folder: The run's folder.
-        kubeconfig: The administrator's kubeconfig on the machine.
-        shell: The command on the machine that opens a shell inside.
+        version: The version of Kubernetes; None for the default.
+        users: The folder of its :class:`~.users.Users`; without one it waits for a signal only.
+        keep: Whether the run's folder is kept when it has users: ``never``, ``failed`` or ``always``.
     """
 
-    pid: int
-    start: int
+    name: str
+    origin: str
+    wish: dict[str, Any]
+    experiment: str
     folder: str
-    kubeconfig: str
-    shell: tuple[str, ...]
+    version: str | None = None
+    users: str | None = None
+    keep: str = "always"
 
 
-def state_file() -> Path:
-    """Return the state file's path."""
-    return machine.home() / "up.json"
+@dataclass(frozen=True)
+class Hold:
+    """Own a sandbox that another process started, until a signal.
 
-
-def read_state() -> State | None:
-    """Return the state of a cluster that is kept now; None when there is none."""
-    try:
-        data = json.loads(state_file().read_text())
-        state = State(**{**data, "shell": tuple(data["shell"])})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return state if machine.start_time(state.pid) == state.start else None
-
-
-def kept() -> State:
-    """Return the state of the cluster that is kept now.
-
-    Raises:
-        ConfigError: There is none.
+    Attributes:
+        state: The fields of its :class:`~.kept.State` but those that tell the process.
+        workdir: The sandbox's folder.
+        stdin: The descriptor that leads to process 1.
+        stdout: The descriptor that comes from it.
     """
-    state = read_state()
-    if state is None:
-        raise ConfigError(
-            "no cluster is up",
-            cause=f"no running process keeps one (by {state_file()})",
-            remedy="start one with `k3s-sandbox up`",
-        )
-    return state
+
+    state: dict[str, Any]
+    workdir: str
+    stdin: int
+    stdout: int
 
 
-def refuse_another() -> None:
-    """Make sure that no cluster is up.
-
-    Raises:
-        ConfigError: One is.
-    """
-    state = read_state()
-    if state is not None:
-        raise ConfigError(
-            "a cluster is up already",
-            cause=f"process {state.pid} keeps it, its records are in {state.folder}",
-            remedy="use it, or end it with `k3s-sandbox down`",
-        )
-
-
-def launch(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a keeper that outlives this process.
+def launch(order: Keep | Hold, log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that carries out an order and outlives this one.
 
     Args:
-        arguments: What :func:`main` takes.
+        order: The order.
         log: The file for its output.
-
-    Raises:
-        ConfigError: A cluster is up already.
     """
-    refuse_another()
+    mode, fds = ("keep", ()) if isinstance(order, Keep) else ("hold", (order.stdin, order.stdout))
     with log.open("wb") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "pytest_k3s_sandbox.keeper", *arguments],
+            [sys.executable, "-m", "pytest_k3s_sandbox.keeper", mode, json.dumps(asdict(order))],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             start_new_session=True,
+            pass_fds=fds,
         )
 
 
-def end() -> State:
-    """End the kept cluster and wait until nothing of it is left.
+def disown(process: subprocess.Popen[bytes]) -> None:
+    """Let a process that outlives this one go without a warning that nobody has waited for it."""
+    process.returncode = 0
+
+
+def described(up: Up, *, name: str, origin: str) -> dict[str, Any]:
+    """Return the fields of a cluster's state but those that tell the process."""
+    cluster, sandbox = up.cluster, up.stack.sandbox
+    return {
+        "name": name,
+        "origin": origin,
+        "folder": str(up.folder),
+        "kubeconfig": str(cluster.kubeconfig),
+        "shell": tuple(sandbox.shell_argv([])),  # type: ignore[attr-defined] # a started sandbox has it
+        "sandbox": sandbox.workdir.name,
+        "kind": sandbox.kind,
+        "address": sandbox.address,
+        "api_port": cluster.settings.api_port,
+        "node": cluster.node.name,
+        "layers": up.stack.names,
+        "processes": {name: process.pid for name, process in cluster.processes.items()},
+        "zero": up.writer.zero,
+    }
+
+
+def hand_over(up: Up, origin: str) -> State:
+    """Let a running cluster outlive this process: another one owns its sandbox from then on.
+
+    Args:
+        up: The cluster; nothing can be run in its sandbox by this process afterwards.
+        origin: Why it is kept, in a few words.
 
     Raises:
-        ConfigError: There is none.
-        ClusterError: It did not end in time.
+        StartError: The other process did not take over; the sandbox is still this one's.
     """
-    state = kept()
-    os.kill(state.pid, signal.SIGTERM)
-    deadline = Deadline.after(END_SECONDS)
-    while machine.start_time(state.pid) == state.start:
-        if deadline.expired:
-            raise ClusterError(f"the keeper (process {state.pid}) does not end", log=Path(state.folder))
-        time.sleep(0.05)
+    sandbox = up.stack.sandbox
+    name = sandbox.workdir.name
+    fields = described(up, name=name, origin=origin)
+    log = up.folder / "keeper.log"
+
+    def receive(stdin: int, stdout: int) -> None:
+        process = launch(Hold(fields, str(sandbox.workdir), stdin, stdout), log)
+        kept.wait_for(lambda: kept.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS)
+        if kept.read_state(name) is None:
+            process.kill()
+            process.wait()
+            raise StartError("the cluster cannot be kept", cause=log.read_text(errors="replace")[-2000:])
+        disown(process)
+        log.unlink()
+
+    sandbox.hand_over(receive)  # type: ignore[attr-defined] # a started sandbox has it
+    state = kept.read_state(name)
+    if state is None:
+        raise StartError("the cluster cannot be kept", cause="its sandbox has ended meanwhile")
     return state
 
 
-def keep() -> None:
-    """Bring up what the arguments say, keep it until SIGTERM or SIGINT, then end it.
+def _state(fields: Mapping[str, Any]) -> State:
+    return State.of({**fields, "pid": os.getpid(), "start": machine.start_time(os.getpid()) or 0})
 
-    Arguments: the sandbox's kind, the layers with commas (``default`` for the kind's own),
-    the API server's port, and the run's folder.
-    """
-    from pytest_k3s_sandbox.bringup import Wish, everything  # noqa: PLC0415 - the command line reads states, too
-    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+
+def keep(order: Keep) -> None:
+    """Carry out an order to bring a cluster up and keep it."""
+    from pytest_k3s_sandbox.bringup import Wish, everything  # noqa: PLC0415 - `hold` needs no cluster
+    from pytest_k3s_sandbox.report.finish import finish  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
 
-    kind, layers, port, folder = sys.argv[1:]
-    wish = Wish(kind, None if layers == "default" else parse(layers), int(port))
-    stop = {signal.SIGTERM, signal.SIGINT}
+    wish = Wish(**kept.tuples(order.wish))
+    users = Users(Path(order.users)) if order.users is not None else None
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # during the bring-up: unwind
-    with everything(wish, Toolchain(), Path(folder), experiment="up") as up:
-        up.cluster.node.wait_ready(90)
-        signal.pthread_sigmask(signal.SIG_BLOCK, stop)
-        state = State(
-            pid=os.getpid(),
-            start=machine.start_time(os.getpid()) or 0,
-            folder=folder,
-            kubeconfig=str(up.cluster.kubeconfig),
-            shell=tuple(up.stack.sandbox.shell_argv([])),  # type: ignore[attr-defined]
+    with contextlib.ExitStack() as last:
+        with everything(
+            wish, Toolchain(kubernetes=order.version), Path(order.folder), experiment=order.experiment
+        ) as up:
+            up.cluster.node.wait_ready(90)
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+            try:
+                kept.write_state(_state(described(up, name=order.name, origin=order.origin)))
+                _wait(users, up.cluster.processes, last)
+            finally:
+                kept.state_file(order.name).unlink(missing_ok=True)
+        if users is not None:
+            finish(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
+
+
+def _wait(users: Users | None, processes: Mapping[str, Process], last: contextlib.ExitStack) -> None:
+    """Return after a signal, or when nobody uses the cluster; who comes then waits for ``last``."""
+    # Another thread may take a signal that comes before the wait; its handler runs between two waits.
+    while signal.sigtimedwait(STOP, POLL_SECONDS) is None:
+        if users is None:
+            continue
+        users.write_ended(
+            {name: code for name, process in processes.items() if (code := process.poll()) is not None}
         )
-        try:
-            partial = state_file().with_suffix(".partial")
-            partial.write_text(json.dumps(asdict(state)))
-            partial.rename(state_file())
-            # Another thread may take a signal that comes before the wait; its handler runs between two waits.
-            while signal.sigtimedwait(stop, 1.0) is None:
-                pass
-        finally:
-            state_file().unlink(missing_ok=True)
+        if not users.stay and users.gone(last):
+            return
+
+
+def hold(order: Hold) -> None:
+    """Carry out an order to own a sandbox, and end it after a signal or with its process 1."""
+    workdir = Path(order.workdir)
+    found = machine.read_owner(workdir)
+    if found is None:
+        raise StartError(f"the sandbox {workdir.name}", cause="it has ended")
+    state = _state(order.state)
+    owner = replace(found, pid=state.pid, start=state.start)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    file = workdir / machine.OWNER_FILE
+    began = file.stat().st_mtime
+    with machine.lock():
+        machine.claim(workdir, owner)
+    os.utime(file, (began, began))  # the sandbox is as old as before
+    try:
+        kept.write_state(state)
+        while signal.sigtimedwait(STOP, 0) is None and not _drained(order.stdout, POLL_SECONDS):
+            pass
+    finally:
+        kept.state_file(state.name).unlink(missing_ok=True)
+        os.close(order.stdin)  # the end of its input is the end of process 1, and of everything
+        until = time.monotonic() + machine.LOCK_SECONDS / 6
+        while time.monotonic() < until and not _drained(order.stdout, POLL_SECONDS):
+            pass
+        with machine.lock():
+            if owner.runsc is not None:
+                machine.end_container(owner.runsc, workdir)
+            machine.dispose(workdir, owner)
+
+
+def _drained(stdout: int, seconds: float) -> bool:
+    """Take what process 1 says, which nobody needs any more; return whether it has ended."""
+    readable, _, _ = select.select([stdout], [], [], seconds)
+    return bool(readable) and not os.read(stdout, 65536)
 
 
 def main() -> None:
-    """Do what :func:`keep` says; an error of ours is one message, for ``up`` to show, and exit code 2."""
+    """Carry out an order; an error of ours is one message, for who gave it, and exit code 2."""
+    mode, text = sys.argv[1:]
+    order = json.loads(text)
     try:
-        keep()
+        if mode == "keep":
+            keep(Keep(**order))
+        else:
+            hold(Hold(**order))
     except SandboxError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

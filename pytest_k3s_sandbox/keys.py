@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_k3s_sandbox.options import Settings
+from pytest_k3s_sandbox.share import Share
 
 SETTINGS = pytest.StashKey[Settings]()
 """The resolved options."""
@@ -17,5 +19,23 @@ RUNNING = pytest.StashKey[pytest.Item]()
 REPORTS = pytest.StashKey[list[Path]]()
 """The pages that were written, for the terminal's summary."""
 
+LINES = pytest.StashKey[list[str]]()
+"""What is to be said with the next test's report: a node came up, a cluster is kept."""
+
+SHARE = pytest.StashKey[Share]()
+"""A worker's part in the cluster that the workers of pytest-xdist share."""
+
+SHARED = pytest.StashKey[dict[str, dict[str, Any]]]()
+"""The shared clusters that workers have used, for the process that ends last."""
+
+FAILED = pytest.StashKey[bool]()
+"""In a test's own stash: it has failed."""
+
+KEPT = pytest.StashKey[bool]()
+"""Whether this process has kept a cluster running; one of them is enough."""
+
 WORKER_REPORTS = "k3s_sandbox_reports"
 """The pages that a worker of pytest-xdist wrote, in what it hands over at its end."""
+
+WORKER_SHARED = "k3s_sandbox_shared"
+"""The shared cluster that a worker has used, likewise."""

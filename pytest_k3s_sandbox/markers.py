@@ -48,6 +48,21 @@ def check(item: pytest.Item) -> None:
         )
 
 
+def check_shareable(item: pytest.Item) -> None:
+    """Refuse an experiment's test on a shared cluster: what it measures would not be its own.
+
+    Raises:
+        ConfigError: The test is one, and its node is not of a stack of its own.
+    """
+    marks = [mark.name for mark in item.iter_markers() if mark.name in EXPERIMENTS]
+    if marks and "layers" in getattr(item, "fixturenames", ()) and not _has_own_stack(item):
+        raise ConfigError(
+            f"{item.nodeid}",
+            cause=f"it measures for {marks[0]}, and the cluster is shared with other tests",
+            remedy="run experiments without --k3s-share",
+        )
+
+
 def _check_arguments(mark: pytest.Mark) -> None:
     if mark.kwargs:
         raise ConfigError(f"unknown argument {next(iter(mark.kwargs))!r}", cause="it takes names only")

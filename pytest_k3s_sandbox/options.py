@@ -42,6 +42,8 @@ class Option:
 
 SCOPES = ("session", "package", "module", "class", "function")
 
+KEEP = ("never", "failed", "always", "running")
+
 OPTIONS = (
     Option("sandbox", "gvisor", "where the node runs", ("gvisor", "here")),
     Option(
@@ -62,8 +64,21 @@ OPTIONS = (
     Option(
         "keep",
         "always",
-        "whose run folders are kept: records, logs and diagnostics",
-        ("never", "failed", "always"),
+        "whose run folders are kept: records, logs and diagnostics; 'running' keeps all, and after a "
+        "failure the cluster itself, for a look: `k3s-sandbox ps`",
+        KEEP,
+    ),
+    Option("share", "", "workers of pytest-xdist share one cluster, which the last of them ends", flag=True),
+    Option(
+        "version",
+        "default",
+        "the version of Kubernetes, like 1.36; 'default' for the first of those that are pinned",
+    ),
+    Option(
+        "distribution",
+        "embedded",
+        "what Kubernetes comes as: the parts that k3s is made of, or the official k3s binary",
+        ("embedded", "k3s"),
     ),
     Option("api-port", "6443", "the API server's port inside the sandbox"),
     Option("require", "", "a missing capability fails instead of skipping (for CI)", flag=True),
@@ -132,7 +147,10 @@ class Settings:
         duration: Seconds of an experiment's hold.
         patience: The factor that stretches an experiment's time limits.
         report: The folder of runs.
-        keep: Whose run folders are kept.
+        keep: Whose run folders are kept, one of ``KEEP``.
+        share: Whether workers of pytest-xdist share one cluster.
+        version: The version of Kubernetes, or None for the default.
+        distribution: What Kubernetes comes as.
         api_port: The API server's port.
         require: Whether missing capabilities fail.
     """
@@ -144,6 +162,9 @@ class Settings:
     patience: float
     report: Path
     keep: str
+    share: bool
+    version: str | None
+    distribution: str
     api_port: int
     require: bool
 
@@ -186,6 +207,23 @@ def parse_port(given: Given) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536):  # noqa: PLR2004 - the range of TCP ports
         raise OptionError(f"{given.source}: {text!r} is not a TCP port (1 to 65535)")
     return int(text)
+
+
+def parse_version(given: Given) -> str | None:
+    """Return the pinned version of Kubernetes that a text names; None for the default.
+
+    Raises:
+        OptionError: None of the pinned versions is meant.
+    """
+    if given.value == "default":
+        return None
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions, pick  # noqa: PLC0415 - likewise
+
+    try:
+        return pick(given.value, kubernetes_versions())
+    except ConfigError as error:
+        raise OptionError(f"{given.source}: {error}") from error
 
 
 def parse_duration(text: str, source: str = "--k3s-duration") -> float:
@@ -238,6 +276,12 @@ def settings(config: pytest.Config) -> Settings:
         layers = None if words.value == "default" else parse(words.value)
     except ConfigError as error:
         raise OptionError(f"{words.source}: {error}") from error
+    share = parse_flag(given["share"])
+    if share and given["scope"].value != "session":
+        raise OptionError(
+            f"{given['share'].source}: a cluster that is shared lives for the whole session, "
+            f"but {given['scope'].source} is {given['scope'].value}"
+        )
     return Settings(
         sandbox=given["sandbox"].value,
         layers=layers,
@@ -246,6 +290,9 @@ def settings(config: pytest.Config) -> Settings:
         patience=parse_patience(given["patience"]),
         report=config.rootpath / given["report"].value,
         keep=given["keep"].value,
+        share=share,
+        version=parse_version(given["version"]),
+        distribution=given["distribution"].value,
         api_port=parse_port(given["api-port"]),
         require=parse_flag(given["require"]),
     )

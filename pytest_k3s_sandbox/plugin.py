@@ -12,7 +12,18 @@ import pytest
 from pytest_k3s_sandbox import markers, options
 from pytest_k3s_sandbox.errors import MissingCapability, SandboxError
 from pytest_k3s_sandbox.fixtures import *  # noqa: F403 - fixtures register by being names of the plugin
-from pytest_k3s_sandbox.keys import REPORTS, RUNNING, SETTINGS, WORKER_REPORTS
+from pytest_k3s_sandbox.keys import (
+    FAILED,
+    LINES,
+    REPORTS,
+    RUNNING,
+    SETTINGS,
+    SHARE,
+    SHARED,
+    WORKER_REPORTS,
+    WORKER_SHARED,
+)
+from pytest_k3s_sandbox.runs import goes_on
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,8 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     except options.OptionError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[REPORTS] = []
+    config.stash[LINES] = []
+    config.stash[SHARED] = {}
     for line in markers.MARKERS.values():
         config.addinivalue_line("markers", line)
+    if not _is_worker(config):
+        config.pluginmanager.register(Lines(config), "k3s_sandbox_lines")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -36,6 +51,36 @@ def pytest_report_header(config: pytest.Config) -> str:
     settings = config.stash[SETTINGS]
     layers = "default" if settings.layers is None else ",".join(settings.layers) or "none"
     return f"k3s-sandbox: {settings.sandbox}, layers {layers}, hold {settings.duration:g} s"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Count this worker of pytest-xdist as a user of the shared cluster, from its start to its end."""
+    config = session.config
+    if config.stash[SETTINGS].share and _is_worker(config):
+        from pytest_k3s_sandbox.share import Share  # noqa: PLC0415 - only runs that share
+
+        settings = config.stash[SETTINGS]
+        run: str = config.workerinput["testrunuid"]  # type: ignore[attr-defined] # pytest-xdist's
+        config.stash[SHARE] = Share(run, settings.report, settings.keep)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let go of the shared cluster, when all fixtures are down; the process in charge waits for its end."""
+    config = session.config
+    share = config.stash.get(SHARE, None)
+    if share is not None:
+        launched = share.leave(failed=session.testsfailed > 0)
+        if launched is not None:
+            config.workeroutput[WORKER_SHARED] = launched  # type: ignore[attr-defined] # pytest-xdist's
+    for launched in config.stash[SHARED].values():
+        from pytest_k3s_sandbox.share import wait_ended  # noqa: PLC0415 - only runs that share
+
+        if not wait_ended(launched):
+            config.stash[LINES].append(goes_on(launched["name"]))
+        page = Path(launched["folder"]) / "index.html"
+        if page.exists():
+            config.stash[REPORTS].append(page)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -71,6 +116,8 @@ def pytest_require_capabilities(item: pytest.Item) -> None:
         markers.check(item)
     if item.config.getoption("setupplan", default=False):
         return
+    if SHARE in item.config.stash:
+        markers.check_shareable(item)
     for mark in item.iter_markers("requires"):
         from pytest_k3s_sandbox.capabilities import missing  # noqa: PLC0415 - only tests that ask
 
@@ -108,12 +155,52 @@ def _explained(config: pytest.Config) -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
-    """Take over the names of the pages that a worker of pytest-xdist wrote."""
-    pages = getattr(node, "workeroutput", {}).get(WORKER_REPORTS, ())
-    node.config.stash[REPORTS].extend(Path(page) for page in pages)
+    """Take over the names of the pages that a worker of pytest-xdist wrote, and of what it shared."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[REPORTS].extend(Path(page) for page in output.get(WORKER_REPORTS, ()))
+    if WORKER_SHARED in output:
+        launched = output[WORKER_SHARED]
+        node.config.stash[SHARED][launched["name"]] = launched
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give what is to be said to the report, which also comes from a worker of pytest-xdist."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    lines = item.config.stash[LINES]
+    if lines:
+        report.k3s_sandbox_lines = list(lines)  # type: ignore[attr-defined] # reports take what others add
+        lines.clear()
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name the pages of the runs."""
+    """Name the pages of the runs, and clusters that go on."""
     for page in config.stash[REPORTS]:
         terminalreporter.write_line(f"k3s-sandbox report: {page}")
+    for line in config.stash[LINES]:
+        terminalreporter.write_line(line)
+
+
+class Lines:
+    """Writes what reports have brought along, in the process that has the terminal.
+
+    Args:
+        config: pytest's configuration.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Keep the configuration."""
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the lines of a report; those of a worker with its name."""
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        node = getattr(report, "node", None)
+        where = "" if node is None else f"[{node.gateway.id}] "
+        for line in getattr(report, "k3s_sandbox_lines", ()):
+            if reporter is not None and self._config.get_verbosity() >= 0:
+                reporter.ensure_newline()
+                reporter.write_line(f"{where}{line}")

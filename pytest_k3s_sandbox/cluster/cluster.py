@@ -215,12 +215,15 @@ class Cluster:
         load_archive(self.distribution, self.sandbox, tar, Deadline.after(seconds))
 
     @contextlib.contextmanager
-    def namespace(self, name: str, seconds: float = 60.0) -> Iterator[str]:
+    def namespace(
+        self, name: str, seconds: float = 60.0, spare: Callable[[], bool] = lambda: False
+    ) -> Iterator[str]:
         """Give a namespace of the caller's own, deleted afterwards with all that is in it.
 
         Args:
             name: The namespace's name, which must be free.
             seconds: How long its coming and its going may take, each.
+            spare: Asked at the end; the namespace stays if it says so.
 
         Raises:
             ClusterError: It did not become usable, or did not go away.
@@ -230,12 +233,13 @@ class Cluster:
             self.wait_usable(name, Deadline.after(seconds))
             yield name
         finally:
-            self.core.delete_namespace(name)
-            self.wait(
-                lambda: found(lambda: self.core.read_namespace(name)) is None,
-                f"namespace {name} to be gone",
-                Deadline.after(seconds),
-            )
+            if not spare():
+                self.core.delete_namespace(name)
+                self.wait(
+                    lambda: found(lambda: self.core.read_namespace(name)) is None,
+                    f"namespace {name} to be gone",
+                    Deadline.after(seconds),
+                )
 
 
 class Node:

@@ -19,7 +19,8 @@ Done = subprocess.CompletedProcess[str]
 Cli = Callable[..., Done]
 
 COMMANDS = [
-    "doctor", "provision", "up", "shell", "down", "run", "intercept", "cgroupfs", "bench", "report",
+    "doctor", "provision", "up", "shell", "ps", "stop", "down", "run", "intercept", "cgroupfs", "bench",
+    "report",
 ]  # fmt: skip
 HEAVY = ("pytest", "kubernetes", "pydantic", "cryptography", "fuse", "ptrace", "jinja2", "yaml", "tenacity")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox import keeper
+from pytest_k3s_sandbox import kept
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -36,7 +36,7 @@ def nothing_kept(home: Path) -> Iterator[None]:
     for owner in owners:
         if owner is not None and owner.pid != os.getpid() and machine.start_time(owner.pid) == owner.start:
             os.kill(owner.pid, signal.SIGKILL)
-    wait_until(lambda: keeper.read_state() is None)
+    wait_until(lambda: kept.states() == [])
     with machine.lock():
         machine.reap()
 
@@ -134,7 +134,9 @@ def test_up_use_and_down(cli: Cli, up: Done, home: Path, tmp_path: Path) -> None
     second = cli("up", "--report", "reports")
     assert second.returncode == 2
     assert "a cluster is up already" in second.stderr
-    assert "Remedy: use it, or end it with `k3s-sandbox down`" in second.stderr
+    assert (
+        "Remedy: use it, end it with `k3s-sandbox down`, or give the new one another --name" in second.stderr
+    )
     assert sorted((tmp_path / "reports").iterdir()) == reports
 
     # The end is one of everything but the records.
@@ -147,14 +149,14 @@ def test_up_use_and_down(cli: Cli, up: Done, home: Path, tmp_path: Path) -> None
     assert processes(keys) == set()
     assert [line for line in machine.leftovers() if keys[0] in line or str(home) in line] == []
     assert list((home / "sandboxes").iterdir()) == []
-    assert not keeper.state_file().exists()
+    assert not kept.state_file().exists()
     assert (Path(down.stderr.split(": ")[1].strip()) / "records.jsonl").is_file()
     assert cli("down").returncode == 2
 
 
 def test_keeper_that_is_killed(cli: Cli, up: Done, home: Path) -> None:
     assert up.returncode == 0
-    state = keeper.kept()
+    state = kept.find()
     keys = [folder.name for folder in (home / "sandboxes").glob("*")]
     assert processes(keys)
 

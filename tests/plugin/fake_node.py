@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,9 +97,10 @@ class FakeCluster:
         self.node = SimpleNamespace(ready=True, wait_ready=lambda: None)
 
     @contextlib.contextmanager
-    def namespace(self, name: str) -> Iterator[str]:
+    def namespace(self, name: str, *, spare: Callable[[], bool]) -> Iterator[str]:
         """Give a name."""
         yield name
+        note("namespace spared" if spare() else "namespace gone")
 
 
 def _layer(name: str, _sandbox: object) -> FakeLayer:
@@ -133,7 +134,8 @@ def cluster_up(
     )
     note(f"cluster up with {'+'.join(layers.names) or 'none'}")
     sampler: Any = SimpleNamespace(samples=[])
-    yield bringup.Up(layers, cluster or FakeCluster(), run, sampler, run.path.parent)
+    fake: Any = cluster or FakeCluster()
+    yield bringup.Up(layers, fake, run, sampler, run.path.parent)
     note("cluster down")
 
 

@@ -18,7 +18,9 @@ from pytest_k3s_sandbox.keys import SETTINGS
 def test_show(request):
     s = request.config.stash[SETTINGS]
     with open("seen", "w") as file:
-        print(s.sandbox, s.layers, s.scope, s.duration, s.report, s.keep, s.api_port, s.require, file=file)
+        print(s.sandbox, s.layers, s.scope, s.duration, s.report, s.keep, s.share, s.api_port, s.require,
+              file=file)
+        print(s.distribution, s.version, file=file)
 """
 
 
@@ -26,11 +28,11 @@ def seen(pytester: pytest.Pytester, *arguments: str) -> str:
     pytester.makepyfile(SHOW)
     result = pytester.runpytest_inprocess(*arguments)
     result.assert_outcomes(passed=1)
-    return (pytester.path / "seen").read_text().strip()
+    return " ".join((pytester.path / "seen").read_text().splitlines())
 
 
 def test_defaults(pytester: pytest.Pytester) -> None:
-    expected = f"gvisor None session 120.0 {pytester.path}/reports always 6443 False"
+    expected = f"gvisor None session 120.0 {pytester.path}/reports always False 6443 False embedded None"
     assert seen(pytester) == expected
 
 
@@ -38,14 +40,17 @@ def test_every_option_from_the_command_line(pytester: pytest.Pytester) -> None:
     arguments = (
         "--k3s-sandbox=here",
         "--k3s-layers=fake_cni,workarounds",
-        "--k3s-scope=module",
+        "--k3s-scope=session",
         "--k3s-duration=5m",
         "--k3s-report=/elsewhere",
         "--k3s-keep=never",
+        "--k3s-share",
         "--k3s-api-port=7443",
+        "--k3s-distribution=k3s",
+        "--k3s-version=v1.36",
         "--k3s-require",
     )
-    expected = "here ('workarounds', 'fake_cni') module 300.0 /elsewhere never 7443 True"
+    expected = "here ('workarounds', 'fake_cni') session 300.0 /elsewhere never True 7443 True k3s 1.36.3"
     assert seen(pytester, *arguments) == expected
 
 
@@ -59,13 +64,14 @@ def test_environment_before_ini_and_command_line_before_both(
         k3s_duration = 7
         k3s_keep = failed
         k3s_layers = none
+        k3s_version = 1.35
         k3s_require = yes
         """
     )
     monkeypatch.setenv("K3S_DURATION", "8")
     monkeypatch.setenv("K3S_KEEP", "never")
     monkeypatch.setenv("K3S_SCOPE", "")  # as if it were not there
-    expected = f"here () session 8.0 {pytester.path}/reports always 6443 True"
+    expected = f"here () session 8.0 {pytester.path}/reports always False 6443 True embedded 1.35.4"
     assert seen(pytester, "--k3s-keep=always") == expected
 
 
@@ -78,7 +84,9 @@ WRONG = {
     ),
     "scope": ("test", ["'test' is not one of session, package, module, class, function"]),
     "duration": ("soon", ["'soon' is not a duration like 90s, 5m or 1h"]),
-    "keep": ("sometimes", ["'sometimes' is not one of never, failed, always"]),
+    "keep": ("sometimes", ["'sometimes' is not one of never, failed, always, running"]),
+    "version": ("1.33", ["Kubernetes version '1.33'", "pinned are 1.34.4, "]),
+    "distribution": ("k8s", ["'k8s' is not one of embedded, k3s"]),
     "api-port": ("65536", ["'65536' is not a TCP port (1 to 65535)"]),
 }
 
@@ -116,6 +124,14 @@ def test_a_flag_in_the_environment_has_a_value(
     result = pytester.runpytest_inprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: environment variable K3S_REQUIRE: 'maybe' is not one of 1, true*"])
+
+
+@pytest.mark.parametrize("scope", ["package", "module", "class", "function"])
+def test_what_is_shared_lives_for_the_session(pytester: pytest.Pytester, scope: str) -> None:
+    pytester.makeini(f"[pytest]\nk3s_scope = {scope}\n")
+    result = pytester.runpytest_inprocess("--k3s-share")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --k3s-share: * but ini option k3s_scope is {scope}"])
 
 
 def outcome(parse: Callable[[], float]) -> float | str:

@@ -1,0 +1,258 @@
+"""A cluster that another process keeps, as the fixtures hand it out: everything that its API gives.
+
+What belongs to its owner alone (starting and ending parts of it, checking its layers) is refused
+with a reason.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, Self, cast
+
+from pytest_k3s_sandbox.bringup import Up
+from pytest_k3s_sandbox.cluster.base import Distribution
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.sampler import Sampler
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ConfigError, StartError
+from pytest_k3s_sandbox.kept import State
+from pytest_k3s_sandbox.layers.base import Health, Layer
+from pytest_k3s_sandbox.layers.stack import LayerStack
+from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
+from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process
+from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH, below_var
+from pytest_k3s_sandbox.sandbox.started import STATFS_PROBE
+from pytest_k3s_sandbox.users import Users
+
+
+def refuse(what: str) -> NoReturn:
+    """Say that something is the owner's.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        what,
+        cause="another process keeps this cluster, and other tests use it, too",
+        remedy="run this test without --k3s-share",
+    )
+
+
+class AttachedSandbox:
+    """The sandbox of a cluster that another process keeps; implements :class:`~.sandbox.base.Sandbox`."""
+
+    def __init__(self, state: State) -> None:
+        """Keep the state."""
+        self._state = state
+        self.kind = state.kind
+        self.address = state.address
+        self.workdir = machine.home() / "sandboxes" / state.sandbox
+        self.name = f"k3ssb-{state.sandbox}"
+
+    @property
+    def logs(self) -> Path:
+        """The folder on the machine with every process' log."""
+        return self.host_path(f"{STATE_DIR}/logs")
+
+    def host_path(self, inside: str) -> Path:
+        """Return where a path below /var is on the machine."""
+        return below_var(self.workdir, inside)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a program inside to its end; see :meth:`.sandbox.base.Sandbox.run`."""
+        words = [f"{key}={value}" for key, value in {"PATH": SHELL_PATH, **(env or {})}.items()]
+        inside = ["/usr/bin/env", *words, "timeout", "--signal=KILL", f"{timeout}", *argv]
+        done = subprocess.run(
+            [*self._state.shell, *inside],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout + 30,
+        )
+        if done.returncode == 128 + signal.SIGKILL:
+            raise StartError(
+                f"`{' '.join(argv)}` in {self.name} ran longer than {timeout:g} s and was killed"
+            )
+        if check and done.returncode != 0:
+            raise StartError(
+                f"`{' '.join(argv)}` in {self.name} failed with exit code {done.returncode}",
+                cause=(done.stderr or done.stdout)[-2000:].strip() or None,
+            )
+        return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+
+    def root_magic(self) -> int:
+        """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2))."""
+        return int(self.run([sys.executable, "-I", "-S", "-c", STATFS_PROBE, "/"]).stdout)
+
+    def spawn(
+        self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: str = "/"
+    ) -> Process:
+        """Refuse: who starts a process inside has to end it, too."""
+        del argv, env, cwd
+        refuse(f"starting {name} in a shared sandbox")
+
+    def close(self) -> None:
+        """Do nothing: it is not this process' to end."""
+
+
+class AttachedProcess:
+    """A process of the shared cluster; implements :class:`~.sandbox.base.Process`.
+
+    Args:
+        name: Its name.
+        pid: Its id inside.
+        log: Its log on the machine.
+        state: The cluster's state.
+        users: Where its end is told.
+    """
+
+    def __init__(self, name: str, pid: int, log: Path, state: State, users: Users) -> None:
+        """Keep the arguments."""
+        self.name = name
+        self.pid = pid
+        self.log = log
+        self._state = state
+        self._users = users
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs; the owner's end is that of all."""
+        return self._users.ended().get(self.name) if self._state.alive else -signal.SIGKILL
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Wait for its end."""
+        while (code := self.poll()) is None and not deadline.expired:
+            time.sleep(0.1)
+        return code
+
+    def signal(self, number: int) -> None:
+        """Refuse."""
+        refuse(f"signal {number} for {self.name} of a shared cluster")
+
+    def stop(self, grace: float = 5.0) -> int:
+        """Refuse."""
+        del grace
+        refuse(f"ending {self.name} of a shared cluster")
+
+
+class AttachedCluster(Cluster):
+    """The cluster, as far as its API and its files give it.
+
+    Args:
+        state: Its state.
+        users: Where the ends of its processes are told.
+        kubectl: The kubectl program on the machine.
+    """
+
+    def __init__(self, state: State, users: Users, kubectl: Path) -> None:
+        """Keep the arguments."""
+        settings = Settings(node=state.node, address=state.address, api_port=state.api_port)
+        # What a distribution does for a cluster is refused below, before it is asked.
+        super().__init__(AttachedSandbox(state), cast("Distribution", None), settings, kubectl=kubectl)
+        self._state = state
+        self._all: dict[str, Process] = {
+            name: AttachedProcess(name, pid, self.sandbox.logs / f"{name}.log", state, users)
+            for name, pid in state.processes.items()
+        }
+
+    def __enter__(self) -> Self:
+        """Refuse."""
+        refuse("starting a shared cluster")
+
+    def start_node(self, layers: Sequence[Layer]) -> None:
+        """Refuse."""
+        del layers
+        refuse("starting the node of a shared cluster")
+
+    def stop_node(self) -> None:
+        """Refuse."""
+        refuse("ending the node of a shared cluster")
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """The distribution's processes, by name."""
+        return self._all
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig, a file on the machine."""
+        return Path(self._state.kubeconfig)
+
+
+@dataclass(frozen=True)
+class AttachedStack(LayerStack):
+    """The layers of a shared cluster; the objects are its owner's, and here are only their names.
+
+    Attributes:
+        words: The names.
+    """
+
+    words: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers' names."""
+        return self.words
+
+    def check(self) -> dict[str, Health]:
+        """Refuse."""
+        refuse("checking the layers of a shared cluster")
+
+
+class RecordedReadiness:
+    """The samples of the owner's sampler, read from the run's records."""
+
+    failure: BaseException | None = None
+
+    def __init__(self, folder: Path) -> None:
+        """Keep the run's folder."""
+        self._folder = folder
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples so far."""
+        return list(read_run(self._folder).samples)
+
+    @property
+    def error_lines(self) -> list[ErrorLine]:
+        """The error lines so far."""
+        return list(read_run(self._folder).errors)
+
+    def errors(self, kind: str) -> list[ErrorLine]:
+        """Return the error lines of one kind so far."""
+        return [line for line in self.error_lines if line.kind == kind]
+
+
+def attach(state: State, users: Users, kubectl: Path) -> Up:
+    """Return a cluster that another process keeps, with all that the fixtures hand out.
+
+    Args:
+        state: Its state.
+        users: Its users, of which this process is one.
+        kubectl: The kubectl program on the machine.
+    """
+    folder = Path(state.folder)
+    cluster = AttachedCluster(state, users, kubectl)
+    return Up(
+        stack=AttachedStack(cluster.sandbox, (), state.layers),
+        cluster=cluster,
+        writer=RunWriter(folder, zero=state.zero, joined=True),
+        readiness=cast("Sampler", RecordedReadiness(folder)),  # all of it that tests use
+        folder=folder,
+    )

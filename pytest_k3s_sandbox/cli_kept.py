@@ -1,0 +1,190 @@
+"""The commands around clusters that are kept for people: up, shell, ps, stop, down."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pytest_k3s_sandbox.cli_options import (
+    Distribution,
+    DistributionOption,
+    JsonOption,
+    Kind,
+    LayersOption,
+    PortOption,
+    QuietOption,
+    ReportOption,
+    SandboxOption,
+    VerboseOption,
+    VersionOption,
+    check_json,
+    check_report,
+    give,
+    need_root,
+    picked,
+    provisioned,
+    say,
+    verbosity,
+    wished,
+)
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.kept import State
+
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="The cluster's name; not needed while there is only one.")
+]
+
+
+def up(
+    name: Annotated[str, typer.Option("--name", help="The new cluster's name.")] = "up",
+    sandbox: SandboxOption = Kind.GVISOR,
+    layers: LayersOption = "default",
+    distribution: DistributionOption = Distribution.EMBEDDED,
+    version: VersionOption = "default",
+    api_port: PortOption = "6443",
+    report: ReportOption = Path("reports"),
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Start a cluster to play with; ``shell``, ``ps`` and ``down`` go with it."""
+    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.bringup import programs_of, run_folder  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.display import for_terminal, shown  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.keeper import Keep, launch  # noqa: PLC0415 - likewise
+
+    kept.check_name(name)
+    wish = wished(sandbox, layers, api_port, distribution)
+    kubernetes = picked(version)
+    level = verbosity(quiet=quiet, verbose=verbose)
+    check_json(json_file)
+    need_root()
+    kept.refuse_another(name)
+    check_report(report)
+    provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
+    folder = run_folder(report.absolute(), "up", sandbox)
+    log = folder.with_suffix(".log")
+    began = time.monotonic()
+    process = launch(Keep(name, "k3s-sandbox up", asdict(wish), "up", str(folder), kubernetes), log)
+    display = for_terminal(level)
+    try:
+        with shown(display, lambda: [folder]):
+            while (state := kept.read_state(name)) is None and process.poll() is None:
+                time.sleep(0.1)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        log.unlink(missing_ok=True)
+        raise
+    said = log.read_text(errors="replace").strip()[-3000:]
+    log.unlink()
+    if state is None:
+        raise SandboxError(
+            "the cluster did not come up",
+            cause=said or f"its keeper ended with {process.returncode}",
+            log=None if "\nDetails: " in said else folder,
+        )
+    display.line(f"{time.monotonic() - began:6.1f} s  node Ready")
+    give(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}", asdict(state), json_file)
+    option = "" if name == kept.UP else f" --name {name}"
+    end = "k3s-sandbox down" if name == kept.UP else f"k3s-sandbox stop {name}"
+    display.line(f"records: {state.folder}")
+    display.line(f"a shell inside: k3s-sandbox shell{option}    the end: {end}")
+
+
+def shell(context: typer.Context, name: NameOption = None) -> None:
+    """Open a shell in the sandbox of a kept cluster, or run the given command there."""
+    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.cluster.components import PKI_DIR  # noqa: PLC0415 - likewise
+
+    state = kept.find(name)
+    config = f"KUBECONFIG={PKI_DIR}/admin.kubeconfig"
+    argv = [*state.shell, "/usr/bin/env", config, *(context.args or ["/bin/bash"])]
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted on the way
+    # runsc writes to a file at an offset of its own, over what is there; to a pipe it appends.
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as inside:
+        copies = [
+            threading.Thread(target=shutil.copyfileobj, args=streams)
+            for streams in ((inside.stdout, sys.stdout.buffer), (inside.stderr, sys.stderr.buffer))
+        ]
+        for copy in copies:
+            copy.start()
+        for copy in copies:
+            copy.join()
+    raise typer.Exit(inside.returncode)
+
+
+def ps(json_file: JsonOption = None) -> None:
+    """List the sandboxes that run: whose they are, how old, and how their nodes are."""
+    from pytest_k3s_sandbox.running import running, table  # noqa: PLC0415 - only this command
+
+    check_json(json_file)
+    rows = running()
+    give(table(rows) if rows else "no sandbox runs", [asdict(row) for row in rows], json_file)
+
+
+def stop(
+    names: Annotated[list[str] | None, typer.Argument(help="The names of kept clusters; see `ps`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that are kept.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """End kept clusters; nothing of them is left but their records."""
+    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+
+    if every == bool(names):
+        raise ConfigError(
+            "which cluster is to end",
+            cause="it takes either names or --all",
+            remedy="see the names with `k3s-sandbox ps`",
+        )
+    states = kept.states() if every else [_to_end(name) for name in names or []]
+    for state in states:
+        kept.end(state)
+        if not quiet:
+            say(f"ended {state.name}; records: {state.folder}")
+
+
+def _to_end(name: str) -> State:
+    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.running import running  # noqa: PLC0415 - likewise
+
+    row = next((row for row in running(ask=False) if name in {row.name, row.sandbox}), None)
+    if row is not None and not row.kept:
+        raise ConfigError(
+            f"the sandbox {name} is not kept for anybody",
+            cause=f"it belongs to process {row.pid} ({row.owner}), and ends with it",
+            remedy=f"end that one: kill -INT {row.pid}",
+        )
+    return kept.find(name if row is None else row.name)
+
+
+def down(quiet: QuietOption = False) -> None:
+    """End the cluster of ``up``; nothing of it is left but its records."""
+    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+
+    state = kept.find()
+    kept.end(state)
+    if not quiet:
+        say(f"ended; records: {state.folder}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    takes_words = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+    app.command()(up)
+    app.command(context_settings=takes_words)(shell)
+    for command in (ps, stop, down):
+        app.command()(command)
