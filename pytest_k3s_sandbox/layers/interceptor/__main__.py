@@ -1,31 +1,27 @@
-# ruff: noqa: T201 - a command line says what went wrong on standard error
+# ruff: noqa: T201, PTH112 - a command line says what went wrong on standard error; pathlib: see loading.py
 """Run a program under the interceptor: ``python -m pytest_k3s_sandbox.layers.interceptor -- CMD``."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import logging
 import os
-import resource
 import signal
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final, NoReturn
 
-from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, SandboxError
+from pytest_k3s_sandbox.layers.interceptor import messages
+from pytest_k3s_sandbox.layers.interceptor.checks import checked
 from pytest_k3s_sandbox.layers.interceptor.forward import Forwarder
 from pytest_k3s_sandbox.layers.interceptor.launch import failure, launch
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, load_rules
+from pytest_k3s_sandbox.layers.interceptor.profiles import Profiles
 from pytest_k3s_sandbox.layers.interceptor.rules import Rules, trapped_calls
 from pytest_k3s_sandbox.layers.interceptor.scratch import Scratch
 from pytest_k3s_sandbox.layers.interceptor.stats import Stats
 from pytest_k3s_sandbox.layers.interceptor.tracer import Tracer
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-_LEVELS: Final = ("debug", "info", "warning", "error")
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 
@@ -44,15 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     try:
         if not command:
-            raise ConfigError("no program to run", remedy="name it after --")
+            _refuse("no program to run", remedy="name it after --")
         code = run(
             command,
             _rules(options),
             stats_file=options.stats,
             exit_with_root=options.exit_with_root,
+            outlive=options.if_killed == "free",
             log_level=options.log_level,
         )
-    except SandboxError as error:
+    except Exception as error:
+        from pytest_k3s_sandbox.errors import SandboxError  # noqa: PLC0415 - a tracer's start needs no errors
+
+        if not isinstance(error, SandboxError):
+            raise
         print(f"interceptor: {error}", file=sys.stderr)
         return 2
     if code < 0:
@@ -66,6 +67,7 @@ def run(
     *,
     stats_file: str | None = None,
     exit_with_root: bool = False,
+    outlive: bool = False,
     log_level: str = "warning",
 ) -> int:
     """Run a program and all that descends from it under ``rules``.
@@ -75,27 +77,31 @@ def run(
         rules: What to change; with its tree filled in.
         stats_file: Gets the counts at the end and on SIGUSR1.
         exit_with_root: End when the program ends, which kills what descends from it.
-        log_level: Of the messages on standard error.
+        outlive: Let the program go on when this process is killed; its trapped calls fail with
+            ENOSYS then (seccomp(2)). Otherwise it is killed, too.
+        log_level: Of the messages on standard error: debug, info, warning or error.
 
     Returns:
         The exit code, or minus the signal that ended the program.
 
     Raises:
+        ConfigError: A rule has a wrong value.
         MissingCapability: ptrace or seccomp is not permitted, or not on this machine.
     """
     if os.uname().machine != "x86_64":
+        from pytest_k3s_sandbox.errors import MissingCapability  # noqa: PLC0415 - likewise
+
         raise MissingCapability(
             "the interceptor", cause=f"architecture {os.uname().machine}", remedy="run it on x86-64 Linux"
         )
-    logging.basicConfig(level=log_level.upper(), format="interceptor: %(levelname)s: %(message)s")
-    calls = trapped_calls(rules)
-    stats = Stats(trapped=tuple(sorted(calls)))
-    launched = launch(command, calls)
+    messages.set_level(log_level)
+    profiles = Profiles(checked(rules))
+    launched = launch(command, profiles.everywhere, outlive=outlive)
+    stats = Stats(tuple(sorted(trapped_calls(rules))), entry_first=launched.entry_first)
     forwarder = Forwarder(launched.pid)
     forwarder.install()
     scratch = Scratch()
-    tracer = Tracer(rules, stats, scratch, entry_first=launched.entry_first)
-    stats.entry_first = launched.entry_first
+    tracer = Tracer(profiles, stats, scratch)
     tracer.on_signal = forwarder.delivered
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _write(stats, stats_file))
     try:
@@ -115,21 +121,33 @@ def _parser() -> argparse.ArgumentParser:
         prog="k3s-sandbox intercept",
         description="Run a program whose system calls get the answers that rules say.",
         allow_abbrev=False,
+        # With a width of its own it does not import shutil, which would be a tenth of a tracer's start.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--preset", metavar="NAME", help="rules that come with the package: exp04, exp06, exp08 ..."
     )
-    which.add_argument("--rules", metavar="FILE", type=Path, help="rules in a TOML file")
+    which.add_argument("--rules", metavar="FILE", help="rules in a TOML or YAML file")
     parser.add_argument("--tree", metavar="DIR", help="the folder that {tree} means in redirects")
     parser.add_argument("--stats", metavar="FILE", help="write counts as JSON, at the end and on SIGUSR1")
     parser.add_argument(
-        "--log-level", choices=_LEVELS, default="warning", help="debug: every path and what was decided"
+        "--log-level",
+        choices=messages.LEVELS,
+        default="warning",
+        help="debug: every path, what was decided and why",
     )
     parser.add_argument(
         "--exit-with-root",
         action="store_true",
         help="do not wait for descendants of the program, end them with it",
+    )
+    parser.add_argument(
+        "--if-killed",
+        choices=("kill", "free"),
+        default="kill",
+        help="what becomes of the program if the interceptor itself is killed; "
+        "a freed program's trapped calls fail with ENOSYS (default: %(default)s)",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD ...", help="the program to run")
     return parser
@@ -137,12 +155,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _rules(options: argparse.Namespace) -> Rules:
     tree = options.tree
-    if tree is not None and not Path(tree).is_dir():
-        raise ConfigError(
-            f"tree {tree}", cause="is not a folder", remedy="name the folder that holds proc/sys"
-        )
+    if tree is not None and not os.path.isdir(tree):
+        _refuse(f"tree {tree}", "is not a folder", "name the folder that holds proc/sys")
     rules = load_rules(options.rules) if options.rules is not None else load_preset(options.preset or "exp08")
-    return rules.with_tree(str(Path(tree).resolve()) if tree is not None else None)
+    return rules.with_tree(os.path.realpath(tree) if tree is not None else None)
+
+
+def _refuse(what: str, cause: str | None = None, remedy: str | None = None) -> NoReturn:
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - likewise
+
+    raise ConfigError(what, cause=cause, remedy=remedy)
 
 
 def _write(stats: Stats, path: str | None) -> None:
@@ -156,6 +178,8 @@ def _write(stats: Stats, path: str | None) -> None:
 
 def _end_by(signum: int) -> None:
     """End this process as the program ended, without a second core dump."""
+    import resource  # noqa: PLC0415 - likewise
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if signum not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(signum, signal.SIG_DFL)

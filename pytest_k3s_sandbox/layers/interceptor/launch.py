@@ -6,27 +6,17 @@ import ctypes
 import errno
 import os
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from collections.abc import Sequence
+from typing import Final, NamedTuple, NoReturn
 
-from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
 from pytest_k3s_sandbox.layers.interceptor import requests
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pyseccomp import SyscallFilter
-
-_GETPGID: Final = 121
-_NOBODY: Final = 0x7FFF_AB1E
-"""A process id that cannot exist (pid_max is at most 4194304), so nobody else asks for it."""
 
 _EXEC: Final = b"exec"
 _FILTER: Final = b"filter"
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
+class Launched(NamedTuple):
     """A traced program, stopped nowhere, on its way to exec.
 
     Attributes:
@@ -41,54 +31,33 @@ class Launched:
     report: int
 
 
-def build_filter(calls: frozenset[str]) -> SyscallFilter:
-    """Return a seccomp filter that reports ``calls`` to the tracer and lets everything else pass.
-
-    Calls of 32-bit and x32 programs pass, too: their numbers and structures differ.
-    ``no_new_privs`` is left off for root, so that setuid programs work.
-
-    Raises:
-        MissingCapability: libseccomp is not installed.
-    """
-    try:
-        import pyseccomp  # noqa: PLC0415 - it looks for libseccomp when imported, which is slow and can fail
-    except RuntimeError as error:
-        raise MissingCapability(
-            "the seccomp filter", cause=str(error), remedy="apt-get install libseccomp2"
-        ) from error
-    result = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    result.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ALLOW)
-    result.set_attr(pyseccomp.Attr.CTL_NNP, int(os.geteuid() != 0))
-    for name in sorted(calls):
-        result.add_rule(pyseccomp.TRACE(0), name)
-    result.add_rule(pyseccomp.TRACE(0), _GETPGID, pyseccomp.Arg(0, pyseccomp.EQ, _NOBODY))
-    return result
-
-
-def launch(command: Sequence[str], calls: frozenset[str]) -> Launched:
+def launch(command: Sequence[str], calls: frozenset[str], *, outlive: bool = False) -> Launched:
     """Start ``command`` traced, with a filter for ``calls``.
+
+    Args:
+        command: The program and its arguments.
+        calls: The names of the calls that stop.
+        outlive: Whether the program goes on when its tracer is killed.
 
     Raises:
         MissingCapability: ptrace or seccomp is not permitted here.
     """
-    seccomp = build_filter(calls)
+    program = seccomp.packed(seccomp.build(calls, probing=True))
     ready_read, ready_write = os.pipe()
     report_read, report_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(command, seccomp, ready_read, report_write)
+        _child(command, program, ready_read, report_write)
     os.close(ready_read)
     os.close(report_write)
     try:
-        requests.seize(pid)
+        requests.seize(pid, requests.OPTIONS | (0 if outlive else requests.EXITKILL))
     except requests.PtraceError as error:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(ready_write)
         os.close(report_read)
-        raise MissingCapability(
-            "ptrace", cause=str(error), remedy="run as root, or allow it: kernel.yama.ptrace_scope below 3"
-        ) from error
+        _missing("ptrace", str(error.strerror), "run as root, or allow it: kernel.yama.ptrace_scope below 3")
     os.write(ready_write, b"1")
     os.close(ready_write)
     try:
@@ -96,11 +65,11 @@ def launch(command: Sequence[str], calls: frozenset[str]) -> Launched:
     except ChildProcessError:
         kind, _, number = os.read(report_read, 64).partition(b" ")
         os.close(report_read)
-        raise MissingCapability(
+        _missing(
             "the seccomp filter",
-            cause=os.strerror(int(number)) if kind == _FILTER else "the process ended before it",
-            remedy="run as root, in an environment that allows seccomp filters",
-        ) from None
+            os.strerror(int(number)) if kind == _FILTER else "the process ended before it",
+            "run as root, in an environment that allows seccomp filters",
+        )
 
 
 def failure(report: int) -> OSError | None:
@@ -111,15 +80,21 @@ def failure(report: int) -> OSError | None:
     return OSError(int(number), os.strerror(int(number))) if kind == _EXEC else None
 
 
-def _child(command: Sequence[str], seccomp: SyscallFilter, ready: int, report: int) -> NoReturn:
+def _missing(what: str, cause: str, remedy: str) -> NoReturn:
+    from pytest_k3s_sandbox.errors import MissingCapability  # noqa: PLC0415 - not before it is needed
+
+    raise MissingCapability(what, cause=cause, remedy=remedy)
+
+
+def _child(command: Sequence[str], program: bytes, ready: int, report: int) -> NoReturn:
     """Become the program; the child's side of :func:`launch`."""
     kind = _FILTER
     try:
         os.read(ready, 1)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # what Python ignores at its own start
             signal.signal(number, signal.SIG_DFL)
-        seccomp.load()
-        ctypes.CDLL(None).syscall(_GETPGID, _NOBODY)
+        seccomp.load(program)
+        ctypes.CDLL(None).syscall(seccomp.PROBING, seccomp.NOBODY)
         kind = _EXEC
         os.execvp(command[0], list(command))  # noqa: S606 - running the program without a shell is the purpose
     except OSError as error:
@@ -143,7 +118,7 @@ def _entry_first(pid: int) -> bool:
         code = status >> 8
         if code == requests.STOP_SECCOMP:
             registers.load(pid)
-            probing = registers.words[requests.ORIG_RAX] == _GETPGID
+            probing = registers.words[requests.ORIG_RAX] == seccomp.PROBING
         elif code == requests.STOP_SYSCALL:
             registers.load(pid)
             entry = requests.signed(registers.words[requests.RAX]) == -errno.ENOSYS

@@ -1,36 +1,34 @@
-"""Rule sets from TOML files; errors name the file, the line where it is known, and the field."""
+# ruff: noqa: PTH118, PTH120, PTH123, PTH208 - pathlib would be a tenth of a tracer's start in gVisor
+"""Rule sets from TOML and YAML files; errors name the file, the line where it is known, and the field."""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn, TypeVar
 
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.layers.interceptor.checks import problems
 from pytest_k3s_sandbox.layers.interceptor.rules import (
-    REDIRECTABLE,
-    TREE,
+    KINDS,
+    FaultRule,
+    Kind,
     MaskRule,
     MountRule,
     RedirectRule,
+    Rule,
     Rules,
     StatfsRule,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-_PRESETS: Final = Path(__file__).parent / "presets"
-_U32: Final = 0xFFFF_FFFF
-_DEVICE: Final = re.compile(r"[0-9]+:[0-9]+")
+_PRESETS: Final = os.path.join(os.path.dirname(__file__), "presets")
 _T = TypeVar("_T")
+_R = TypeVar("_R", bound=Rule)
 
 
 def preset_names() -> tuple[str, ...]:
     """Return the names of the rule sets that come with the package."""
-    return tuple(sorted(file.stem for file in _PRESETS.glob("*.toml")))
+    return tuple(sorted(name[: -len(".toml")] for name in os.listdir(_PRESETS) if name.endswith(".toml")))
 
 
 def load_preset(name: str) -> Rules:
@@ -39,53 +37,78 @@ def load_preset(name: str) -> Rules:
     Raises:
         ConfigError: There is none of that name.
     """
-    file = _PRESETS / f"{name}.toml"
-    if "/" in name or not file.is_file():
-        raise ConfigError(
-            f"preset {name!r}", cause="unknown", remedy=f"use one of {', '.join(preset_names())}"
-        )
-    return parse_rules(file.read_text(), str(file))
+    if name not in preset_names():
+        _fail(f"preset {name!r}", "unknown", f"use one of {', '.join(preset_names())}")
+    return load_rules(os.path.join(_PRESETS, f"{name}.toml"))
 
 
-def load_rules(path: Path) -> Rules:
-    """Return the rule set in a TOML file.
+def load_rules(path: str | os.PathLike[str]) -> Rules:
+    """Return the rule set in a file: YAML if its name says so, else TOML.
 
     Raises:
         ConfigError: The file cannot be read, or is not a valid rule set.
     """
     try:
-        text = path.read_text()
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigError(
-            f"rule file {path}", cause=cause, remedy="name a readable TOML file, or use --preset"
-        ) from error
-    return parse_rules(text, str(path))
+        _fail(f"rule file {os.fspath(path)}", cause, "name a readable TOML or YAML file, or use --preset")
+    return parse_rules(text, os.fspath(path))
 
 
 def parse_rules(text: str, origin: str) -> Rules:
-    """Return the rule set that a TOML text describes.
+    """Return the rule set that a text describes.
 
     Args:
-        text: The TOML.
-        origin: What it came from, for error messages.
+        text: The TOML or YAML.
+        origin: The file that it came from, for error messages; YAML if it ends in .yaml or .yml.
 
     Raises:
-        ConfigError: It is not TOML, or a field is unknown, missing or has a wrong value.
+        ConfigError: It is neither, or a field is unknown, missing or has a wrong value.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"rule file {origin}", cause=str(error)) from error
+    document = _document(text, origin)
     for key in document:
-        if key not in {"description", *_TABLES}:
-            _Table(text, origin, key, -1, {}).fail(key, f"unknown table; known: {', '.join(_TABLES)}")
+        if key not in {"description", *_BUILDERS}:
+            _Table(text, origin, key, -1, {}).fail(key, f"unknown table; known: {', '.join(_BUILDERS)}")
     return Rules(
         statfs=_tables(document, text, origin, "statfs", _statfs),
         redirects=_tables(document, text, origin, "redirect", _redirect),
         mounts=_tables(document, text, origin, "mount", _mount),
         masks=_tables(document, text, origin, "mask", _mask),
+        faults=_tables(document, text, origin, "fault", _fault),
     )
+
+
+def _fail(what: str, cause: str, remedy: str | None = None) -> NoReturn:
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - not before it is needed
+
+    raise ConfigError(what, cause=cause, remedy=remedy)
+
+
+def _is_yaml(origin: str) -> bool:
+    return origin.endswith((".yaml", ".yml"))
+
+
+def _document(text: str, origin: str) -> Mapping[str, Any]:
+    if not _is_yaml(origin):
+        import tomllib  # noqa: PLC0415 - one of the two
+
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            _fail(f"rule file {origin}", str(error))
+    import yaml  # noqa: PLC0415 - one of the two
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        _fail(f"rule file {origin}", str(error))
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        _fail(f"rule file {origin}", f"is not a mapping of {', '.join(_BUILDERS)}")
+    return document
 
 
 class _Table:
@@ -99,31 +122,19 @@ class _Table:
         self._values = dict(values)
 
     def fail(self, field: str, cause: str) -> NoReturn:
-        line = self._line(field)
+        from pytest_k3s_sandbox.layers.interceptor.lines import toml_line, yaml_line  # noqa: PLC0415 - likewise
+
+        find = yaml_line if _is_yaml(self._origin) else toml_line
+        line = find(self._text, self._kind, self._index, field)
         where = f"{self._origin}, line {line}" if line else self._origin
         name = (
             f"[[{self._kind}]] number {self._index + 1}, field {field!r}" if self._index >= 0 else repr(field)
         )
-        raise ConfigError(f"rule file {where}: {name}", cause=cause)
+        _fail(f"rule file {where}: {name}", cause)
 
-    def _line(self, field: str) -> int | None:
-        header = re.compile(rf"\s*\[\[?\s*{re.escape(self._kind)}\s*\]")
-        seen = -1
-        found = None
-        for number, line in enumerate(self._text.splitlines(), 1):
-            if header.match(line):
-                seen += 1
-                if seen == max(self._index, 0):
-                    found = number
-            elif re.match(r"\s*\[", line) and found is not None:
-                break
-            elif re.match(rf"\s*[\"']?{re.escape(field)}\b", line) and (found or self._index < 0):
-                return number
-        return found
-
-    def take(self, field: str, kind: type[_T], default: _T | None = None) -> _T | None:
-        value = self._values.pop(field, default)
-        if value is not default and type(value) is not kind:
+    def take(self, field: str, kind: type[_T]) -> _T | None:
+        value = self._values.pop(field, None)
+        if value is not None and type(value) is not kind:
             self.fail(field, f"{value!r} is not of type {kind.__name__}")
         return value
 
@@ -135,77 +146,77 @@ class _Table:
 
     def path(self, field: str) -> str | None:
         value = self.take(field, str)
-        if value is not None:
-            self._check_path(field, value)
-            value = value.rstrip("/") or "/"
-        return value
+        return value if value is None else value.rstrip("/") or "/"
 
-    def _check_path(self, field: str, value: str) -> None:
-        if not value.startswith("/") or "\0" in value or ".." in value.split("/") or "//" in value:
-            self.fail(field, f"{value!r} is not an absolute path without '..' and '//'")
+    def texts(self, field: str) -> tuple[str, ...] | None:
+        value = self.take(field, list)
+        if value is not None and not all(isinstance(one, str) for one in value):
+            self.fail(field, f"{value!r} is not a list of texts")
+        return None if value is None else tuple(value)
 
-    def target(self, field: str) -> str:
-        value = self.need(field, str)
-        self._check_path(field, value.removeprefix(TREE) or "/")
-        return value.rstrip("/") or "/"
+    def groups(self, default: tuple[Group, ...] = (Group.OPEN,)) -> tuple[Group, ...]:
+        named = self.texts("calls")
+        known = {group.value: group for group in Group}
+        for name in named or ():
+            if name not in known:
+                self.fail("calls", f"unknown group of calls {name!r}; known: {', '.join(known)}")
+        return default if named is None else tuple(known[name] for name in named)
 
-    def magic(self, field: str) -> int:
-        value = self.need(field, int)
-        if not 0 <= value <= _U32:
-            self.fail(field, f"{value:#x} is not an f_type: 0 to 0xffffffff")
-        return value
+    def place(self) -> tuple[str, Kind]:
+        """Take the path that a rule is for, and how it is meant."""
+        given = [(value, kind) for kind in KINDS.values() if (value := self.path(kind.name)) is not None]
+        if len(given) != 1:
+            self.fail("path", f"exactly one of {', '.join(KINDS)} is needed")
+        return given[0]
 
-    def end(self) -> None:
+    def programs(self) -> tuple[str, ...]:
+        return self.texts("programs") or ()
+
+    def end(self, rule: Rule) -> None:
         for field in self._values:
             self.fail(field, "unknown field")
+        for field, cause in problems(rule):
+            self.fail(field, cause)
 
 
 def _tables(
-    document: Mapping[str, Any], text: str, origin: str, kind: str, build: Callable[[_Table], _T]
-) -> tuple[_T, ...]:
+    document: Mapping[str, Any], text: str, origin: str, kind: str, build: Callable[[_Table], _R]
+) -> tuple[_R, ...]:
     tables = document.get(kind, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        _Table(text, origin, kind, -1, {}).fail(kind, f"must be written as [[{kind}]]")
+        form = f"a list of mappings under {kind}:" if _is_yaml(origin) else f"[[{kind}]]"
+        _Table(text, origin, kind, -1, {}).fail(kind, f"must be written as {form}")
     out = []
     for index, values in enumerate(tables):
         table = _Table(text, origin, kind, index, values)
-        out.append(build(table))
-        table.end()
+        rule = build(table)
+        table.end(rule)
+        out.append(rule)
     return tuple(out)
 
 
 def _statfs(table: _Table) -> StatfsRule:
-    return StatfsRule(table.magic("original"), table.magic("replacement"), table.path("under"))
+    return StatfsRule(
+        table.take("original", int), table.need("replacement", int), table.path("under"), table.programs()
+    )
 
 
 def _redirect(table: _Table) -> RedirectRule:
-    path = table.path("path")
-    folder = table.path("prefix")
-    if (path is None) == (folder is None):
-        table.fail("path", "exactly one of 'path' and 'prefix' is needed")
-    groups = []
-    for name in table.take("calls", list, ["open"]) or []:
-        if name not in {group.value for group in REDIRECTABLE}:
-            known = ", ".join(group.value for group in REDIRECTABLE)
-            table.fail("calls", f"unknown group of calls {name!r}; known: {known}")
-        groups.append(Group(name))
-    if not groups:
-        table.fail("calls", "is empty")
-    return RedirectRule(path or folder or "/", table.target("target"), folder is not None, tuple(groups))
+    path, kind = table.place()
+    target = table.path("target")
+    return RedirectRule(path, target, kind, table.groups(), table.take("content", str), table.programs())
 
 
 def _mount(table: _Table) -> MountRule:
-    device = table.take("device", str)
-    if device is not None and not _DEVICE.fullmatch(device):
-        table.fail("device", f"{device!r} is not major:minor")
     return MountRule(
         type=table.need("type", str),
         under=table.path("under") or "/",
         new_type=table.take("new_type", str),
         source=table.take("source", str),
-        device=device,
+        device=table.take("device", str),
         options=table.take("options", str),
         root=table.path("root"),
+        programs=table.programs(),
     )
 
 
@@ -213,7 +224,19 @@ def _mask(table: _Table) -> MaskRule:
     under = table.path("under")
     if under is None:
         table.fail("under", "missing")
-    return MaskRule(under)
+    return MaskRule(under, table.groups((Group.OPEN, Group.CHANGE)), table.programs())
 
 
-_TABLES: Final = ("statfs", "redirect", "mount", "mask")
+def _fault(table: _Table) -> FaultRule:
+    import errno  # noqa: PLC0415 - few rule files have faults
+
+    path, kind = table.place()
+    name = table.need("errno", str)
+    number = getattr(errno, name, None) if name.startswith("E") else None
+    if number is None:
+        table.fail("errno", f"{name!r} is no error's name (EIO, ENOENT ...)")
+    skip, times = table.take("skip", int), table.take("times", int)
+    return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs())
+
+
+_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault")

@@ -7,11 +7,6 @@ import errno
 import os
 from typing import Final
 
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
 _PAGE: Final = 4096
 PATH_MAX: Final = 4096
 _FIRST: Final = 256  # nearly every path ends in its first 256 bytes
@@ -23,7 +18,7 @@ class Memory:
     def __init__(self) -> None:
         """Prepare the buffers; they are used again for each access."""
         libc = ctypes.CDLL(None, use_errno=True)
-        argtypes = (ctypes.c_int, *(ctypes.c_void_p, ctypes.c_ulong) * 2, ctypes.c_ulong)
+        argtypes = (ctypes.c_int, *(ctypes.c_ulong, ctypes.c_ulong) * 2, ctypes.c_ulong)
         self._readv = libc.process_vm_readv
         self._readv.argtypes = argtypes
         self._readv.restype = ctypes.c_ssize_t
@@ -32,44 +27,59 @@ class Memory:
         self._writev.restype = ctypes.c_ssize_t
         self._buffer = ctypes.create_string_buffer(PATH_MAX)
         self._start = ctypes.addressof(self._buffer)
-        self._local = _Iovec(self._start, 0)
-        self._remote = (_Iovec * 2)()
-        self._local_at = ctypes.addressof(self._local)
-        self._remote_at = ctypes.addressof(self._remote)
+        # struct iovec twice (uapi linux/uio.h): base and length, here and in the tracee.
+        self._iovec = (ctypes.c_ulong * 4)(self._start, 0, 0, 0)
+        self._local = ctypes.addressof(self._iovec)
+        self._remote = self._local + 16
 
     def read(self, tid: int, address: int, length: int) -> bytes:
         """Return up to ``length`` bytes (at most PATH_MAX); fewer where memory ends.
 
-        The request is cut at the first page boundary, because a transfer that
-        fails leaves out whole pieces.
+        A transfer that fails leaves out whole pieces, so each page is read by itself.
         """
-        first, second = self._remote
-        head = min(length, _PAGE - (address & (_PAGE - 1)))
-        first.base, first.length = address, head
-        second.base, second.length = address + head, length - head
-        self._local.length = length
-        count: int = self._readv(tid, self._local_at, 1, self._remote_at, 1 + (length > head), 0)
-        if count < 0:
-            if ctypes.get_errno() == errno.EFAULT:
-                return b""
-            return _read_mem(tid, address, length)
-        return ctypes.string_at(self._start, count)
+        out = b""
+        while length > 0:
+            part = min(length, _PAGE - (address & (_PAGE - 1)))
+            text = self._read(tid, address, part)
+            out += text
+            if len(text) < part:
+                break
+            address += part
+            length -= part
+        return out
+
+    def _read(self, tid: int, address: int, length: int) -> bytes:
+        if not 0 <= address < 1 << 64:
+            return b""
+        iovec = self._iovec
+        iovec[1] = iovec[3] = length
+        iovec[2] = address
+        count: int = self._readv(tid, self._local, 1, self._remote, 1, 0)
+        if count >= 0:
+            return ctypes.string_at(self._start, count)
+        return b"" if ctypes.get_errno() == errno.EFAULT else _read_mem(tid, address, length)
 
     def read_path(self, tid: int, address: int) -> bytes | None:
         """Return the string that ends with NUL, or None: no such memory, or longer than a path may be."""
-        text, end, _ = self.read(tid, address, _FIRST).partition(b"\0")
-        if end:
-            return text
-        text, end, _ = self.read(tid, address, PATH_MAX).partition(b"\0")
-        return text if end else None
+        # Nearly always one read is enough: it ends with the page, or after a path's usual length.
+        first = min(_FIRST, _PAGE - (address & (_PAGE - 1)))
+        text = self._read(tid, address, first)
+        end = text.find(b"\0")
+        if end >= 0:
+            return text[:end]
+        if len(text) < first:
+            return None
+        text += self.read(tid, address + first, PATH_MAX - first)
+        end = text.find(b"\0")
+        return text[:end] if end >= 0 else None
 
     def write(self, tid: int, address: int, data: bytes) -> bool:
         """Write ``data`` (at most PATH_MAX bytes); tell whether all of it was written."""
         ctypes.memmove(self._start, data, len(data))
-        first = self._remote[0]
-        first.base, first.length = address, len(data)
-        self._local.length = len(data)
-        count: int = self._writev(tid, self._local_at, 1, self._remote_at, 1, 0)
+        iovec = self._iovec
+        iovec[1] = iovec[3] = len(data)
+        iovec[2] = address
+        count: int = self._writev(tid, self._local, 1, self._remote, 1, 0)
         if count < 0 and ctypes.get_errno() != errno.EFAULT:
             return _write_mem(tid, address, data)
         return count == len(data)

@@ -1,7 +1,7 @@
-"""Mount tables as text: /proc/PID/mountinfo and /proc/PID/mounts, parsed, rendered and rewritten.
+"""Mount tables as text: mountinfo, mounts and mountstats of /proc/PID, parsed, rendered and rewritten.
 
-Formats: proc_pid_mountinfo(5), proc_pid_mounts(5), fstab(5). Text is decoded with
-``surrogateescape``, so that any bytes survive.
+Formats: proc_pid_mountinfo(5), proc_pid_mounts(5), fstab(5), proc_pid_mountstats(5). Text is
+decoded with ``surrogateescape``, so that any bytes survive.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from pytest_k3s_sandbox.layers.interceptor.rules import MountRule, below
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from pytest_k3s_sandbox.layers.interceptor.matching import below
+from pytest_k3s_sandbox.layers.interceptor.rules import MountRule
 
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 _TO_ESCAPE: Final = re.compile(r"[ \t\n\\#]")
 _MOUNTINFO_HEAD: Final = 6
 _MOUNTINFO_TAIL: Final = 3
 _MOUNTS_FIELDS: Final = 6
+_MOUNTSTATS: Final = re.compile(r"device (\S+) mounted on (\S+) with fstype (\S+)(.*)")
 
 
-@dataclass(frozen=True, slots=True)
-class MountInfo:
+class MountInfo(NamedTuple):
     """One line of mountinfo; names as in proc_pid_mountinfo(5).
 
     Attributes:
@@ -54,8 +52,7 @@ class MountInfo:
     super_options: str
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of mounts; names as in fstab(5).
 
     Attributes:
@@ -157,7 +154,7 @@ def rewrite_mountinfo(text: str, rules: Sequence[MountRule]) -> tuple[str, Count
         if index in dropped:
             continue
         if mount is not None and mount.parent_id in parents:
-            mount = replace(mount, parent_id=_survivor(mount.parent_id, parents))
+            mount = mount._replace(parent_id=_survivor(mount.parent_id, parents))
         out.append(line if mount is None or mount == before[index] else render_mountinfo(mount))
     return "\n".join(out), counts
 
@@ -175,6 +172,38 @@ def rewrite_mounts(text: str, rules: Sequence[MountRule]) -> tuple[str, Counter[
             out.append(line if mount is None or mount == before[index] else render_mounts(mount))
     return "\n".join(out), counts
 
+
+def rewrite_mountstats(text: str, rules: Sequence[MountRule]) -> tuple[str, Counter[str]]:
+    """Rewrite a whole mountstats, of which rules can change type and source; as :func:`rewrite_mountinfo`."""
+    before: list[Mount | None] = []
+    lines = text.split("\n")
+    for line in lines:
+        match = _MOUNTSTATS.fullmatch(line)
+        before.append(_mount_of(match) if match else None)
+    after, counts = _apply(before, rules, _changed_mount)
+    dropped = _covered(before, after)
+    out = []
+    for index, line in enumerate(lines):
+        mount, match = after[index], _MOUNTSTATS.fullmatch(line)
+        if mount is None or match is None or mount == before[index]:
+            if index not in dropped:
+                out.append(line)
+        elif index not in dropped:
+            source, point = escape(mount.source), escape(mount.mount_point)
+            out.append(f"device {source} mounted on {point} with fstype {escape(mount.type)}{match[4]}")
+    return "\n".join(out), counts
+
+
+def _mount_of(match: re.Match[str]) -> Mount:
+    return Mount(unescape(match[1]), unescape(match[2]), unescape(match[3]), options="")
+
+
+REWRITE: Final = {
+    "mountinfo": rewrite_mountinfo,
+    "mounts": rewrite_mounts,
+    "mountstats": rewrite_mountstats,
+}
+"""How a table is rewritten, by the name of its file."""
 
 _Line = TypeVar("_Line", Mount, MountInfo)
 
@@ -212,8 +241,7 @@ def _apply(
 
 
 def _changed_mountinfo(mount: MountInfo, rule: MountRule, options: str | None) -> MountInfo:
-    return replace(
-        mount,
+    return mount._replace(
         type=mount.type if rule.new_type is None else rule.new_type,
         source=mount.source if rule.source is None else rule.source,
         device=mount.device if rule.device is None else rule.device,
@@ -223,8 +251,7 @@ def _changed_mountinfo(mount: MountInfo, rule: MountRule, options: str | None) -
 
 
 def _changed_mount(mount: Mount, rule: MountRule, options: str | None) -> Mount:
-    return replace(
-        mount,
+    return mount._replace(
         type=mount.type if rule.new_type is None else rule.new_type,
         source=mount.source if rule.source is None else rule.source,
         options=mount.options if options is None else options,

@@ -29,6 +29,27 @@ def root_identity(tid: int | None = None) -> tuple[int, int] | None:
     return root.st_dev, root.st_ino
 
 
+def program_paths(tid: int) -> tuple[bytes, ...]:
+    """Return the paths that a tracee's program is known by: the executable's, and ``argv[0]``."""
+    paths = []
+    try:
+        paths.append(os.readlink(b"/proc/%d/exe" % tid))
+        with open(f"/proc/{tid}/cmdline", "rb") as file:
+            paths.append(file.read(4096).partition(b"\0")[0])
+    except OSError:
+        pass
+    return tuple(paths)
+
+
+def auxiliary(tid: int | str) -> bytes:
+    """Return a tracee's auxiliary vector, getauxval(3)."""
+    try:
+        with open(f"/proc/{tid}/auxv", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def reaches(tid: int, path: bytes) -> bool:
     """Tell whether an absolute path exists as a tracee sees it, in its root and mount namespace."""
     try:

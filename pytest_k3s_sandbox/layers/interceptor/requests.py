@@ -1,79 +1,93 @@
-"""ptrace as the interceptor needs it: python-ptrace's binding, and what that lacks.
+"""ptrace(2) as the interceptor needs it, x86-64 only.
 
-python-ptrace 0.9.9 has no PTRACE_SEIZE, no seccomp events and no signal masks. They
-are here, beside its own functions, and nowhere else. Numbers: linux/ptrace.h (uapi); meanings: ptrace(2).
+python-ptrace 0.9.9 is a tracer for debuggers: it has no PTRACE_SEIZE, no seccomp events and no signal masks,
+it stops at every call, and importing its binding (which looks for libc with a program of its own) takes
+an eighth of a tracer's start in gVisor (docs/interceptor.md). So what is needed is declared here, and a test
+holds it against python-ptrace where that has it. Numbers: linux/ptrace.h and asm/ptrace.h (uapi).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 from typing import Final
 
-from ptrace import PtraceError
-from ptrace.binding.func import (
-    PTRACE_CONT,
-    PTRACE_EVENT_CLONE,
-    PTRACE_EVENT_EXEC,
-    PTRACE_EVENT_FORK,
-    PTRACE_EVENT_VFORK,
-    PTRACE_GETEVENTMSG,
-    PTRACE_GETREGS,
-    PTRACE_O_TRACECLONE,
-    PTRACE_O_TRACEEXEC,
-    PTRACE_O_TRACEFORK,
-    PTRACE_O_TRACESYSGOOD,
-    PTRACE_O_TRACEVFORK,
-    PTRACE_SETREGS,
-    PTRACE_SYSCALL,
-    ptrace,
-)
-from ptrace.binding.linux_struct import user_regs_struct
+_CONT: Final = 7
+_GETREGS: Final = 12
+_SETREGS: Final = 13
+_SYSCALL: Final = 24
+_GETEVENTMSG: Final = 0x4201
+_SEIZE: Final = 0x4206
+_LISTEN: Final = 0x4208
+_GETSIGMASK: Final = 0x420A
+_SETSIGMASK: Final = 0x420B
 
-PTRACE_SEIZE: Final = 0x4206
-PTRACE_LISTEN: Final = 0x4208
-PTRACE_GETSIGMASK: Final = 0x420A
-PTRACE_SETSIGMASK: Final = 0x420B
-PTRACE_EVENT_SECCOMP: Final = 7
-PTRACE_EVENT_STOP: Final = 128
-PTRACE_O_TRACESECCOMP: Final = 1 << PTRACE_EVENT_SECCOMP
-PTRACE_O_EXITKILL: Final = 1 << 20
+_EVENT_FORK: Final = 1
+_EVENT_VFORK: Final = 2
+_EVENT_CLONE: Final = 3
+_EVENT_EXEC: Final = 4
+_EVENT_SECCOMP: Final = 7
+_EVENT_STOP: Final = 128
 
-WALL: Final = 0x40000000
+_SYSGOOD: Final = 1
+EXITKILL: Final = 1 << 20
+"""PTRACE_O_EXITKILL: the tracees end with their tracer."""
+
+WALL: Final = 0x4000_0000
 """__WALL of waitpid(2): threads and processes alike."""
 
-OPTIONS: Final = (
-    PTRACE_O_TRACESYSGOOD
-    | PTRACE_O_TRACEFORK
-    | PTRACE_O_TRACEVFORK
-    | PTRACE_O_TRACECLONE
-    | PTRACE_O_TRACEEXEC
-    | PTRACE_O_TRACESECCOMP
-    | PTRACE_O_EXITKILL
+OPTIONS: Final = _SYSGOOD | sum(
+    1 << event for event in (_EVENT_FORK, _EVENT_VFORK, _EVENT_CLONE, _EVENT_EXEC, _EVENT_SECCOMP)
 )
 
 # What waitpid reports as ``status >> 8`` of a stop.
 STOP_SYSCALL: Final = signal.SIGTRAP | 0x80
-STOP_SECCOMP: Final = signal.SIGTRAP | PTRACE_EVENT_SECCOMP << 8
-STOP_EXEC: Final = signal.SIGTRAP | PTRACE_EVENT_EXEC << 8
+STOP_SECCOMP: Final = signal.SIGTRAP | _EVENT_SECCOMP << 8
+STOP_EXEC: Final = signal.SIGTRAP | _EVENT_EXEC << 8
 STOPS_NEW_TASK: Final = frozenset(
-    signal.SIGTRAP | event << 8 for event in (PTRACE_EVENT_FORK, PTRACE_EVENT_VFORK, PTRACE_EVENT_CLONE)
+    signal.SIGTRAP | event << 8 for event in (_EVENT_FORK, _EVENT_VFORK, _EVENT_CLONE)
+)
+GROUP_STOPS: Final = frozenset(
+    number | _EVENT_STOP << 8 for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 )
 
-_NAMES: Final = [name for name, _ in user_regs_struct._fields_]
-ORIG_RAX: Final = _NAMES.index("orig_rax")
-RAX: Final = _NAMES.index("rax")
-RIP: Final = _NAMES.index("rip")
-ARGUMENTS: Final = tuple(_NAMES.index(name) for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9"))
+REGISTERS: Final = (
+    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
+    *("orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
+)
+"""struct user_regs_struct, asm/user_64.h: unsigned words of 64 bits."""
+ORIG_RAX: Final = REGISTERS.index("orig_rax")
+RAX: Final = REGISTERS.index("rax")
+RIP: Final = REGISTERS.index("rip")
+RSP: Final = REGISTERS.index("rsp")
+CS: Final = REGISTERS.index("cs")
+ARGUMENTS: Final = tuple(REGISTERS.index(name) for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9"))
 """The registers of a system call's arguments on x86-64, as indices: syscall(2)."""
 
+CODE_64: Final = 0x33
+"""The code segment of 64-bit programs (__USER_CS, asm/segment.h)."""
 SYSCALL_LENGTH: Final = 2
 """Bytes of the x86-64 instruction ``syscall`` (0f 05)."""
 
 _SIGSET_BYTES: Final = 8
 ALL_SIGNALS: Final = 0xFFFF_FFFF_FFFF_FFFF
 
-__all__ = ["PtraceError"]
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_ptrace: Final = _libc.ptrace
+_ptrace.argtypes = (ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_ptrace.restype = ctypes.c_long
+_word: Final = ctypes.c_ulong()
+_word_at: Final = ctypes.addressof(_word)
+
+
+class PtraceError(OSError):
+    """A request failed; ESRCH: the tracee is not there, or not stopped."""
+
+
+def _fail(request: int, tid: int) -> None:
+    number = ctypes.get_errno()
+    raise PtraceError(number, f"ptrace request {request:#x} on {tid}: {os.strerror(number)}")
 
 
 class Registers:
@@ -83,25 +97,26 @@ class Registers:
         words: The registers by index, as unsigned 64-bit numbers.
     """
 
-    __slots__ = ("_address", "_struct", "words")
+    __slots__ = ("_address", "words")
 
     def __init__(self) -> None:
         """Allocate the buffer."""
-        self._struct = user_regs_struct()
-        self._address = ctypes.addressof(self._struct)
-        self.words = (ctypes.c_ulong * len(_NAMES)).from_buffer(self._struct)
+        self.words = (ctypes.c_ulong * len(REGISTERS))()
+        self._address = ctypes.addressof(self.words)
 
     def load(self, tid: int) -> None:
         """Read the registers of a stopped tracee; raises PtraceError."""
-        ptrace(PTRACE_GETREGS, tid, 0, self._address)
+        if _ptrace(_GETREGS, tid, 0, self._address):
+            _fail(_GETREGS, tid)
 
     def store(self, tid: int) -> None:
         """Write them to a stopped tracee; raises PtraceError."""
-        ptrace(PTRACE_SETREGS, tid, 0, self._address)
+        if _ptrace(_SETREGS, tid, 0, self._address):
+            _fail(_SETREGS, tid)
 
     def save(self) -> bytes:
         """Return a copy of the buffer."""
-        return bytes(self._struct)
+        return bytes(self.words)
 
     def recall(self, saved: bytes) -> None:
         """Fill the buffer from such a copy."""
@@ -113,41 +128,46 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def seize(tid: int) -> None:
+def seize(tid: int, options: int) -> None:
     """Begin to trace a process without stopping it; raises PtraceError."""
-    ptrace(PTRACE_SEIZE, tid, 0, OPTIONS)
+    if _ptrace(_SEIZE, tid, 0, options):
+        _fail(_SEIZE, tid)
 
 
 def resume(tid: int, signum: int = 0) -> None:
     """Let a tracee run to its next event; raises PtraceError."""
-    ptrace(PTRACE_CONT, tid, 0, signum)
+    if _ptrace(_CONT, tid, 0, signum):
+        _fail(_CONT, tid)
 
 
 def resume_to_syscall_stop(tid: int, signum: int = 0) -> None:
     """Let a tracee run to the next entry or exit of a system call; raises PtraceError."""
-    ptrace(PTRACE_SYSCALL, tid, 0, signum)
+    if _ptrace(_SYSCALL, tid, 0, signum):
+        _fail(_SYSCALL, tid)
 
 
 def listen(tid: int) -> None:
     """Leave a tracee in its group-stop, as if it were not traced; raises PtraceError."""
-    ptrace(PTRACE_LISTEN, tid)
+    if _ptrace(_LISTEN, tid, 0, 0):
+        _fail(_LISTEN, tid)
 
 
 def event_message(tid: int) -> int:
     """Return the number that belongs to the event a tracee reported; raises PtraceError."""
-    message = ctypes.c_ulong()
-    ptrace(PTRACE_GETEVENTMSG, tid, 0, ctypes.addressof(message))
-    return message.value
+    if _ptrace(_GETEVENTMSG, tid, 0, _word_at):
+        _fail(_GETEVENTMSG, tid)
+    return _word.value
 
 
 def signal_mask(tid: int) -> int:
     """Return the set of signals that a stopped tracee blocks; raises PtraceError."""
-    mask = ctypes.c_uint64()
-    ptrace(PTRACE_GETSIGMASK, tid, _SIGSET_BYTES, ctypes.addressof(mask))
-    return mask.value
+    if _ptrace(_GETSIGMASK, tid, _SIGSET_BYTES, _word_at):
+        _fail(_GETSIGMASK, tid)
+    return _word.value
 
 
 def set_signal_mask(tid: int, mask: int) -> None:
     """Replace the set of signals that a stopped tracee blocks; raises PtraceError."""
-    value = ctypes.c_uint64(mask)
-    ptrace(PTRACE_SETSIGMASK, tid, _SIGSET_BYTES, ctypes.addressof(value))
+    _word.value = mask
+    if _ptrace(_SETSIGMASK, tid, _SIGSET_BYTES, _word_at):
+        _fail(_SETSIGMASK, tid)

@@ -1,65 +1,103 @@
-"""Which answers are changed: a typed rule set, and what has to be trapped for it."""
+"""Which answers are changed: a typed rule set, and what has to be trapped for it.
+
+The types are named tuples: a tracer starts with its program, inside a sandbox whose
+files are slow, and ``dataclasses`` alone would be a tenth of that start.
+"""
 
 from __future__ import annotations
 
-import os
-import posixpath
-import re
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names
 
 TREE: Final = "{tree}"
 """In a redirect's target: the root folder given at run time."""
 
+PATH: Final = "{path}"
+"""In the target of a redirect by pattern: the path that the program named."""
+
 REDIRECTABLE: Final = (Group.OPEN, Group.STAT, Group.ACCESS, Group.READLINK)
+MASKABLE: Final = (Group.OPEN, Group.CHANGE, Group.CLOSE)
+FAILABLE: Final = (*REDIRECTABLE, Group.CHANGE, Group.STATFS)
+
+Content = str | Callable[[int, str], str]
+"""Text, or what returns it when called with the thread's id and the path."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatfsRule:
+class Kind(NamedTuple):
+    """How a rule's path is meant, for its label."""
+
+    name: str
+    suffix: str = ""
+
+
+EXACT: Final = Kind("path")
+PREFIX: Final = Kind("prefix", "/**")
+PATTERN: Final = Kind("pattern")
+KINDS: Final = {kind.name: kind for kind in (EXACT, PREFIX, PATTERN)}
+
+
+class StatfsRule(NamedTuple):
     """Changes ``f_type`` in the answers of statfs and fstatfs.
 
     Attributes:
-        original: The f_type the kernel answers.
+        original: The f_type the kernel answers; None: any.
         replacement: The f_type the program sees.
         under: Only for paths at or below this one; None: everywhere.
+        programs: Only in these programs; see :class:`Rules`.
     """
 
-    original: int
+    original: int | None
     replacement: int
     under: str | None = None
+    programs: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """The rule's name in statistics."""
-        return f"statfs {self.original:#x} -> {self.replacement:#x}"
+        original = "any" if self.original is None else f"{self.original:#x}"
+        return f"statfs {original} -> {self.replacement:#x}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it."""
+        return frozenset(STATFS_CALLS.values())
 
 
-@dataclass(frozen=True, slots=True)
-class RedirectRule:
-    """Leads calls on a path to another one, if that exists.
+class RedirectRule(NamedTuple):
+    """Leads calls on a path to another one, if that exists, or to generated content.
 
     Attributes:
-        path: The path, or with ``prefix`` the folder.
-        target: The other path or folder; may start with ``{tree}``.
-        prefix: Whether everything below ``path`` is meant, by the same relative path.
+        path: The path; or the folder of a prefix; or a pattern of shell wildcards, where
+            ``*`` and ``?`` stop at a slash and ``**`` does not.
+        target: The other path or folder; may start with ``{tree}``, and contain ``{path}``
+            for a pattern. None: there is ``content``.
+        kind: What ``path`` is.
         groups: The calls that are led there.
+        content: What the file contains instead.
+        programs: Only in these programs; see :class:`Rules`.
     """
 
     path: str
-    target: str
-    prefix: bool = False
+    target: str | None = None
+    kind: Kind = EXACT
     groups: tuple[Group, ...] = (Group.OPEN,)
+    content: Content | None = None
+    programs: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """The rule's name in statistics."""
-        return f"redirect {self.path}{'/**' if self.prefix else ''}"
+        return f"redirect {self.path}{self.kind.suffix}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it."""
+        return names(*self.groups)
 
 
-@dataclass(frozen=True, slots=True)
-class MountRule:
+class MountRule(NamedTuple):
     """Changes lines of mount tables; what is None stays as the kernel says it.
 
     Attributes:
@@ -70,6 +108,7 @@ class MountRule:
         device: ``major:minor``, in mountinfo only.
         options: The super options; ``{controller}`` is the mountpoint's last component.
         root: The path within the file system, in mountinfo only.
+        programs: Only in these programs; see :class:`Rules`.
     """
 
     type: str
@@ -79,147 +118,120 @@ class MountRule:
     device: str | None = None
     options: str | None = None
     root: str | None = None
+    programs: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """The rule's name in statistics."""
         return f"mount {self.type} under {self.under}"
 
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it."""
+        return names(Group.OPEN)
 
-@dataclass(frozen=True, slots=True)
-class MaskRule:
-    """Blocks signals during calls that open or change paths at or below one.
+
+class MaskRule(NamedTuple):
+    """Blocks signals during calls on paths at or below one, and on what was opened there.
 
     Attributes:
         under: The folder.
+        groups: The calls: open, change, close.
+        programs: Only in these programs; see :class:`Rules`.
     """
 
     under: str
+    groups: tuple[Group, ...] = (Group.OPEN, Group.CHANGE)
+    programs: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """The rule's name in statistics."""
         return f"mask {self.under}"
 
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it: a descriptor is known from its open."""
+        return names(*self.groups) | names(Group.OPEN)
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """A rule set; in each list the first rule that fits is the one that counts."""
+
+class FaultRule(NamedTuple):
+    """Makes calls on a path fail, without carrying them out.
+
+    Attributes:
+        path: As in :class:`RedirectRule`.
+        errno: The error's number.
+        kind: What ``path`` is.
+        groups: The calls that fail.
+        skip: So many of them succeed first.
+        times: So many fail then, and later ones succeed; None: all.
+        programs: Only in these programs; see :class:`Rules`.
+    """
+
+    path: str
+    errno: int
+    kind: Kind = EXACT
+    groups: tuple[Group, ...] = (Group.OPEN,)
+    skip: int = 0
+    times: int | None = None
+    programs: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The rule's name in statistics."""
+        return f"fault {self.errno} {self.path}{self.kind.suffix}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it."""
+        return names(*self.groups)
+
+
+Rule = StatfsRule | RedirectRule | MountRule | MaskRule | FaultRule
+
+
+class Rules(NamedTuple):
+    """A rule set; in each list the first rule that fits is the one that counts.
+
+    A rule's ``programs`` are names that programs are called by (the last component of the executable or
+    of ``argv[0]``), or with a slash whole paths, with shell wildcards. Calls of other programs
+    do not stop for it, unless such a program started them; and even then the rule is not applied.
+    """
 
     statfs: tuple[StatfsRule, ...] = ()
     redirects: tuple[RedirectRule, ...] = ()
     mounts: tuple[MountRule, ...] = ()
     masks: tuple[MaskRule, ...] = ()
+    faults: tuple[FaultRule, ...] = ()
+
+    def every(self) -> tuple[Rule, ...]:
+        """Return all rules."""
+        return (*self.statfs, *self.redirects, *self.mounts, *self.masks, *self.faults)
+
+    def only(self, wanted: Callable[[tuple[str, ...]], bool]) -> Rules:
+        """Return the rules whose ``programs`` are wanted."""
+        return Rules(
+            tuple(rule for rule in self.statfs if wanted(rule.programs)),
+            tuple(rule for rule in self.redirects if wanted(rule.programs)),
+            tuple(rule for rule in self.mounts if wanted(rule.programs)),
+            tuple(rule for rule in self.masks if wanted(rule.programs)),
+            tuple(rule for rule in self.faults if wanted(rule.programs)),
+        )
 
     def with_tree(self, tree: str | None) -> Rules:
         """Return the rules with ``{tree}`` filled in; without a tree such redirects are left out."""
-        if tree is None:
-            kept = tuple(rule for rule in self.redirects if TREE not in rule.target)
-        else:
-            kept = tuple(replace(rule, target=rule.target.replace(TREE, tree)) for rule in self.redirects)
-        return replace(self, redirects=kept)
+        kept = []
+        for rule in self.redirects:
+            if rule.target is None or TREE not in rule.target:
+                kept.append(rule)
+            elif tree is not None:
+                kept.append(rule._replace(target=rule.target.replace(TREE, tree)))
+        return self._replace(redirects=tuple(kept))
+
+
+NO_RULES: Final = Rules()
 
 
 def trapped_calls(rules: Rules) -> frozenset[str]:
     """Return the names of the calls that have to stop for these rules, and no others."""
-    calls: set[str] = set()
-    if rules.statfs:
-        calls |= set(STATFS_CALLS.values())
-    for redirect in rules.redirects:
-        calls |= names(*redirect.groups)
-    if rules.mounts:
-        calls |= names(Group.OPEN)
-    if rules.masks:
-        calls |= names(Group.OPEN, Group.CHANGE)
-    return frozenset(calls)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a path has to do with the rules.
-
-    Attributes:
-        redirect: The rule that leads it elsewhere, and where to.
-        mount_table: Whether it is a mount table to be rewritten.
-        mask: The rule that blocks signals during the call.
-    """
-
-    redirect: tuple[RedirectRule, bytes] | None = None
-    mount_table: bool = False
-    mask: MaskRule | None = None
-
-
-_NOTHING: Final = Decision()
-_MOUNT_TABLE: Final = re.compile(
-    rb"/proc/(?:mounts|(?:self|thread-self|[0-9]+)(?:/task/[0-9]+)?/(?:mounts|mountinfo))"
-)
-
-
-def below(path: str | bytes, folder: str | bytes) -> bool:
-    """Tell whether a normal path is ``folder`` or lies below it (both of one type)."""
-    if isinstance(path, str):
-        path = os.fsencode(path)
-    if isinstance(folder, str):
-        folder = os.fsencode(folder)
-    return path == folder or path.startswith(folder if folder.endswith(b"/") else folder + b"/")
-
-
-class PathRules:
-    """The rules that concern paths, prepared for the one test most calls need.
-
-    Attributes:
-        roots: Prefixes; an absolute, normal path that starts with none of them
-            concerns no rule.
-    """
-
-    __slots__ = ("_masks", "_mounts", "_redirects", "roots")
-
-    def __init__(self, rules: Rules) -> None:
-        """Prepare; ``rules`` must have its tree filled in."""
-        self._redirects = tuple(
-            (rule, os.fsencode(rule.path), os.fsencode(rule.target)) for rule in rules.redirects
-        )
-        self._masks = tuple((rule, os.fsencode(rule.under)) for rule in rules.masks)
-        self._mounts = bool(rules.mounts)
-        wanted = {path for _, path, _ in self._redirects} | {path for _, path in self._masks}
-        if self._mounts:
-            wanted.add(b"/proc/")
-        # startswith() takes a tuple; one prefix that covers another makes it shorter.
-        self.roots = tuple(
-            sorted(path for path in wanted if not any(path != o and path.startswith(o) for o in wanted))
-        )
-
-    def may_concern(self, path: bytes) -> bool:
-        """Tell whether a rule could fit a path as a program wrote it: the cheap test."""
-        return path.startswith(self.roots) or path[:1] != b"/" or b"//" in path or b"/." in path
-
-    def decide(self, path: bytes, group: Group) -> Decision:
-        """Return what the rules say of an absolute path in a call of ``group``.
-
-        ``.``, ``..`` and repeated slashes are resolved as text; symbolic links are not followed.
-        """
-        path = normal(path)
-        if not path.startswith(self.roots):
-            return _NOTHING
-        mask = None
-        if group is Group.OPEN or group is Group.CHANGE:
-            mask = next((rule for rule, folder in self._masks if below(path, folder)), None)
-        if self._mounts and group is Group.OPEN and _MOUNT_TABLE.fullmatch(path):
-            return Decision(mount_table=True, mask=mask)
-        for rule, source, target in self._redirects:
-            if group not in rule.groups:
-                continue
-            if path == source:
-                return Decision(redirect=(rule, target), mask=mask)
-            if rule.prefix and below(path, source):
-                return Decision(redirect=(rule, target + path[len(source) :]), mask=mask)
-        return Decision(mask=mask) if mask is not None else _NOTHING
-
-
-def normal(path: bytes) -> bytes:
-    """Return an absolute path without ``.``, ``..``, repeated and trailing slashes."""
-    if b"//" in path or b"/." in path or path.endswith(b"/"):
-        path = posixpath.normpath(path)
-        if path.startswith(b"//"):  # two leading slashes survive normpath, by POSIX
-            path = path[1:]
-    return path
+    return frozenset[str]().union(*(rule.calls for rule in rules.every()))

@@ -6,10 +6,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
+from typing import Final
 
 _NAME: Final = "k3s-interceptor-"
 _LOCK: Final = "lock"

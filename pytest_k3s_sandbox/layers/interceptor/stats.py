@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
 
 
-@dataclass(slots=True)
 class Stats:
     """Counts of one run.
 
@@ -18,33 +15,49 @@ class Stats:
         trapped: The calls that stop.
         entry_first: The order of stops, as probed.
         stops: How often a tracee stopped, by kind.
+        calls: How often each trapped call stopped.
         applied: How often each rule changed something, by its label.
         restarted: Calls that were run again after EINTR.
         unchanged: Calls that a rule fits but that were left alone, by reason.
+        filters: Filters loaded into programs that rules are for.
+        seconds: Time from a stop's report until its tracee runs again, by kind of stop.
+        rule_seconds: The part of it that was spent on a rule, by its label.
         started: When counting began, on the monotonic clock.
     """
 
-    trapped: tuple[str, ...] = ()
-    entry_first: bool = False
-    stops: Counter[str] = field(default_factory=Counter)
-    applied: Counter[str] = field(default_factory=Counter)
-    restarted: int = 0
-    unchanged: Counter[str] = field(default_factory=Counter)
-    started: float = field(default_factory=time.monotonic)
+    def __init__(self, trapped: tuple[str, ...] = (), *, entry_first: bool = False) -> None:
+        """Begin to count."""
+        self.trapped = trapped
+        self.entry_first = entry_first
+        self.stops: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.applied: Counter[str] = Counter()
+        self.restarted = 0
+        self.unchanged: Counter[str] = Counter()
+        self.filters = 0
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.rule_seconds: defaultdict[str, float] = defaultdict(float)
+        self.started = time.monotonic()
 
     def as_json(self) -> str:
         """Return the counts, with the tracer's own cost so far: seconds of CPU, KiB of memory."""
-        import json  # noqa: PLC0415 - needed when the program has ended, not before it starts
+        # Needed when the program has ended, not before it starts.
+        import json  # noqa: PLC0415
+        import resource  # noqa: PLC0415
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return json.dumps(
             {
                 "trapped": self.trapped,
                 "entry_first": self.entry_first,
-                "stops": dict(self.stops),
-                "applied": dict(self.applied),
+                "stops": self.stops,
+                "calls": self.calls,
+                "applied": self.applied,
                 "restarted": self.restarted,
-                "unchanged": dict(self.unchanged),
+                "unchanged": self.unchanged,
+                "filters": self.filters,
+                "stop_seconds": {kind: round(seconds, 6) for kind, seconds in self.seconds.items()},
+                "rule_seconds": {label: round(seconds, 6) for label, seconds in self.rule_seconds.items()},
                 "seconds": round(time.monotonic() - self.started, 6),
                 "tracer_cpu_seconds": round(usage.ru_utime + usage.ru_stime, 6),
                 "tracer_max_rss_kib": usage.ru_maxrss,

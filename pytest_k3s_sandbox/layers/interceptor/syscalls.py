@@ -9,10 +9,13 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 AT_FDCWD: Final = -100
+CLOSE: Final = 3
 MMAP: Final = 9
-OPENAT2: Final = 437
+GETPID: Final = 39
 STATFS: Final = 137
 FSTATFS: Final = 138
+SECCOMP: Final = 317
+OPENAT2: Final = 437
 
 
 class Group(Enum):
@@ -23,6 +26,8 @@ class Group(Enum):
     ACCESS = "access"
     READLINK = "readlink"
     CHANGE = "change"
+    STATFS = "statfs"
+    CLOSE = "close"
 
 
 class PathCall(NamedTuple):
@@ -52,6 +57,7 @@ PATH_CALLS: Final = {
     85: PathCall("creat", Group.OPEN, 0, None),
     87: PathCall("unlink", Group.CHANGE, 0, None),
     89: PathCall("readlink", Group.READLINK, 0, None),
+    STATFS: PathCall("statfs", Group.STATFS, 0, None),
     257: PathCall("openat", Group.OPEN, 1, 0),
     258: PathCall("mkdirat", Group.CHANGE, 1, 0),
     262: PathCall("newfstatat", Group.STAT, 1, 0),
@@ -66,7 +72,15 @@ PATH_CALLS: Final = {
 
 STATFS_CALLS: Final = {STATFS: "statfs", FSTATFS: "fstatfs"}
 
+NUMBERS: Final = {
+    "close": CLOSE,
+    "fstatfs": FSTATFS,
+    **{call.name: number for number, call in PATH_CALLS.items()},
+}
+"""The number of every call that can be trapped, by its name."""
+
 
 def names(*groups: Group) -> frozenset[str]:
-    """Return the names of all path calls in the given groups."""
-    return frozenset(call.name for call in PATH_CALLS.values() if call.group in groups)
+    """Return the names of all calls in the given groups."""
+    found = {call.name for call in PATH_CALLS.values() if call.group in groups}
+    return frozenset(found | {"close"} if Group.CLOSE in groups else found)

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.layers.interceptor.checks import checked
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, load_rules, parse_rules, preset_names
-from pytest_k3s_sandbox.layers.interceptor.rules import MaskRule, MountRule, RedirectRule, Rules, StatfsRule
+from pytest_k3s_sandbox.layers.interceptor.rules import (
+    PATTERN,
+    PREFIX,
+    FaultRule,
+    MaskRule,
+    MountRule,
+    RedirectRule,
+    Rules,
+    StatfsRule,
+)
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
 
 if TYPE_CHECKING:
@@ -37,17 +47,30 @@ def test_all_fields() -> None:
         device = "8:1"
         options = "rw,{controller}"
         root = "/"
+        programs = ["runc"]
         [[mask]]
         under = "/sys/fs/cgroup"
+        calls = ["close"]
+        [[redirect]]
+        pattern = "/x/*"
+        content = "text"
+        [[fault]]
+        prefix = "/y"
+        errno = "EIO"
+        calls = ["statfs", "change"]
+        skip = 2
+        times = 3
     """
     assert parse_rules(text, "here") == Rules(
         (StatfsRule(0x01021997, 0xEF53, "/x"),),
         (
-            RedirectRule("/proc/diskstats", "{tree}/d", prefix=False, groups=(Group.OPEN, Group.STAT)),
-            RedirectRule("/proc/sys", "/t", prefix=True),
+            RedirectRule("/proc/diskstats", "{tree}/d", groups=(Group.OPEN, Group.STAT)),
+            RedirectRule("/proc/sys", "/t", PREFIX),
+            RedirectRule("/x/*", None, PATTERN, content="text"),
         ),
-        (MountRule("fuse*", "/sys", "cgroup", "cgroup", "8:1", "rw,{controller}", "/"),),
-        (MaskRule("/sys/fs/cgroup"),),
+        (MountRule("fuse*", "/sys", "cgroup", "cgroup", "8:1", "rw,{controller}", "/", ("runc",)),),
+        (MaskRule("/sys/fs/cgroup", (Group.CLOSE,)),),
+        (FaultRule("/y", 5, PREFIX, (Group.STATFS, Group.CHANGE), 2, 3),),
     )
 
 
@@ -59,7 +82,31 @@ def test_an_empty_file_is_no_rules() -> None:
     ("text", "message"),
     [
         ("[[statfs]]\noriginal = ?\n", "(at line 2, column 12)"),
-        ("[[statfs]]\nreplacement = 1", "line 1: [[statfs]] number 1, field 'original': missing"),
+        ("[[statfs]]\noriginal = 1", "line 1: [[statfs]] number 1, field 'replacement': missing"),
+        (
+            "[[statfs]]\nreplacement = 1",
+            "line 1: [[statfs]] number 1, field 'original': 'original' or 'under'",
+        ),
+        (
+            "[[statfs]]\noriginal = 1\nreplacement = 1\nprograms = [1]",
+            "line 4: [[statfs]] number 1, field 'programs': [1] is not a list of texts",
+        ),
+        (
+            "[[fault]]\npath = '/a'\nerrno = 'EOOPS'",
+            "line 3: [[fault]] number 1, field 'errno': 'EOOPS' is no error's name",
+        ),
+        (
+            "[[fault]]\npath = '/a'\nerrno = 'EIO'\ntimes = 0",
+            "line 4: [[fault]] number 1, field 'times': 0 is less than 1",
+        ),
+        (
+            "[[redirect]]\npath = '/a'\ntarget = '/x'\ncontent = ''",
+            "line 3: [[redirect]] number 1, field 'target': exactly one of 'target' and 'content'",
+        ),
+        (
+            "[[redirect]]\npath = '/a'\ntarget = '/x'\ncalls = ['close']",
+            "line 4: [[redirect]] number 1, field 'calls': unknown group of calls 'close'; known: open, stat",
+        ),
         (
             "[[statfs]]\noriginal = 1\nreplacement = 'x'",
             "line 3: [[statfs]] number 1, field 'replacement': 'x' is not of type int",
@@ -104,7 +151,10 @@ def test_an_empty_file_is_no_rules() -> None:
             "line 3: [[mount]] number 1, field 'device': '8' is not major:minor",
         ),
         ("[mask]\nunder = '/a'", "must be written as [[mask]]"),
-        ("[[mak]]\nunder = '/a'", "line 1: 'mak': unknown table; known: statfs, redirect, mount, mask"),
+        (
+            "[[mak]]\nunder = '/a'",
+            "line 1: 'mak': unknown table; known: statfs, redirect, mount, mask, fault",
+        ),
         ("mak = 1", "line 1: 'mak': unknown table"),
     ],
 )
@@ -136,3 +186,70 @@ def test_the_presets() -> None:
 def test_an_unknown_preset(name: str) -> None:
     with pytest.raises(ConfigError, match=r"use one of exp04, exp06, exp08, exp08-containerd"):
         load_preset(name)
+
+
+# YAML.
+
+
+def test_yaml_says_the_same() -> None:
+    text = """
+        statfs:
+          - {original: 0x01021997, replacement: 0xEF53}
+        redirect:
+          - prefix: /proc/sys
+            target: "{tree}/proc/sys"
+            calls: [open, stat]
+    """
+    assert parse_rules(text, "rules.yaml") == Rules(
+        (StatfsRule(0x01021997, 0xEF53),),
+        (RedirectRule("/proc/sys", "{tree}/proc/sys", PREFIX, (Group.OPEN, Group.STAT)),),
+    )
+    assert parse_rules("", "rules.yml") == Rules()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "line 1, column 5"),
+        ("- a", "is not a mapping of statfs, redirect"),
+        ("mask: {under: /a}", "line 1: 'mask': must be written as a list of mappings under mask:"),
+        (
+            "mask:\n- under: /a\n- under: b",
+            "line 3: [[mask]] number 2, field 'under': 'b' is not an absolute",
+        ),
+        ("mask:\n- under: /a\n  typo: 1", "line 3: [[mask]] number 1, field 'typo': unknown field"),
+        ("mask:\n- {}", "line 2: [[mask]] number 1, field 'under': missing"),
+        ("mak: 1", "line 1: 'mak': unknown table"),
+    ],
+)
+def test_errors_in_yaml_name_file_line_and_field(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_rules(text, "some.yaml")
+    assert "some.yaml" in str(caught.value)
+    assert message in str(caught.value)
+
+
+# Rules made in Python.
+
+
+def test_right_rules_pass() -> None:
+    rules = load_preset("exp08")
+    assert checked(rules) is rules
+
+
+@pytest.mark.parametrize(
+    ("rules", "field"),
+    [
+        (Rules(statfs=(StatfsRule(1, -1),)), "replacement"),
+        (Rules(redirects=(RedirectRule("a", "/b"),)), "path"),
+        (Rules(redirects=(RedirectRule("/a"),)), "target"),
+        (Rules(redirects=(RedirectRule("/a", "/b", groups=()),)), "calls"),
+        (Rules(mounts=(MountRule("x", device="8"),)), "device"),
+        (Rules(masks=(MaskRule("/a", (Group.STAT,)),)), "calls"),
+        (Rules(masks=(MaskRule("/a", programs=("",)),)), "programs"),
+        (Rules(faults=(FaultRule("/a", 100000),)), "errno"),
+    ],
+)
+def test_wrong_rules_are_named(rules: Rules, field: str) -> None:
+    with pytest.raises(ConfigError, match=f"field '{field}'"):
+        checked(rules)

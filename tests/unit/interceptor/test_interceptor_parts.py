@@ -111,7 +111,7 @@ def test_what_a_killed_tracer_left_is_removed_by_the_next_one(tmp_path: Path) ->
 
 
 def test_stats_are_written_as_a_whole(tmp_path: Path) -> None:
-    stats = Stats(trapped=("open",), entry_first=True)
+    stats = Stats(("open",), entry_first=True)
     stats.applied["rule"] += 2
     stats.write(str(tmp_path / "stats"))
     written = json.loads((tmp_path / "stats").read_text())

@@ -9,19 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset
-from pytest_k3s_sandbox.layers.interceptor.rules import (
+from pytest_k3s_sandbox.layers.interceptor.matching import (
     Decision,
+    PathRules,
+    below,
+    literal,
+    normal,
+    program_test,
+    wildcard,
+)
+from pytest_k3s_sandbox.layers.interceptor.rules import (
+    PATTERN,
+    PREFIX,
+    FaultRule,
     MaskRule,
     MountRule,
-    PathRules,
     RedirectRule,
     Rules,
     StatfsRule,
-    below,
-    normal,
     trapped_calls,
 )
-from pytest_k3s_sandbox.layers.interceptor.syscalls import PATH_CALLS, STATFS_CALLS, Group, names
+from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, PATH_CALLS, STATFS_CALLS, Group, names
 
 OPENS = {"open", "openat", "openat2", "creat"}
 CHANGES = {"mkdir", "mkdirat", "rmdir", "unlink", "unlinkat"}
@@ -43,6 +51,9 @@ paths = st.lists(st.sampled_from(["proc", "sys", "kernel", "x", ".", "..", ""]),
         ),
         (Rules(mounts=(MountRule("9p"),)), OPENS),
         (Rules(masks=(MaskRule("/sys"),)), OPENS | CHANGES),
+        (Rules(masks=(MaskRule("/sys", (Group.CLOSE,)),)), OPENS | {"close"}),
+        (Rules(faults=(FaultRule("/a", 5, groups=(Group.READLINK,)),)), {"readlink", "readlinkat"}),
+        (Rules(faults=(FaultRule("/a", 5, groups=(Group.STATFS,)),)), {"statfs"}),
         (load_preset("exp04").with_tree(None), set()),
         (load_preset("exp04").with_tree("/tree"), OPENS),
         (load_preset("exp06").with_tree("/tree"), OPENS | {"statfs", "fstatfs"}),
@@ -55,18 +66,18 @@ def test_rules_decide_what_is_trapped(rules: Rules, calls: set[str]) -> None:
 
 def test_the_numbers_are_libseccomps() -> None:
     pyseccomp = pytest.importorskip("pyseccomp")
-    for number, name in [*((n, call.name) for n, call in PATH_CALLS.items()), *STATFS_CALLS.items()]:
+    for name, number in NUMBERS.items():
         assert pyseccomp.resolve_syscall(pyseccomp.Arch.X86_64, name) == number
 
 
 def test_each_name_is_there_once() -> None:
-    assert len(names(*Group)) == len(PATH_CALLS)
+    assert len(names(*Group) | set(STATFS_CALLS.values())) == len(NUMBERS) == len(PATH_CALLS) + 2
 
 
 REDIRECTS = Rules(
     redirects=(
         RedirectRule("/proc/diskstats", "{tree}/proc/diskstats"),
-        RedirectRule("/proc/sys", "{tree}/proc/sys", prefix=True),
+        RedirectRule("/proc/sys", "{tree}/proc/sys", PREFIX),
     )
 ).with_tree("/t")
 
@@ -117,7 +128,10 @@ def test_normal_paths_are_normpaths(path: bytes) -> None:
         (b"/proc/17/task/18/mountinfo", True),
         (b"/proc/17/mountinfo", True),
         (b"/proc//self/mountinfo", True),
-        (b"/proc/self/mountstats", False),
+        (b"/proc/self/mountstats", True),
+        (b"/proc/self/task/18/mounts", True),
+        (b"/proc/thread-self/task/18/mounts", False),
+        (b"/proc/mountinfo", False),
         (b"/proc/self/mountinfox", False),
         (b"/proc/x/mountinfo", False),
         (b"/x/proc/self/mountinfo", False),
@@ -156,3 +170,107 @@ def test_below() -> None:
     assert below(b"/a", "/a")
     assert below("/a", "/")
     assert not below("/ab", "/a")
+
+
+# Patterns.
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("/proc/*/stat", b"/proc/17/stat", True),
+        ("/proc/*/stat", b"/proc/17/task/stat", False),
+        ("/proc/**/stat", b"/proc/17/task/18/stat", True),
+        ("/a?c", b"/abc", True),
+        ("/a?c", b"/a/c", False),
+        ("/a[bc]d", b"/acd", True),
+        ("/a[!b]d", b"/abd", False),
+        ("/a[!b]d", b"/a/d", False),
+        ("/a[", b"/a[", True),
+        ("/a.b", b"/axb", False),
+        ("/a\\d", b"/a1", False),
+        ("/*", b"/\n\xff", True),
+    ],
+)
+def test_patterns(pattern: str, path: bytes, fits: bool) -> None:
+    assert wildcard(pattern)(path) is fits
+
+
+@given(st.text("ab*?[/]!-^", max_size=8), st.text("ab/]", max_size=8))
+def test_what_a_pattern_fits_begins_with_its_literal_part(pattern: str, path: str) -> None:
+    if wildcard(pattern)(path.encode()):
+        assert path.startswith(literal(pattern))
+
+
+def test_a_pattern_leads_to_one_file_or_keeps_the_path() -> None:
+    rules = Rules(
+        redirects=(
+            RedirectRule("/proc/*/limits", "/t/limits", PATTERN),
+            RedirectRule("/proc/*/stat*", "{tree}{path}", PATTERN),
+        )
+    ).with_tree("/t")
+    redirects = PathRules(rules)
+    assert redirects.roots == (b"/proc/",)
+    for path, target in ((b"/proc/1/limits", b"/t/limits"), (b"/proc/1/statm", b"/t/proc/1/statm")):
+        decided = redirects.decide(path, Group.OPEN).redirect
+        assert decided is not None
+        assert decided[1] == target
+
+
+def test_a_fault_counts_before_a_redirect_and_a_mask_with_both() -> None:
+    fault, mask = FaultRule("/a", 5, PREFIX), MaskRule("/a")
+    decision = PathRules(
+        Rules(redirects=(RedirectRule("/a/b", "/c"),), masks=(mask,), faults=(fault,))
+    ).decide(b"/a/b", Group.OPEN)
+    assert (decision.fault, decision.mask) == (fault, mask)
+
+
+def test_redirected_links_have_their_old_name() -> None:
+    groups = (Group.OPEN, Group.READLINK)
+    rules = PathRules(
+        Rules(
+            redirects=(
+                RedirectRule("/proc/sys", "/t/proc/sys", PREFIX, groups),
+                RedirectRule("/proc/x", "/t/x", groups=groups),
+                RedirectRule("/y", "/t/y"),
+            )
+        )
+    )
+    assert rules.original(b"/t/proc/sys/a") == b"/proc/sys/a"
+    assert rules.original(b"/t/x") == b"/proc/x"
+    assert rules.original(b"/t/y") is None
+    assert rules.original(b"/t/proc/sysx") is None
+
+
+def test_why_a_path_is_left_alone() -> None:
+    rules = PathRules(Rules(redirects=(RedirectRule("/a", "/b"),)))
+    assert rules.explain(b"/x", Group.OPEN) == "no rule's path fits"
+    assert rules.explain(b"/a", Group.STAT) == "redirect /a is for open, and this is stat"
+    assert rules.explain(b"/a/b", Group.OPEN) == "redirect /a is for that path alone, not for what is below"
+
+
+# Programs.
+
+
+@pytest.mark.parametrize(
+    ("programs", "paths", "wanted"),
+    [
+        (("runc",), (b"/usr/bin/runc", b"runc"), True),
+        (("runc",), (b"/memfd:x (deleted)", b"runc"), True),
+        (("runc",), (b"/usr/bin/runcx",), False),
+        (("runc",), (b"/runc/x",), False),
+        (("kube*", "runc"), (b"/usr/bin/kubelet",), True),
+        (("/usr/bin/*",), (b"/usr/bin/kubelet",), True),
+        (("/usr/bin/*",), (b"/opt/usr/bin/kubelet",), False),
+        (("runc",), (), False),
+    ],
+)
+def test_programs(programs: tuple[str, ...], paths: tuple[bytes, ...], wanted: bool) -> None:
+    assert program_test(programs)(paths) is wanted
+
+
+def test_rules_for_some_programs_are_no_rules_for_others() -> None:
+    everyones, runcs = StatfsRule(1, 2), MaskRule("/sys", programs=("runc",))
+    rules = Rules(statfs=(everyones,), masks=(runcs,))
+    assert rules.only(lambda programs: not programs) == Rules(statfs=(everyones,))
+    assert trapped_calls(rules) == OPENS | CHANGES | {"statfs", "fstatfs"}

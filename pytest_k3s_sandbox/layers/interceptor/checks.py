@@ -1,0 +1,117 @@
+"""What a rule must be, whether it came from a file or was made in Python."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from pytest_k3s_sandbox.layers.interceptor.rules import (
+    FAILABLE,
+    MASKABLE,
+    PATH,
+    PATTERN,
+    REDIRECTABLE,
+    TREE,
+    FaultRule,
+    MaskRule,
+    MountRule,
+    RedirectRule,
+    Rule,
+    Rules,
+    StatfsRule,
+)
+from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
+
+Problem = tuple[str, str]
+"""A field's name, as rule files spell it, and what is wrong with its value."""
+
+_U32 = 0xFFFF_FFFF
+
+
+def problems(rule: Rule) -> Iterator[Problem]:
+    """Yield what is wrong with a rule."""
+    for name in rule.programs:
+        if not name or "\0" in name:
+            yield "programs", f"{name!r} is not a program's name"
+    if isinstance(rule, StatfsRule):
+        yield from _statfs(rule)
+    elif isinstance(rule, RedirectRule):
+        yield from _redirect(rule)
+    elif isinstance(rule, MountRule):
+        yield from _mount(rule)
+    elif isinstance(rule, MaskRule):
+        yield from _path("under", rule.under)
+        yield from _groups(rule.groups, MASKABLE)
+    else:
+        yield from _fault(rule)
+
+
+def checked(rules: Rules) -> Rules:
+    """Return a rule set that was made in Python, if it is right.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    for rule in rules.every():
+        for field, cause in problems(rule):
+            from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - not before it is needed
+
+            raise ConfigError(f"rule {rule.label!r}, field {field!r}", cause=cause)
+    return rules
+
+
+def _path(field: str, value: str) -> Iterator[Problem]:
+    if not value.startswith("/") or "\0" in value or ".." in value.split("/") or "//" in value:
+        yield field, f"{value!r} is not an absolute path without '..' and '//'"
+
+
+def _groups(groups: tuple[Group, ...], known: tuple[Group, ...]) -> Iterator[Problem]:
+    if not groups:
+        yield "calls", "is empty"
+    for group in groups:
+        if group not in known:
+            names = ", ".join(one.value for one in known)
+            yield "calls", f"unknown group of calls {group.value!r}; known: {names}"
+
+
+def _statfs(rule: StatfsRule) -> Iterator[Problem]:
+    if rule.original is None and rule.under is None:
+        yield "original", "'original' or 'under' is needed, or both"
+    for field, value in (("original", rule.original), ("replacement", rule.replacement)):
+        if value is not None and not 0 <= value <= _U32:
+            yield field, f"{value:#x} is not an f_type: 0 to 0xffffffff"
+    if rule.under is not None:
+        yield from _path("under", rule.under)
+
+
+def _redirect(rule: RedirectRule) -> Iterator[Problem]:
+    yield from _path(rule.kind.name, rule.path)
+    yield from _groups(rule.groups, REDIRECTABLE)
+    if (rule.target is None) == (rule.content is None):
+        yield "target", "exactly one of 'target' and 'content' is needed"
+    if rule.target is not None:
+        bare = rule.target.removeprefix(TREE)
+        if rule.kind is PATTERN:
+            bare = bare.replace(PATH, "/path", 1) if bare.startswith(PATH) else bare.replace(PATH, "")
+        yield from _path("target", bare or "/")
+
+
+def _mount(rule: MountRule) -> Iterator[Problem]:
+    yield from _path("under", rule.under)
+    if rule.root is not None:
+        yield from _path("root", rule.root)
+    if rule.device is not None:
+        major, _, minor = rule.device.partition(":")
+        if not (major.isdecimal() and minor.isdecimal()):
+            yield "device", f"{rule.device!r} is not major:minor"
+
+
+def _fault(rule: FaultRule) -> Iterator[Problem]:
+    yield from _path(rule.kind.name, rule.path)
+    yield from _groups(rule.groups, FAILABLE)
+    if rule.errno not in errno.errorcode:
+        yield "errno", f"{rule.errno} is no error's number"
+    if rule.skip < 0:
+        yield "skip", f"{rule.skip} is negative"
+    if rule.times is not None and rule.times < 1:
+        yield "times", f"{rule.times} is less than 1"

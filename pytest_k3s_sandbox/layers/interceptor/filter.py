@@ -1,0 +1,126 @@
+"""The seccomp filter: which calls stop, as a program of the kernel's classic BPF.
+
+libseccomp builds the same filters, but finding and loading it takes more of a tracer's start in gVisor
+than everything else together (docs/interceptor.md), and the tracer needs the bytes to load a filter
+into a program that is already there. A test compares the two on every call.
+
+Layouts: struct seccomp_data in linux/seccomp.h, struct sock_filter and sock_fprog in linux/filter.h,
+instructions in linux/bpf_common.h (all uapi).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, SECCOMP
+
+PROBING: Final = 121
+"""getpgid(2), with which a launched program tells the order of stops before it is executed."""
+NOBODY: Final = 0x7FFF_AB1E
+"""A process id that cannot exist (pid_max is at most 4194304), so nobody else asks for it."""
+
+RET_ALLOW: Final = 0x7FFF_0000
+RET_TRACE: Final = 0x7FF0_0000
+AUDIT_ARCH_X86_64: Final = 0xC000_003E
+
+_LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+
+_NUMBER, _ARCH, _ARGUMENT = 0, 4, 16
+
+_MODE_FILTER: Final = 1
+_SPEC_ALLOW: Final = 4
+"""SECCOMP_FILTER_FLAG_SPEC_ALLOW: before Linux 5.16 a filter without it slows down the whole program."""
+_PR_SET_NO_NEW_PRIVS: Final = 38
+FLAGS: Final = (_SPEC_ALLOW, 0)
+"""What to try for seccomp(2), in this order: gVisor has no flags."""
+
+
+class Instruction(NamedTuple):
+    """One struct sock_filter."""
+
+    code: int
+    jump_true: int
+    jump_false: int
+    value: int
+
+
+def build(calls: Iterable[str], *, probing: bool = False) -> tuple[Instruction, ...]:
+    """Return a filter that reports ``calls`` to the tracer and lets everything else pass.
+
+    Calls of 32-bit programs pass, too, and so do those of x32 ones, whose numbers are all
+    above the others: their structures differ. The numbers are found by halving, so that
+    a call that is not trapped costs some five comparisons.
+
+    Args:
+        calls: Names of calls.
+        probing: Whether the call that a launched program probes with is reported, too.
+    """
+    numbers = sorted({NUMBERS[name] for name in calls} | ({PROBING} if probing else set()))
+    if not numbers:
+        return (Instruction(_RETURN, 0, 0, RET_ALLOW),)
+    head = (
+        Instruction(_LOAD, 0, 0, _ARCH),
+        Instruction(_IF_EQUAL, 1, 0, AUDIT_ARCH_X86_64),
+        Instruction(_RETURN, 0, 0, RET_ALLOW),
+        Instruction(_LOAD, 0, 0, _NUMBER),
+    )
+    size = 2 * len(numbers) - 1
+    tail = (  # allow; the probing call; trace
+        Instruction(_RETURN, 0, 0, RET_ALLOW),
+        Instruction(_LOAD, 0, 0, _ARGUMENT),
+        Instruction(_IF_EQUAL, 1, 0, NOBODY),
+        Instruction(_RETURN, 0, 0, RET_ALLOW),
+        Instruction(_RETURN, 0, 0, RET_TRACE),
+    )
+    return (*head, *_halved(numbers, size), *tail)
+
+
+def _halved(numbers: list[int], left: int) -> list[Instruction]:
+    """Return the comparisons; ``left`` is how many instructions there are from here to the tail."""
+    if len(numbers) == 1:
+        matched = 1 if numbers[0] == PROBING else 4
+        return [Instruction(_IF_EQUAL, left - 1 + matched, left - 1, numbers[0])]
+    half = len(numbers) // 2
+    lower = _halved(numbers[:half], left - 1)
+    upper = _halved(numbers[half:], left - 1 - len(lower))
+    return [Instruction(_IF_AT_LEAST, len(lower), 0, numbers[half]), *lower, *upper]
+
+
+def packed(program: Iterable[Instruction]) -> bytes:
+    """Return the instructions as the kernel reads them."""
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def with_header(program: bytes, address: int) -> bytes:
+    """Return struct sock_fprog and the program behind it, for memory at ``address``."""
+    header = struct.pack("=H6xQ", len(program) // 8, address + 16)
+    return header + program
+
+
+def load(program: bytes) -> None:
+    """Load a filter into this process.
+
+    Who has not CAP_SYS_ADMIN must set no_new_privs first, with which setuid programs do not work; so
+    it is left off where it can be.
+
+    Raises:
+        OSError: It is not permitted, or the kernel has no filters.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(16 + len(program))
+    address = ctypes.addressof(buffer)
+    ctypes.memmove(address, with_header(program, address), len(buffer))
+    for flags in FLAGS:
+        for _ in range(2):
+            if libc.syscall(SECCOMP, _MODE_FILTER, flags, ctypes.c_void_p(address)) == 0:
+                return
+            if ctypes.get_errno() != errno.EACCES or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+                break
+    raise OSError(ctypes.get_errno(), "seccomp")

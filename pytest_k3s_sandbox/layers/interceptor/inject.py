@@ -1,0 +1,108 @@
+"""Load a filter into a program that has just been executed, before its first instruction.
+
+A filter stays for good and is inherited, so who needs no rule must not get one: not from its parent either.
+The tracer therefore makes the program itself call seccomp(2), when it sees that it is one that
+rules are for. At the exit stop of execve(2) the new program has not run yet. Its
+instruction pointer is led to a ``syscall`` instruction in the vDSO (vdso(7)), the filter is
+written below its stack pointer, where nothing can be yet (the kernel maps room there for
+the program's use), and after the call every register gets its old value back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Final
+
+from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
+from pytest_k3s_sandbox.layers.interceptor import procfs, requests
+from pytest_k3s_sandbox.layers.interceptor.memory import Memory
+from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, CS, ORIG_RAX, RAX, RIP, RSP, Registers
+from pytest_k3s_sandbox.layers.interceptor.syscalls import SECCOMP
+
+_AT_SYSINFO_EHDR: Final = 33
+"""The vDSO's address in the auxiliary vector: getauxval(3)."""
+_SYSCALL: Final = b"\x0f\x05"
+_MODE_FILTER: Final = 1
+_RED_ZONE: Final = 128
+"""Bytes below the stack pointer that belong to a function: x86-64 psABI, 3.2.2. A start has none yet."""
+_PT_LOAD: Final = 1
+
+
+def vdso_address(auxiliary: bytes) -> int | None:
+    """Return the vDSO's address from an auxiliary vector."""
+    for kind, value in struct.iter_unpack("=QQ", auxiliary[: len(auxiliary) // 16 * 16]):
+        if kind == _AT_SYSINFO_EHDR:
+            return int(value)
+    return None
+
+
+def _own_vdso() -> bytes:
+    """Return the vDSO of this process, which is every process's: elf(5) tells its length."""
+    address = vdso_address(procfs.auxiliary("self"))
+    if address is None:
+        return b""
+    header = ctypes.string_at(address, 64)
+    table, size, count = struct.unpack_from("=Q14xHH", header, 32)
+    end = 0
+    for index in range(count):
+        # gVisor's is linked to another address than it lies at; its file's offsets are right everywhere.
+        kind, _, offset, _, _, length = struct.unpack_from(
+            "=IIQQQQ", ctypes.string_at(address + table + index * size, size)
+        )
+        if kind == _PT_LOAD:
+            end = max(end, offset + length)
+    return ctypes.string_at(address, end)
+
+
+class Injector:
+    """Makes programs load filters."""
+
+    def __init__(self, registers: Registers, memory: Memory) -> None:
+        """Look for the instruction."""
+        self._registers = registers
+        self._memory = memory
+        self._offset = _own_vdso().find(_SYSCALL)
+        self._flags = list(seccomp.FLAGS)
+
+    def begin(self, tid: int, program: bytes) -> bytes | None:
+        """Turn a program that is at the exit stop of its execve to the call that loads a filter.
+
+        Args:
+            tid: The program's thread, whose registers are in the buffer.
+            program: The filter.
+
+        Returns:
+            The registers to restore after the call; None: it cannot be done, and nothing was changed.
+        """
+        words = self._registers.words
+        address = vdso_address(procfs.auxiliary(tid)) if self._offset >= 0 else None
+        if address is None or words[CS] != requests.CODE_64:
+            return None
+        where = (words[RSP] - _RED_ZONE - len(program) - 16) & ~15
+        if not self._memory.write(tid, where, seccomp.with_header(program, where)):
+            return None
+        saved = self._registers.save()
+        words[RIP] = address + self._offset
+        words[RAX] = SECCOMP
+        words[ORIG_RAX] = (1 << 64) - 1  # not in a call: the kernel must not restart one
+        for index, value in zip(ARGUMENTS, (_MODE_FILTER, self._flags[0], where), strict=False):
+            words[index] = value
+        self._registers.store(tid)
+        return saved
+
+    def end(self, tid: int, saved: bytes, program: bytes) -> bytes | int:
+        """Restore the registers at the exit stop of the call.
+
+        Returns:
+            0, or the error's number; bytes: as from :meth:`begin`, the call is made once more.
+        """
+        result = requests.signed(self._registers.words[RAX])
+        self._registers.recall(saved)
+        if result < 0 and len(self._flags) > 1:  # the kernel knows no such flags
+            del self._flags[0]
+            again = self.begin(tid, program)
+            if again is not None:
+                return again
+        self._registers.store(tid)
+        return -result

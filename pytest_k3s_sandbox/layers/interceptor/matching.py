@@ -1,0 +1,226 @@
+"""What the rules say of one path. Pure: no file is looked at."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from pytest_k3s_sandbox.layers.interceptor.rules import (
+    EXACT,
+    PATH,
+    PATTERN,
+    PREFIX,
+    FaultRule,
+    Kind,
+    MaskRule,
+    RedirectRule,
+    Rules,
+)
+from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
+
+
+class Decision(NamedTuple):
+    """What a path has to do with the rules.
+
+    Attributes:
+        redirect: The rule that leads it elsewhere, and where to (nowhere for content).
+        mount_table: Whether it is a mount table to be rewritten.
+        mask: The rule that blocks signals during the call.
+        fault: The rule that makes the call fail.
+    """
+
+    redirect: tuple[RedirectRule, bytes] | None = None
+    mount_table: bool = False
+    mask: MaskRule | None = None
+    fault: FaultRule | None = None
+
+
+NOTHING: Final = Decision()
+_TABLES: Final = (b"mountinfo", b"mounts", b"mountstats")
+
+
+def below(path: str | bytes, folder: str | bytes) -> bool:
+    """Tell whether a normal path is ``folder`` or lies below it (both of one type)."""
+    if isinstance(path, str):
+        path = os.fsencode(path)
+    if isinstance(folder, str):
+        folder = os.fsencode(folder)
+    return path == folder or path.startswith(folder if folder.endswith(b"/") else folder + b"/")
+
+
+def normal(path: bytes) -> bytes:
+    """Return an absolute path without ``.``, ``..``, repeated and trailing slashes."""
+    if b"//" in path or b"/." in path or path.endswith(b"/"):
+        path = posixpath.normpath(path)
+        if path.startswith(b"//"):  # two leading slashes survive normpath, by POSIX
+            path = path[1:]
+    return path
+
+
+def is_mount_table(path: bytes) -> bool:
+    """Tell whether a normal path is a mount table of the kernel's: proc_pid_mountinfo(5) and its like."""
+    if path == b"/proc/mounts":
+        return True
+    parts = path.split(b"/")
+    if parts[1:2] != [b"proc"] or parts[-1] not in _TABLES:
+        return False
+    if len(parts) == 4:  # noqa: PLR2004 - "", proc, self, mounts
+        return parts[2] in {b"self", b"thread-self"} or parts[2].isdigit()
+    # "", proc, self, task, 17, mounts; thread-self has no folder of tasks
+    return (
+        len(parts) == 6  # noqa: PLR2004
+        and parts[3] == b"task"
+        and parts[4].isdigit()
+        and (parts[2] == b"self" or parts[2].isdigit())
+    )
+
+
+def wildcard(pattern: str) -> Callable[[bytes], bool]:
+    """Return the test of a pattern: ``*``, ``?`` and ``[...]`` stop at a slash, ``**`` does not."""
+    import re  # noqa: PLC0415 - it takes a while to import, and few rule sets have a pattern
+
+    out, index = "", 0
+    while index < len(pattern):
+        char = pattern[index]
+        index += 1
+        if char == "*":
+            if pattern.startswith("*", index):
+                index += 1
+                out += ".*"
+            else:
+                out += "[^/]*"
+        elif char == "?":
+            out += "[^/]"
+        elif char == "[" and (end := pattern.find("]", index + 1)) > 0:
+            inner = pattern[index:end].replace("\\", "\\\\")
+            out += f"(?!/)[{'^' + inner[1:] if inner[0] in '!^' else inner}]"
+            index = end + 1
+        else:
+            out += re.escape(char)
+    match = re.compile(os.fsencode(out), re.DOTALL).fullmatch
+    return lambda path: match(path) is not None
+
+
+def literal(pattern: str) -> str:
+    """Return what every match of a pattern begins with."""
+    return pattern[: min((pattern.find(char) for char in "*?[" if char in pattern), default=len(pattern))]
+
+
+def program_test(programs: tuple[str, ...]) -> Callable[[tuple[bytes, ...]], bool]:
+    """Return the test whether a program that has these paths is one of ``programs``."""
+    tests = [("/" in name, wildcard(name)) for name in programs]
+    return lambda paths: any(
+        test(path if whole else path.rpartition(b"/")[2]) for path in paths for whole, test in tests
+    )
+
+
+class _Place(NamedTuple):
+    """A rule's path, ready for the test."""
+
+    path: bytes
+    kind: Kind
+    test: Callable[[bytes], bool] | None
+
+    @property
+    def root(self) -> bytes:
+        return os.fsencode(literal(os.fsdecode(self.path))) if self.kind is PATTERN else self.path
+
+    def fits(self, path: bytes) -> bool:
+        if self.kind is EXACT:
+            return path == self.path
+        return self.test(path) if self.test is not None else below(path, self.path)
+
+
+def _place(path: str, kind: Kind) -> _Place:
+    return _Place(os.fsencode(path), kind, wildcard(path) if kind is PATTERN else None)
+
+
+class PathRules:
+    """The rules that concern paths, prepared for the one test most calls need.
+
+    Attributes:
+        roots: Prefixes; an absolute, normal path that starts with none of them
+            concerns no rule.
+    """
+
+    __slots__ = ("_faults", "_masks", "_mounts", "_redirects", "roots")
+
+    def __init__(self, rules: Rules) -> None:
+        """Prepare; ``rules`` must have its tree filled in."""
+        self._redirects = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.redirects)
+        self._faults = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.faults)
+        self._masks = tuple((rule, os.fsencode(rule.under)) for rule in rules.masks)
+        self._mounts = bool(rules.mounts)
+        wanted = {os.fsencode(rule.under) for rule in rules.masks}
+        for place in (*(place for _, place in self._redirects), *(place for _, place in self._faults)):
+            wanted.add(place.root)
+        if self._mounts:
+            wanted.add(b"/proc/")
+        # startswith() takes a tuple; one prefix that covers another makes it shorter.
+        self.roots = tuple(
+            sorted(path for path in wanted if not any(path != o and path.startswith(o) for o in wanted))
+        )
+
+    def may_concern(self, path: bytes) -> bool:
+        """Tell whether a rule could fit a path as a program wrote it: the cheap test."""
+        return path.startswith(self.roots) or path[:1] != b"/" or b"//" in path or b"/." in path
+
+    def decide(self, path: bytes, group: Group) -> Decision:
+        """Return what the rules say of an absolute path in a call of ``group``.
+
+        ``.``, ``..`` and repeated slashes are resolved as text; symbolic links are not followed.
+        """
+        path = normal(path)
+        if not path.startswith(self.roots):
+            return NOTHING
+        mask = fault = None
+        for rule, folder in self._masks:
+            if group in rule.groups and below(path, folder):
+                mask = rule
+                break
+        for failing, place in self._faults:
+            if group in failing.groups and place.fits(path):
+                fault = failing
+                break
+        if self._mounts and group is Group.OPEN and is_mount_table(path):
+            return Decision(mount_table=True, mask=mask, fault=fault)
+        for redirect, place in self._redirects:
+            if group in redirect.groups and place.fits(path):
+                return Decision((redirect, _target(redirect, place, path)), mask=mask, fault=fault)
+        return NOTHING if mask is None and fault is None else Decision(mask=mask, fault=fault)
+
+    def original(self, target: bytes) -> bytes | None:
+        """Return the path that is led to ``target`` by a redirect that concerns readlink, too."""
+        for rule, place in self._redirects:
+            if rule.target is None or Group.READLINK not in rule.groups:
+                continue
+            led = os.fsencode(rule.target)
+            if rule.kind is EXACT and target == led:
+                return place.path
+            if rule.kind is PREFIX and below(target, led):
+                return place.path + target[len(led) :]
+        return None
+
+    def explain(self, path: bytes, group: Group) -> str:
+        """Return why a path is left alone, for a person who expected otherwise."""
+        path = normal(path)
+        rules: list[tuple[RedirectRule | FaultRule, _Place]] = [*self._redirects, *self._faults]
+        for rule, place in rules:
+            if place.fits(path):
+                groups = ", ".join(one.value for one in rule.groups)
+                if group not in rule.groups:
+                    return f"{rule.label} is for {groups}, and this is {group.value}"
+            elif rule.kind is EXACT and below(path, place.path):
+                return f"{rule.label} is for that path alone, not for what is below"
+        return "no rule's path fits"
+
+
+def _target(rule: RedirectRule, place: _Place, path: bytes) -> bytes:
+    if rule.target is None:
+        return b""
+    target = os.fsencode(rule.target)
+    if rule.kind is PREFIX:
+        return target + path[len(place.path) :]
+    return target.replace(PATH.encode(), path) if rule.kind is PATTERN else target

@@ -1,0 +1,81 @@
+"""Which rules are for which program."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
+from pytest_k3s_sandbox.layers.interceptor import procfs
+from pytest_k3s_sandbox.layers.interceptor.matching import PathRules, program_test
+from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, trapped_calls
+from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
+
+
+class Profile:
+    """The rules of one program, prepared.
+
+    Attributes:
+        rules: The rules.
+        paths: Those that concern paths.
+        places: The folders of statfs rules; None: there is a rule for every path.
+        reads_links: Whether links to redirected files have to look like the original.
+        masks_close: Whether descriptors of masked paths are to be remembered.
+        filter: What has to be loaded into such a program, as BPF; empty: nothing beyond
+            what every program has.
+    """
+
+    __slots__ = ("filter", "masks_close", "paths", "places", "reads_links", "rules")
+
+    def __init__(self, rules: Rules, inherited: frozenset[str]) -> None:
+        """Prepare; ``inherited`` are the calls that stop in every program."""
+        self.rules = rules
+        self.paths = PathRules(rules)
+        self.places = None
+        if all(rule.under is not None for rule in rules.statfs):
+            self.places = tuple({rule.under for rule in rules.statfs if rule.under is not None})
+        self.reads_links = any(
+            Group.READLINK in rule.groups and rule.target is not None for rule in rules.redirects
+        )
+        self.masks_close = any(Group.CLOSE in rule.groups for rule in rules.masks)
+        calls = trapped_calls(rules)
+        self.filter = b"" if calls <= inherited else seccomp.packed(seccomp.build(calls))
+
+
+class Profiles:
+    """Finds the profile of a process.
+
+    Attributes:
+        everywhere: The calls that stop in every program.
+        selective: Whether there are rules for some programs only.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        """Prepare; ``rules`` must have its tree filled in."""
+        self._rules = rules
+        everyone = rules.only(lambda programs: not programs)
+        self.everywhere = trapped_calls(everyone)
+        self._tests = {
+            programs: program_test(programs) for programs in {rule.programs for rule in rules.every()} - {()}
+        }
+        self.selective = bool(self._tests)
+        self._everyone = Profile(everyone, self.everywhere)
+        self._nobody: Final = Profile(NO_RULES, self.everywhere)
+        self._known: dict[frozenset[tuple[str, ...]], Profile] = {frozenset(): self._everyone}
+        self._root = procfs.root_identity()
+
+    def of(self, tid: int) -> Profile:
+        """Return the profile of the program that a thread executes.
+
+        A program in another root than ours, a container's own process, has none of the rules.
+        """
+        if procfs.root_identity(tid) not in {None, self._root}:
+            return self._nobody
+        if not self._tests:
+            return self._everyone
+        paths = procfs.program_paths(tid)
+        wanted = frozenset(programs for programs, test in self._tests.items() if test(paths))
+        profile = self._known.get(wanted)
+        if profile is None:
+            rules = self._rules.only(lambda programs: not programs or programs in wanted)
+            profile = self._known[wanted] = Profile(rules, self.everywhere)
+        return profile

@@ -1,0 +1,324 @@
+"""What is done at the stops of a trapped call: decide, change, and restore."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
+from pytest_k3s_sandbox.layers.interceptor.calls import Call
+from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, normal
+from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
+from pytest_k3s_sandbox.layers.interceptor.profiles import Profile
+from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, Registers
+from pytest_k3s_sandbox.layers.interceptor.rewriting import Rewriter
+from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, MaskRule
+from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
+from pytest_k3s_sandbox.layers.interceptor.stats import Stats
+from pytest_k3s_sandbox.layers.interceptor.syscalls import (
+    AT_FDCWD,
+    CLOSE,
+    FSTATFS,
+    GETPID,
+    PATH_CALLS,
+    STATFS,
+    Group,
+    PathCall,
+)
+
+_TRIES: Final = 3
+
+
+class TrappedCalls:
+    """Carries out rules on calls, one stop at a time.
+
+    Attributes:
+        label: The rule on whose account the stop that was just handled goes, or nothing.
+    """
+
+    def __init__(
+        self,
+        stats: Stats,
+        stand_ins: StandIns,
+        registers: Registers,
+        memory: Memory,
+        process_of: Callable[[int], int],
+        *,
+        entry_first: bool,
+    ) -> None:
+        """Prepare; ``process_of`` finds the process of a thread."""
+        self.label = ""
+        self._stats = stats
+        self._stand_ins = stand_ins
+        self._registers = registers
+        self._memory = memory
+        self._process_of = process_of
+        self._entry_first = entry_first
+        self._masked: dict[int, tuple[int, int]] = {}
+        self._rewriter = Rewriter(registers, memory, process_of)
+        self._descriptors: dict[int, dict[int, MaskRule]] = {}
+        self._failed: Counter[FaultRule] = Counter()
+
+    def forget(self, tid: int, call: Call | None) -> None:
+        """Note that a thread, which was in ``call``, has ended or executes another program."""
+        self._rewriter.forget(tid, call)
+        self._masked.pop(tid, None)
+        self._descriptors.pop(tid, None)
+
+    def at_call(self, tid: int, profile: Profile) -> Call | None:
+        """Decide at the seccomp event; return the call whose exit stop is to be awaited, if one is."""
+        self.label = ""
+        registers = self._registers
+        registers.load(tid)
+        words = registers.words
+        number = words[ORIG_RAX]
+        of = PATH_CALLS.get(number)
+        if of is None:
+            self._stats.calls["close" if number == CLOSE else "fstatfs"] += 1
+            if number == CLOSE:
+                return self._closing(tid)
+            return self._statfs(tid, profile, None) if number == FSTATFS else None
+        self._stats.calls[of.name] += 1
+        path = self._memory.read_path(tid, words[ARGUMENTS[of.path]])
+        masked = self._masked.pop(tid, None) if self._masked else None
+        decision = NOTHING
+        if path and profile.paths.may_concern(path):
+            path = path if path[:1] == b"/" else self._resolved(tid, of, path)
+            if path is not None:
+                decision = profile.paths.decide(path, of.group)
+        if messages.debugging():
+            _explain(tid, of, path, profile, decision)
+        if decision is not NOTHING and path:
+            call = Call(self._finish_path, number, self._entry_first, of)
+            call.path = path
+            if masked is not None:
+                call.mask, call.tries = masked
+            awaited = self._carried_out(tid, call, profile, decision)
+            if awaited is not None:
+                return awaited
+        if masked is not None:
+            requests.set_signal_mask(tid, masked[0])
+        return self._answer(tid, profile, of, path)
+
+    def _answer(self, tid: int, profile: Profile, of: PathCall, path: bytes | None) -> Call | None:
+        """Await the answer of a call that is carried out as it is, if a rule may change that."""
+        if of.group is Group.STATFS:
+            return self._statfs(tid, profile, path or b"/")
+        if profile.reads_links and of.group is Group.READLINK and path and b"/fd/" in path:
+            return Call(
+                lambda tid, call: self._finish_readlink(tid, call, profile),
+                self._registers.words[ORIG_RAX],
+                self._entry_first,
+                of,
+            )
+        return None
+
+    def _resolved(self, tid: int, call: PathCall, path: bytes) -> bytes | None:
+        folder = AT_FDCWD if call.dirfd is None else self._registers.words[ARGUMENTS[call.dirfd]]
+        base = procfs.descriptor_path(tid, folder)
+        # Without one the descriptor is wrong, and the kernel's answer will say so.
+        return None if base is None else base.rstrip(b"/") + b"/" + path
+
+    def _carried_out(self, tid: int, call: Call, profile: Profile, decision: Decision) -> Call | None:
+        """Do what was decided; None: nothing was."""
+        fault = decision.fault
+        if fault is not None and self._fails(fault):
+            return self._failing(tid, call, fault)
+        target = self._target(tid, profile, call.path, decision)
+        if target is not None:
+            mapping = self._rewriter.prepare(tid, call.number, entry_first=self._entry_first)
+            if mapping is not None:
+                if call.mask is not None:
+                    self._masked[tid] = (call.mask, call.tries)
+                return mapping
+            if self._rewriter.replace(tid, call, target[0]):
+                self._stats.applied.update(target[1])
+                call.label = self.label = next(iter(target[1]))
+            else:
+                self._unchanged(tid, "no memory in the tracee")
+        rule = decision.mask
+        if rule is not None:
+            call.masked_by = rule
+            call.label = self.label = rule.label
+            if call.mask is None:
+                return self._blocking(tid, call, rule)
+        return call if call.mask is not None or call.restore else None
+
+    def _unchanged(self, tid: int, reason: str) -> None:
+        self._stats.unchanged[reason] += 1
+        if messages.debugging():
+            messages.say("debug", f"{tid} left alone: {reason}")
+
+    def _target(
+        self, tid: int, profile: Profile, path: bytes, decision: Decision
+    ) -> tuple[bytes, Mapping[str, int]] | None:
+        """Return the path to open instead, if the tracee can reach it, and what to count then."""
+        counts: Mapping[str, int]
+        if decision.redirect is not None:
+            rule, target = decision.redirect
+            counts = {rule.label: 1}
+            if rule.content is not None:
+                target = self._stand_ins.content(tid, rule, path)
+        elif decision.mount_table:
+            found = self._stand_ins.mount_table(tid, normal(path), profile.rules.mounts)
+            if found is None:
+                return None
+            target, counts = found
+        else:
+            return None
+        if len(target) >= PATH_MAX or not procfs.reaches(tid, target):
+            self._unchanged(tid, "no such target")
+            return None
+        return target, counts
+
+    def _blocking(self, tid: int, call: Call, rule: MaskRule) -> Call:
+        """Block all signals for a call.
+
+        A signal that arrived just before the mask still interrupts the call in gVisor.
+        An open is simply repeated then. A change may have been made already, so for
+        it a harmless call comes first, which takes the interruption.
+        """
+        self._stats.applied[rule.label] += 1
+        self.label = call.label = rule.label
+        call.mask = requests.signal_mask(tid)
+        requests.set_signal_mask(tid, requests.ALL_SIGNALS)
+        if call.of.group is not Group.CHANGE:
+            return call
+        call.finish = self._finish_drain
+        return self._rewriter.instead(tid, call, GETPID)
+
+    def _closing(self, tid: int) -> Call | None:
+        """Block signals while a descriptor of a masked path is closed."""
+        opened = self._descriptors.get(self._process_of(tid)) if self._descriptors else None
+        rule = opened.pop(self._registers.words[ARGUMENTS[0]] & 0xFFFF_FFFF, None) if opened else None
+        if rule is None:
+            return None
+        return self._blocking(tid, Call(self._finish_close, CLOSE, self._entry_first), rule)
+
+    def _fails(self, rule: FaultRule) -> bool:
+        seen = self._failed[rule]
+        self._failed[rule] = seen + 1
+        return seen >= rule.skip and (rule.times is None or seen < rule.skip + rule.times)
+
+    def _failing(self, tid: int, call: Call, rule: FaultRule) -> Call:
+        self._stats.applied[rule.label] += 1
+        self.label = call.label = rule.label
+        call.fault = rule
+        call.finish = self._finish_fault
+        return self._rewriter.instead(tid, call, GETPID)
+
+    def _statfs(self, tid: int, profile: Profile, path: bytes | None) -> Call | None:
+        """Await the answer, if a rule may change it."""
+        if not profile.rules.statfs:
+            return None
+        if path is None:
+            number = FSTATFS
+            where = b""
+            if profile.places is not None:
+                where = procfs.descriptor_path(tid, self._registers.words[ARGUMENTS[0]]) or b"/"
+        else:
+            number = STATFS
+            where = path
+            if path[:1] != b"/":
+                where = (procfs.descriptor_path(tid, AT_FDCWD) or b"") + b"/" + path
+            where = normal(where)
+        if profile.places is not None and not any(below(where, folder) for folder in profile.places):
+            return None
+        call = Call(lambda tid, call: self._finish_statfs(tid, call, profile), number, self._entry_first)
+        call.path = where
+        return call
+
+    # At the exit of a call. Each returns the call that is awaited next, if there is one.
+
+    def _finish_drain(self, tid: int, call: Call) -> None:
+        if call.mask is not None:
+            self._masked[tid] = (call.mask, 0)
+        self._registers.recall(call.saved)
+        self._rewriter.run_again(tid, call)
+
+    def _finish_fault(self, tid: int, call: Call) -> None:
+        self._registers.recall(call.saved)
+        if call.fault is not None:
+            self._registers.words[RAX] = (1 << 64) - call.fault.errno
+        self._registers.store(tid)
+        if call.mask is not None:
+            requests.set_signal_mask(tid, call.mask)
+
+    def _finish_path(self, tid: int, call: Call) -> None:
+        words = self._registers.words
+        result = requests.signed(words[RAX])
+        self._rewriter.restore(call)
+        if call.mask is not None and call.of.group is Group.OPEN:
+            if result == -errno.EINTR and call.tries < _TRIES:
+                self._stats.restarted += 1
+                self._masked[tid] = (call.mask, call.tries + 1)
+                self._rewriter.run_again(tid, call)
+                return
+            if result >= 0 and call.masked_by is not None and Group.CLOSE in call.masked_by.groups:
+                self._descriptors.setdefault(self._process_of(tid), {})[result] = call.masked_by
+        if call.restore:
+            self._registers.store(tid)
+        if call.mask is not None:
+            requests.set_signal_mask(tid, call.mask)
+
+    def _finish_close(self, tid: int, call: Call) -> None:
+        """Take EINTR as success: the descriptor is closed then, close(2)."""
+        if requests.signed(self._registers.words[RAX]) == -errno.EINTR:
+            self._stats.restarted += 1
+            self._registers.words[RAX] = 0
+            self._registers.store(tid)
+        if call.mask is not None:
+            requests.set_signal_mask(tid, call.mask)
+
+    def _finish_statfs(self, tid: int, call: Call, profile: Profile) -> None:
+        """Change f_type, the first 8 bytes of struct statfs (uapi asm-generic/statfs.h)."""
+        words = self._registers.words
+        if words[RAX] != 0:
+            return
+        buffer = words[ARGUMENTS[1]]
+        original = int.from_bytes(self._memory.read(tid, buffer, 8), "little")
+        for rule in profile.rules.statfs:
+            if rule.original not in {None, original}:
+                continue
+            if rule.under is not None:
+                if not call.path:
+                    call.path = procfs.descriptor_path(tid, words[ARGUMENTS[0]]) or b"/"
+                if not below(call.path, rule.under):
+                    continue
+            if self._memory.write(tid, buffer, rule.replacement.to_bytes(8, "little")):
+                self._stats.applied[rule.label] += 1
+                self.label = rule.label
+            return
+
+    def _finish_readlink(self, tid: int, call: Call, profile: Profile) -> None:
+        """Show a descriptor that was led elsewhere under the path that the program opened."""
+        words = self._registers.words
+        length = requests.signed(words[RAX])
+        buffer, size = (words[ARGUMENTS[call.of.path + index]] for index in (1, 2))
+        if not 0 < length < PATH_MAX:
+            return
+        original = profile.paths.original(self._memory.read(tid, buffer, length))
+        if original is not None and self._memory.write(tid, buffer, original[: size & 0xFFFF_FFFF]):
+            words[RAX] = min(len(original), size & 0xFFFF_FFFF)
+            self._registers.store(tid)
+            self._stats.applied["readlink"] += 1
+
+
+def _explain(tid: int, of: PathCall, path: bytes | None, profile: Profile, decision: Decision) -> None:
+    if path is None:
+        why = "there is no path, or its folder is not known; the answer is the kernel's"
+    elif decision is NOTHING:
+        why = profile.paths.explain(path, of.group)
+    else:
+        redirect = decision.redirect
+        found = [
+            redirect and f"{redirect[0].label} to {os.fsdecode(redirect[1]) or 'content'}",
+            decision.mount_table and "a mount table",
+            decision.mask and decision.mask.label,
+            decision.fault and decision.fault.label,
+        ]
+        why = ", ".join(text for text in found if text)
+    messages.say("debug", f"{tid} {of.name} {os.fsdecode(path or b'?')}: {why}")
