@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,8 +11,8 @@ from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS, DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.probe import render
 from pytest_k3s_sandbox.layers.cgroupfs.server import DEFAULT_MOUNTPOINT, Server
 
-READY = "ready"
-"""The line that is written once programs can use the mounts."""
+READY = "ready, pid {}"
+"""The line that is written once programs can use the mounts; a log may have that of an earlier server."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__}") -> int:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__
         log=_say if options.verbose else None,
     )
     try:
-        server.run(lambda seen: _say(f"{render(seen)}{READY}"))
+        server.run(lambda seen: _say(render(seen) + READY.format(os.getpid())))
     except Exception as error:
         from pytest_k3s_sandbox.errors import SandboxError  # noqa: PLC0415  # only when something is wrong
 
@@ -51,7 +52,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Serve a cgroup v1 filesystem in FUSE until SIGINT or SIGTERM. What it sees itself is "
-        "logged, then the line `ready`.",
+        "logged, then a line that says `ready`.",
     )
     parser.add_argument(
         "mountpoint", nargs="?", default=DEFAULT_MOUNTPOINT, help=f"where (default: {DEFAULT_MOUNTPOINT})"

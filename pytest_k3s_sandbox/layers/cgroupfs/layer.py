@@ -112,7 +112,7 @@ class FuseCgroupfs:
             raise self._error(process, f"its check found: {problems}")
 
     def _wait(self, process: Process, deadline: Deadline) -> None:
-        while READY not in _text(process).splitlines():
+        while READY.format(process.pid) not in _text(process).splitlines():
             if process.poll() is not None:
                 raise self._error(
                     process, f"it ended with {process.poll()}: {_text(process)[-_TAIL:].strip()}"

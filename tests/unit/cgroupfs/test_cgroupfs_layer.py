@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.probe import render
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
 
 GOOD = {"f_type": "0x65735546", "problems": ""}
-READY = f"{render(GOOD)}ready\n"
+READY = f"{render(GOOD)}ready, pid 7\n"
 
 
 class _FakeProcess:
@@ -93,8 +93,9 @@ def test_it_comes_up_and_goes_down(tmp_path: Path) -> None:
     [
         ("no /dev/fuse\n", 2, "no /dev/fuse"),
         ("", None, "not ready"),
-        (f"{render({'problems': 'cpu: broken'})}ready\n", None, "cpu: broken"),
-        ("ready\n", None, "not what a probe says"),
+        (READY.replace("pid 7", "pid 6"), None, "not ready"),
+        (f"{render({'problems': 'cpu: broken'})}ready, pid 7\n", None, "cpu: broken"),
+        ("ready, pid 7\n", None, "not what a probe says"),
     ],
 )
 def test_failures_name_the_cause_and_the_log(
