@@ -6,18 +6,18 @@ Sources: proc_pid_stat(5), proc_pid_statm(5), proc_stat(5), proc_meminfo(5).
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
+from pytest_k3s_sandbox.layers.cgroupfs.machine import Machine, names, read_text
 from pytest_k3s_sandbox.layers.cgroupfs.sample import NANOSECONDS, Process, Sample
-from pytest_k3s_sandbox.layers.cgroupfs.values import PAGE_SIZE, parse_list
+from pytest_k3s_sandbox.layers.cgroupfs.values import PAGE_SIZE
 
 _TICK = NANOSECONDS // os.sysconf("SC_CLK_TCK")
 _KIB = 1024
-_MAX_NUMBER = range(1 << 16)  # of a CPU or a memory node; bounds what a list file may name
+_COUNTED = {"pgfault", "pgmajfault", "workingset_refault_anon", "workingset_refault_file"}
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD of include/linux/sched.h
 
 
 def parse_stat(text: str) -> Process:
@@ -46,6 +46,7 @@ def parse_stat(text: str) -> Process:
         anonymous=int(fields[21]) * PAGE_SIZE,
         faults=int(fields[7]),
         major_faults=int(fields[9]),
+        kernel=bool(int(fields[6]) & _KERNEL_THREAD),
     )
 
 
@@ -81,28 +82,32 @@ def parse_meminfo(text: str) -> dict[str, int]:
     return result
 
 
-def _read(path: str) -> str | None:
-    """Return a small file's content, None when it is not there (any more)."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        parts = []
-        while part := os.read(fd, 65536):
-            parts.append(part)
-        return b"".join(parts).decode("utf-8", "surrogateescape")
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
+def parse_vmstat(text: str) -> dict[str, int]:
+    """Parse ``/proc/vmstat``, which gVisor does not have; only what a memory group shows as well."""
+    pairs = (line.partition(" ") for line in text.splitlines())
+    return {name: int(value) for name, _, value in pairs if name in _COUNTED}
 
 
-def _names(path: str) -> list[str]:
-    return os.listdir(path)  # noqa: PTH208  # often, and of many: no Path objects
+@dataclass(slots=True)
+class _Apart:
+    """A thread that is looked at by itself.
+
+    Attributes:
+        leader: Its process.
+        started: When it started; tells a reused id apart.
+        before: What it had spent, in user and kernel mode, when that began.
+        spent: What it has spent since.
+        alive: Whether it still runs; what it spent stays out of its process' entry also then.
+    """
+
+    leader: int
+    started: int
+    before: tuple[int, int]
+    spent: tuple[int, int] = (0, 0)
+    alive: bool = True
 
 
-class ProcAccounting:
+class ProcAccounting(Machine):
     """Reads processes and totals; numbers are as old as ``max_age``, or the reader asks for now.
 
     Args:
@@ -112,83 +117,119 @@ class ProcAccounting:
 
     def __init__(self, max_age: float = 1.0, proc: str = "/proc") -> None:
         """Find out the CPUs and memory nodes; reads no process yet."""
+        super().__init__(proc, frozenset(parse_cpu(read_text(f"{proc}/stat") or "")) or frozenset({0}))
         self.max_age = max_age
-        self._proc = proc
         self._taken = float("-inf")
         self._sample = Sample({}, {}, {})
+        self._forked = ""
+        self._apart: dict[int, _Apart] = {}
         # gVisor keeps no count of file pages: there a second file to read would tell nothing.
         self._split = self._mapped(os.getpid()) > 0
-        cpu = parse_cpu(_read(f"{proc}/stat") or "")
-        self.cpus = frozenset(cpu) or frozenset({0})
-        nodes = (_read("/sys/devices/system/node/online") or "").strip()
-        # Without a list there is no NUMA, which is node 0.
-        self.mems = parse_list(nodes, possible=_MAX_NUMBER) if nodes else frozenset({0})
 
     def sample(self) -> Sample:
         """Return a sample no older than ``max_age`` seconds."""
         if time.monotonic() - self._taken < self.max_age:
             return self._sample
-        processes = {pid: process for pid in self._pids() if (process := self._process(pid)) is not None}
-        cpu = parse_cpu(_read(f"{self._proc}/stat") or "")
-        memory = parse_meminfo(_read(f"{self._proc}/meminfo") or "")
-        self._sample = Sample({p: x for p, x in processes.items() if not x.dead}, cpu, memory)
+        self._forked = self._last_fork()
+        processes: dict[int, Process] = {}
+        for pid in self._pids():
+            self._add(processes, pid)
+        cpu = parse_cpu(read_text(f"{self._proc}/stat") or "")
+        memory = parse_meminfo(read_text(f"{self._proc}/meminfo") or "")
+        memory.update(parse_vmstat(read_text(f"{self._proc}/vmstat") or ""))
+        self._sample = self._set_apart(Sample(processes, cpu, memory))
         self._taken = time.monotonic()
         return self._sample
 
-    def census(self, refresh: Iterable[int] = ()) -> Sample:
-        """Return a sample with the processes of now, and the numbers of now of some."""
-        known: Mapping[int, Process] = self.sample().processes
-        pids = self._pids()
+    def census(self, refresh: Iterable[int] = (), *, ended: bool = False) -> Sample:
+        """Return a sample with the processes of now; the list is read anew only if there was a fork."""
+        known = self.sample().processes
         again = set(refresh)
-        processes = {}
-        for pid in pids:
-            process = known.get(pid)
-            if process is None or pid in again:
-                process = self._process(pid)
-            if process is not None and not process.dead:
-                processes[pid] = process
-        if processes != known:
-            self._sample = Sample(processes, self._sample.cpu, self._sample.memory)
+        processes = dict(known)
+        forked = self._last_fork()
+        if ended or not forked or forked != self._forked:
+            self._forked = forked
+            pids = set(self._pids())
+            again.update(pids - known.keys())
+            for pid in known.keys() - pids - self._apart.keys():
+                del processes[pid]
+        for pid in again - self._apart.keys():
+            processes.pop(pid, None)
+            self._add(processes, pid)
+        if self._apart or processes != known:
+            self._sample = self._set_apart(Sample(processes, self._sample.cpu, self._sample.memory))
         return self._sample
 
-    def thread_group(self, tid: int) -> int | None:
-        """Return the process of a thread, from its status file."""
-        for line in (_read(f"{self._proc}/{tid}/status") or "").splitlines():
-            name, _, value = line.partition(":")
-            if name == "Tgid":
-                return int(value)
-        return None
+    def set_apart(self, tids: Iterable[int]) -> None:
+        """Look at threads by themselves from now on."""
+        for tid in tids:
+            leader = self.thread_group(tid)
+            now = None if leader is None else self._thread(leader, tid)
+            if leader is not None and now is not None and tid not in self._apart:
+                self._apart[tid] = _Apart(leader, now.started, (now.user, now.system))
 
-    def threads(self, pid: int) -> list[int]:
-        """Return the threads of a process."""
-        try:
-            return sorted(int(name) for name in _names(f"{self._proc}/{pid}/task"))
-        except OSError:
-            return []
+    def _set_apart(self, sample: Sample) -> Sample:
+        """Take the threads that are looked at by themselves out of their processes' entries."""
+        if not self._apart:
+            return sample
+        processes = dict(sample.processes)
+        for tid, apart in list(self._apart.items()):
+            processes.pop(tid, None)
+            whole = self._process(apart.leader)
+            if whole is None or whole.dead:
+                del self._apart[tid]
+                processes.pop(apart.leader, None)
+            else:
+                processes[apart.leader] = whole
+        for tid, apart in self._apart.items():
+            now = self._thread(apart.leader, tid) if apart.alive else None
+            apart.alive = now is not None and now.started == apart.started and not now.dead
+            whole = processes[apart.leader]
+            if now is not None and apart.alive:
+                apart.spent = now.user - apart.before[0], now.system - apart.before[1]
+                processes[tid] = now._replace(
+                    user=apart.spent[0], system=apart.spent[1], leader=apart.leader, threads=1
+                )._replace(anonymous=0, mapped=0, faults=0, major_faults=0, reaped_user=0, reaped_system=0)
+            processes[apart.leader] = whole._replace(
+                user=max(0, whole.user - apart.spent[0]),
+                system=max(0, whole.system - apart.spent[1]),
+                threads=whole.threads - apart.alive,
+            )
+        alive = frozenset(tid for tid, apart in self._apart.items() if apart.alive)
+        return Sample(processes, sample.cpu, sample.memory, alive)
 
-    def freeze(self, pid: int, *, frozen: bool) -> None:
-        """Send SIGSTOP or SIGCONT, never to ourselves: nobody could thaw us."""
-        if pid != os.getpid():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
+    def _last_fork(self) -> str:
+        """Return what changes with every fork: the last id given away; nothing where that is not told."""
+        last = (read_text(f"{self._proc}/loadavg") or "").rpartition(" ")[2].strip()
+        return "" if last == "0" else last  # gVisor says 0 always
 
     def _pids(self) -> list[int]:
-        return [int(name) for name in _names(self._proc) if name.isdigit()]
+        return [int(name) for name in names(self._proc) if name.isdigit()]
+
+    def _add(self, processes: dict[int, Process], pid: int) -> None:
+        process = self._process(pid)
+        if process is not None and not process.dead:
+            processes[pid] = process
+
+    def _thread(self, pid: int, tid: int) -> Process | None:
+        return _parse(read_text(f"{self._proc}/{pid}/task/{tid}/stat"))
 
     def _process(self, pid: int) -> Process | None:
-        text = _read(f"{self._proc}/{pid}/stat")
-        if not text:
-            return None
-        try:
-            process = parse_stat(text)
-        except (ValueError, IndexError):
-            return None
-        if not self._split:
+        process = _parse(read_text(f"{self._proc}/{pid}/stat"))
+        if process is None or not self._split or not process.anonymous:
             return process
         mapped = min(self._mapped(pid), process.anonymous)
-        return replace(process, anonymous=process.anonymous - mapped, mapped=mapped)
+        return process._replace(anonymous=process.anonymous - mapped, mapped=mapped)
 
     def _mapped(self, pid: int) -> int:
         """Return the resident bytes of a process that files or shared memory back."""
-        fields = (_read(f"{self._proc}/{pid}/statm") or "").split()
+        fields = (read_text(f"{self._proc}/{pid}/statm") or "").split()
         return int(fields[2]) * PAGE_SIZE if len(fields) > 2 else 0  # noqa: PLR2004  # proc_pid_statm(5)
+
+
+def _parse(text: str | None) -> Process | None:
+    """Return what a stat file says; None for none, and for what makes no sense."""
+    try:
+        return parse_stat(text) if text else None
+    except (ValueError, IndexError):
+        return None

@@ -8,171 +8,17 @@ with the kernel's errno.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Process, Sample
-from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64, parse_u64
+from pytest_k3s_sandbox.layers.cgroupfs.core import core_files
+from pytest_k3s_sandbox.layers.cgroupfs.group import Controller, File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Sample
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+
+__all__ = ["Controller", "File", "Group", "Hierarchy"]
 
 S = TypeVar("S")
-
-_MAX_WRITE = 4096  # kernfs refuses a longer write: E2BIG
-_MAX_PID = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class File(Generic[S]):
-    """One file that a controller puts into its groups.
-
-    Attributes:
-        read: Returns the content, or None for a file that only takes writes.
-        write: Takes what one write(2) brought, or None for a file that is only read.
-        on_root: Whether the root group has it.
-        on_child: Whether the other groups have it.
-        readable: Whether its mode says so; some that say so refuse the read.
-    """
-
-    read: Callable[[Group[S]], str] | None = None
-    write: Callable[[Group[S], str], None] | None = None
-    on_root: bool = True
-    on_child: bool = True
-    readable: bool = False
-
-    @property
-    def mode(self) -> int:
-        """The permission bits, as the kernel derives them from what the file can do."""
-        return (0o444 if self.read or self.readable else 0) | (0o200 if self.write else 0)
-
-
-class Controller(Protocol[S]):
-    """What one controller adds to a hierarchy: files, state for each group, and hooks."""
-
-    @property
-    def name(self) -> str:
-        """The controller's name, as in ``/proc/cgroups``."""
-
-    @property
-    def files(self) -> Mapping[str, File[S]]:
-        """Its files by name."""
-
-    def root(self) -> S:
-        """Return the state of the root group."""
-
-    def child(self, parent: Group[S], *, clone: bool) -> S:
-        """Return the state of a group that is being made, with ``cgroup.clone_children`` of its parent.
-
-        Raises:
-            OSError: The group must not be made.
-        """
-
-    def attach(self, group: Group[S], process: Process) -> None:
-        """Agree to a process that moves into a group.
-
-        Raises:
-            OSError: It must not.
-        """
-
-    def sampled(self, hierarchy: Hierarchy[S], change: Change) -> None:
-        """Account for what processes did between two samples."""
-
-
-@dataclass(eq=False)
-class Group(Generic[S]):
-    """One group of a hierarchy: a directory.
-
-    Attributes:
-        hierarchy: The hierarchy it is in.
-        name: Its directory's name, empty for the root.
-        parent: The group above, None for the root.
-        state: What its controller keeps for it.
-        children: The groups below, by name.
-        pids: Its own processes; unused in the root, which has those that no other has.
-        owner: User and group id of the directory.
-        mode: Permission bits of the directory.
-    """
-
-    hierarchy: Hierarchy[S]
-    name: str
-    parent: Group[S] | None
-    state: S
-    children: dict[str, Group[S]] = field(default_factory=dict)
-    pids: set[int] = field(default_factory=set)
-    clone_children: bool = False
-    notify_on_release: bool = False
-    owner: tuple[int, int] = (0, 0)
-    mode: int = 0o755
-
-    def ancestry(self) -> Iterator[Group[S]]:
-        """Yield the group, its parent, and so on up to the root."""
-        group: Group[S] | None = self
-        while group is not None:
-            yield group
-            group = group.parent
-
-    def subtree(self) -> Iterator[Group[S]]:
-        """Yield the group and everything below, each before its children."""
-        yield self
-        for child in self.children.values():
-            yield from child.subtree()
-
-    def file(self, name: str) -> File[S] | None:
-        """Return the file of that name, or None when the group has none."""
-        found = self.hierarchy.files.get(name)
-        if found is None:
-            return None
-        return found if (found.on_root if self.parent is None else found.on_child) else None
-
-    def files(self) -> list[str]:
-        """Return the names of the group's files."""
-        root = self.parent is None
-        return [
-            name for name, file in self.hierarchy.files.items() if (file.on_root if root else file.on_child)
-        ]
-
-    def read(self, name: str) -> str:
-        """Return the content of a file.
-
-        Raises:
-            OSError: ENOENT without such a file, EINVAL when it cannot be read.
-        """
-        file = self.file(name)
-        if file is None:
-            fail(errno.ENOENT)
-        if file.read is None:
-            fail(errno.EINVAL)
-        return file.read(self)
-
-    def write(self, name: str, data: bytes, *, writer: int = 0) -> None:
-        """Give a file what one system call writes; the offset never matters.
-
-        Args:
-            name: The file.
-            data: What is written; the kernel takes it up to the first NUL.
-            writer: The process (or thread) that writes, meant by a pid of 0.
-
-        Raises:
-            OSError: ENOENT without such a file, E2BIG for more than a page, and
-                whatever the controller refuses with.
-        """
-        file = self.file(name)
-        if file is None:
-            fail(errno.ENOENT)
-        if len(data) > _MAX_WRITE:
-            fail(errno.E2BIG)
-        if not data:
-            return
-        if file.write is None:
-            fail(errno.EINVAL)
-        text = data.partition(b"\0")[0].decode("ascii", "surrogateescape")
-        self.hierarchy.writer = writer
-        file.write(self, text)
-
-    def processes(self) -> set[int]:
-        """Return the ids of the group's own processes."""
-        if self.parent is not None:
-            return self.pids
-        return self.hierarchy.last.processes.keys() - self.hierarchy.members.keys()
 
 
 class Hierarchy(Generic[S]):
@@ -187,7 +33,7 @@ class Hierarchy(Generic[S]):
         """Make the hierarchy with its root group."""
         self.controller = controller
         self.accounting = accounting
-        self.files: dict[str, File[S]] = {**_core_files(), **controller.files}
+        self.files: dict[str, File[S]] = {**core_files(), **controller.files}
         self.root = Group(self, "", None, controller.root(), mode=0o555)
         self.members: dict[int, Group[S]] = {}
         self.release_agent = ""
@@ -195,6 +41,9 @@ class Hierarchy(Generic[S]):
         self.last = Sample({}, {}, {})
         self.announce: Callable[[Sample], None] = lambda new: self.advance(Change.between(self.last, new))
         """Called with each new sample; a tree puts itself here to pass it to all hierarchies."""
+        self.version = 0
+        """Changes whenever a process or a group comes, goes or moves."""
+        self._left: set[Group[S]] = set()
 
     def mkdir(self, parent: Group[S], name: str) -> Group[S]:
         """Make a group.
@@ -202,15 +51,16 @@ class Hierarchy(Generic[S]):
         Raises:
             OSError: EEXIST for a group or file of that name, EINVAL for a newline in it.
         """
-        if "\n" in name:
-            fail(errno.EINVAL)
         if name in parent.children or parent.file(name) is not None:
             fail(errno.EEXIST)
+        if "\n" in name:
+            fail(errno.EINVAL)
         state = self.controller.child(parent, clone=parent.clone_children)
         group = Group(self, name, parent, state)
         group.clone_children = parent.clone_children
         group.notify_on_release = parent.notify_on_release
         parent.children[name] = group
+        self.version += 1
         return group
 
     def rmdir(self, group: Group[S]) -> None:
@@ -224,36 +74,83 @@ class Hierarchy(Generic[S]):
         self.census(group)
         if group.pids:
             fail(errno.EBUSY)
+        self.controller.removed(group)
         del group.parent.children[group.name]
+        self.version += 1
+        self._release(group.parent)
+
+    def rename(self, group: Group[S], parent: Group[S], name: str) -> None:
+        """Give a group another name (``cgroup1_rename``).
+
+        Args:
+            group: The group.
+            parent: Where it shall be; only where it is already is allowed.
+            name: Its new name.
+
+        Raises:
+            OSError: EBUSY for the root, EINVAL for a newline, EIO for another parent,
+                EEXIST for a name in use.
+        """
+        if group.parent is None:
+            fail(errno.EBUSY)
+        if parent is group.parent and name == group.name:
+            return
+        if "\n" in name:
+            fail(errno.EINVAL)
+        if parent is not group.parent:
+            fail(errno.EIO)
+        if name in parent.children or parent.file(name) is not None:
+            fail(errno.EEXIST)
+        del parent.children[group.name]
+        group.name = name
+        parent.children[name] = group
 
     def census(self, group: Group[S]) -> None:
         """Bring the set of processes up to date, and the numbers of the group's own."""
-        self.announce(self.accounting.census(tuple(group.pids)))
+        ended = group.parent is None or bool(group.children)
+        self.announce(self.accounting.census(tuple(group.pids), ended=ended))
 
     def refresh(self) -> None:
         """Bring all numbers up to date, within the age that the accounting allows."""
         self.announce(self.accounting.sample())
 
-    def attach(self, group: Group[S], pid: int) -> None:
-        """Move a process into a group.
+    def attach(self, group: Group[S], tid: int, *, whole: bool) -> None:
+        """Move a process, or one thread of it, into a group.
 
         Args:
             group: Where to.
-            pid: One of its threads, 0 for the writer.
+            tid: A thread, 0 for the writer.
+            whole: Whether all threads of its process go with it.
 
         Raises:
-            OSError: ESRCH without such a process, or what the controller refuses with.
+            OSError: ESRCH without such a thread, EINVAL for one of the kernel's, EACCES for
+                one that the writer has no power over, or what the controller refuses with.
         """
-        found = self.accounting.thread_group(pid or self.writer)
-        if found is None:
+        tid = tid or self.writer
+        leader = self.accounting.thread_group(tid)
+        if leader is None:
             fail(errno.ESRCH)
+        if not whole:
+            threads = self.accounting.threads(leader)
+            if len(threads) > 1:
+                self.accounting.set_apart([t for t in threads if t != leader] if tid == leader else [tid])
         # Its time so far belongs to the group that it leaves.
-        self.announce(self.accounting.census((found,)))
-        process = self.last.processes.get(found)
-        if process is None:
+        self.announce(self.accounting.census((leader,)))
+        processes = self.last.processes
+        moving = [tid]
+        if whole:
+            moving = [leader, *(t for t in self.last.apart if processes[t].leader == leader)]
+        if moving[0] not in processes:
             fail(errno.ESRCH)
-        self.controller.attach(group, process)
-        self._place(found, group)
+        if processes[moving[0]].kernel:
+            fail(errno.EINVAL)
+        if self.writer and not self.accounting.may_move(self.writer, tid):
+            fail(errno.EACCES)
+        for one in moving:
+            if self.members.get(one, self.root) is not group:
+                self.controller.attach(group, processes[one])
+                self._place(one, group)
+        self._announce_empty()
 
     def advance(self, change: Change) -> None:
         """Take a sample: forget the dead, let children follow their parents, account the rest."""
@@ -263,58 +160,32 @@ class Hierarchy(Generic[S]):
                 self._place(pid, self.root)
             for process in change.fresh:
                 # The child of a dead parent is init's; its session still tells where it comes from.
-                origin = process.session if process.parent == 1 else process.parent
+                origin = process.leader or (process.session if process.parent == 1 else process.parent)
                 group = self.members.get(origin)
                 if group is not None and process.pid != origin:
                     self._place(process.pid, group)
         self.controller.sampled(self, change)
+        if self._left:
+            self._announce_empty()
 
     def _place(self, pid: int, group: Group[S]) -> None:
+        self.version += 1
         before = self.members.pop(pid, None)
         if before is not None:
             before.pids.discard(pid)
+            if before.notify_on_release:
+                self._left.add(before)
         if group.parent is not None:
             self.members[pid] = group
             group.pids.add(pid)
 
+    def _announce_empty(self) -> None:
+        left, self._left = self._left, set()
+        for group in left:
+            self._release(group)
 
-def _procs(group: Group[S]) -> str:
-    group.hierarchy.census(group)
-    return "".join(f"{pid}\n" for pid in sorted(group.processes()))
-
-
-def _tasks(group: Group[S]) -> str:
-    group.hierarchy.census(group)
-    threads = group.hierarchy.accounting.threads
-    return "".join(f"{tid}\n" for pid in sorted(group.processes()) for tid in threads(pid))
-
-
-def _attach(group: Group[S], text: str) -> None:
-    pid = parse_s64(text.strip())
-    if not 0 <= pid <= _MAX_PID:
-        fail(errno.EINVAL)
-    group.hierarchy.attach(group, pid)
-
-
-def _clone(group: Group[S], text: str) -> None:
-    group.clone_children = bool(parse_u64(text))
-
-
-def _notify(group: Group[S], text: str) -> None:
-    group.notify_on_release = bool(parse_u64(text))
-
-
-def _agent(group: Group[S], text: str) -> None:
-    group.hierarchy.release_agent = text.strip()
-
-
-def _core_files() -> dict[str, File[S]]:
-    """Return the files that every group has (``cgroup1_base_files``)."""
-    return {
-        "cgroup.procs": File(_procs, _attach),
-        "cgroup.clone_children": File(lambda g: f"{int(g.clone_children)}\n", _clone),
-        "cgroup.sane_behavior": File(lambda _: "0\n", on_child=False),
-        "tasks": File(_tasks, _attach),
-        "notify_on_release": File(lambda g: f"{int(g.notify_on_release)}\n", _notify),
-        "release_agent": File(lambda g: f"{g.hierarchy.release_agent}\n", _agent, on_child=False),
-    }
+    def _release(self, group: Group[S]) -> None:
+        """Run the release agent for a group that has nothing left (``cgroup1_check_for_release``)."""
+        empty = not group.pids and not group.children and group.parent is not None
+        if empty and group.notify_on_release and self.release_agent:
+            self.accounting.release(self.release_agent, group.path)

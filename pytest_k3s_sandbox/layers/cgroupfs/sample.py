@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 NANOSECONDS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """One process (a thread group), from ``/proc/PID/stat`` of proc_pid_stat(5).
+
+    A thread that is in another group than its process is an entry of its own, with what it
+    spent since it was set apart; that of its process has the rest.
 
     Attributes:
         pid: Its id, which is also that of its first thread.
@@ -29,6 +31,8 @@ class Process:
         mapped: Resident bytes that files or shared memory back.
         faults: Page faults so far.
         major_faults: Page faults that needed I/O so far.
+        leader: For a thread that is set apart the id of its process, otherwise 0.
+        kernel: Whether it is a thread of the kernel's, which no group can have.
     """
 
     pid: int
@@ -46,11 +50,18 @@ class Process:
     mapped: int = 0
     faults: int = 0
     major_faults: int = 0
+    leader: int = 0
+    kernel: bool = False
 
     @property
     def dead(self) -> bool:
         """Whether nothing of it but its exit status is left, so that it is in no group."""
-        return self.state in "ZX"
+        return self.state in "ZX" and self.threads <= 1  # the first thread may end before the others
+
+    @property
+    def process(self) -> int:
+        """The id of the process that it is or is a thread of."""
+        return self.leader or self.pid
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +72,13 @@ class Sample:
         processes: Every process that is not dead, by id.
         cpu: Nanoseconds in user and kernel mode since boot, by CPU number.
         memory: ``/proc/meminfo`` in bytes, by its names.
+        apart: Ids of the threads that are entries of their own.
     """
 
     processes: Mapping[int, Process]
     cpu: Mapping[int, tuple[int, int]]
     memory: Mapping[str, int]
+    apart: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +90,32 @@ class Change:
         new: The later one.
         gone: Ids of processes that are dead, or were and are another's now.
         fresh: Processes that the earlier one did not have, parents before children.
+        changed: Every process whose numbers may differ, with what they were, if it was there.
     """
 
     old: Sample
     new: Sample
     gone: list[int]
     fresh: list[Process]
+    changed: list[tuple[Process, Process | None]]
 
     @classmethod
     def between(cls, old: Sample, new: Sample) -> Change:
         """Compare two samples."""
         before, after = old.processes, new.processes
         gone = [p for p, was in before.items() if (now := after.get(p)) is None or now.started != was.started]
-        fresh = [
-            now for p, now in after.items() if (was := before.get(p)) is None or was.started != now.started
-        ]
-        return cls(old, new, gone, sorted(fresh, key=lambda process: (process.started, process.pid)))
-
-    def before(self, process: Process) -> Process | None:
-        """Return what the earlier sample has of the same process."""
-        was = self.old.processes.get(process.pid)
-        return was if was is not None and was.started == process.started else None
+        fresh: list[Process] = []
+        changed: list[tuple[Process, Process | None]] = []
+        for pid, now in after.items():
+            was = before.get(pid)
+            if was is now:
+                continue
+            if was is None or was.started != now.started:
+                was = None
+                fresh.append(now)
+            changed.append((now, was))
+        fresh.sort(key=lambda process: (process.started, process.pid))
+        return cls(old, new, gone, fresh, changed)
 
 
 class Accounting(Protocol):
@@ -111,15 +129,24 @@ class Accounting(Protocol):
     def mems(self) -> frozenset[int]:
         """Numbers of the memory nodes."""
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """How many CPUs and memory nodes the kernel could have: what bounds a list of them."""
+
+    @property
+    def huge_pages(self) -> Sequence[int]:
+        """Sizes of huge pages in bytes."""
+
     def sample(self) -> Sample:
         """Return a sample that may be as old as the accounting allows (about a second)."""
 
-    def census(self, refresh: Iterable[int] = ()) -> Sample:
-        """Return a sample whose set of processes is of now.
+    def census(self, refresh: Iterable[int] = (), *, ended: bool = False) -> Sample:
+        """Return a sample that has every process of now, and the numbers of now of some.
 
         Args:
-            refresh: Processes whose numbers have to be of now as well; those of the
-                others may be as old as those of :meth:`sample`.
+            refresh: Processes whose numbers have to be of now; those of the others may be
+                as old as those of :meth:`sample`.
+            ended: Whether none may be in it that has ended since; otherwise only none of ``refresh``.
         """
 
     def thread_group(self, tid: int) -> int | None:
@@ -128,5 +155,29 @@ class Accounting(Protocol):
     def threads(self, pid: int) -> list[int]:
         """Return the ids of a process' threads, none when it has ended."""
 
+    def set_apart(self, tids: Iterable[int]) -> None:
+        """Make threads entries of their own in every sample from now on, until they end."""
+
+    def may_move(self, writer: int, tid: int) -> bool:
+        """Tell whether the owner of a thread may move another: root's, or the same user's."""
+
     def freeze(self, pid: int, *, frozen: bool) -> None:
         """Stop a process or let it run; does nothing when it has ended."""
+
+    def release(self, agent: str, path: str) -> None:
+        """Run a release agent for a group that became empty."""
+
+    def setting(self, name: str) -> int | None:
+        """Return a number out of ``/proc/sys``, None when it has none of that name."""
+
+    def disk(self, device: str) -> bool:
+        """Tell whether there is a disk, not a partition, of that ``major:minor``."""
+
+    def interfaces(self) -> list[str]:
+        """Return the names of the network interfaces."""
+
+    def opened(self, writer: int, descriptor: int) -> str | None:
+        """Return what a descriptor of a thread leads to, as proc_pid_fd(5) says; None when it is closed."""
+
+    def signaller(self, writer: int, descriptor: int) -> Callable[[], None] | None:
+        """Return what signals another process' eventfd, None where that cannot be had."""

@@ -1,7 +1,7 @@
 """Numbers and sets as the kernel parses them from writes to cgroup files, with its errno.
 
-Sources: ``lib/kstrtox.c`` (kstrtoull, kstrtoll), ``lib/cmdline.c`` (memparse),
-``lib/bitmap-str.c`` (bitmap_parselist, the list format of cpuset(7)).
+Sources: ``lib/kstrtox.c`` (kstrtoull, kstrtoll), ``lib/cmdline.c`` (memparse), ``mm/page_counter.c``,
+``lib/bitmap-str.c`` (bitmap_parselist, the list format of cpuset(7)), ``lib/string_helpers.c`` (strim).
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 PAGE_COUNTER_MAX = (2**63 - 1) // PAGE_SIZE * PAGE_SIZE
 """What an unlimited memory limit reads as (``include/linux/page_counter.h``)."""
 
-_INTEGER = re.compile(r"(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?\Z")
-_MEMORY = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([kKmMgGtTpPeE]?)\Z")
-_RANGE = re.compile(r"([0-9]+)(?:-([0-9]+)(?::([0-9]+)/([0-9]+))?)?\Z")
+U64_MAX = 2**64 - 1
+U32_MAX = 2**32 - 1
+
+SPACE = " \t\n\v\f\r\udca0"
+"""What the kernel's isspace() holds for space; the last is byte 0xa0."""
+
+_DIGITS = {8: re.compile("[0-7]*"), 10: re.compile("[0-9]*"), 16: re.compile("[0-9a-fA-F]*")}
+_HEXADECIMAL = re.compile("0[xX][0-9a-fA-F]")
+_UNITS = "kmgtpe"
 
 
 def fail(number: int) -> NoReturn:
@@ -35,14 +41,41 @@ def fail(number: int) -> NoReturn:
     raise OSError(number, os.strerror(number))
 
 
+def strip(text: str) -> str:
+    """Return a text without white space around it, as ``strstrip`` does."""
+    return text.strip(SPACE)
+
+
+def digits(text: str, base: int = 0) -> tuple[int | None, str]:
+    """Take a number off the front of a text, as ``_parse_integer`` does; it may be of any size.
+
+    Args:
+        text: What begins with it.
+        base: 8, 10, 16, or 0 for what a C programmer would write.
+
+    Returns:
+        The number, None where there is none, and what follows it.
+    """
+    if base == 0:
+        base = 10
+        if text.startswith("0"):
+            base = 8
+            if _HEXADECIMAL.match(text):
+                base, text = 16, text[2:]
+    found = _DIGITS[base].match(text)
+    length = found.end() if found else 0
+    return (int(text[:length], base) if length else None), text[length:]
+
+
 def _magnitude(text: str) -> int:
-    found = _INTEGER.match(text)
-    if found is None:
+    value, rest = digits(text)
+    if value is None:
         fail(errno.EINVAL)
-    digits = found[1].lower()
-    if digits.startswith("0x"):
-        return int(digits, 16)
-    return int(digits, 8) if digits.startswith("0") else int(digits)
+    if value > U64_MAX:
+        fail(errno.ERANGE)
+    if rest not in {"", "\n"}:
+        fail(errno.EINVAL)
+    return value
 
 
 def parse_u64(text: str) -> int:
@@ -51,10 +84,7 @@ def parse_u64(text: str) -> int:
     Raises:
         OSError: EINVAL for what is no number, ERANGE for more than 64 bits.
     """
-    value = _magnitude(text.removeprefix("+"))
-    if value >= 2**64:
-        fail(errno.ERANGE)
-    return value
+    return _magnitude(text.removeprefix("+"))
 
 
 def parse_s64(text: str) -> int:
@@ -64,37 +94,100 @@ def parse_s64(text: str) -> int:
         OSError: EINVAL for what is no number, ERANGE for more than 63 bits.
     """
     negative = text.startswith("-")
-    value = _magnitude(text.removeprefix("-") if negative else text.removeprefix("+"))
+    value = _magnitude(text[1:]) if negative else parse_u64(text)
     if value > 2**63 - 1 + negative:
         fail(errno.ERANGE)
     return -value if negative else value
 
 
 def parse_memory(text: str) -> int:
-    """Parse a memory limit as ``page_counter_memparse(text, "-1")`` does.
+    """Parse a limit as ``page_counter_memparse(text, "-1")`` does; nothing at all is 0.
 
     Args:
         text: Bytes with an optional suffix K to E, or ``-1`` for no limit.
 
     Returns:
-        Bytes, rounded down to a page, at most :data:`PAGE_COUNTER_MAX`.
+        Bytes, rounded down to a page, at most :data:`PAGE_COUNTER_MAX`. What has more than
+        64 bits loses those above, as in the kernel.
 
     Raises:
         OSError: EINVAL for anything else.
     """
-    text = text.strip()
+    text = strip(text)
     if text == "-1":
         return PAGE_COUNTER_MAX
-    found = _MEMORY.match(text)
-    if found is None:
+    value, rest = digits(text)
+    value = (value or 0) & U64_MAX
+    if rest and rest[0].lower() in _UNITS:
+        value = value << 10 * (_UNITS.index(rest[0].lower()) + 1) & U64_MAX
+        rest = rest[1:]
+    if rest:
         fail(errno.EINVAL)
-    digits = found[1]
-    if digits[:2] in {"0x", "0X"}:
-        base = 16
-    else:
-        base = 8 if digits.startswith("0") and re.fullmatch("[0-7]+", digits) else 10
-    value = int(digits, base) << (10 * (" kmgtpe".index(found[2].lower()) if found[2] else 0))
     return min(value // PAGE_SIZE * PAGE_SIZE, PAGE_COUNTER_MAX)
+
+
+class _List:
+    """A text in list format, and how far it is read; each step as in ``lib/bitmap-str.c``."""
+
+    def __init__(self, text: str, limit: int) -> None:
+        self._rest = text
+        self._limit = limit
+
+    def number(self) -> int:
+        """Take a number, or ``N`` for the last one possible."""
+        if self._take("N"):
+            return self._limit
+        value, self._rest = digits(self._rest, 10)
+        if value is None:
+            fail(errno.EINVAL)
+        if value > U32_MAX:
+            fail(errno.EOVERFLOW)
+        return value
+
+    def region(self) -> Iterable[int]:
+        """Take one region: a number, a range, or ``all``; the latter two perhaps with a stride."""
+        used = group = 0
+        if self._rest[:3].lower() == "all":
+            self._rest = self._rest[3:]
+            first, last = 0, self._limit
+        else:
+            first = last = self.number()
+            if self._ended():
+                return self._checked(first, last, last + 1, last + 1)
+            self._expect("-")
+            last = self.number()
+        if self._ended():
+            return self._checked(first, last, last + 1, last + 1)
+        self._expect(":")
+        used = self.number()
+        self._expect("/")
+        group = self.number()
+        return self._checked(first, last, used, group)
+
+    def more(self) -> bool:
+        """Pass over what separates regions, and tell whether there is another."""
+        self._rest = self._rest.lstrip(SPACE + ",")
+        return bool(self._rest)
+
+    def _checked(self, first: int, last: int, used: int, group: int) -> Iterable[int]:
+        if first > last or group == 0 or used > group:
+            fail(errno.EINVAL)
+        if last > self._limit:
+            fail(errno.ERANGE)
+        return (number for number in range(first, last + 1) if (number - first) % group < used)
+
+    def _ended(self) -> bool:
+        return not self._rest or self._rest[0] in SPACE + ","
+
+    def _expect(self, character: str) -> None:
+        if not self._take(character):
+            fail(errno.EINVAL)
+
+    def _take(self, character: str) -> bool:
+        found = self._rest.startswith(character)
+        if found:
+            self._rest = self._rest[1:]
+        return found
 
 
 def parse_list(text: str, *, possible: Iterable[int]) -> frozenset[int]:
@@ -108,27 +201,13 @@ def parse_list(text: str, *, possible: Iterable[int]) -> frozenset[int]:
         The numbers.
 
     Raises:
-        OSError: EINVAL for what is no list, ERANGE beyond the largest possible number.
+        OSError: EINVAL for what is no list, ERANGE beyond the largest possible number,
+            EOVERFLOW for more than 32 bits.
     """
-    limit = max(possible, default=0)
     result: set[int] = set()
-    for part in re.split(r"[,\s]+", text.strip()):
-        if not part:
-            continue
-        if part == "all":
-            result.update(range(limit + 1))
-            continue
-        found = _RANGE.match(part)
-        if found is None:
-            fail(errno.EINVAL)
-        first = int(found[1])
-        last = int(found[2]) if found[2] else first
-        used, group = (int(found[3]), int(found[4])) if found[3] else (1, 1)
-        if last < first or group == 0 or used > group:
-            fail(errno.EINVAL)
-        if last > limit:
-            fail(errno.ERANGE)
-        result.update(number for number in range(first, last + 1) if (number - first) % group < used)
+    regions = _List(strip(text), max(possible, default=0))
+    while regions.more():
+        result.update(regions.region())
     return frozenset(result)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Process, Sample
@@ -21,6 +20,15 @@ class FakeMachine:
         self.cpu: dict[int, tuple[int, int]] = dict.fromkeys(self.cpus, (0, 0))
         self.memory = {"MemTotal": 1 << 30, "Cached": 300 << 20, "AnonPages": 200 << 20}
         self.stopped: set[int] = set()
+        self.limits = (cpus, 64)
+        self.huge_pages = (1 << 21,)
+        self.settings = {"vm/swappiness": 60}
+        self.disks = {"8:0"}
+        self.released: list[tuple[str, str]] = []
+        self.descriptors: dict[tuple[int, int], str] = {}
+        self.signals: list[int] = []
+        self.users: dict[int, int] = {}
+        self._apart: dict[int, int] = {}
         self._clock = 0
         self._next = 100
 
@@ -35,11 +43,11 @@ class FakeMachine:
     def spend(self, pid: int, user: int = 0, system: int = 0) -> None:
         """Let a process run for some nanoseconds."""
         was = self.table[pid]
-        self.table[pid] = replace(was, user=was.user + user, system=was.system + system)
+        self.table[pid] = was._replace(user=was.user + user, system=was.system + system)
 
     def change(self, pid: int, **changes: Any) -> None:  # noqa: ANN401  # any field of Process
         """Change what procfs says of a process."""
-        self.table[pid] = replace(self.table[pid], **changes)
+        self.table[pid] = self.table[pid]._replace(**changes)
 
     def exit(self, pid: int, *, waited: bool = True) -> None:
         """End a process; its parent may wait for it, its children become init's."""
@@ -47,36 +55,78 @@ class FakeMachine:
         self.stopped.discard(pid)
         for other in list(self.table.values()):
             if other.parent == pid:
-                self.table[other.pid] = replace(other, parent=1)
+                self.table[other.pid] = other._replace(parent=1)
         if waited and dead.parent in self.table:
             above = self.table[dead.parent]
-            self.table[dead.parent] = replace(
-                above,
+            self.table[dead.parent] = above._replace(
                 reaped_user=above.reaped_user + dead.user + dead.reaped_user,
                 reaped_system=above.reaped_system + dead.system + dead.reaped_system,
             )
 
     def sample(self) -> Sample:
         """Return what is."""
-        return Sample(dict(self.table), dict(self.cpu), dict(self.memory))
+        table = dict(self.table)
+        for tid, pid in list(self._apart.items()):
+            if pid in table and tid in self.threads(pid):
+                whole = table[pid]
+                table[tid] = Process(tid, whole.started, whole.parent, whole.session, leader=pid)
+                table[pid] = whole._replace(threads=whole.threads - 1)
+            else:
+                del self._apart[tid]
+        return Sample(table, dict(self.cpu), dict(self.memory), frozenset(self._apart))
 
-    def census(self, refresh: Iterable[int] = ()) -> Sample:
+    def census(self, refresh: Iterable[int] = (), *, ended: bool = False) -> Sample:
         """Return what is."""
-        del refresh
+        del refresh, ended
         return self.sample()
 
     def thread_group(self, tid: int) -> int | None:
-        """Know no threads but the first."""
-        return tid if tid in self.table else None
+        """Return the process of a thread."""
+        pid = tid // 1000 or tid
+        return pid if pid in self.table and tid in self.threads(pid) else None
 
     def threads(self, pid: int) -> list[int]:
         """Make up ids for the further threads."""
         return [pid, *(pid * 1000 + n for n in range(1, self.table[pid].threads))]
 
+    def set_apart(self, tids: Iterable[int]) -> None:
+        """Make them entries of their own."""
+        self._apart.update({tid: tid // 1000 for tid in tids})
+
+    def may_move(self, writer: int, tid: int) -> bool:
+        """Compare users, who are root unless a test says otherwise."""
+        user = self.users.get(writer, 0)
+        return user in {0, self.users.get(tid, 0)}
+
+    def release(self, agent: str, path: str) -> None:
+        """Note it."""
+        self.released.append((agent, path))
+
+    def setting(self, name: str) -> int | None:
+        """Return what a test set."""
+        return self.settings.get(name)
+
+    def disk(self, device: str) -> bool:
+        """Look it up."""
+        return device in self.disks
+
+    def interfaces(self) -> list[str]:
+        """Have two."""
+        return ["lo", "eth0"]
+
+    def opened(self, writer: int, descriptor: int) -> str | None:
+        """Look it up."""
+        return self.descriptors.get((writer, descriptor))
+
+    def signaller(self, writer: int, descriptor: int) -> Callable[[], None] | None:
+        """Note the descriptor when it is signalled."""
+        del writer
+        return lambda: self.signals.append(descriptor)
+
     def freeze(self, pid: int, *, frozen: bool) -> None:
         """Note who is stopped."""
         (self.stopped.add if frozen else self.stopped.discard)(pid)
-        self.table[pid] = replace(self.table[pid], state="T" if frozen else "S")
+        self.table[pid] = self.table[pid]._replace(state="T" if frozen else "S")
 
 
 class Files:

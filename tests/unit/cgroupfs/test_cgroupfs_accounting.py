@@ -64,6 +64,7 @@ def proc(root: Path, pid: int, **changes: str) -> None:
     fields[0] = str(pid)
     fields[2] = changes.get("state", "S")
     fields[13] = changes.get("user", "0")
+    fields[19] = changes.get("threads", "2")
     (root / str(pid) / "stat").write_text(" ".join(fields))
 
 
@@ -87,7 +88,7 @@ def test_numbers_have_a_bounded_age_but_processes_are_of_now(fake: Path) -> None
     assert sorted(census.processes) == [1, 2, 3]
     assert census.processes[1].user == 0
     assert accounting.census([1]).processes[1].user > 0
-    proc(fake, 2, state="Z")
+    proc(fake, 2, state="Z", threads="1")
     assert sorted(accounting.census([2]).processes) == [1, 3]
 
 

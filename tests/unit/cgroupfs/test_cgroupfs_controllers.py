@@ -50,7 +50,7 @@ def group(tree: Tree) -> None:
         ("/cpu/g/cpu.cfs_period_us", "999", errno.EINVAL, "100000"),
         ("/cpu/g/cpu.cfs_period_us", "1000001", errno.EINVAL, "100000"),
         ("/cpu/g/cpu.cfs_period_us", str(2**64 - 1), errno.EINVAL, "100000"),
-        ("/cpu/g/cpu.cfs_burst_us", "1", errno.EINVAL, "0"),
+        ("/cpu/g/cpu.cfs_burst_us", "1", OK, "1"),
         ("/cpu/g/cpu.stat", "1", errno.EINVAL, None),
         ("/cpu/g/cpu.rt_runtime_us", "-1", errno.EINVAL, "0"),
         ("/cpu/g/cpu.rt_runtime_us", "950001", errno.EINVAL, "0"),
@@ -88,7 +88,8 @@ def group(tree: Tree) -> None:
         ("/memory/memory.force_empty", "0", errno.EINVAL, None),
         ("/memory/g/memory.failcnt", "0", OK, "0"),
         ("/memory/g/memory.move_charge_at_immigrate", "3", errno.EINVAL, "0"),
-        ("/memory/g/cgroup.event_control", "5 6 oom", OK, None),
+        ("/memory/g/cgroup.event_control", "5 6 oom", errno.EBADF, None),
+        ("/blkio/g/blkio.throttle.read_bps_device", "9:9 1", errno.ENODEV, ""),
         ("/memory/g/cgroup.event_control", "five", errno.EINVAL, None),
         ("/memory/g/memory.usage_in_bytes", "1", errno.EINVAL, "0"),
         ("/memory/g/memory.kmem.tcp.limit_in_bytes", "1M", OK, str(MIB)),
@@ -264,7 +265,7 @@ def test_faults_stay_when_processes_die(files: Files, machine: FakeMachine) -> N
 def test_tasks_are_counted(tree: Tree, files: Files, machine: FakeMachine) -> None:
     tree.mkdir("/pids/g/h")
     first, second = machine.fork(threads=3), machine.fork()
-    files.write("/pids/g/tasks", str(first))
+    files.write("/pids/g/cgroup.procs", str(first))
     files.write("/pids/g/h/tasks", str(second))
     assert files.read("/pids/g/pids.current") == "4\n"
     assert files.read("/pids/g/h/pids.current") == "1\n"

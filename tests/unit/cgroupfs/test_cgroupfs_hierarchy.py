@@ -127,9 +127,94 @@ def test_a_reused_id_is_another_process(tree: Tree, files: Files, machine: FakeM
 
 def test_threads_are_tasks(tree: Tree, files: Files, machine: FakeMachine) -> None:
     tree.mkdir("/cpu/a")
+    tree.mkdir("/cpu/b")
     pid = machine.fork(threads=3)
+    first, second = pid * 1000 + 1, pid * 1000 + 2
     files.write("/cpu/a/cgroup.procs", str(pid))
-    assert files.read("/cpu/a/tasks") == f"{pid}\n{pid * 1000 + 1}\n{pid * 1000 + 2}\n"
+    assert files.read("/cpu/a/tasks") == f"{pid}\n{first}\n{second}\n"
+    files.write("/cpu/b/tasks", str(second))
+    assert files.read("/cpu/a/tasks") == f"{pid}\n{first}\n"
+    assert files.read("/cpu/b/tasks") == f"{second}\n"
+    assert files.read("/cpu/a/cgroup.procs") == files.read("/cpu/b/cgroup.procs") == f"{pid}\n"
+    assert str(second) in files.read("/memory/tasks").split(), "moved in another hierarchy"
+    with refused(errno.EBUSY):
+        tree.rmdir("/cpu/b")
+    files.write("/cpu/b/cgroup.procs", str(first))
+    assert files.read("/cpu/a/tasks") == ""
+    assert files.read("/cpu/b/tasks") == f"{pid}\n{first}\n{second}\n"
+    machine.exit(pid)
+    assert files.read("/cpu/b/tasks") == ""
+    tree.rmdir("/cpu/b")
+
+
+def test_the_first_thread_moves_without_the_others(tree: Tree, files: Files, machine: FakeMachine) -> None:
+    tree.mkdir("/cpu/a")
+    pid = machine.fork(threads=2)
+    files.write("/cpu/a/tasks", str(pid))
+    assert files.read("/cpu/a/tasks") == f"{pid}\n"
+    assert files.read("/cpu/tasks") == f"1\n{pid * 1000 + 1}\n"
+
+
+def test_threads_of_the_kernel_stay(tree: Tree, files: Files, machine: FakeMachine) -> None:
+    tree.mkdir("/cpu/a")
+    thread = machine.fork(kernel=True)
+    assert files.error("/cpu/a/tasks", str(thread)) == errno.EINVAL
+
+
+def test_only_the_owner_moves_a_process(tree: Tree, files: Files, machine: FakeMachine) -> None:
+    tree.mkdir("/cpu/a")
+    mine, root, writer = machine.fork(), machine.fork(), machine.fork()
+    machine.users.update({mine: 7, writer: 7})
+    files.write("/cpu/a/tasks", str(mine), writer=writer)
+    with refused(errno.EACCES):
+        files.write("/cpu/a/tasks", str(root), writer=writer)
+
+
+def test_renaming_groups(tree: Tree, files: Files, machine: FakeMachine) -> None:
+    tree.mkdir("/cpu/a")
+    tree.mkdir("/cpu/a/b")
+    tree.mkdir("/cpu/c")
+    pid = machine.fork()
+    files.write("/cpu/a/b/tasks", str(pid))
+    root = tree.hierarchies["cpu"].root
+    group, hierarchy = root.children["a"], root.hierarchy
+    hierarchy.rename(group, root, "d")
+    assert files.read("/cpu/d/b/tasks") == f"{pid}\n"
+    assert group.children["b"].path == "/d/b"
+    hierarchy.rename(group, root, "d")
+    for parent, name, number in (
+        (root, "c", errno.EEXIST),
+        (root, "tasks", errno.EEXIST),
+        (root, "x\ny", errno.EINVAL),
+        (root.children["c"], "d", errno.EIO),
+    ):
+        with refused(number):
+            hierarchy.rename(group, parent, name)
+    with refused(errno.EBUSY):
+        hierarchy.rename(root, root, "x")
+
+
+def test_a_release_agent_hears_of_groups_that_become_empty(
+    tree: Tree, files: Files, machine: FakeMachine
+) -> None:
+    files.write("/cpu/notify_on_release", "1")
+    files.write("/cpu/release_agent", "/bin/agent\n")
+    tree.mkdir("/cpu/a")
+    tree.mkdir("/cpu/a/b")
+    first, second = machine.fork(), machine.fork()
+    files.write("/cpu/a/b/tasks", str(first))
+    files.write("/cpu/a/b/tasks", str(second))
+    files.write("/cpu/tasks", str(first))
+    assert machine.released == []
+    machine.exit(second)
+    tree.refresh()
+    assert machine.released == [("/bin/agent", "/a/b")]
+    tree.rmdir("/cpu/a/b")
+    assert machine.released == [("/bin/agent", "/a/b"), ("/bin/agent", "/a")]
+    files.write("/cpu/a/notify_on_release", "0")
+    files.write("/cpu/a/tasks", str(first))
+    files.write("/cpu/tasks", str(first))
+    assert len(machine.released) == 2
 
 
 @pytest.mark.parametrize(
@@ -139,7 +224,7 @@ def test_threads_are_tasks(tree: Tree, files: Files, machine: FakeMachine) -> No
         ("-1", errno.EINVAL),
         ("x", errno.EINVAL),
         (str(2**31), errno.EINVAL),
-        (str(2**70), errno.ERANGE),
+        (str(2**70), errno.EINVAL),
         ("  1 \n", 0),
         ("", 0),
     ],

@@ -11,7 +11,10 @@ from pytest_k3s_sandbox.layers.cgroupfs.controllers.cpuacct import Cpuacct
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.cpuset import Cpuset
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.devices import Devices
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.freezer import Freezer
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.hugetlb import Hugetlb
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.joined import Joined, Named
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory import Memory
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.net import NetCls, NetPrio
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.pids import Pids
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Controller
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting
@@ -25,5 +28,15 @@ CONTROLLERS: Mapping[str, Callable[[Accounting], Controller[Any]]] = {
     "pids": lambda _: Pids(),
     "blkio": lambda _: Blkio(),
     "freezer": lambda _: Freezer(),
+    "hugetlb": Hugetlb,
+    "net_cls": lambda _: NetCls(),
+    "net_prio": lambda _: NetPrio(),
+    "perf_event": lambda _: Named("perf_event"),
+    "systemd": lambda _: Named("name=systemd"),
+    "cpu,cpuacct": lambda _: Joined([Cpu(), Cpuacct()]),
+    "net_cls,net_prio": lambda _: Joined([NetCls(), NetPrio()]),
 }
-"""What makes each controller, by its name, in the order in which they are mounted."""
+"""What makes each hierarchy, by its directory's name, in the order in which they are mounted."""
+
+DEFAULT = ("cpu", "cpuacct", "cpuset", "memory", "devices", "pids", "blkio", "freezer")
+"""The hierarchies that a node needs, and gets when nothing else is said."""

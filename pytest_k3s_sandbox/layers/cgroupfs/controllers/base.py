@@ -19,11 +19,14 @@ class Passive(Generic[S]):
     def attach(self, group: Group[S], process: Process) -> None:
         """Accept the process."""
 
+    def removed(self, group: Group[S]) -> None:
+        """Let the group go."""
+
     def sampled(self, hierarchy: Hierarchy[S], change: Change) -> None:
         """Account nothing."""
 
 
-def kept(  # keywords with defaults
+def kept(
     attribute: str,
     *,
     valid: Callable[[int], bool] = lambda _: True,
@@ -65,11 +68,6 @@ def flag(attribute: str, *, on_child: bool = True) -> File[S]:
 def constant(text: str, *, on_root: bool = True, on_child: bool = True) -> File[S]:
     """Return a file that can only be read and never changes."""
     return File(lambda _: text, None, on_root, on_child)
-
-
-def refuse(_group: Group[S], _text: str) -> None:
-    """Refuse a write with EINVAL."""
-    fail(errno.EINVAL)
 
 
 def ignore(_group: Group[S], _text: str) -> None:

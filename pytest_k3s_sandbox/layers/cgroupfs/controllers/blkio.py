@@ -1,6 +1,6 @@
 """The blkio controller: weights and throttles, kept, not enforced; its counters stay 0.
 
-Sources: ``block/blk-throttle.c``, ``block/bfq-cgroup.c``,
+Sources: ``block/blk-cgroup.c``, ``block/blk-throttle.c``, ``block/bfq-cgroup.c``,
 ``Documentation/admin-guide/cgroup-v1/blkio-controller.rst``. Which process did what
 input and output on which device cannot be known from outside the kernel.
 """
@@ -12,17 +12,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant, ignore, kept
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant, kept
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
-from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_u64
+from pytest_k3s_sandbox.layers.cgroupfs.values import SPACE, U32_MAX, U64_MAX, digits, fail, parse_u64, strip
 
-_DEVICE = re.compile(r"\s*([0-9]+):([0-9]+)\s+(\S+)\s*\Z")
-_WEIGHTS = (1, 1000)  # BFQ_MIN_WEIGHT, BFQ_MAX_WEIGHT
+_DEVICE = re.compile(rf"[{SPACE}]*([0-9]+):([0-9]+)(?=[{SPACE}])")  # sscanf("%u:%u"), then white space
+_WEIGHTS = range(1, 1001)  # BFQ_MIN_WEIGHT to BFQ_MAX_WEIGHT
 
 
 @dataclass
 class BlkioState:
-    """What one group keeps: its weight, and numbers by file and device."""
+    """What one group keeps: its weight, and throttles by file and device."""
 
     weight: int = 100
     devices: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -31,36 +31,66 @@ class BlkioState:
 Node = Group[BlkioState]
 
 
-def _device(name: str, *, weight: bool = False) -> File[BlkioState]:
-    """Return a file with a number for each device; 0 removes the device's."""
+def _device(group: Node, text: str) -> tuple[str, str]:
+    """Take ``major:minor`` off the front; the device has to be a disk (``blkg_conf_open_bdev``)."""
+    found = _DEVICE.match(text)
+    if found is None:
+        fail(errno.EINVAL)
+    device = f"{int(found[1])}:{int(found[2])}"
+    if not group.hierarchy.accounting.disk(device):
+        fail(errno.ENODEV)
+    return device, text[found.end() :].lstrip(SPACE)
+
+
+def _throttle(name: str, *, most: int) -> File[BlkioState]:
+    """Return a file with a rate for each device; 0 removes the device's (``tg_set_conf``)."""
 
     def write(group: Node, text: str) -> None:
-        found = _DEVICE.match(text)
-        if found is None:
+        device, rest = _device(group, text)
+        value, _ = digits(rest, 10)
+        if value is None:
             fail(errno.EINVAL)
-        value = parse_u64(found[3])
-        if weight and value and not _WEIGHTS[0] <= value <= _WEIGHTS[1]:
-            fail(errno.ERANGE)
+        # What has too many bits loses them, and only then is 0 a rate.
+        value = value & most if value & U64_MAX else most
         entries = group.state.devices.setdefault(name, {})
-        device = f"{int(found[1])}:{int(found[2])}"
-        if value:
-            entries[device] = value
-        else:
+        if value == most:
             entries.pop(device, None)
+        else:
+            entries[device] = value
 
     def read(group: Node) -> str:
         return "".join(f"{device} {value}\n" for device, value in group.state.devices.get(name, {}).items())
 
-    return File(read, write, on_root=not weight)
+    return File(read, write)
 
 
-def _reset(group: Node, text: str) -> None:
+def _set_weight(group: Node, value: int) -> None:
+    if value not in _WEIGHTS:
+        fail(errno.ERANGE)
+    group.state.weight = value
+
+
+def _weight_device(group: Node, text: str) -> None:
+    """Take ``WEIGHT``, ``default WEIGHT`` or a device's weight (``bfq_io_set_weight``)."""
+    text = strip(text)
+    value, rest = digits(text)
+    if not rest:
+        _set_weight(group, value or 0)
+        return
+    value, _ = digits(text.removeprefix("default").lstrip(SPACE), 10)
+    if text.startswith("default") and value is not None:
+        _set_weight(group, value)
+        return
+    _device(group, text)
+    fail(errno.EOPNOTSUPP)  # no disk has the BFQ scheduler here
+
+
+def _reset(_group: Node, text: str) -> None:
     parse_u64(text)
-    ignore(group, text)
 
 
 _COUNTERS = ("bfq.io_service_bytes", "bfq.io_serviced", "throttle.io_service_bytes", "throttle.io_serviced")
-_THROTTLES = ("read_bps", "read_iops", "write_bps", "write_iops")
+_THROTTLES = {"read_bps": U64_MAX, "read_iops": U32_MAX, "write_bps": U64_MAX, "write_iops": U32_MAX}
 
 
 class Blkio(Passive[BlkioState]):
@@ -69,12 +99,15 @@ class Blkio(Passive[BlkioState]):
     name = "blkio"
     files: Mapping[str, File[BlkioState]] = {
         **{f"blkio.{name}{end}": constant("Total 0\n") for name in _COUNTERS for end in ("", "_recursive")},
-        **{f"blkio.throttle.{name}_device": _device(f"blkio.throttle.{name}_device") for name in _THROTTLES},
+        **{
+            f"blkio.throttle.{name}_device": _throttle(f"blkio.throttle.{name}_device", most=most)
+            for name, most in _THROTTLES.items()
+        },
         "blkio.reset_stats": File(None, _reset),
-        "blkio.bfq.weight": kept(
-            "weight", valid=lambda v: _WEIGHTS[0] <= v <= _WEIGHTS[1], on_root=False, error=errno.ERANGE
+        "blkio.bfq.weight": kept("weight", valid=_WEIGHTS.__contains__, on_root=False, error=errno.ERANGE),
+        "blkio.bfq.weight_device": File(
+            lambda g: f"default {g.state.weight}\n", _weight_device, on_root=False
         ),
-        "blkio.bfq.weight_device": _device("blkio.bfq.weight_device", weight=True),
     }
 
     def root(self) -> BlkioState:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
-from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64, parse_u64
+from pytest_k3s_sandbox.layers.cgroupfs.values import U64_MAX, fail, parse_s64, parse_u64
 
+_IDLE_SHARES = 3  # WEIGHT_IDLEPRIO
 _SHARES = (2, 1 << 18)  # MIN_SHARES, MAX_SHARES
 _MIN_US, _MAX_PERIOD_US = 1_000, 1_000_000  # sched-bwc: periods and quotas are 1 ms to 1 s
 _MAX_QUOTA_US = (2**44 - 1) // 1000 * 1000  # max_bw_runtime_us, MAX_BW bits of nanoseconds
-_U64_US = 2**64 // 1000
+_MAX_US = U64_MAX // 1000  # what survives as nanoseconds
+_RATIO_BITS = 20  # BW_SHIFT
 
 
 @dataclass
@@ -58,13 +59,14 @@ def _idle(group: Node, text: str) -> None:
     group.state.idle = value
 
 
-def _ratio(state: CpuState) -> Fraction | None:
-    return None if state.quota < 0 else Fraction(state.quota, state.period)
+def _ratio(period: int, runtime: int) -> int:
+    """Return a share of one CPU as the kernel rounds it (``to_ratio``)."""
+    return (runtime << _RATIO_BITS) // period
 
 
-def _schedulable(group: Node, limit: Fraction | None) -> bool:
+def _schedulable(group: Node, limit: int | None) -> bool:
     """Tell whether no group below asks for more than the nearest quota above it."""
-    own = _ratio(group.state)
+    own = None if group.state.quota < 0 else _ratio(group.state.period, group.state.quota)
     if own is None:
         own = limit
     elif limit is not None and own > limit:
@@ -76,7 +78,7 @@ def _bandwidth(group: Node, *, period: int, quota: int, burst: int) -> None:
     _not_root(group)
     if not _MIN_US <= period <= _MAX_PERIOD_US or 0 <= quota < _MIN_US or quota > _MAX_QUOTA_US:
         fail(errno.EINVAL)
-    if burst and (quota < 0 or burst > quota or burst + quota > _MAX_QUOTA_US):
+    if quota >= 0 and (burst > quota or burst + quota > _MAX_QUOTA_US):
         fail(errno.EINVAL)
     state = group.state
     before = state.period, state.quota, state.burst
@@ -93,40 +95,33 @@ def _quota(group: Node, text: str) -> None:
 
 def _period(group: Node, text: str) -> None:
     value = parse_u64(text)
-    if value >= _U64_US:
+    if value > _MAX_US:
         fail(errno.EINVAL)
     _bandwidth(group, period=value, quota=group.state.quota, burst=group.state.burst)
 
 
 def _burst(group: Node, text: str) -> None:
     value = parse_u64(text)
-    if value >= _U64_US:
+    if value > _MAX_US:
         fail(errno.EINVAL)
     _bandwidth(group, period=group.state.period, quota=group.state.quota, burst=value)
 
 
+def _rt_ratio(group: Node) -> int:
+    return _ratio(group.state.rt_period, group.state.rt_runtime)
+
+
 def _realtime(group: Node, *, period: int, runtime: int) -> None:
     """Check as ``__rt_schedulable``: a group's share lies within its parent's, with its siblings'."""
-    if period == 0 or period >= _U64_US or runtime > period or (group.parent is None and runtime == 0):
+    if period == 0 or period > _MAX_US or runtime > period or (group.parent is None and runtime == 0):
         fail(errno.EINVAL)
-    wanted = Fraction(runtime, period)
-    parent = group.parent
-    if parent is not None:
-        others = sum(
-            (
-                Fraction(c.state.rt_runtime, c.state.rt_period)
-                for c in parent.children.values()
-                if c is not group
-            ),
-            Fraction(0),
-        )
-        if others + wanted > Fraction(max(parent.state.rt_runtime, 0), parent.state.rt_period):
+    wanted = _ratio(period, runtime)
+    if sum(map(_rt_ratio, group.children.values())) > wanted:
+        fail(errno.EINVAL)
+    if group.parent is not None:
+        others = sum(_rt_ratio(child) for child in group.parent.children.values() if child is not group)
+        if others + wanted > _rt_ratio(group.parent):
             fail(errno.EINVAL)
-    below = sum(
-        (Fraction(c.state.rt_runtime, c.state.rt_period) for c in group.children.values()), Fraction(0)
-    )
-    if below > wanted:
-        fail(errno.EINVAL)
     group.state.rt_period, group.state.rt_runtime = period, runtime
 
 
@@ -152,7 +147,7 @@ class Cpu(Passive[CpuState]):
         "cpu.idle": File(lambda g: f"{g.state.idle}\n", _idle),
         "cpu.rt_period_us": File(lambda g: f"{g.state.rt_period}\n", _rt_period),
         "cpu.rt_runtime_us": File(lambda g: f"{g.state.rt_runtime}\n", _rt_runtime),
-        "cpu.shares": File(lambda g: f"{0 if g.state.idle else g.state.shares}\n", _shares),
+        "cpu.shares": File(lambda g: f"{_IDLE_SHARES if g.state.idle else g.state.shares}\n", _shares),
         "cpu.stat": constant("nr_periods 0\nnr_throttled 0\nthrottled_time 0\nnr_bursts 0\nburst_time 0\n"),
         "cpu.stat.local": constant("throttled_time 0\n"),
     }

@@ -122,12 +122,11 @@ class Cpuacct(Passive[CpuacctState]):
             root.user[cpu] = max(user, root.user.get(cpu, 0))
             root.system[cpu] = max(system, root.system.get(cpu, 0))
         self._note_ends(hierarchy, change)
-        for pid, group in hierarchy.members.items():
-            now = change.new.processes[pid]
-            was = change.before(now)
-            if now is was:
+        for now, was in change.changed:
+            group = hierarchy.members.get(now.pid)
+            if group is None:
                 continue
-            credit = self._credits.get(pid)
+            credit = self._credits.get(now.pid)
             waited = credit.settle(now, was) if credit else _reaped(now, was)
             user = waited[0] + max(0, now.user - (was.user if was else 0))
             system = waited[1] + max(0, now.system - (was.system if was else 0))

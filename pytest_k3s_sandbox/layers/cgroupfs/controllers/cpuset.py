@@ -60,20 +60,20 @@ def _set(kind: Kind) -> Callable[[Node, str], None]:
         accounting = group.hierarchy.accounting
         if group.parent is None:
             fail(errno.EACCES)
-        wanted = parse_list(text, possible=accounting.cpus if kind == "cpus" else accounting.mems)
-        if wanted == _members(group, kind):
-            return
+        wanted = parse_list(text, possible=range(accounting.limits[0 if kind == "cpus" else 1]))
         if not wanted <= (accounting.cpus if kind == "cpus" else accounting.mems):
             fail(errno.EINVAL)
+        if wanted == _members(group, kind):
+            return
         if any(not _members(child, kind) <= wanted for child in group.children.values()):
             fail(errno.EBUSY)
         if not wanted <= _members(group.parent, kind):
             fail(errno.EACCES)
-        _apart(group, group.parent, kind, wanted)
         if not wanted and group.pids:
             group.hierarchy.census(group)
             if group.pids:
                 fail(errno.ENOSPC)
+        _apart(group, group.parent, kind, wanted)
         setattr(group.state, kind, wanted)
 
     return write
@@ -84,14 +84,14 @@ def _exclusive(kind: Kind) -> File[CpusetState]:
 
     def write(group: Node, text: str) -> None:
         value = bool(parse_u64(text))
+        if not value and any(getattr(child.state, attribute) for child in group.children.values()):
+            fail(errno.EBUSY)
         if value and group.parent is not None:
             if not getattr(group.parent.state, attribute):
                 fail(errno.EACCES)
             for sibling in group.parent.children.values():
                 if sibling is not group and _members(group, kind) & _members(sibling, kind):
                     fail(errno.EINVAL)
-        if not value and any(getattr(child.state, attribute) for child in group.children.values()):
-            fail(errno.EBUSY)
         setattr(group.state, attribute, value)
 
     return File(lambda g: f"{int(getattr(g.state, attribute))}\n", write)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
-from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail, strip
 
 _RULE = re.compile(
-    r"([bc])\s(\*|[0-9]{1,12}):(\*|[0-9]{1,12})\s(?:([rwm]{3})|([rwm]{0,2})(?:\n.*|\Z))", re.DOTALL
+    r"([bc])\s(\*|[0-9]{1,11}):(\*|[0-9]{1,11})\s(?:([rwm]{3})|([rwm]{0,2})(?:\n.*|\Z))", re.DOTALL
 )
 
 Key = tuple[str, str, str]
@@ -69,6 +69,9 @@ class DevicesState:
 Node = Group[DevicesState]
 
 
+_ANY = 2**32 - 1  # the kernel's own number for "all of them"
+
+
 def _parse(text: str) -> tuple[Key, frozenset[str]]:
     found = _RULE.match(text)
     if found is None:
@@ -77,7 +80,7 @@ def _parse(text: str) -> tuple[Key, frozenset[str]]:
     for part in (found[2], found[3]):
         if part != "*" and int(part) >= 2**32:
             fail(errno.EINVAL)
-        numbers.append(part if part == "*" else str(int(part)))
+        numbers.append("*" if part == "*" or int(part) == _ANY else str(int(part)))
     return (found[1], numbers[0], numbers[1]), frozenset(found[4] or found[5] or "")
 
 
@@ -104,6 +107,7 @@ def _everything(group: Node, *, allow: bool) -> None:
 
 
 def _allow(group: Node, text: str) -> None:
+    text = strip(text)
     if text.startswith("a"):
         _everything(group, allow=True)
         return
@@ -119,6 +123,7 @@ def _allow(group: Node, text: str) -> None:
 
 
 def _deny(group: Node, text: str) -> None:
+    text = strip(text)
     if text.startswith("a"):
         _everything(group, allow=False)
         return

@@ -2,6 +2,8 @@
 
 Source: ``Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst``. The kernel's freezer
 cannot be seen from the frozen process; a stop signal can (waitpid with WUNTRACED in its parent).
+A stop signal stops every thread of a process, so that a thread that is in the group without its
+process is not stopped, and the group stays FREEZING.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Process
-from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail, strip
 
 _STOPPED = "TtD"
 
@@ -43,20 +45,20 @@ def _state(group: Node) -> str:
         group.hierarchy.census(below)
     processes = group.hierarchy.last.processes
     running = [p for below in group.subtree() for p in below.pids if processes[p].state not in _STOPPED]
-    for pid in running:
+    for pid in set(running) - group.hierarchy.last.apart:
         # A process that was forked while the stops went out has had none.
         group.hierarchy.accounting.freeze(pid, frozen=True)
     return "FREEZING\n" if running else "FROZEN\n"
 
 
 def _change(group: Node, text: str) -> None:
-    wanted = {"FROZEN": True, "THAWED": False}.get(text.strip())
+    wanted = {"FROZEN": True, "THAWED": False}.get(strip(text))
     if wanted is None:
         fail(errno.EINVAL)
     group.state.frozen = wanted
     for below in group.subtree():
         group.hierarchy.census(below)
-        for pid in below.pids:
+        for pid in below.pids - group.hierarchy.last.apart:
             group.hierarchy.accounting.freeze(pid, frozen=_freezing(below))
 
 
@@ -81,5 +83,5 @@ class Freezer(Passive[FreezerState]):
     def attach(self, group: Node, process: Process) -> None:
         """Stop a process that comes into a frozen group, continue one that leaves it."""
         before = group.hierarchy.members.get(process.pid, group.hierarchy.root)
-        if _freezing(before) != _freezing(group):
+        if _freezing(before) != _freezing(group) and not process.leader:
             group.hierarchy.accounting.freeze(process.pid, frozen=_freezing(group))

@@ -5,18 +5,20 @@ Sources: ``mm/memcontrol-v1.c``, ``Documentation/admin-guide/cgroup-v1/memory.rs
 A group's ``rss`` is the resident memory of its processes that no file backs. Its ``cache``
 is what files back of it, counted once for each process that maps it (the kernel counts a page
 once, for its first user), and is called ``inactive_file``, so that it never makes a working
-set larger. The root's numbers are the machine's, from ``/proc/meminfo``. Peaks are those that
-samples saw. Kernel memory, swap, page-in counts and dirty pages of a group cannot be known: 0.
+set larger. The root's numbers are the machine's, from ``/proc/meminfo`` and ``/proc/vmstat``. Peaks
+are those that samples saw. Kernel memory, swap, page-in counts and dirty pages of a group cannot be
+known: 0.
 """
 
 from __future__ import annotations
 
 import errno
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import constant, ignore, kept
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import constant
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.limits import limit_for_children, zero
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_events import Listeners, register
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
 from pytest_k3s_sandbox.layers.cgroupfs.values import (
@@ -28,7 +30,6 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import (
 )
 
 _MAX_SWAPPINESS = 200
-_EVENT = re.compile(r"[0-9]+ [0-9]+(?:\s.*)?\Z", re.DOTALL)
 
 _STAT = (
     "cache",
@@ -53,7 +54,7 @@ _STAT = (
     "unevictable",
 )
 
-_MEMINFO = {
+_MACHINE = {
     "shmem": "Shmem",
     "mapped_file": "Mapped",
     "dirty": "Dirty",
@@ -66,176 +67,116 @@ _MEMINFO = {
     "inactive_file": "Inactive(file)",
     "active_file": "Active(file)",
     "unevictable": "Unevictable",
+    "workingset_refault_anon": "workingset_refault_anon",
+    "workingset_refault_file": "workingset_refault_file",
+    "pgfault": "pgfault",
+    "pgmajfault": "pgmajfault",
 }
 
 
 @dataclass
 class MemoryState:
-    """What one group keeps; bytes, and counts of its own processes' faults."""
+    """What one group keeps: bytes, and counts of page faults; ``total_`` ones with all groups below.
+
+    Attributes:
+        swappiness: None where it was never set, for the machine's own.
+        peak: The most that was used since it was set back; ``memsw_peak`` with swap.
+        listeners: Who wants to know of events, None for nobody.
+    """
 
     limit: int = PAGE_COUNTER_MAX
     memsw_limit: int = PAGE_COUNTER_MAX
     soft_limit: int = PAGE_COUNTER_MAX
     tcp_limit: int = PAGE_COUNTER_MAX
     peak: int = 0
-    swappiness: int = 60
+    memsw_peak: int = 0
+    swappiness: int | None = None
     oom_kill_disable: int = 0
     faults: int = 0
     major_faults: int = 0
+    total_faults: int = 0
+    total_major_faults: int = 0
+    listeners: Listeners | None = None
 
 
 Node = Group[MemoryState]
 Numbers = dict[str, int]
 
 
-def _own(group: Node) -> Numbers:
-    """Return the lines of memory.stat for a group's own processes."""
+@dataclass(slots=True)
+class _Resident:
+    """Resident bytes of a group's own processes, and with those of all groups below."""
+
+    rss: int = 0
+    cache: int = 0
+    total_rss: int = 0
+    total_cache: int = 0
+
+    @property
+    def usage(self) -> int:
+        return self.total_rss + self.total_cache
+
+
+_NOTHING = _Resident()
+
+
+def _resident(hierarchy: Hierarchy[MemoryState]) -> dict[Node, _Resident]:
+    """Return the sums for each populated group and those above, but the root."""
+    result: dict[Node, _Resident] = {}
+    for pid, group in hierarchy.members.items():
+        process = hierarchy.last.processes[pid]
+        own = result.setdefault(group, _Resident())
+        own.rss += process.anonymous
+        own.cache += process.mapped
+    for group, own in list(result.items()):
+        for above in group.ancestry():
+            if above.parent is not None:
+                total = result.setdefault(above, _Resident())
+                total.total_rss += own.rss
+                total.total_cache += own.cache
+    return result
+
+
+def _numbers(rss: int, cache: int, faults: int, major_faults: int) -> Numbers:
+    """Return the lines of memory.stat for a group."""
     numbers = dict.fromkeys(_STAT, 0)
-    processes = group.hierarchy.last.processes
-    for pid in group.processes():
-        numbers["rss"] += processes[pid].anonymous
-        numbers["cache"] += processes[pid].mapped
-    numbers["inactive_anon"] = numbers["rss"]
-    numbers["mapped_file"] = numbers["inactive_file"] = numbers["cache"]
-    numbers["pgfault"], numbers["pgmajfault"] = group.state.faults, group.state.major_faults
+    numbers["rss"] = numbers["inactive_anon"] = rss
+    numbers["cache"] = numbers["mapped_file"] = numbers["inactive_file"] = cache
+    numbers["pgfault"], numbers["pgmajfault"] = faults, major_faults
     return numbers
-
-
-def _below(group: Node) -> Numbers:
-    """Return the sums over a group's descendants."""
-    numbers = dict.fromkeys(_STAT, 0)
-    for child in group.children.values():
-        for member in child.subtree():
-            for name, value in _own(member).items():
-                numbers[name] += value
-    return numbers
-
-
-def _stats(group: Node) -> tuple[Numbers, Numbers]:
-    """Return a group's own numbers and those with everything below."""
-    below = _below(group)
-    if group.parent is not None:
-        own = _own(group)
-        return own, {name: own[name] + below[name] for name in _STAT}
-    machine = group.hierarchy.last.memory
-    total = dict.fromkeys(_STAT, 0)
-    total.update({name: machine.get(field, 0) for name, field in _MEMINFO.items()})
-    total["cache"] = machine.get("Cached", 0) + machine.get("Buffers", 0)
-    total["swap"] = max(0, machine.get("SwapTotal", 0) - machine.get("SwapFree", 0))
-    total["pgfault"] = below["pgfault"] + group.state.faults
-    total["pgmajfault"] = below["pgmajfault"] + group.state.major_faults
-    return {name: max(0, total[name] - below[name]) for name in _STAT}, total
-
-
-def _usage(group: Node) -> int:
-    if group.parent is None:
-        total = _stats(group)[1]
-        return total["cache"] + total["rss"]
-    processes = group.hierarchy.last.processes
-    members = [processes[pid] for below in group.subtree() for pid in below.pids]
-    return sum(process.anonymous + process.mapped for process in members)
-
-
-def _show_usage(group: Node) -> str:
-    group.hierarchy.refresh()
-    usage = _usage(group)
-    group.state.peak = max(group.state.peak, usage)
-    return f"{usage}\n"
-
-
-def _show_peak(group: Node) -> str:
-    _show_usage(group)
-    return f"{group.state.peak}\n"
-
-
-def _reset_peak(group: Node, _text: str) -> None:
-    group.hierarchy.refresh()
-    group.state.peak = _usage(group)
-
-
-def _show_stat(group: Node) -> str:
-    group.hierarchy.refresh()
-    own, total = _stats(group)
-    limit = min(above.state.limit for above in group.ancestry())
-    memsw = min(above.state.memsw_limit for above in group.ancestry())
-    return (
-        "".join(f"{name} {own[name]}\n" for name in _STAT)
-        + f"hierarchical_memory_limit {limit}\nhierarchical_memsw_limit {memsw}\n"
-        + "".join(f"total_{name} {total[name]}\n" for name in _STAT)
-    )
-
-
-def _show_numa(group: Node) -> str:
-    group.hierarchy.refresh()
-    node = min(group.hierarchy.accounting.mems, default=0)
-    lines = []
-    for prefix, numbers in zip(("", "hierarchical_"), _stats(group), strict=True):
-        # Shared memory is cache as well, but on the lists of anonymous pages.
-        file = max(0, numbers["cache"] - numbers["shmem"])
-        counts = {
-            "total": numbers["cache"] + numbers["rss"],
-            "file": file,
-            "anon": numbers["rss"] + numbers["shmem"],
-            "unevictable": numbers["unevictable"],
-        }
-        for name, value in counts.items():
-            pages = value // PAGE_SIZE
-            others = "".join(f" N{n}=0" for n in sorted(group.hierarchy.accounting.mems) if n != node)
-            lines.append(f"{prefix}{name}={pages} N{node}={pages}{others}\n")
-    return "".join(lines)
-
-
-def _check(group: Node, value: int) -> None:
-    """Refuse a limit for the root (EINVAL) and one that memory without a file exceeds (EBUSY)."""
-    if group.parent is None:
-        fail(errno.EINVAL)
-    if value < PAGE_COUNTER_MAX:
-        group.hierarchy.refresh()
-        if value < _stats(group)[1]["rss"]:
-            fail(errno.EBUSY)
-
-
-def _limit(group: Node, text: str) -> None:
-    value = parse_memory(text)
-    _check(group, 0 if group.parent is None else PAGE_COUNTER_MAX)
-    if value > group.state.memsw_limit:
-        fail(errno.EINVAL)
-    _check(group, value)
-    group.state.limit = value
-
-
-def _memsw(group: Node, text: str) -> None:
-    value = parse_memory(text)
-    _check(group, 0 if group.parent is None else PAGE_COUNTER_MAX)
-    if value < group.state.limit:
-        fail(errno.EINVAL)
-    _check(group, value)
-    group.state.memsw_limit = value
-
-
-def _plain_limit(attribute: str) -> Callable[[Node, str], None]:
-    def write(group: Node, text: str) -> None:
-        setattr(group.state, attribute, parse_memory(text))
-
-    return write
-
-
-def _tcp(group: Node, text: str) -> None:
-    value = parse_memory(text)
-    if group.parent is None:
-        fail(errno.EINVAL)
-    group.state.tcp_limit = value
 
 
 def _kmem(group: Node, text: str) -> None:
-    parse_memory(text)
-    if group.parent is None:
-        fail(errno.EINVAL)
+    """Take a limit that the kernel ignores as well, since 6.0."""
+    limit_for_children(group, text)
+
+
+def _tcp(group: Node, text: str) -> None:
+    group.state.tcp_limit = limit_for_children(group, text)
+
+
+def _soft(group: Node, text: str) -> None:
+    group.state.soft_limit = parse_memory(text)
 
 
 def _hierarchical(_group: Node, text: str) -> None:
     if parse_u64(text) != 1:
         fail(errno.EINVAL)
+
+
+def _swappiness(group: Node) -> str:
+    for above in group.ancestry():
+        if above.state.swappiness is not None:
+            return f"{above.state.swappiness}\n"
+    found = group.hierarchy.accounting.setting("vm/swappiness")
+    return f"{60 if found is None else found}\n"  # 60 is Linux' own default
+
+
+def _set_swappiness(group: Node, text: str) -> None:
+    value = parse_u64(text)
+    if value > _MAX_SWAPPINESS:
+        fail(errno.EINVAL)
+    group.state.swappiness = value
 
 
 def _oom(group: Node, text: str) -> None:
@@ -255,50 +196,46 @@ def _empty(group: Node, _text: str) -> None:
         fail(errno.EINVAL)
 
 
-def _event(_group: Node, text: str) -> None:
-    """Take a registration (``event_fd control_fd arguments``); its event never comes."""
-    if _EVENT.match(text.strip()) is None:
-        fail(errno.EINVAL)
-
-
-_ZERO: File[MemoryState] = File(lambda _: "0\n", ignore)
-
-
 class Memory:
     """The controller."""
 
     name = "memory"
-    files: Mapping[str, File[MemoryState]] = {
-        "cgroup.event_control": File(None, _event),
-        "memory.failcnt": _ZERO,
-        "memory.force_empty": File(None, _empty),
-        "memory.kmem.failcnt": _ZERO,
-        "memory.kmem.limit_in_bytes": File(lambda _: f"{PAGE_COUNTER_MAX}\n", _kmem),
-        "memory.kmem.max_usage_in_bytes": _ZERO,
-        "memory.kmem.slabinfo": constant(""),
-        "memory.kmem.tcp.failcnt": _ZERO,
-        "memory.kmem.tcp.limit_in_bytes": File(lambda g: f"{g.state.tcp_limit}\n", _tcp),
-        "memory.kmem.tcp.max_usage_in_bytes": _ZERO,
-        "memory.kmem.tcp.usage_in_bytes": constant("0\n"),
-        "memory.kmem.usage_in_bytes": constant("0\n"),
-        "memory.limit_in_bytes": File(lambda g: f"{g.state.limit}\n", _limit),
-        "memory.max_usage_in_bytes": File(_show_peak, _reset_peak),
-        "memory.memsw.failcnt": _ZERO,
-        "memory.memsw.limit_in_bytes": File(lambda g: f"{g.state.memsw_limit}\n", _memsw),
-        "memory.memsw.max_usage_in_bytes": File(_show_peak, _reset_peak),
-        "memory.memsw.usage_in_bytes": File(_show_usage),
-        "memory.move_charge_at_immigrate": File(lambda _: "0\n", _immigrate),
-        "memory.numa_stat": File(_show_numa),
-        "memory.oom_control": File(
-            lambda g: f"oom_kill_disable {g.state.oom_kill_disable}\nunder_oom 0\noom_kill 0\n", _oom
-        ),
-        "memory.pressure_level": File(readable=True),
-        "memory.soft_limit_in_bytes": File(lambda g: f"{g.state.soft_limit}\n", _plain_limit("soft_limit")),
-        "memory.stat": File(_show_stat),
-        "memory.swappiness": kept("swappiness", valid=lambda v: v <= _MAX_SWAPPINESS),
-        "memory.usage_in_bytes": File(_show_usage),
-        "memory.use_hierarchy": File(lambda _: "1\n", _hierarchical),
-    }
+
+    def __init__(self) -> None:
+        """Make the files, which share one table of sums for each sample."""
+        self._made_of: tuple[object, int] = (None, -1)
+        self._sums: dict[Node, _Resident] = {}
+        self.files: Mapping[str, File[MemoryState]] = {
+            "cgroup.event_control": File(None, lambda g, text: register(g, text, lambda: self._usage(g))),
+            "memory.failcnt": zero(),
+            "memory.force_empty": File(None, _empty),
+            "memory.kmem.failcnt": zero(),
+            "memory.kmem.limit_in_bytes": File(lambda _: f"{PAGE_COUNTER_MAX}\n", _kmem),
+            "memory.kmem.max_usage_in_bytes": zero(),
+            "memory.kmem.slabinfo": constant(""),
+            "memory.kmem.tcp.failcnt": zero(),
+            "memory.kmem.tcp.limit_in_bytes": File(lambda g: f"{g.state.tcp_limit}\n", _tcp),
+            "memory.kmem.tcp.max_usage_in_bytes": zero(),
+            "memory.kmem.tcp.usage_in_bytes": constant("0\n"),
+            "memory.kmem.usage_in_bytes": constant("0\n"),
+            "memory.limit_in_bytes": File(lambda g: f"{g.state.limit}\n", self._set_limit),
+            "memory.max_usage_in_bytes": File(self._peak, self._reset_peak),
+            "memory.memsw.failcnt": zero(),
+            "memory.memsw.limit_in_bytes": File(lambda g: f"{g.state.memsw_limit}\n", self._set_memsw),
+            "memory.memsw.max_usage_in_bytes": File(self._memsw_peak, self._reset_memsw_peak),
+            "memory.memsw.usage_in_bytes": File(lambda g: f"{self._usage(g) + self._swap(g)}\n"),
+            "memory.move_charge_at_immigrate": File(lambda _: "0\n", _immigrate),
+            "memory.numa_stat": File(self._numa),
+            "memory.oom_control": File(
+                lambda g: f"oom_kill_disable {g.state.oom_kill_disable}\nunder_oom 0\noom_kill 0\n", _oom
+            ),
+            "memory.pressure_level": File(readable=True),
+            "memory.soft_limit_in_bytes": File(lambda g: f"{g.state.soft_limit}\n", _soft),
+            "memory.stat": File(self._stat),
+            "memory.swappiness": File(_swappiness, _set_swappiness),
+            "memory.usage_in_bytes": File(lambda g: f"{self._usage(g)}\n"),
+            "memory.use_hierarchy": File(lambda _: "1\n", _hierarchical),
+        }
 
     def root(self) -> MemoryState:
         """Return the root's state."""
@@ -306,22 +243,143 @@ class Memory:
 
     def child(self, parent: Node, *, clone: bool) -> MemoryState:  # noqa: ARG002  # the hook's signature
         """Return the state of a new group, with what it inherits."""
-        state = MemoryState(swappiness=parent.state.swappiness)
-        state.oom_kill_disable = parent.state.oom_kill_disable
-        return state
+        return MemoryState(
+            swappiness=int(_swappiness(parent)), oom_kill_disable=parent.state.oom_kill_disable
+        )
 
     def attach(self, group: Node, process: Process) -> None:
         """Accept the process; its memory counts where it is."""
 
+    def removed(self, group: Node) -> None:
+        """Tell those who wait for events."""
+        if group.state.listeners is not None:
+            group.state.listeners.removed()
+
     def sampled(self, hierarchy: Hierarchy[MemoryState], change: Change) -> None:
-        """Count page faults for the groups that took them, and note peaks."""
-        for pid, process in change.new.processes.items():
-            was = change.before(process)
-            if process is was:
-                continue
-            state = hierarchy.members.get(pid, hierarchy.root).state
-            state.faults += max(0, process.faults - (was.faults if was else 0))
-            state.major_faults += max(0, process.major_faults - (was.major_faults if was else 0))
-        populated = {above for below in hierarchy.members.values() for above in below.ancestry()}
-        for group in populated - {hierarchy.root}:
-            group.state.peak = max(group.state.peak, _usage(group))
+        """Count page faults for the groups that took them, note peaks, and signal thresholds."""
+        for process, was in change.changed:
+            faults = process.faults - (was.faults if was else 0)
+            major = process.major_faults - (was.major_faults if was else 0)
+            if faults > 0 or major > 0:
+                group = hierarchy.members.get(process.pid, hierarchy.root)
+                group.state.faults += max(0, faults)
+                group.state.major_faults += max(0, major)
+                for above in group.ancestry():
+                    above.state.total_faults += max(0, faults)
+                    above.state.total_major_faults += max(0, major)
+        for group, sums in self._table(hierarchy).items():
+            state = group.state
+            state.peak = max(state.peak, sums.usage)
+            state.memsw_peak = max(state.memsw_peak, sums.usage)
+            if state.listeners is not None:
+                state.listeners.used(sums.usage)
+
+    def _table(self, hierarchy: Hierarchy[MemoryState]) -> dict[Node, _Resident]:
+        made_of = hierarchy.last, hierarchy.version
+        if self._made_of[0] is not made_of[0] or self._made_of[1] != made_of[1]:
+            self._sums, self._made_of = _resident(hierarchy), made_of
+        return self._sums
+
+    def _stats(self, group: Node) -> tuple[Numbers, Numbers]:
+        """Return a group's own numbers and those with everything below."""
+        group.hierarchy.refresh()
+        table = self._table(group.hierarchy)
+        state = group.state
+        if group.parent is not None:
+            sums = table.get(group, _NOTHING)
+            return (
+                _numbers(sums.rss, sums.cache, state.faults, state.major_faults),
+                _numbers(sums.total_rss, sums.total_cache, state.total_faults, state.total_major_faults),
+            )
+        machine = group.hierarchy.last.memory
+        total = dict.fromkeys(_STAT, 0)
+        # What the machine does not count itself is what its processes were seen to do.
+        total.update(pgfault=state.total_faults, pgmajfault=state.total_major_faults)
+        total.update({name: machine[field] for name, field in _MACHINE.items() if field in machine})
+        total["cache"] = machine.get("Cached", 0) + machine.get("Buffers", 0)
+        total["swap"] = self._swap(group)
+        tops = [table.get(child, _NOTHING) for child in group.children.values()]
+        below = _numbers(
+            sum(sums.total_rss for sums in tops),
+            sum(sums.total_cache for sums in tops),
+            state.total_faults - state.faults,
+            state.total_major_faults - state.major_faults,
+        )
+        return {name: max(0, total[name] - below[name]) for name in _STAT}, total
+
+    def _usage(self, group: Node) -> int:
+        group.hierarchy.refresh()
+        if group.parent is not None:
+            return self._table(group.hierarchy).get(group, _NOTHING).usage
+        machine = group.hierarchy.last.memory
+        return sum(machine.get(name, 0) for name in ("Cached", "Buffers", "AnonPages"))
+
+    def _swap(self, group: Node) -> int:
+        machine = group.hierarchy.last.memory
+        if group.parent is not None:
+            return 0
+        return max(0, machine.get("SwapTotal", 0) - machine.get("SwapFree", 0))
+
+    def _peak(self, group: Node) -> str:
+        group.state.peak = max(group.state.peak, self._usage(group))
+        return f"{group.state.peak}\n"
+
+    def _reset_peak(self, group: Node, _text: str) -> None:
+        group.state.peak = self._usage(group)
+
+    def _memsw_peak(self, group: Node) -> str:
+        usage = self._usage(group) + self._swap(group)
+        group.state.memsw_peak = max(group.state.memsw_peak, usage)
+        return f"{group.state.memsw_peak}\n"
+
+    def _reset_memsw_peak(self, group: Node, _text: str) -> None:
+        group.state.memsw_peak = self._usage(group) + self._swap(group)
+
+    def _stat(self, group: Node) -> str:
+        own, total = self._stats(group)
+        limit = min(above.state.limit for above in group.ancestry())
+        memsw = min(above.state.memsw_limit for above in group.ancestry())
+        return (
+            "".join([f"{name} {own[name]}\n" for name in _STAT])
+            + f"hierarchical_memory_limit {limit}\nhierarchical_memsw_limit {memsw}\n"
+            + "".join([f"total_{name} {total[name]}\n" for name in _STAT])
+        )
+
+    def _numa(self, group: Node) -> str:
+        mems = sorted(group.hierarchy.accounting.mems)
+        # Which node memory is on cannot be known: all of it is called the first's.
+        others = "".join(f" N{node}=0" for node in mems[1:])
+        lines = []
+        for prefix, numbers in zip(("", "hierarchical_"), self._stats(group), strict=True):
+            counts = {
+                "total": numbers["cache"] + numbers["rss"],
+                # Shared memory is cache as well, but on the lists of anonymous pages.
+                "file": max(0, numbers["cache"] - numbers["shmem"]),
+                "anon": numbers["rss"] + numbers["shmem"],
+                "unevictable": numbers["unevictable"],
+            }
+            for name, value in counts.items():
+                pages = value // PAGE_SIZE
+                lines.append(f"{prefix}{name}={pages} N{min(mems, default=0)}={pages}{others}\n")
+        return "".join(lines)
+
+    def _check(self, group: Node, value: int) -> None:
+        """Refuse (EBUSY) a limit that memory without a file exceeds: it could not be given back."""
+        if value < PAGE_COUNTER_MAX:
+            group.hierarchy.refresh()
+            if value < self._table(group.hierarchy).get(group, _NOTHING).total_rss:
+                fail(errno.EBUSY)
+
+    def _set_limit(self, group: Node, text: str) -> None:
+        value = limit_for_children(group, text)
+        if value > group.state.memsw_limit:
+            fail(errno.EINVAL)
+        self._check(group, value)
+        group.state.limit = value
+
+    def _set_memsw(self, group: Node, text: str) -> None:
+        value = limit_for_children(group, text)
+        if value < group.state.limit:
+            fail(errno.EINVAL)
+        self._check(group, value)
+        group.state.memsw_limit = value

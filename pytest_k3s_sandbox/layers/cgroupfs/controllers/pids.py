@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
-from pytest_k3s_sandbox.layers.cgroupfs.sample import Change
-from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64, strip
 
 _MAX = 4 * 1024 * 1024  # PID_MAX_LIMIT
 
@@ -29,7 +29,7 @@ Node = Group[PidsState]
 
 
 def _limit(group: Node, text: str) -> None:
-    text = text.strip()
+    text = strip(text)
     if text == "max":
         group.state.limit = None
         return
@@ -71,6 +71,15 @@ class Pids(Passive[PidsState]):
     def child(self, parent: Node, *, clone: bool) -> PidsState:  # noqa: ARG002  # the hook's signature
         """Return the state of a new group."""
         return PidsState()
+
+    def attach(self, group: Node, process: Process) -> None:
+        """Note the moment at which the kernel counts a task in both of its groups, one after another."""
+        before = group.hierarchy.members.get(process.pid, group.hierarchy.root)
+        common = set(before.ancestry())
+        for above in group.ancestry():
+            if above.parent is not None:
+                most = _count(above) + (1 if above in common else process.threads)
+                above.state.peak = max(above.state.peak, most)
 
     def sampled(self, hierarchy: Hierarchy[PidsState], change: Change) -> None:  # noqa: ARG002  # likewise
         """Note the most tasks of each populated group and those above it."""

@@ -1,0 +1,115 @@
+"""Notifications of the memory controller: ``cgroup.event_control`` and the eventfds that it signals.
+
+Source: ``mm/memcontrol-v1.c`` (memcg_write_event_control), eventfd(2). Usage thresholds are
+compared with each sample; out-of-memory and pressure events never come, for nothing is enforced.
+Where the kernel does not let one process have another's eventfd, registrations are only checked.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
+from pytest_k3s_sandbox.layers.cgroupfs.values import digits, fail, parse_memory, strip
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory import MemoryState
+
+S = TypeVar("S")
+
+_THRESHOLDS = ("memory.usage_in_bytes", "memory.memsw.usage_in_bytes")
+_LEVELS = {"low", "medium", "critical"}
+_MODES = {"default", "hierarchy", "local"}
+
+
+@dataclass(slots=True)
+class Threshold:
+    """A usage that somebody wants to know about when it is crossed, either way."""
+
+    usage: int
+    signal: Callable[[], None]
+    above: bool
+
+
+@dataclass(slots=True)
+class Listeners:
+    """Who wants to know what of one group."""
+
+    thresholds: list[Threshold] = field(default_factory=list)
+    others: list[Callable[[], None]] = field(default_factory=list)
+
+    def used(self, usage: int) -> None:
+        """Signal the thresholds that a usage crossed."""
+        for threshold in self.thresholds:
+            above = usage >= threshold.usage
+            if above != threshold.above:
+                threshold.above = above
+                threshold.signal()
+
+    def removed(self) -> None:
+        """Signal everybody, as the kernel does when the group goes."""
+        for signal in [*self.others, *(threshold.signal for threshold in self.thresholds)]:
+            signal()
+
+
+def _descriptors(text: str) -> tuple[int, int, str]:
+    """Split ``eventfd controlfd arguments``."""
+    first, rest = digits(strip(text), 10)
+    if not rest.startswith(" "):
+        fail(errno.EINVAL)
+    second, rest = digits(rest[1:], 10)
+    if rest and not rest.startswith(" "):
+        fail(errno.EINVAL)
+    return first or 0, second or 0, rest[1:]
+
+
+def _check_arguments(name: str, arguments: str) -> int:
+    """Refuse (EINVAL) what a control file does not take; returns a threshold in bytes."""
+    if name in _THRESHOLDS:
+        return parse_memory(arguments)
+    if name == "memory.pressure_level":
+        level, _, mode = arguments.partition(",")
+        if level not in _LEVELS or (mode or "default") not in _MODES:
+            fail(errno.EINVAL)
+    elif name != "memory.oom_control":
+        fail(errno.EINVAL)
+    return 0
+
+
+def register(group: Group[MemoryState], text: str, usage: Callable[[], int]) -> None:
+    """Take a registration.
+
+    Args:
+        group: Whose events are wanted.
+        text: ``eventfd controlfd arguments``; the descriptors are the writer's.
+        usage: Returns the group's usage.
+
+    Raises:
+        OSError: EINVAL or EBADF, as the kernel gives them.
+    """
+    event, control, arguments = _descriptors(text)
+    hierarchy = group.hierarchy
+    accounting, writer = hierarchy.accounting, hierarchy.writer
+    opened = accounting.opened(writer, event), accounting.opened(writer, control)
+    if opened[0] is None:
+        fail(errno.EBADF)
+    if "eventfd" not in opened[0]:
+        fail(errno.EINVAL)
+    if opened[1] is None:
+        fail(errno.EBADF)
+    folder, _, name = opened[1].rpartition("/")
+    if not folder.endswith(group.path.rstrip("/")):
+        fail(errno.EINVAL)
+    threshold = _check_arguments(name, arguments)
+    signal = accounting.signaller(writer, event)
+    if signal is None:
+        return
+    if group.state.listeners is None:
+        group.state.listeners = Listeners()
+    if name in _THRESHOLDS:
+        group.state.listeners.thresholds.append(Threshold(threshold, signal, above=usage() >= threshold))
+    else:
+        group.state.listeners.others.append(signal)

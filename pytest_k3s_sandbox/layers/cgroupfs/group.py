@@ -1,0 +1,183 @@
+"""What a hierarchy is made of: files, groups, and the controller that gives them meaning."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+
+if TYPE_CHECKING:  # a group knows its hierarchy, which is made of groups
+    from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Hierarchy
+
+S = TypeVar("S")
+
+_MAX_WRITE = 4096  # kernfs refuses a longer write: E2BIG
+
+
+@dataclass(frozen=True, slots=True)
+class File(Generic[S]):
+    """One file that a controller puts into its groups.
+
+    Attributes:
+        read: Returns the content, or None for a file that only takes writes.
+        write: Takes what one write(2) brought, or None for a file that is only read.
+        on_root: Whether the root group has it.
+        on_child: Whether the other groups have it.
+        readable: Whether its mode says so; some that say so refuse the read.
+        longest: The most bytes that one write may have.
+    """
+
+    read: Callable[[Group[S]], str] | None = None
+    write: Callable[[Group[S], str], None] | None = None
+    on_root: bool = True
+    on_child: bool = True
+    readable: bool = False
+    longest: int = _MAX_WRITE
+
+    @property
+    def mode(self) -> int:
+        """The permission bits, as the kernel derives them from what the file can do."""
+        return (0o444 if self.read or self.readable else 0) | (0o200 if self.write else 0)
+
+
+class Controller(Protocol[S]):
+    """What one controller adds to a hierarchy: files, state for each group, and hooks."""
+
+    @property
+    def name(self) -> str:
+        """The controller's name, as in ``/proc/cgroups``."""
+
+    @property
+    def files(self) -> Mapping[str, File[S]]:
+        """Its files by name."""
+
+    def root(self) -> S:
+        """Return the state of the root group."""
+
+    def child(self, parent: Group[S], *, clone: bool) -> S:
+        """Return the state of a group that is being made, with ``cgroup.clone_children`` of its parent.
+
+        Raises:
+            OSError: The group must not be made.
+        """
+
+    def attach(self, group: Group[S], process: Process) -> None:
+        """Agree to a process that moves into a group.
+
+        Raises:
+            OSError: It must not.
+        """
+
+    def removed(self, group: Group[S]) -> None:
+        """Let go of a group that goes."""
+
+    def sampled(self, hierarchy: Hierarchy[S], change: Change) -> None:
+        """Account for what processes did between two samples."""
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Group(Generic[S]):
+    """One group of a hierarchy: a directory.
+
+    Attributes:
+        hierarchy: The hierarchy it is in.
+        name: Its directory's name, empty for the root.
+        parent: The group above, None for the root.
+        state: What its controller keeps for it.
+        children: The groups below, by name.
+        pids: Its own processes, and threads that are set apart; unused in the root, which has
+            those that no other has.
+        owner: User and group id of the directory.
+        mode: Permission bits of the directory.
+    """
+
+    hierarchy: Hierarchy[S]
+    name: str
+    parent: Group[S] | None
+    state: S
+    children: dict[str, Group[S]] = field(default_factory=dict)
+    pids: set[int] = field(default_factory=set)
+    clone_children: bool = False
+    notify_on_release: bool = False
+    owner: tuple[int, int] = (0, 0)
+    mode: int = 0o755
+
+    def ancestry(self) -> Iterator[Group[S]]:
+        """Yield the group, its parent, and so on up to the root."""
+        group: Group[S] | None = self
+        while group is not None:
+            yield group
+            group = group.parent
+
+    @property
+    def path(self) -> str:
+        """The path from the hierarchy's root, as in ``/proc/PID/cgroup``."""
+        return "/" + "/".join(reversed([group.name for group in self.ancestry() if group.parent is not None]))
+
+    def subtree(self) -> Iterator[Group[S]]:
+        """Yield the group and everything below, each before its children."""
+        yield self
+        for child in self.children.values():
+            yield from child.subtree()
+
+    def file(self, name: str) -> File[S] | None:
+        """Return the file of that name, or None when the group has none."""
+        found = self.hierarchy.files.get(name)
+        if found is None:
+            return None
+        return found if (found.on_root if self.parent is None else found.on_child) else None
+
+    def files(self) -> list[str]:
+        """Return the names of the group's files."""
+        root = self.parent is None
+        return [
+            name for name, file in self.hierarchy.files.items() if (file.on_root if root else file.on_child)
+        ]
+
+    def read(self, name: str) -> str:
+        """Return the content of a file.
+
+        Raises:
+            OSError: ENOENT without such a file, EINVAL when it cannot be read.
+        """
+        file = self.file(name)
+        if file is None:
+            fail(errno.ENOENT)
+        if file.read is None:
+            fail(errno.EINVAL)
+        return file.read(self)
+
+    def write(self, name: str, data: bytes, *, writer: int = 0) -> None:
+        """Give a file what one system call writes; the offset never matters.
+
+        Args:
+            name: The file.
+            data: What is written; the kernel takes it up to the first NUL.
+            writer: The process (or thread) that writes, meant by a pid of 0.
+
+        Raises:
+            OSError: ENOENT without such a file, E2BIG for more than a page, and
+                whatever the controller refuses with.
+        """
+        file = self.file(name)
+        if file is None:
+            fail(errno.ENOENT)
+        if len(data) > file.longest:
+            fail(errno.E2BIG)
+        if not data:
+            return
+        if file.write is None:
+            fail(errno.EINVAL)
+        text = data.partition(b"\0")[0].decode("ascii", "surrogateescape")
+        self.hierarchy.writer = writer
+        file.write(self, text)
+
+    def processes(self) -> set[int]:
+        """Return the ids of the group's own processes."""
+        if self.parent is not None:
+            return self.pids
+        return self.hierarchy.last.processes.keys() - self.hierarchy.members.keys()
