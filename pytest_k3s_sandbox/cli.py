@@ -191,15 +191,31 @@ def bench(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several are shown side by side.")],
     out: Annotated[
         Path | None, typer.Option(help="The page's folder; a single run's own by default.")
     ] = None,
+    width: Annotated[
+        list[float] | None,
+        typer.Option(min=20, max=1000, help="A figure's width in mm, repeatable; 84 and 174 by default."),
+    ] = None,
+    figures: Annotated[
+        bool, typer.Option(help="Write figures, CSV, tables and the citation beside the page, too.")
+    ] = True,
 ) -> None:
-    """Make the page and the figures of recorded runs."""
-    from pytest_k3s_sandbox.report.page import render  # noqa: PLC0415 - only this command
+    """Make the page of recorded runs, and figures (SVG, PDF), data (CSV), tables and a citation beside it."""
+    from pytest_k3s_sandbox.report.page import page_of, render  # noqa: PLC0415 - only this command
 
-    typer.echo(render(runs, out or (runs[0] if len(runs) == 1 else Path("reports/comparison"))))
+    target = out or (runs[0] if len(runs) == 1 else Path("reports/comparison"))
+    if out is None and target.is_file():
+        target = target.parent  # a run may be named by its records
+    exports: list[Path] = []
+    if figures:
+        from pytest_k3s_sandbox.report.export import export  # noqa: PLC0415 - it imports much
+        from pytest_k3s_sandbox.report.figures import COLUMN_MM, PAGE_MM  # noqa: PLC0415 - likewise
+
+        exports = export(runs, page_of(target).parent, width or (COLUMN_MM, PAGE_MM))
+    typer.echo(render(runs, target, exports))
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_k3s_sandbox.options import Settings
 from pytest_k3s_sandbox.share import Share
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.report.records import RunWriter
 
 SETTINGS = pytest.StashKey[Settings]()
 """The resolved options."""
@@ -33,6 +36,15 @@ FAILED = pytest.StashKey[bool]()
 
 KEPT = pytest.StashKey[bool]()
 """Whether this process has kept a cluster running; one of them is enough."""
+
+RUN: pytest.StashKey[RunWriter] = pytest.StashKey()
+"""The run that the current tests belong to."""
+
+DIGESTS = pytest.StashKey[list[dict[str, Any]]]()
+"""The key figures of the runs, for the terminal's summary."""
+
+WORKER_DIGESTS = "k3s_sandbox_digests"
+"""The key figures of a worker's runs, in what it hands over at its end."""
 
 WORKER_REPORTS = "k3s_sandbox_reports"
 """The pages that a worker of pytest-xdist wrote, in what it hands over at its end."""

@@ -23,6 +23,7 @@ from pytest_k3s_sandbox.keys import (
     WORKER_REPORTS,
     WORKER_SHARED,
 )
+from pytest_k3s_sandbox.outcomes import Outcomes
 from pytest_k3s_sandbox.runs import goes_on
 
 
@@ -42,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SHARED] = {}
     for line in markers.MARKERS.values():
         config.addinivalue_line("markers", line)
+    config.pluginmanager.register(Outcomes(config), "k3s_sandbox_outcomes")
     if not _is_worker(config):
         config.pluginmanager.register(Lines(config), "k3s_sandbox_lines")
 

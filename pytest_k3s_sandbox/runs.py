@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox import allure, outcomes
 from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.keys import KEPT, LINES, REPORTS, RUNNING, SETTINGS, WORKER_REPORTS
 
@@ -38,7 +39,8 @@ def recorded(request: pytest.FixtureRequest, wish: Wish, *words: str) -> Iterato
     words = (experiment_of(request), wish.sandbox, *words, *([worker] if worker else ()))
     folder = run_folder(settings.report, *words)
     failed_before = session.testsfailed
-    writer = RunWriter(folder)
+    writer = RunWriter(folder, around=allure.steps(config))
+    outcomes.begin(config, writer)
     why: str | None = None
     try:
         yield writer
@@ -50,6 +52,7 @@ def recorded(request: pytest.FixtureRequest, wish: Wish, *words: str) -> Iterato
     finally:
         why = why or _interruption(session)
         writer.close(why)
+        outcomes.end(config, folder)
         failed = why is not None or session.testsfailed > failed_before
         if failed and settings.keep != "never":
             page: Path | None = render([folder], folder)  # also of a node that never came up

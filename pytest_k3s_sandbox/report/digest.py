@@ -1,0 +1,108 @@
+"""An experiment in one line: its key figures over all of its runs; all pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_k3s_sandbox.report.facts import facts
+from pytest_k3s_sandbox.report.summary import outcome, seconds_text
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.report.run import Run
+
+
+_OUTCOMES = ("held", "finished", "incomplete", "not held")
+
+
+@dataclass(frozen=True)
+class Digest:
+    """The key figures of one run, as plain values.
+
+    Attributes:
+        run: The run's name.
+        experiment: The experiment's, ``test`` for a user's own tests.
+        outcome: ``held``, ``not held`` or ``incomplete``; ``finished`` where nothing was claimed.
+        to_ready: Seconds from the sandbox's start to the node Ready.
+        to_running: Seconds from the first pod's creation to Running.
+        ready: Samples that saw the node Ready.
+        samples: Samples since the first of them.
+        losses: How often the node stopped being Ready.
+        errors: Error lines.
+        held: Claims that held.
+        claims: Claims that were judged.
+    """
+
+    run: str
+    experiment: str
+    outcome: str
+    to_ready: float | None
+    to_running: float | None
+    ready: int
+    samples: int
+    losses: int
+    errors: int
+    held: int
+    claims: int
+
+    def values(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def digest(run: Run) -> Digest:
+    """Return the key figures of a run."""
+    known = facts(run)
+    pod = known.first_pod
+    return Digest(
+        run=run.name,
+        experiment="test" if run.environment is None else run.environment.experiment,
+        outcome=outcome(run) if run.verdicts or not run.complete else "finished",
+        to_ready=known.seconds_to_ready,
+        to_running=None if pod is None else pod.to_running,
+        ready=known.ready_samples,
+        samples=known.samples_since_ready,
+        losses=known.losses,
+        errors=sum(known.errors.values()),
+        held=sum(verdict.held for verdict in run.verdicts),
+        claims=len(run.verdicts),
+    )
+
+
+def lines(digests: Sequence[Digest]) -> list[str]:
+    """Return a line for each experiment, in the order of their first runs."""
+    return [
+        _line(name, [one for one in digests if one.experiment == name])
+        for name in dict.fromkeys(one.experiment for one in digests)
+    ]
+
+
+def _line(name: str, of: Sequence[Digest]) -> str:
+    outcomes = Counter(one.outcome for one in of)
+    if len(of) == 1:
+        result = of[0].outcome
+    else:
+        counts = [f"{outcomes[word]} {word}" for word in _OUTCOMES if outcomes[word]]
+        result = f"{len(of)} runs, {', '.join(counts)}"
+    claims = sum(one.claims for one in of)
+    ready = sum(one.ready for one in of)
+    parts = [f"{sum(one.held for one in of)} of {claims} claims"] if claims else []
+    parts += _times("Ready after", [one.to_ready for one in of])
+    parts += _times("pod Running after", [one.to_running for one in of])
+    if ready:
+        parts.append(f"{ready} of {sum(one.samples for one in of)} samples Ready")
+        losses = sum(one.losses for one in of)
+        parts.append(f"lost {losses} time{'' if losses == 1 else 's'}")
+    errors = sum(one.errors for one in of)
+    parts.append(f"{errors} error line{'' if errors == 1 else 's'}")
+    return f"{name}: {result}; {', '.join(parts)}"
+
+
+def _times(words: str, values: Sequence[float | None]) -> list[str]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return []
+    low, high = seconds_text(min(known)), seconds_text(max(known))
+    return [f"{words} {low}" if low == high else f"{words} {low} to {high}"]

@@ -1,0 +1,245 @@
+"""What goes to JUnit's XML, to allure and to the terminal: valid, and trouble is told from a finding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import pytest
+import xmlschema
+
+from pytest_k3s_sandbox.outcomes import is_broken, mend_junit
+
+if TYPE_CHECKING:
+    from tests.plugin.conftest import Project
+
+FORMATS = Path(__file__).with_name("formats")
+
+TESTS = """
+import time
+import pytest
+from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.report.records import Sample
+
+pytestmark = pytest.mark.exp08
+
+def test_held(k3s_claim, k3s_up):
+    for t in range(3):
+        k3s_up.writer.append(Sample(t=t, node_ready=t > 0, api_reachable=True))
+    k3s_claim("fast", "It is fast", True, 1, 2, "s")
+
+def test_disproved(k3s_claim):
+    k3s_claim("faster", "It is faster", False, 3, 2, "s")
+
+def test_trouble(k3s):
+    raise ClusterError("the API server is gone", cause="it was killed")
+
+@pytest.mark.timeout(0.2)
+def test_slow(k3s):
+    time.sleep(5)
+
+def test_skipped(k3s):
+    pytest.skip("not applicable: no reason")
+
+def test_without_node():
+    raise ValueError("a user's own")
+"""
+BROKEN_LAYER = """
+import pytest
+from pytest_k3s_sandbox.errors import LayerError
+from pytest_k3s_sandbox.layers import stack
+
+def broken(sandbox): raise LayerError("fake_cni is not healthy")
+
+@pytest.fixture(scope="session", autouse=True)
+def breaking(_nothing_is_real):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(stack.LAYERS, "fake_cni", broken)
+        yield
+
+def test_it(k3s): pass
+def test_more(k3s): pass
+"""
+
+
+@cache
+def junit_schema() -> xmlschema.XMLSchema:
+    return xmlschema.XMLSchema(str(FORMATS / "junit.xsd"))
+
+
+@cache
+def allure_schema() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((FORMATS / "allure.schema.json").read_text())
+    return schema
+
+
+def cases(path: Path) -> dict[str, ET.Element]:
+    """The test cases of a JUnit file that is valid and whose sums are right, by name."""
+    junit_schema().validate(str(path))
+    root = ET.parse(path).getroot()  # noqa: S314 - our own file
+    for suite in root.iter("testsuite"):
+        for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            assert int(suite.get(attribute, "")) == len(list(suite.iter(tag)))
+    return {case.get("name", ""): case for case in root.iter("testcase")}
+
+
+def ends(case: ET.Element) -> list[str]:
+    return [one.tag for one in case if one.tag != "properties"]
+
+
+def properties(case: ET.Element) -> dict[str | None, str | None]:
+    return {one.get("name"): one.get("value") for one in case.iter("property")}
+
+
+def documents(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Allure's files of one kind, each valid."""
+    validator = jsonschema.Draft202012Validator(
+        {**allure_schema(), "$ref": f"#/$defs/{kind}"},
+    )
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{kind}.json"))]
+    for one in found:
+        validator.validate(one)
+    return found
+
+
+def attachments(one: dict[str, Any]) -> dict[str, str]:
+    return {found["name"]: found["source"] for found in one.get("attachments", ())}
+
+
+def steps_of(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Every step of every fixture: the fixture's name, the step's, and its status."""
+    for container in documents(folder, "container"):
+        for fixture in container.get("befores", ()):
+            for step in fixture.get("steps", ()):
+                yield fixture["name"], step["name"], step["status"]
+
+
+def test_junit_tells_trouble_from_a_finding(project: Project) -> None:
+    project.run(TESTS, "--junitxml=out/junit.xml")
+    found = cases(project.pytester.path / "out" / "junit.xml")
+    assert {name.removeprefix("test_"): ends(case) for name, case in found.items()} == {
+        "held": [],
+        "disproved": ["failure"],
+        "trouble": ["error"],
+        "slow": ["error"],
+        "skipped": ["skipped"],
+        "without_node": ["failure"],  # not ours to judge
+    }
+    held = properties(found["test_held"])
+    assert held == {
+        "experiment": "exp08",
+        "sandbox": "gvisor",
+        "layers": "workarounds,fuse_cgroupfs,ptrace_interceptor,fake_cni",
+        "run": str(project.folders[0]),
+    }
+    assert properties(found["test_trouble"])["status"] == "broken"
+    assert properties(found["test_without_node"]) == {}
+
+
+def test_allure_tells_trouble_from_a_finding(project: Project) -> None:
+    project.run(TESTS, "--alluredir=allure")
+    folder = project.pytester.path / "allure"
+    results = {one["name"].removeprefix("test_"): one for one in documents(folder, "result")}
+    assert {name: one["status"] for name, one in results.items()} == {
+        "held": "passed",
+        "disproved": "failed",
+        "trouble": "broken",
+        "slow": "broken",
+        "skipped": "skipped",
+        "without_node": "broken",
+    }
+    labels = {one["name"]: one["value"] for one in results["held"]["labels"]}
+    assert (labels["experiment"], labels["sandbox"]) == ("exp08", "gvisor")
+    assert labels["layers"].endswith("fake_cni")
+    parameters = {one["name"]: one["value"] for one in results["held"]["parameters"]}
+    assert parameters["sandbox"] == "'gvisor'"
+    assert len({one["historyId"] for one in results.values()}) == len(results)
+    environment = (folder / "environment.properties").read_text()
+    assert "sandbox = gvisor\n" in environment
+    categories = json.loads((folder / "categories.json").read_text())
+    assert [one["matchedStatuses"] for one in categories] == [["failed"], ["broken"]]
+
+
+def test_allure_gets_what_was_recorded_until_a_failure(project: Project) -> None:
+    project.run(TESTS, "--alluredir=allure")
+    folder = project.pytester.path / "allure"
+    results = {one["name"].removeprefix("test_"): one for one in documents(folder, "result")}
+    assert attachments(results["held"]) == attachments(results["without_node"]) == {}
+    found = attachments(results["disproved"])
+    assert set(found) == {"readiness.svg", "samples.csv", "records.jsonl"}
+    assert ET.parse(folder / found["readiness.svg"]).getroot().tag.endswith("svg")  # noqa: S314 - our own file
+    assert len((folder / found["samples.csv"]).read_text().splitlines()) == 4
+    last = json.loads((folder / found["records.jsonl"]).read_text().splitlines()[-1])
+    assert (last["type"], last["name"], last["held"]) == ("verdict", "faster", False)
+
+
+def test_phases_of_the_bring_up_are_steps(project: Project) -> None:
+    project.run("def test_it(k3s): pass", "--alluredir=allure")
+    found = set(steps_of(project.pytester.path / "allure"))
+    assert ("sandbox", "sandbox", "passed") in found
+    assert ("fake_cni", "layer fake_cni", "passed") in found
+
+
+def test_a_bring_up_that_breaks_is_a_broken_step_with_its_logs(project: Project) -> None:
+    project.run(BROKEN_LAYER, "--alluredir=allure", "--junitxml=junit.xml")
+    folder = project.pytester.path / "allure"
+    assert ("fake_cni", "layer fake_cni", "broken") in set(steps_of(folder))
+    first, second = sorted(documents(folder, "result"), key=lambda one: int(one["start"]))
+    assert (first["status"], second["status"]) == ("broken", "skipped")
+    logs = attachments(first)
+    assert "said before it broke" in (folder / logs["some.log"]).read_text()
+    found = cases(project.pytester.path / "junit.xml")
+    assert [ends(case) for case in found.values()] == [["error"], ["skipped"]]
+
+
+def test_without_allure_nothing_of_it_is_imported(project: Project) -> None:
+    test = "import sys\ndef test_it(k3s): assert 'allure' not in sys.modules"
+    project.run(test, "-p", "no:allure_pytest", subprocess=True).assert_outcomes(passed=1)
+
+
+def test_the_summary_has_a_line_an_experiment(project: Project) -> None:
+    more = "\n@pytest.mark.layers('fake_cni')\ndef test_stack(k3s_claim):\n    k3s_claim('x', 'X', True)\n"
+    result = project.run(TESTS + more, "--k3s-keep=never")
+    result.stdout.fnmatch_lines(
+        ["k3s-sandbox exp08: 2 runs, 1 held, 1 not held; 2 of 3 claims, Ready after 1.0 s, *"]
+    )
+
+
+def test_workers_hand_over_figures_and_results(project: Project) -> None:
+    project.pytester.makepyfile(test_second=TESTS)
+    options = ("-n2", "--dist=loadfile", "--junitxml=junit.xml", "--alluredir=allure")
+    result = project.run(TESTS, *options, subprocess=True)
+    result.stdout.fnmatch_lines(
+        ["k3s-sandbox exp08: 2 runs, 2 not held; 2 of 4 claims, Ready after 1.0 s, *"]
+    )
+    folder = project.pytester.path
+    junit_schema().validate(str(folder / "junit.xml"))
+    tags = [ends(case) for case in ET.parse(folder / "junit.xml").getroot().iter("testcase")]  # noqa: S314 - our own file
+    assert sorted(tags) == sorted([[], ["failure"], ["error"], ["error"], ["skipped"], ["failure"]] * 2)
+    statuses = sorted(one["status"] for one in documents(folder / "allure", "result"))
+    assert statuses == sorted(["passed", "failed", "broken", "broken", "skipped", "broken"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (AssertionError("x"), False),
+        (pytest.fail.Exception("no"), False),
+        (pytest.fail.Exception("Timeout (>3s) from pytest-timeout."), True),
+        (ValueError("x"), True),
+    ],
+)
+def test_only_an_assertion_is_a_finding(error: BaseException, *, broken: bool) -> None:
+    assert is_broken(error) == broken
+
+
+def test_a_junit_file_that_is_none_is_left_alone(tmp_path: Path) -> None:
+    mend_junit(tmp_path / "missing.xml")
+    (tmp_path / "half.xml").write_text("<testsuites><testsu")
+    mend_junit(tmp_path / "half.xml")
+    assert [path.name for path in tmp_path.iterdir()] == ["half.xml"]
