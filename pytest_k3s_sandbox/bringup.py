@@ -26,6 +26,7 @@ from pytest_k3s_sandbox.report.records import Environment, Machine, Program, Run
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+from pytest_k3s_sandbox.seed import seed
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import minor_of
 
@@ -159,9 +160,10 @@ def control_plane(sandbox: Sandbox, wish: Wish, toolchain: Toolchain, writer: Ru
         toolchain: Where the programs come from.
         writer: The run's records.
     """
+    embedded = wish.distribution == "embedded"
     return Cluster(
         sandbox,
-        DISTRIBUTIONS[wish.distribution](),
+        Embedded(seed(toolchain)) if embedded else DISTRIBUTIONS[wish.distribution](),
         Settings(
             node=wish.node,
             address=sandbox.address,
@@ -296,6 +298,8 @@ def run_folder(base: Path, *words: str) -> Path:
 @contextlib.contextmanager
 def everything(wish: Wish, toolchain: Toolchain, folder: Path, *, experiment: str) -> Iterator[Up]:
     """Start a sandbox, its layers and a cluster, and end them all: the whole for the command line."""
+    if wish.distribution == "embedded":
+        seed(toolchain)  # now, because a run's time begins with its records
     with contextlib.ExitStack() as stack:
         names: Sequence[str]
         writer = stack.enter_context(RunWriter(folder))

@@ -57,6 +57,7 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     """Where the programs under test come from; what is missing is provisioned on first use."""
     from pytest_k3s_sandbox.bringup import programs_of  # noqa: PLC0415 - the plugin imports little
     from pytest_k3s_sandbox.capabilities import missing  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.seed import seed  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
 
     lack = missing("root")
@@ -64,7 +65,11 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
         raise lack  # now, not after the programs of a node that cannot start were built
     settings = request.config.stash[SETTINGS]
     toolchain = Toolchain(kubernetes=settings.version)
-    toolchain.provision(None if settings.distribution == "embedded" else programs_of(settings.distribution))
+    if settings.distribution == "embedded":
+        toolchain.provision()
+        seed(toolchain)
+    else:
+        toolchain.provision(programs_of(settings.distribution))
     return toolchain
 
 
