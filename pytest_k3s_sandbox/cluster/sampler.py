@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.report.kinds import classify
-from pytest_k3s_sandbox.report.records import ErrorLine, PodState, RunWriter, Sample
+from pytest_k3s_sandbox.report.records import Cost, ErrorLine, PodState, RunWriter, Sample
+from pytest_k3s_sandbox.sandbox.base import Usage
 
 WATCHED_LOGS = ("kubelet", "containerd")
 REQUEST_SECONDS = 5
+AGENT = 1  # the process id of what spawns everything in a sandbox
 
 
 class LogFollower:
@@ -61,12 +65,21 @@ class Sampler:
         writer: Where the samples and error lines go.
         interval: Seconds between two samples once the node has been Ready.
         rush: Seconds between two samples before, so that the time to Ready is exact.
+        cost_interval: Seconds between two samples that say what the layers and the node have used.
     """
 
     def __init__(
-        self, cluster: Cluster, writer: RunWriter, *, interval: float = 1.0, rush: float = 0.25
+        self,
+        cluster: Cluster,
+        writer: RunWriter,
+        *,
+        interval: float = 1.0,
+        rush: float = 0.25,
+        cost_interval: float = 10.0,
     ) -> None:
         """Prepare; the thread starts on entering."""
+        self._cost_interval = cost_interval
+        self._costed = -cost_interval
         self._cluster = cluster
         self._writer = writer
         self._interval = interval
@@ -151,7 +164,19 @@ class Sampler:
             pods={f"{p.metadata.namespace}/{p.metadata.name}": pod_state(p) for p in pods or []},
             api_reachable=node is not None and pods is not None,
             errors=dict(self._errors),
+            cost=self._cost(),
         )
+
+    def _cost(self) -> dict[str, Cost]:
+        """Return what the layers and the node have used, when it is time for that again."""
+        now = time.monotonic()
+        if now - self._costed < self._cost_interval or "kubelet" not in self._cluster.processes:
+            return {}
+        self._costed = now
+        try:
+            return costs(self._cluster.sandbox.usage(), [layer.name for layer in self._cluster.layers])
+        except SandboxError:
+            return {}  # it is ending
 
     def _ask(self, read: Callable[[], list[Any]]) -> list[Any] | None:
         from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
@@ -164,6 +189,40 @@ class Sampler:
             return read()
         except (ApiException, ConfigException, HTTPError, OSError):
             return None
+
+
+def costs(table: Sequence[Usage], layers: Sequence[str]) -> dict[str, Cost]:
+    """Return what layers and node programs have used.
+
+    Args:
+        table: Every process of the sandbox.
+        layers: The names of the layers around the node.
+
+    Returns:
+        The use of ``kubelet`` and ``containerd``, and of each layer that has processes: with an
+        interceptor, what was spawned as one of these is its tracer, and the program is the tracer's child.
+    """
+    spawned = {row.name: row for row in table if row.parent == AGENT}
+    traced = any(name.partition(":")[0] == "ptrace_interceptor" for name in layers)
+    found: dict[str, list[Usage]] = {}
+    for name in ("kubelet", "containerd"):
+        if name not in spawned:
+            continue
+        if traced:
+            found.setdefault("ptrace_interceptor", []).append(spawned[name])
+            found[name] = [row for row in table if row.parent == spawned[name].pid and row.name == name]
+        else:
+            found[name] = [spawned[name]]
+    if "cgroupfs" in spawned:
+        found["fuse_cgroupfs"] = [spawned["cgroupfs"]]
+    return {
+        name: Cost(
+            cpu_seconds=round(sum(row.cpu_seconds for row in rows), 2),
+            rss_bytes=sum(row.rss_bytes for row in rows),
+        )
+        for name, rows in found.items()
+        if rows
+    }
 
 
 def pod_state(pod: Any) -> PodState:  # noqa: ANN401 - the kubernetes package publishes no types

@@ -6,8 +6,9 @@ killed takes its sandbox with it. Standard library only, because it is on the wa
 every start.
 
 Requests: ``{"id", "op": "spawn", "argv", "env", "cwd", "stdout", "stderr"}``,
-``{"op": "signal", "pid", "signal"}`` (to the process group), ``{"op": "end"}``.
-Answers: ``{"id", "pid"}`` or ``{"id", "error"}``; ``{"exit": pid, "status": code}``.
+``{"op": "signal", "pid", "signal"}`` (to the process group), ``{"id", "op": "usage"}``,
+``{"op": "end"}``. Answers: ``{"id", "pid"}`` or ``{"id", "error"}``; ``{"id", "usage"}``, see
+:func:`usage`; ``{"exit": pid, "status": code}``.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Agent:
                 self._spawn(request)
             case "signal":
                 self._signal(request["pid"], request["signal"])
+            case "usage":
+                self._say({"id": request["id"], "usage": usage()})
             case "end":
                 return True
         return False
@@ -127,6 +130,23 @@ class Agent:
                         time.sleep(0.01)
                 except ChildProcessError:
                     return
+
+
+def usage() -> list[tuple[int, int, str, float, int]]:
+    """Return the pid, parent, name, CPU seconds and resident bytes of every process (proc_pid_stat(5))."""
+    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    rows = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is a slow import for process 1
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", errors="replace") as file:  # noqa: PTH123 - likewise
+                    head, _, rest = file.read().rpartition(")")
+            except OSError:
+                continue  # it has ended meanwhile
+            words = rest.split()
+            cpu = (int(words[11]) + int(words[12])) / tick
+            rows.append((int(name), int(words[1]), head.partition("(")[2], cpu, int(words[21]) * page))
+    return rows
 
 
 def main() -> None:

@@ -48,6 +48,25 @@ class Completed:
     stderr: str
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a process in a sandbox has used so far.
+
+    Attributes:
+        pid: Its process id inside.
+        parent: Its parent's.
+        name: The name that it was spawned by, or the program's for one that another process started.
+        cpu_seconds: User and system time.
+        rss_bytes: Resident memory at this moment.
+    """
+
+    pid: int
+    parent: int
+    name: str
+    cpu_seconds: float
+    rss_bytes: int
+
+
 class Process(Protocol):
     """A process in a sandbox that is still ours to end."""
 
@@ -126,6 +145,13 @@ class Sandbox(Protocol):
         Raises:
             StartError: It could not be started, ran longer than ``timeout`` seconds
                 (it is killed then), or, with ``check``, exited with another code than 0.
+        """
+
+    def usage(self) -> list[Usage]:
+        """Return what every process inside has used so far.
+
+        Raises:
+            StartError: The sandbox has ended.
         """
 
     def host_path(self, inside: str) -> Path:

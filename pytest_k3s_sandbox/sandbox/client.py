@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.sandbox.base import Usage
 
 REPLY_SECONDS = 30.0
 
@@ -149,6 +150,16 @@ class AgentClient:
             if child.status is None:
                 self._children[child.pid] = child
         return AgentProcess(self, child)
+
+    def usage(self) -> list[Usage]:
+        """Return what every process inside has used so far; the agent's own children by their spawn names."""
+        reply = self._ask({"id": next(self._ids), "op": "usage"})
+        with self._changed:
+            names = {pid: child.name for pid, child in self._children.items()}
+        return [
+            Usage(pid, parent, names.get(pid, name), cpu, rss)
+            for pid, parent, name, cpu, rss in reply["usage"]
+        ]
 
     def status(self, child: _Child) -> int | None:
         """Return a child's exit code; a sandbox that is gone counts as SIGKILL."""

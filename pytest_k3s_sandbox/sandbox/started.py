@@ -18,7 +18,7 @@ from typing import ClassVar, Self
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import layout, machine, network
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage
 from pytest_k3s_sandbox.sandbox.client import AgentClient
 from pytest_k3s_sandbox.sandbox.machine import Owner
 
@@ -172,6 +172,10 @@ class StartedSandbox(ABC):
                 cause=(done.stderr or done.stdout)[-2000:].strip() or None,
             )
         return done
+
+    def usage(self) -> list[Usage]:
+        """Return what every process inside has used; see :meth:`.base.Sandbox.usage`."""
+        return self._agent().usage()
 
     def host_path(self, inside: str) -> Path:
         """Return where a path below /var is on the machine; see :meth:`.base.Sandbox.host_path`."""

@@ -16,8 +16,10 @@ from kubernetes.config import ConfigException
 from urllib3.exceptions import MaxRetryError
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.sampler import LogFollower, Sampler, pod_state
-from pytest_k3s_sandbox.report.records import RunWriter, read_run
+from pytest_k3s_sandbox.cluster.sampler import LogFollower, Sampler, costs, pod_state
+from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.report.records import Cost, RunWriter, read_run
+from pytest_k3s_sandbox.sandbox.base import Usage
 
 ERROR = 'E1123 15:00:00.000000       1 server.go:302] "Failed to run" err="open /dev/kmsg: no such device"'
 WARNING = 'W1123 15:00:00.000000       1 server.go:302] "Something minor"'
@@ -79,6 +81,9 @@ class FakeCluster:
         self.trouble: Exception | None = None
         self.nodes: list[Any] = []
         self.pods: list[Any] = []
+        self.processes: dict[str, Any] = {}
+        self.layers = [SimpleNamespace(name="fuse_cgroupfs")]
+        self.sandbox = SimpleNamespace(usage=lambda: [Usage(7, 1, "cgroupfs", 1.5, 4096)])
 
     def _answer(self, items: list[Any], timeout: float) -> SimpleNamespace:
         assert timeout > 0
@@ -255,3 +260,46 @@ def test_a_pod_is_ready_only_when_its_condition_says_so(phase: str | None, ready
     state = pod_state(pod("p", phase, *conditions))
     assert state.ready is (ready == "True")
     assert state.phase == (phase or "Unknown")
+
+
+TABLE = [
+    Usage(1, 0, "python", 0.1, 1),
+    Usage(5, 1, "cgroupfs", 1.0, 10),
+    Usage(6, 1, "containerd", 2.0, 20),
+    Usage(7, 6, "containerd", 3.0, 30),
+    Usage(8, 6, "containerd-shim", 4.0, 40),
+    Usage(9, 1, "kubelet", 5.0, 50),
+    Usage(10, 9, "kubelet", 6.004, 60),
+    Usage(11, 1, "kine", 7.0, 70),
+]
+
+
+def test_the_tracers_are_the_interceptors_and_their_children_the_node() -> None:
+    found = costs(TABLE, ["workarounds", "fuse_cgroupfs", "ptrace_interceptor:exp06", "fake_cni"])
+    assert found == {
+        "ptrace_interceptor": Cost(cpu_seconds=7.0, rss_bytes=70),
+        "containerd": Cost(cpu_seconds=3.0, rss_bytes=30),
+        "kubelet": Cost(cpu_seconds=6.0, rss_bytes=60),
+        "fuse_cgroupfs": Cost(cpu_seconds=1.0, rss_bytes=10),
+    }
+
+
+def test_without_an_interceptor_the_node_is_what_was_spawned() -> None:
+    assert costs(TABLE[5:], ["fake_cni"]) == {"kubelet": Cost(cpu_seconds=5.0, rss_bytes=50)}
+    assert costs([], ["ptrace_interceptor"]) == {}
+
+
+def test_costs_are_sampled_now_and_then_from_the_kubelets_start_on(
+    cluster: FakeCluster, sampler: Sampler
+) -> None:
+    assert sampler.take().cost == {}
+    cluster.processes["kubelet"] = object()
+    assert sampler.take().cost == {"fuse_cgroupfs": Cost(cpu_seconds=1.5, rss_bytes=4096)}
+    assert sampler.take().cost == {}
+    sampler._costed -= 10
+
+    def ended() -> list[Usage]:
+        raise SandboxError("the sandbox has ended")
+
+    cluster.sandbox.usage = ended
+    assert sampler.take().cost == {}

@@ -317,3 +317,14 @@ def test_an_agent_that_does_not_answer_is_an_error_not_a_wait_for_ever(
     with pytest.raises(StartError, match="the sandbox test does not answer"):
         start(made, ["true"], tmp_path / "out")
     made.end(Deadline.after(10))
+
+
+def test_usage_says_what_every_process_has_used(wires: Wires) -> None:
+    assert wires.agent._handle({"id": 5, "op": "usage"}) is False
+    (answer,) = wires.answers()
+    assert answer["id"] == 5
+    rows = {row[0]: row for row in answer["usage"]}
+    _pid, parent, name, cpu, rss = rows[os.getpid()]
+    assert (parent, name) == (os.getppid(), Path("/proc/self/comm").read_text().strip())
+    assert 0 < cpu <= time.process_time() + 0.1
+    assert 2**20 < rss < 2**33
