@@ -29,6 +29,27 @@ TOP = f"k3s-sandbox-test-{os.getpid()}"
 """The group that everything happens in."""
 
 
+DIFFERENCES = {
+    "memory.shown_ram_in_bytes": "not of Linux: the kernel of one cloud has it",
+    "blkio.throttle.io_": "the kernel lists disks that a group used; what a group does on one is not known",
+    "net_prio.prioidx": "numbers of groups, which the kernel uses again some time after they are removed",
+}
+"""Files, by the beginning of their names, that are not compared, and why."""
+
+USAGE = (
+    "cpu.stat",
+    "cpu.stat.local",
+    "usage_in_bytes",
+    "max_usage_in_bytes",
+    "memory.stat",
+    "memory.numa_stat",
+)
+"""Files, by the end of their names, whose numbers never are equal: their form is compared. And cpuacct's."""
+
+LISTS = ("cgroup.procs", "tasks")
+"""In the root group processes come and go; in the others these are equal."""
+
+
 class Side(Protocol):
     """One of the trees, by paths relative to our own group in one hierarchy."""
 
@@ -178,6 +199,34 @@ def form(text: str) -> list[str]:
     """Parse a content: each different line, numbers as N, and columns of numbers as one."""
     lines = re.sub(r"(?<![\w.])-?[0-9]+\b", "N", text).split("\n")
     return list(dict.fromkeys(re.sub(r"(?:N ){2,}", "N ", line) for line in lines))
+
+
+def furnish(side: Side, controller: str) -> None:
+    """Give a group what it needs to have processes."""
+    if controller == "cpuset":
+        side.write("cpuset.cpus", "0-1")
+        side.write("cpuset.mems", "0")
+
+
+def compared(name: str) -> bool:
+    return not name.startswith(tuple(DIFFERENCES))
+
+
+def contents(side: Side, path: str = "", *, root: bool = False) -> dict[str, object]:
+    """Return what every file says, or why not; forms instead of numbers that never are the same."""
+    found: dict[str, object] = {}
+    for name in filter(compared, side.modes(path)):
+        place = f"{path}/{name}".lstrip("/")
+        try:
+            text = side.read(place)
+        except OSError as error:
+            found[place] = error.errno
+            continue
+        moving = name.endswith(USAGE) or name.startswith("cpuacct.") or (root and name in LISTS)
+        found[place] = form(text) if moving else text
+    for group in [] if root else side.groups(path):
+        found.update(contents(side, f"{path}/{group}".lstrip("/")))
+    return found
 
 
 def kernel_mount(controller: str) -> Path | None:

@@ -21,11 +21,14 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 if TYPE_CHECKING:
     from tests.integration.cgroupfs.cgroup_cases import ROOT, SCENARIOS, Scenario, Step
     from tests.integration.cgroupfs.cgroup_sides import (
+        DIFFERENCES,
         TOP,
         Folder,
         Model,
         Side,
-        form,
+        compared,
+        contents,
+        furnish,
         fuse_side,
         kernel_side,
         outcome,
@@ -33,27 +36,20 @@ if TYPE_CHECKING:
     )
 else:  # the folder is no package: pytest puts it on sys.path
     from cgroup_cases import ROOT, SCENARIOS, Scenario, Step
-    from cgroup_sides import TOP, Folder, Model, Side, form, fuse_side, kernel_side, outcome, sleeper
-
-DIFFERENCES = {
-    "memory.shown_ram_in_bytes": "not of Linux: the kernel of one cloud has it",
-    "blkio.throttle.io_": "the kernel lists disks that a group used; what a group does on one is not known",
-    "net_prio.prioidx": "numbers of groups, which the kernel uses again some time after they are removed",
-}
-"""Files, by the beginning of their names, that are not compared, and why."""
-
-USAGE = ("usage_in_bytes", "max_usage_in_bytes", "memory.stat", "memory.numa_stat")
-"""Files, by the end of their names, whose numbers never are equal: their form is compared. And cpuacct's."""
-
-LISTS = ("cgroup.procs", "tasks")
-"""In the root group processes come and go; in the others these are equal."""
-
-
-def furnish(side: Side, controller: str) -> None:
-    """Give a group what it needs to have processes."""
-    if controller == "cpuset":
-        side.write("cpuset.cpus", "0-1")
-        side.write("cpuset.mems", "0")
+    from cgroup_sides import (
+        DIFFERENCES,
+        TOP,
+        Folder,
+        Model,
+        Side,
+        compared,
+        contents,
+        furnish,
+        fuse_side,
+        kernel_side,
+        outcome,
+        sleeper,
+    )
 
 
 @pytest.fixture(scope="module", params=[*SCENARIOS, "cpu,cpuacct"])
@@ -89,27 +85,6 @@ def make(
         return Model(tree, controller, f"{TOP}/{name}")
 
     yield model
-
-
-def compared(name: str) -> bool:
-    return not name.startswith(tuple(DIFFERENCES))
-
-
-def contents(side: Side, path: str = "", *, root: bool = False) -> dict[str, object]:
-    """Return what every file says, or why not; forms instead of numbers that never are the same."""
-    found: dict[str, object] = {}
-    for name in filter(compared, side.modes(path)):
-        place = f"{path}/{name}".lstrip("/")
-        try:
-            text = side.read(place)
-        except OSError as error:
-            found[place] = error.errno
-            continue
-        moving = name.endswith(USAGE) or name.startswith("cpuacct.") or (root and name in LISTS)
-        found[place] = form(text) if moving else text
-    for group in [] if root else side.groups(path):
-        found.update(contents(side, f"{path}/{group}".lstrip("/")))
-    return found
 
 
 def act(side: Side, step: Step, words: dict[str, int | str]) -> int:
