@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ CAPABILITIES = ("root", "fuse", "ptrace", "gvisor")
 EXPERIMENTS = {f"exp{number:02}": f"experiment {number:02}" for number in range(1, 9)}
 MARKERS = {
     **{name: f"{name}: tests of {text}" for name, text in EXPERIMENTS.items()},
-    "nightly": "nightly: runs for an hour or more",
+    "nightly": "nightly: takes long: runs only when -m has this word, or when named by its id",
     "layers": "layers(*names): the stack of layers that this test runs its node with",
     "requires": f"requires(*capabilities): what the machine must have: {', '.join(CAPABILITIES)}",
 }
@@ -100,6 +101,25 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         return
     # A text, because pytest compares parameters: tests with equal stacks share one node.
     metafunc.parametrize("layers", [names], indirect=True, ids=[f"layers={names.replace(',', '+')}"])
+
+
+def nightly(items: Sequence[pytest.Item], expression: str, arguments: Sequence[str]) -> set[pytest.Item]:
+    """Return the tests that this run leaves to the nightly ones.
+
+    Args:
+        items: The tests that were collected.
+        expression: What ``-m`` asks for.
+        arguments: What is named on the command line.
+    """
+    if re.search(r"\bnightly\b", expression):
+        return set()
+    named = tuple(argument.partition("::")[2] for argument in arguments if "::" in argument)
+    return {
+        item
+        for item in items
+        if item.get_closest_marker("nightly") is not None
+        and not any(item.nodeid.partition("::")[2].startswith(name) for name in named)
+    }
 
 
 def group(items: Sequence[pytest.Item], scope: str) -> list[pytest.Item]:

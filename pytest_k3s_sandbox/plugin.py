@@ -19,12 +19,12 @@ from pytest_k3s_sandbox.keys import (
     RUNNING,
     SETTINGS,
     SHARE,
-    SHARED,
+    SHARE_OF_WORKERS,
     WORKER_REPORTS,
-    WORKER_SHARED,
 )
 from pytest_k3s_sandbox.outcomes import Outcomes
 from pytest_k3s_sandbox.runs import goes_on
+from pytest_k3s_sandbox.share import Share, wait_ended
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[REPORTS] = []
     config.stash[LINES] = []
-    config.stash[SHARED] = {}
     for line in markers.MARKERS.values():
         config.addinivalue_line("markers", line)
     config.pluginmanager.register(Outcomes(config), "k3s_sandbox_outcomes")
@@ -59,25 +58,32 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Count this worker of pytest-xdist as a user of the shared cluster, from its start to its end."""
     config = session.config
     if config.stash[SETTINGS].share and _is_worker(config):
-        from pytest_k3s_sandbox.share import Share  # noqa: PLC0415 - only runs that share
+        config.stash[SHARE] = _share(config, config.workerinput)  # type: ignore[attr-defined] # pytest-xdist's
 
-        settings = config.stash[SETTINGS]
-        run: str = config.workerinput["testrunuid"]  # type: ignore[attr-defined] # pytest-xdist's
-        config.stash[SHARE] = Share(run, settings.report, settings.keep)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
+    """Count the process that has the workers as a user, too: one that is replaced finds the cluster."""
+    config = node.config
+    if config.stash[SETTINGS].share and SHARE_OF_WORKERS not in config.stash:
+        config.stash[SHARE_OF_WORKERS] = _share(config, node.workerinput)
+
+
+def _share(config: pytest.Config, workerinput: dict[str, Any]) -> Share:
+    settings = config.stash[SETTINGS]
+    return Share(workerinput["testrunuid"], settings.report, settings.keep)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Let go of the shared cluster, when all fixtures are down; the process in charge waits for its end."""
     config = session.config
-    share = config.stash.get(SHARE, None)
-    if share is not None:
-        launched = share.leave(failed=session.testsfailed > 0)
-        if launched is not None:
-            config.workeroutput[WORKER_SHARED] = launched  # type: ignore[attr-defined] # pytest-xdist's
-    for launched in config.stash[SHARED].values():
-        from pytest_k3s_sandbox.share import wait_ended  # noqa: PLC0415 - only runs that share
-
+    if SHARE in config.stash:
+        config.stash[SHARE].leave(failed=session.testsfailed > 0)
+    if SHARE_OF_WORKERS in config.stash:
+        launched = config.stash[SHARE_OF_WORKERS].leave(failed=False)
+        if launched is None:
+            return
         if not wait_ended(launched):
             config.stash[LINES].append(goes_on(launched["name"]))
         page = Path(launched["folder"]) / "index.html"
@@ -95,6 +101,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Refuse markers with unknown arguments before anything starts; keep shared nodes together."""
     for item in items if not _is_worker(config) else ():
         markers.check(item)
+    later = markers.nightly(items, config.option.markexpr, config.args)
+    if later:
+        config.hook.pytest_deselected(items=list(later))
+        items[:] = [item for item in items if item not in later]
     items[:] = markers.group(items, config.stash[SETTINGS].scope)
 
 
@@ -157,12 +167,9 @@ def _explained(config: pytest.Config) -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
-    """Take over the names of the pages that a worker of pytest-xdist wrote, and of what it shared."""
-    output = getattr(node, "workeroutput", {})
-    node.config.stash[REPORTS].extend(Path(page) for page in output.get(WORKER_REPORTS, ()))
-    if WORKER_SHARED in output:
-        launched = output[WORKER_SHARED]
-        node.config.stash[SHARED][launched["name"]] = launched
+    """Take over the names of the pages that a worker of pytest-xdist wrote."""
+    pages = getattr(node, "workeroutput", {}).get(WORKER_REPORTS, ())
+    node.config.stash[REPORTS].extend(Path(page) for page in pages)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,7 +16,41 @@ def test_every_marker_is_registered(pytester: pytest.Pytester) -> None:
     marks += ["@pytest.mark.nightly", "@pytest.mark.requires()"]
     lines = "\n".join(marks)
     pytester.makepyfile(f"import pytest\n{lines}\ndef test_it(): pass\n")
-    pytester.runpytest_inprocess("--strict-markers").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("--strict-markers", "-m", "nightly").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ran"),
+    [
+        ([], ["test_day"]),
+        (["-m", "exp08"], []),
+        (["-m", "nightly"], ["test_night[1]", "test_night[2]"]),
+        (["-m", "exp08 and nightly"], ["test_night[1]", "test_night[2]"]),
+        (["-m", "not exp08"], ["test_day"]),
+        (["test_it.py"], ["test_day"]),
+        (["test_it.py::test_night"], ["test_night[1]", "test_night[2]"]),
+        (["test_it.py::test_night[2]"], ["test_night[2]"]),
+    ],
+)
+def test_what_is_nightly_runs_when_it_is_asked_for(
+    pytester: pytest.Pytester, arguments: list[str], ran: list[str]
+) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        def test_day(): pass
+
+        @pytest.mark.exp08
+        @pytest.mark.nightly
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_night(number): pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-v", *arguments)
+    lines = [line for line in result.outlines if " PASSED" in line]
+    assert [line.partition("::")[2].split()[0] for line in lines] == ran
+    result.assert_outcomes(passed=len(ran))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,6 @@ def test_one(k3s, k3s_namespace, readiness):
 
 @pytest.mark.layers("fake_cni")
 @pytest.mark.exp08
-@pytest.mark.nightly
 def test_two(k3s_node, sandbox, fuse_cgroupfs):
     raise AssertionError("the test ran")
 
