@@ -27,7 +27,7 @@ from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
 from pytest_k3s_sandbox.sandbox import machine
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage
 from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH, below_var
 from pytest_k3s_sandbox.sandbox.started import STATFS_PROBE
 from pytest_k3s_sandbox.users import Users
@@ -77,6 +77,7 @@ class AttachedSandbox:
         """Run a program inside to its end; see :meth:`.sandbox.base.Sandbox.run`."""
         words = [f"{key}={value}" for key, value in {"PATH": SHELL_PATH, **(env or {})}.items()]
         inside = ["/usr/bin/env", *words, "timeout", "--signal=KILL", f"{timeout}", *argv]
+        began = time.monotonic()
         done = subprocess.run(
             [*self._state.shell, *inside],
             stdin=subprocess.DEVNULL,
@@ -86,7 +87,8 @@ class AttachedSandbox:
             check=False,
             timeout=timeout + 30,
         )
-        if done.returncode == 128 + signal.SIGKILL:
+        killed = done.returncode in {-signal.SIGKILL, 128 + signal.SIGKILL}
+        if killed and time.monotonic() - began >= timeout:
             raise StartError(
                 f"`{' '.join(argv)}` in {self.name} ran longer than {timeout:g} s and was killed"
             )
@@ -107,6 +109,10 @@ class AttachedSandbox:
         """Refuse: who starts a process inside has to end it, too."""
         del argv, env, cwd
         refuse(f"starting {name} in a shared sandbox")
+
+    def usage(self) -> list[Usage]:
+        """Refuse: the owner samples it, and the run's records have it."""
+        refuse("the usage of a shared sandbox")
 
     def close(self) -> None:
         """Do nothing: it is not this process' to end."""

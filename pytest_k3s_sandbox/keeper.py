@@ -190,8 +190,12 @@ def _wait(users: Users | None, processes: Mapping[str, Process], last: contextli
         users.write_ended(
             {name: code for name, process in processes.items() if (code := process.poll()) is not None}
         )
-        if not users.stay and users.gone(last):
-            return
+        with contextlib.ExitStack() as alone:
+            # Who wants it to stay says so before leaving.
+            if users.gone(alone) and not users.stay:
+                alone.callback(users.remove)
+                last.enter_context(alone.pop_all())
+                return
 
 
 def hold(order: Hold) -> None:

@@ -28,8 +28,8 @@ LINES = pytest.StashKey[list[str]]()
 SHARE = pytest.StashKey[Share]()
 """A worker's part in the cluster that the workers of pytest-xdist share."""
 
-SHARED = pytest.StashKey[dict[str, dict[str, Any]]]()
-"""The shared clusters that workers have used, for the process that ends last."""
+SHARE_OF_WORKERS = pytest.StashKey[Share]()
+"""The part of the process that has the workers: it comes first and leaves last."""
 
 FAILED = pytest.StashKey[bool]()
 """In a test's own stash: it has failed."""
@@ -48,6 +48,3 @@ WORKER_DIGESTS = "k3s_sandbox_digests"
 
 WORKER_REPORTS = "k3s_sandbox_reports"
 """The pages that a worker of pytest-xdist wrote, in what it hands over at its end."""
-
-WORKER_SHARED = "k3s_sandbox_shared"
-"""The shared cluster that a worker has used, likewise."""

@@ -138,7 +138,8 @@ class Share:
         self.users.leave()
         if launched is None:  # there is no process that would remove the folder with its cluster
             with contextlib.ExitStack() as last:
-                self.users.gone(last)
+                if self.users.gone(last):
+                    last.callback(self.users.remove)
         return launched
 
 

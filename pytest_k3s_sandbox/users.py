@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ class Users:
     """The users of one shared cluster.
 
     Args:
-        folder: A folder of their own; made by the first one, removed with the last one.
+        folder: A folder of their own; made by the first one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +52,7 @@ class Users:
         """Tell whether there is no user; new ones have to wait then, until a stack of exits is closed.
 
         Args:
-            until: Whoever ends the cluster closes it when that is done; it removes the folder, too.
+            until: Whoever ends the cluster closes it when that is done.
         """
         try:
             fd = self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,8 +63,11 @@ class Users:
         if fd is None:
             return False
         until.callback(os.close, fd)
-        until.callback(shutil.rmtree, self.folder, ignore_errors=True)
         return True
+
+    def remove(self) -> None:
+        """Remove the folder, which nobody may do but who knows that there is no user."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _locked(self, how: int) -> int | None:
         """Return the locked file's descriptor; None when it is not the folder's file any more."""
@@ -86,7 +90,7 @@ class Users:
 
     def note(self, word: str, text: str = "") -> None:
         """Leave a word for the other users: ``stay``, ``failed`` or ``failure``."""
-        partial = self.folder / f"{word}.{os.getpid()}"
+        partial = self.folder / f"{word}.{secrets.token_hex(4)}"
         partial.write_text(text)
         partial.rename(self.folder / word)
 

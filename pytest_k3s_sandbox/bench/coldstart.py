@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kubernetes.client import ApiException
+from urllib3.exceptions import HTTPError
+
 from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.bringup import Wish, everything
 from pytest_k3s_sandbox.deadline import Deadline
@@ -46,7 +49,10 @@ class Start:
 
 
 def cold_start(kind: str, toolchain: Toolchain) -> Start:
-    """Start a sandbox with all its layers and a cluster, run a pod, end everything."""
+    """Start a sandbox with all its layers and a cluster, run a pod, end everything.
+
+    What goes wrong is part of the result, so that one bad start does not take away the others.
+    """
     ready = pod = None
     phases: dict[str, float] = {}
     errors: list[str] = []
@@ -68,8 +74,9 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
                 pod = time.monotonic() - asked
                 errors = [line.text for line in up.readiness.errors("cadvisor")]
                 phases = {p.name: p.end - p.start for p in read_run(up.folder).phases if p.end is not None}
-        except SandboxError as error:
-            error.log = None  # it is in the folder that ends with this block
+        except (SandboxError, ApiException, HTTPError) as error:
+            if isinstance(error, SandboxError):
+                error.log = None  # it is in the folder that ends with this block
             return Start(kind, ready, pod, phases, errors, str(error))
     return Start(kind, ready, pod, phases, errors)
 

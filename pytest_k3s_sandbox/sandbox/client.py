@@ -249,8 +249,11 @@ class AgentClient:
                 self._note(message)
                 self._changed.notify_all()
         with self._changed:
-            self._gone = True
+            handed_over, self._gone = self._gone, True
             self._changed.notify_all()
+        if handed_over:  # nobody here will call `end`
+            stdout.close()
+            self._launcher.wait()
 
     def _note(self, message: dict[str, Any]) -> None:
         if "ready" in message:

@@ -231,7 +231,7 @@ def leftovers() -> list[str]:
         with contextlib.suppress(OSError):
             argv = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if str(home() / "sandboxes") in argv:
-                found.append(f"process {folder.name}: {argv[:120]}")
+                found.append(f"process {folder.name}: {argv}")
     # Asked last: a sandbox that started while this looked around is alive, too.
     alive = {folder.name for folder in (home() / "sandboxes").glob("*")} - {f.name for f, _ in orphans()}
-    return [line for line in found if not any(name in line for name in alive)]
+    return [line[:200] for line in found if not any(name in line for name in alive)]

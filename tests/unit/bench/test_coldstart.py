@@ -9,8 +9,13 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes.client import ApiException
+from urllib3.exceptions import ProtocolError
 
+from pytest_k3s_sandbox.bench import coldstart
 from pytest_k3s_sandbox.bench.coldstart import Start, distribution, summary, table
+from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.toolchain import Toolchain
 
 SECONDS = st.floats(min_value=0.001, max_value=1e6)
 
@@ -77,3 +82,15 @@ def test_table() -> None:
     assert lines[3].split() == ["here", "3", "3", "6.0", "6.5", "7.0", "7.0", "7.0", *["2.0"] * 5]
     assert lines[4] == "ratio of the medians, gvisor to here: 1.86 and 2.00"
     assert len({len(line) for line in lines[1:4]}) == 1  # columns are below each other
+
+
+@pytest.mark.parametrize(
+    "error", [ApiException(status=409, reason="Conflict"), ProtocolError("reset"), ClusterError("broke")]
+)
+def test_a_start_that_goes_wrong_is_a_result(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(coldstart, "everything", breaks)
+    start = coldstart.cold_start("here", Toolchain())
+    assert (start.sandbox, start.ready, start.failure) == ("here", None, str(error))

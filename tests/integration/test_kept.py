@@ -1,0 +1,126 @@
+"""A sandbox that another process takes over goes on, and ends with that process and without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_k3s_sandbox import keeper, kept
+from pytest_k3s_sandbox.attached import AttachedSandbox
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.kept import State
+from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = [pytest.mark.requires("root"), pytest.mark.timeout(120)]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the folder of sandboxes, which is a test's own; no kept one of it is left."""
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    for state in kept.states():
+        kept.end(state)
+    with machine.lock():
+        machine.reap()
+
+
+@pytest.fixture(params=["here", pytest.param("gvisor", marks=pytest.mark.requires("gvisor"))])
+def started(request: pytest.FixtureRequest) -> Iterator[StartedSandbox]:
+    """Give a sandbox of each kind."""
+    kind = request.param
+    with HereSandbox() if kind == "here" else GvisorSandbox(Toolchain().get("runsc").path) as sandbox:
+        yield sandbox
+
+
+def hold(sandbox: StartedSandbox, log: Path) -> State:
+    """Let another process own a sandbox."""
+    name = sandbox.workdir.name
+    fields = {"name": name, "origin": "a test", "folder": "/none", "kubeconfig": "/none"}
+    fields |= {"sandbox": name, "kind": sandbox.kind, "address": sandbox.address, "node": "n"}
+    more = {"shell": sandbox.shell_argv([]), "api_port": 1, "layers": [], "processes": {}, "zero": 0.0}
+
+    def receive(stdin: int, stdout: int) -> None:
+        process = keeper.launch(keeper.Hold({**fields, **more}, str(sandbox.workdir), stdin, stdout), log)
+        keeper.disown(process)
+        assert kept.wait_for(lambda: kept.read_state(name) is not None, 30), log.read_text()
+
+    sandbox.hand_over(receive)
+    return kept.find(name)
+
+
+def left(key: str) -> list[str]:
+    return [line for line in machine.leftovers() if key in line]
+
+
+def test_it_goes_on_without_the_process_that_started_it(started: StartedSandbox, tmp_path: Path) -> None:
+    sleeper = started.spawn(["sleep", "1000"], name="sleeper")
+    owner = machine.read_owner(started.workdir)
+    state = hold(started, tmp_path / "log")
+    key = started.workdir.name
+
+    # To this process it is as if it had ended, at once and without an error.
+    assert sleeper.poll() == sleeper.stop() == -signal.SIGKILL
+    with pytest.raises(StartError, match="has ended"):
+        started.run(["true"])
+    started.close()
+    started.close()
+
+    # It has not: another process owns it, who starts the next sandbox leaves it alone, and it can be used.
+    claimed = machine.read_owner(started.workdir)
+    assert owner is not None
+    assert claimed is not None
+    assert (claimed.pid, claimed.network) == (state.pid, owner.network)
+    with machine.lock():
+        assert machine.reap() == []
+    other = AttachedSandbox(state)
+    assert other.run(["sh", "-c", f"kill -0 {sleeper.pid}; echo $?"]).stdout == "0\n"
+    assert (other.root_magic() == V9FS_MAGIC) == (started.kind == "gvisor")
+    assert other.run(["sh", "-c", "exit 3"], check=False).returncode == 3
+    with pytest.raises(StartError, match="failed with exit code 3: why"):
+        other.run(["sh", "-c", "echo why >&2; exit 3"])
+    with pytest.raises(StartError, match=r"ran longer than 0\.5 s and was killed"):
+        other.run(["sleep", "100"], timeout=0.5)
+    assert left(key) == []
+
+    kept.end(state)
+    assert left(key) == []
+    assert not started.workdir.exists()
+    assert key not in Path("/proc/self/mountinfo").read_text()
+    assert not kept.state_file(state.name).exists()
+
+
+def test_it_ends_when_the_process_that_took_over_is_killed(started: StartedSandbox, tmp_path: Path) -> None:
+    state = hold(started, tmp_path / "log")
+    key = started.workdir.name
+    os.kill(state.pid, signal.SIGKILL)
+    assert kept.wait_for(lambda: not state.alive, 5)
+
+    def reaped() -> bool:
+        with machine.lock():
+            machine.reap()
+        return left(key) == []
+
+    assert kept.wait_for(reaped, 10, poll=0.2)
+    assert kept.states() == []
+
+
+def test_one_that_cannot_be_taken_over_stays_its_owners(started: StartedSandbox) -> None:
+    def receive(_stdin: int, _stdout: int) -> None:
+        raise StartError("nobody there")
+
+    with pytest.raises(StartError, match="nobody there"):
+        started.hand_over(receive)
+    assert started.run(["echo", "mine"]).stdout == "mine\n"
+    process = started.spawn(["sleep", "100"], name="sleeper")
+    assert process.stop() == -signal.SIGTERM
+    assert process.wait(Deadline.after(1)) is not None

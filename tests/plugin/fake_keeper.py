@@ -1,0 +1,77 @@
+"""What stands for a kept cluster in tests of sharing: a process like the real one, around nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pytest_k3s_sandbox import keeper, kept
+from pytest_k3s_sandbox.report.finish import finish
+from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
+from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.users import Users
+
+
+def launch(order: keeper.Keep, log: Path) -> subprocess.Popen[bytes]:
+    """Start this file instead of the real keeper."""
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, __file__, json.dumps(vars(order))],
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+
+
+def note(line: str) -> None:
+    """Append a line to the journal of the fake node."""
+    with Path("journal.txt").open("a") as file:
+        file.write(f"{line}\n")
+
+
+def main(order: dict[str, Any]) -> None:
+    """Keep nothing, as ordered."""
+    note("shared cluster up")
+    users, folder = Users(Path(order["users"])), Path(order["folder"])
+    if order["wish"]["api_port"] == 6666:
+        sys.exit("it broke")
+    own = {"pid": os.getpid(), "start": machine.start_time(os.getpid())}
+    with contextlib.ExitStack() as last:
+        with RunWriter(folder) as writer:
+            writer.append(
+                Environment(
+                    experiment=order["experiment"],
+                    sandbox="gvisor",
+                    root_magic=None,
+                    kernel=None,
+                    layers=("fake_cni",),
+                    python="3",
+                    project_version="0",
+                    started="2026-01-01T00:00:00+00:00",
+                    argv=("pytest",),
+                    machine=Machine(cores=1, memory_bytes=1),
+                )
+            )
+            fields = {"name": order["name"], "origin": order["origin"], "folder": str(folder)}
+            fields |= {"kubeconfig": "/none", "shell": ["env"], "sandbox": "fake", "kind": "gvisor"}
+            fields |= {"address": "192.0.2.1", "api_port": 6443, "node": "n", "layers": ["fake_cni"]}
+            kept.write_state(kept.State.of({**fields, **own, "processes": {}, "zero": writer.zero}))
+            while not users.gone(last):
+                time.sleep(0.1)
+            if users.stay:
+                note("shared cluster stays")
+                os._exit(0)
+            last.callback(users.remove)
+            kept.state_file(order["name"]).unlink()
+        finish(folder, keep=order["keep"], failed=users.read("failed") is not None)
+        note("shared cluster down")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

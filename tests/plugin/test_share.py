@@ -1,0 +1,165 @@
+"""Workers of pytest-xdist share one cluster: one starts it, all use it, the last one ends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("xdist")
+
+if TYPE_CHECKING:
+    from tests.plugin.conftest import Project
+
+CONFTEST = f"""
+import sys
+from types import SimpleNamespace
+import pytest
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import fake_keeper
+from pytest_k3s_sandbox import keeper
+
+keeper.launch = fake_keeper.launch
+
+@pytest.fixture(scope="session")
+def k3s_toolchain():
+    return SimpleNamespace(kubernetes=None, get=lambda _name: SimpleNamespace(path="/none"))
+"""
+
+
+@pytest.fixture
+def sharing(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A user's project whose shared clusters are made of nothing."""
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(project.pytester.path / "home"))
+    project.pytester.makeconftest(CONFTEST)
+    return project
+
+
+def left(project: Project) -> list[str]:
+    return [str(path) for path in (project.pytester.path / "home").glob("*/*")]
+
+
+def test_all_workers_use_one_cluster_that_the_last_one_ends(sharing: Project) -> None:
+    result = sharing.run(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(6))
+        def test_it(k3s, sandbox, layers, k3s_claim, number):
+            assert k3s.sandbox is sandbox is layers.sandbox
+            assert layers.names == ("fake_cni",)
+            k3s_claim(f"claim-{number}", "It holds", True)
+        """,
+        "-n2",
+        "--k3s-share",
+        subprocess=True,
+    )
+    result.assert_outcomes(passed=6)
+    assert sharing.journal == ["shared cluster up", "shared cluster down"]
+    (run,) = sharing.runs
+    assert run.complete
+    assert {verdict.name for verdict in run.verdicts} == {f"claim-{number}" for number in range(6)}
+    result.stdout.fnmatch_lines(["*[[]gw?[]] k3s-sandbox: uses the shared cluster share-*"])
+    (folder,) = sharing.folders
+    assert result.outlines.count(f"k3s-sandbox report: {folder}/index.html") == 1
+    assert (folder / "index.html").exists()
+    assert left(sharing) == []
+
+
+def test_a_worker_that_is_killed_takes_nothing_from_the_others(sharing: Project) -> None:
+    result = sharing.run(
+        """
+        import os, signal
+        import pytest
+
+        @pytest.mark.parametrize("number", range(6))
+        def test_it(k3s, number):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        "-n2",
+        "--k3s-share",
+        subprocess=True,
+    )
+    result.assert_outcomes(passed=5, failed=1)
+    result.stdout.fnmatch_lines(["*worker 'gw?' crashed*"])
+    assert sharing.journal == ["shared cluster up", "shared cluster down"]
+    assert left(sharing) == []
+
+
+def test_without_a_test_that_needs_it_there_is_no_cluster(sharing: Project) -> None:
+    sharing.run("def test_it(): pass", "-n2", "--k3s-share", subprocess=True).assert_outcomes(passed=1)
+    assert sharing.journal == []
+    assert left(sharing) == []
+
+
+def test_without_workers_there_is_nothing_to_share(sharing: Project) -> None:
+    result = sharing.run("def test_it(request): pass", "--k3s-share")
+    result.assert_outcomes(passed=1)
+    assert left(sharing) == []
+
+
+@pytest.mark.parametrize(("keep", "runs"), [("failed", 1), ("never", 0)])
+def test_a_failure_in_any_worker_decides_about_the_records(sharing: Project, keep: str, runs: int) -> None:
+    test = """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(k3s, number): assert number != 2
+    """
+    result = sharing.run(test, "-n2", "--k3s-share", f"--k3s-keep={keep}", subprocess=True)
+    result.assert_outcomes(passed=3, failed=1)
+    assert len(sharing.folders) == runs
+
+
+def test_after_a_failure_it_can_go_on_for_a_look(sharing: Project) -> None:
+    test = "def test_it(k3s): assert False"
+    result = sharing.run(test, "-n1", "--k3s-share", "--k3s-keep=running", subprocess=True)
+    result.assert_outcomes(failed=1)
+    assert sharing.journal == ["shared cluster up", "shared cluster stays"]
+
+
+def test_a_cluster_that_does_not_come_up_is_started_once_and_explained_to_all(sharing: Project) -> None:
+    test = """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(k3s, number): pass
+    """
+    result = sharing.run(test, "-n2", "--k3s-share", "--k3s-api-port=6666", "--dist=each", subprocess=True)
+    assert sharing.journal == ["shared cluster up"]
+    outcomes = result.parseoutcomes()
+    assert (outcomes["errors"], outcomes["skipped"]) == (2, 6)
+    result.stdout.fnmatch_lines(["*ClusterError: the shared cluster did not come up*: it broke"])
+
+
+def test_what_is_the_owners_alone_is_refused_with_the_remedy(sharing: Project) -> None:
+    result = sharing.run(
+        """
+        import pytest
+        from pytest_k3s_sandbox.errors import ConfigError
+
+        def test_refusals(k3s, layers, sandbox):
+            for refused in (
+                layers.check,
+                k3s.stop_node,
+                lambda: k3s.start_node([]),
+                k3s.__enter__,
+                lambda: sandbox.spawn(["true"], name="true"),
+            ):
+                with pytest.raises(ConfigError, match="run this test without --k3s-share"):
+                    refused()
+
+        def test_layer(fake_cni): pass
+
+        @pytest.mark.exp08
+        def test_experiment(k3s): pass
+        """,
+        "-n1",
+        "--k3s-share",
+        subprocess=True,
+    )
+    result.assert_outcomes(passed=1, errors=2)
+    result.stdout.fnmatch_lines(["*ConfigError: the fixture fake_cni: another process keeps this cluster*"])
+    result.stdout.fnmatch_lines(["*measures for exp08, and the cluster is shared*"])

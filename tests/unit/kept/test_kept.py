@@ -1,0 +1,114 @@
+"""The state files of kept clusters: found by name, believed only while their process lives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_k3s_sandbox import kept
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError
+from pytest_k3s_sandbox.kept import State
+from pytest_k3s_sandbox.sandbox import machine
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a home of the test's own."""
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path))
+    return tmp_path
+
+
+def state(name: str, pid: int | None = None) -> State:
+    pid = pid or os.getpid()
+    return State(  # noqa: S604 - `shell` is a field of ours
+        name=name,
+        origin="a test",
+        pid=pid,
+        start=machine.start_time(pid) or 0,
+        folder="/runs/1",
+        kubeconfig="/k",
+        shell=("nsenter", "--all"),
+        sandbox="0011aabb",
+        kind="here",
+        address="10.213.0.2",
+        api_port=6443,
+        node="n",
+        layers=("fake_cni",),
+        processes={"kubelet": 7},
+        zero=1.5,
+    )
+
+
+def test_what_is_written_is_read() -> None:
+    kept.write_state(state("up"))
+    assert kept.read_state() == state("up")
+    assert kept.states() == [state("up")]
+
+
+def test_a_state_whose_process_is_gone_or_another_one_is_none(home: Path) -> None:
+    kept.write_state(replace(state("up"), start=1))
+    kept.write_state(replace(state("gone"), pid=2**22 + 1))
+    (home / "kept" / "half.json").write_text('{"name": "ha')
+    (home / "kept" / "list.json").write_text("[]")
+    (home / "kept" / "other.json").write_text('{"name": "other"}')
+    assert kept.states() == []
+
+
+def test_find() -> None:
+    with pytest.raises(ConfigError, match="no cluster is up"):
+        kept.find()
+    kept.write_state(state("one"))
+    assert kept.find() == kept.find("one") == state("one")
+    kept.write_state(state("two"))
+    with pytest.raises(ConfigError, match="several clusters are up: one, two\nRemedy: name one"):
+        kept.find()
+    with pytest.raises(ConfigError, match="no cluster is called 'tow': there are one, two") as refused:
+        kept.find("tow")
+    assert refused.value.remedy == "did you mean 'two'?"
+    kept.write_state(state("up"))
+    assert kept.find().name == "up"
+
+
+def test_a_second_one_of_the_same_name_is_refused() -> None:
+    kept.refuse_another("mine")
+    kept.write_state(state("mine"))
+    kept.refuse_another("up")
+    with pytest.raises(ConfigError, match="a cluster is up already"):
+        kept.refuse_another("mine")
+
+
+@given(st.text() | st.from_regex(r"[a-zA-Z0-9./-]{0,50}", fullmatch=True))
+def test_a_name_is_safe_in_a_path_or_refused(name: str) -> None:
+    try:
+        assert kept.check_name(name) == name
+    except ConfigError:
+        return
+    assert Path(name).name == name
+    assert not name.startswith(("-", "."))
+    assert len(name) <= 40
+
+
+def test_the_end_is_waited_for_and_one_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "END_SECONDS", 0.5)
+    waits = "print('on', flush=True); import time; time.sleep(99)"
+    deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {waits}"
+    for code, ends in ((waits, True), (deaf, False)):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            try:
+                if ends:
+                    kept.end(state("it", process.pid))
+                    assert process.wait(timeout=5) == -15
+                else:
+                    with pytest.raises(ClusterError, match="does not end"):
+                        kept.end(state("it", process.pid))
+            finally:
+                process.kill()

@@ -1,0 +1,135 @@
+"""Who uses a shared cluster is counted by the kernel: also of processes that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_k3s_sandbox.kept import wait_for
+from pytest_k3s_sandbox.users import Users
+
+USER = """
+import sys, time
+from pathlib import Path
+from pytest_k3s_sandbox.users import Users
+users = Users(Path(sys.argv[1]))
+users.enter()
+print("in", flush=True)
+time.sleep(100)
+"""
+
+
+@contextlib.contextmanager
+def another(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that is a user."""
+    argv = [sys.executable, "-c", USER, str(folder)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "in\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def is_gone(users: Users) -> bool:
+    with contextlib.ExitStack() as last:
+        if gone := users.gone(last):
+            last.callback(users.remove)
+        return gone
+
+
+def test_a_user_that_is_killed_counts_no_longer(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    keeper = Users(folder)
+    with another(folder) as first, another(folder) as second:
+        assert not is_gone(keeper)
+        first.kill()
+        first.wait()
+        assert not is_gone(keeper)
+        second.kill()
+        second.wait()
+    assert is_gone(keeper)
+    assert not folder.exists()
+    assert is_gone(keeper)  # also when another one has found it out before
+
+
+def test_who_comes_while_the_cluster_ends_waits_and_finds_nothing_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    first, late = Users(folder), Users(folder)
+    first.enter()
+    first.note("launched", "it")
+    first.leave()
+    with contextlib.ExitStack() as last:
+        assert first.gone(last)
+        last.callback(first.remove)
+        thread = threading.Thread(target=late.enter)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert late.read("launched") is None
+    assert not is_gone(first)
+    late.leave()
+    assert is_gone(first)
+
+
+def test_leaving_twice_or_without_having_come_is_no_error(tmp_path: Path) -> None:
+    users = Users(tmp_path)
+    users.leave()
+    users.enter()
+    users.leave()
+    users.leave()
+
+
+def test_words_are_left_for_the_others(tmp_path: Path) -> None:
+    one, other = Users(tmp_path), Users(tmp_path)
+    assert (other.read("failed"), other.stay, other.ended()) == (None, False, {})
+    one.note("failed")
+    one.note("stay")
+    one.write_ended({})
+    one.write_ended({"kubelet": -9})
+    assert (other.read("failed"), other.stay, other.ended()) == ("", True, {"kubelet": -9})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "failed", "stay"]
+
+
+def test_a_race_of_users_and_keepers_ends_with_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    failures: list[BaseException] = []
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(30):
+                users = Users(folder)
+                users.enter()
+                users.note("launched", "x")
+                assert users.read("launched") == "x"
+                users.leave()
+                is_gone(users)
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert wait_for(lambda: is_gone(Users(folder)), 5)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_the_one_who_starts_is_one(tmp_path: Path, *, held: bool) -> None:
+    users = Users(tmp_path)
+    with users.start_lock if held else contextlib.nullcontext():
+        lock = Users(tmp_path).start_lock
+        with contextlib.suppress(TimeoutError), lock.acquire(timeout=0.1):
+            assert not held
