@@ -50,12 +50,6 @@ POD = {
 }
 
 
-@pytest.fixture(scope="session")
-def patience(request: pytest.FixtureRequest) -> float:
-    """The factor of ``--k3s-patience``; the claims' texts and limits are what was really asked for."""
-    return request.config.stash[SETTINGS].patience
-
-
 @pytest.fixture(scope="module")
 def pod(k3s_up: Up, k3s: Cluster, k3s_node: Node) -> Iterator[dict[str, Any]]:
     """A pod with its service account token, in a namespace of its own, and when it was asked for."""

@@ -1,0 +1,199 @@
+"""Experiment 08, the long question: does the node stay Ready while pods come and go?
+
+The research asked for 60 minutes and never ran them. A pod is created every ten seconds and deleted
+when it is Ready, one stays throughout; logs and exec are asked for every minute. ``-m nightly`` runs
+an hour, or as long as ``--k3s-duration`` says; the default run looks whether all this works.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.cluster.churn import Churn, is_ready, pod
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.options import OPTIONS
+from pytest_k3s_sandbox.report.records import Event, Measurement
+from pytest_k3s_sandbox.report.series import transitions
+from pytest_k3s_sandbox.report.trend import trend
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.bringup import Up
+    from pytest_k3s_sandbox.cluster.cluster import Cluster
+    from pytest_k3s_sandbox.cluster.sampler import Sampler
+    from pytest_k3s_sandbox.fixtures import Claim
+
+pytestmark = [pytest.mark.exp08, pytest.mark.requires("root", "fuse", "ptrace")]
+
+SHORT = 30.0
+HOUR = 3600.0
+READY_SECONDS = 30
+MINUTE = 60.0
+SETTLE = (
+    0.25  # the part of a run before memory is looked at: caches fill, the garbage collector finds its pace
+)
+SHARE, LEAST = 0.05, 2.0**20  # what memory may gain over the rest: 5 %, or a MiB
+REALISTIC = 600.0  # the research's words: "realistic" is ten minutes and more
+
+
+@pytest.fixture
+def seconds(request: pytest.FixtureRequest) -> float:
+    """How long the node is watched; an hour for the nightly run unless an option says otherwise."""
+    duration = request.config.stash[SETTINGS].duration
+    usual = next(float(option.default) for option in OPTIONS if option.name == "duration")
+    if request.node.get_closest_marker("nightly") is None:
+        return SHORT
+    return HOUR if duration == usual else duration
+
+
+@pytest.fixture
+def steady(k3s: Cluster, k3s_namespace: str, request: pytest.FixtureRequest) -> str:
+    """A pod that stays, by its name."""
+    patience = request.config.stash[SETTINGS].patience
+    k3s.core.create_namespaced_pod(k3s_namespace, pod("steady"))
+    k3s.wait(
+        lambda: is_ready(k3s.core.read_namespaced_pod("steady", k3s_namespace)),
+        "the pod steady to be Ready",
+        Deadline.after(READY_SECONDS * patience),
+    )
+    return "steady"
+
+
+def _ask(k3s: Cluster, namespace: str, name: str) -> str | None:
+    """Ask for logs and exec; return what went wrong."""
+    logs = k3s.kubectl("logs", "-n", namespace, name, check=False)
+    done = k3s.kubectl("exec", "-n", namespace, name, "--", "sh", "-c", "echo out; exit 3", check=False)
+    if logs.stdout != "hello\n":
+        return f"logs: {logs.stdout or logs.stderr}"
+    if (done.stdout, done.returncode) != ("out\n", 3):
+        return f"exec: {done.stdout}{done.stderr}, exit code {done.returncode}"
+    return None
+
+
+@pytest.mark.parametrize("length", ["short", pytest.param("long", marks=pytest.mark.nightly)])
+def test_the_node_is_stable(
+    length: str,
+    seconds: float,
+    k3s_up: Up,
+    k3s: Cluster,
+    readiness: Sampler,
+    k3s_namespace: str,
+    steady: str,
+    k3s_claim: Claim,
+    patience: float,
+) -> None:
+    """Ready in every sample, every pod starts, no error of cAdvisor's, and no memory that grows."""
+    writer = k3s_up.writer
+    churn = Churn(
+        k3s.core,
+        k3s_namespace,
+        writer.now,
+        lambda what, name: writer.append(
+            Event(t=writer.now(), kind=f"pod-{what}", what=f"{k3s_namespace}/{name}")
+        ),
+        patience=READY_SECONDS * patience,
+    )
+    before = len(readiness.error_lines)
+    begin = next(number for number, sample in enumerate(readiness.samples) if sample.node_ready)
+    started = writer.now()
+    asked, questions = started, 0
+    trouble: list[str] = []
+    while readiness.failure is None and (writer.now() < started + seconds or not churn.idle):
+        churn.step(create=writer.now() < started + seconds)
+        if writer.now() - asked >= min(MINUTE, seconds / 2):
+            asked = writer.now()
+            questions += 1
+            trouble += filter(None, [_ask(k3s, k3s_namespace, steady)])
+        if writer.now() > started + seconds + 4 * READY_SECONDS * patience:
+            break  # pods that never go are seen below
+        time.sleep(0.5)
+    assert readiness.failure is None
+    samples = readiness.samples[begin:]
+    watched = samples[-1].t - samples[0].t
+
+    changes = transitions(samples)[1:]
+    k3s_claim(
+        f"stable-ready-{length}",
+        f"The node is Ready in every sample of {seconds:g} s in which pods come and go",
+        not changes and all(sample.node_ready for sample in samples if sample.api_reachable),
+        f"{sum(sample.node_ready or False for sample in samples)} of {len(samples)} samples, "
+        f"{len(changes)} transitions",
+        "all samples, 0 transitions",
+    )
+    failed = [f"{life.name}: {life.failure}" for life in churn.lives if life.failure is not None]
+    starts = [life.ready - life.asked for life in churn.lives if life.ready is not None]
+    writer.append(
+        Measurement(
+            name=f"pod-start-{length}",
+            value=round(statistics.median(starts), 2),
+            unit="s",
+            n=len(starts),
+            values=tuple(round(start, 2) for start in starts),
+        )
+    )
+    k3s_claim(
+        f"stable-pods-{length}",
+        "Every pod starts",
+        not failed,
+        f"{len(churn.lives) - len(failed)} of {len(churn.lives)}"
+        + "".join(f"; {text}" for text in failed[:3]),
+        "all",
+    )
+    left = [life.name for life in churn.lives if life.gone is None]
+    k3s_claim(f"stable-gone-{length}", "Every deleted pod goes", not left, f"{len(left)} left", "0 left")
+    k3s_claim(
+        f"stable-ask-{length}",
+        "kubectl logs and exec answer throughout",
+        questions > 0 and not trouble,
+        f"{questions - len(trouble)} of {questions}" + "".join(f"; {text}" for text in trouble[:3]),
+        "all",
+    )
+    cadvisor = [line for line in readiness.error_lines[before:] if line.kind == "cadvisor"]
+    k3s_claim(
+        f"stable-cadvisor-{length}",
+        "cAdvisor logs no error",
+        not cadvisor,
+        f"{len(cadvisor)}" + "".join(f"; {line.text}" for line in cadvisor[:1]),
+        "0",
+    )
+    status = k3s.core.read_namespaced_pod(steady, k3s_namespace).status
+    restarts = sum(container.restart_count for container in status.container_statuses)
+    k3s_claim(f"stable-restarts-{length}", "The pod that stays never restarts", restarts == 0, restarts, 0)
+    _costs(k3s_up, length, watched, k3s_claim)
+
+
+def _costs(k3s_up: Up, length: str, watched: float, k3s_claim: Claim) -> None:
+    """State each layer's share of a core, and claim over a long run that its memory does not grow."""
+    costed = [sample for sample in k3s_up.readiness.samples if sample.cost]
+    costed = [sample for sample in costed if sample.t >= costed[-1].t - watched]
+    settled = [sample for sample in costed if sample.t >= costed[0].t + SETTLE * watched]
+    for name in sorted({name for sample in costed for name in sample.cost}):
+        mine = [sample for sample in costed if name in sample.cost]
+        passed = mine[-1].t - mine[0].t
+        used = mine[-1].cost[name].cpu_seconds - mine[0].cost[name].cpu_seconds
+        if passed > 0:
+            k3s_up.writer.append(
+                Measurement(
+                    name=f"cpu-{name}-{length}",
+                    value=round(100 * used / passed, 2),
+                    unit="% of a core",
+                    n=len(mine),
+                )
+            )
+        line = trend(
+            [(sample.t, float(sample.cost[name].rss_bytes)) for sample in settled if name in sample.cost]
+        )
+        if line is None or watched < REALISTIC:
+            continue  # too short to tell growth from noise
+        mean, growth = line.mean / 2**20, line.growth / 2**20
+        k3s_claim(
+            f"stable-memory-{name}-{length}",
+            f"The memory of {name} does not grow",
+            line.flat(SHARE, LEAST),
+            f"{mean:.1f} MiB, {growth:+.2f} MiB over the last {(1 - SETTLE) * watched / 60:.0f} min",
+            f"{SHARE:.0%} or 1 MiB",
+        )

@@ -1,0 +1,45 @@
+"""Whether a series grows: a straight line through its points."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A straight line through the points of a series.
+
+    Attributes:
+        n: How many points it stands for.
+        mean: The values' mean.
+        growth: What the line gains from the first point's time to the last one's, in the values' unit.
+    """
+
+    n: int
+    mean: float
+    growth: float
+
+    def flat(self, share: float, least: float) -> bool:
+        """Tell whether the growth is at most a share of the mean, or too little to speak of.
+
+        Args:
+            share: The part of the mean that it may gain, like 0.05.
+            least: A gain that counts as none, in the values' unit.
+        """
+        return self.growth <= max(share * self.mean, least)
+
+
+def trend(points: Sequence[tuple[float, float]]) -> Trend | None:
+    """Return the line through points by least squares; None for fewer than three, or at one time only.
+
+    Args:
+        points: Pairs of time and value, in the order of time.
+    """
+    times = [time for time, _ in points]
+    values = [value for _, value in points]
+    if len(points) < 3 or times[0] == times[-1]:  # noqa: PLR2004 - two points always lie on a line
+        return None
+    slope = statistics.linear_regression(times, values).slope
+    return Trend(len(points), statistics.fmean(values), slope * (times[-1] - times[0]))
