@@ -1,0 +1,111 @@
+"""Calls to FUSE files under a storm of signals: none fails that the interceptor keeps from failing.
+
+gVisor ends a FUSE request with EINTR whenever a signal comes, and Go sends itself signals all the time. Each
+test first makes the calls without the interceptor: where nothing failed, nothing would have been shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from interceptor_tools import MODULE
+
+from pytest_k3s_sandbox.bench.programs import build
+from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = [
+    pytest.mark.requires("fuse", "ptrace"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"),
+]
+
+GROUPS = "/sys/fs/cgroup"
+FILES = [f"{GROUPS}/{name}" for name in ("cpu/cpu.shares", "memory/memory.limit_in_bytes", "pids/tasks")]
+FOLDERS = [f"{GROUPS}/{name}" for name in ("cpu", "memory", "pids")]
+STATS = f"{STATE_DIR}/storm-stats.json"
+WORKERS = 4
+
+
+class Storm:
+    """The program that makes the calls and the signals, in gVisor beside the FUSE cgroupfs."""
+
+    def __init__(self, sandbox: GvisorSandbox) -> None:
+        """Keep the sandbox."""
+        self._sandbox = sandbox
+
+    def run(self, kind: str, count: int, *, intercepted: bool, weather: str = "storm") -> dict[str, Any]:
+        """Return what the program counted."""
+        targets = FILES if kind == "open" else FOLDERS
+        wrap = [sys.executable, "-m", MODULE, "--preset", "exp08-containerd", "--stats", STATS, "--"]
+        words = [f"{BIN_DIR}/storm", kind, str(count), str(WORKERS), weather, *targets]
+        done = self._sandbox.run([*(wrap if intercepted else []), *words], timeout=200)
+        assert done.stderr == ""
+        found: dict[str, Any] = json.loads(done.stdout)
+        calls = 2 * count if kind == "mkdir" else count  # closes come on top of opens that succeeded
+        assert found["done"] >= calls
+        assert weather == "quiet" or found["signals"] > count / 10, "there was no storm"
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the interceptor counted."""
+        counts: dict[str, Any] = json.loads(self._sandbox.host_path(STATS).read_text())
+        return counts
+
+
+@pytest.fixture(scope="module")
+def storm() -> Iterator[Storm]:
+    """The program, ready to run."""
+    found = Toolchain().find("runsc")
+    if found is None:
+        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
+    try:
+        program = build("storm")
+    except MissingCapability as error:
+        pytest.skip(str(error))
+    with GvisorSandbox(found.path, programs=[program]) as sandbox, FuseCgroupfs(sandbox):
+        yield Storm(sandbox)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """Replace the check after each test: the sandbox ends with the module."""
+
+
+def check(storm: Storm, kind: str, count: int, runs: int) -> list[dict[str, Any]]:
+    """Run with the interceptor; nothing may fail in any run."""
+    found = [storm.run(kind, count, intercepted=True) for _ in range(runs)]
+    assert [run["failures"] for run in found] == [{}] * runs
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_without_the_interceptor_opens_fail(storm: Storm) -> None:
+    assert storm.run("open", 1000, intercepted=False)["failures"].get("open EINTR", 0) > 0
+
+
+@pytest.mark.timeout(120)
+def test_opens_do_not_fail(storm: Storm) -> None:
+    check(storm, "open", 1000, runs=1)
+    applied = storm.stats()["applied"]
+    assert applied.get(f"mask {GROUPS}", 0) >= 1000, applied
+
+
+@pytest.mark.timeout(120)
+def test_folders_are_made_and_removed_once(storm: Storm) -> None:
+    check(storm, "mkdir", 200, runs=1)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("kind", "count"), [("open", 20_000), ("mkdir", 4_000)])
+def test_twenty_runs(storm: Storm, kind: str, count: int) -> None:
+    runs = check(storm, kind, count, runs=20)
+    assert sum(run["done"] for run in runs) >= 20 * count
