@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.layers.interceptor.checks import checked
 from pytest_k3s_sandbox.layers.interceptor.forward import Forwarder
 from pytest_k3s_sandbox.layers.interceptor.launch import failure, launch
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, load_rules
-from pytest_k3s_sandbox.layers.interceptor.profiles import Profiles
+from pytest_k3s_sandbox.layers.interceptor.profiles import Profiles, filter_of
 from pytest_k3s_sandbox.layers.interceptor.rules import Rules, trapped_calls
 from pytest_k3s_sandbox.layers.interceptor.scratch import Scratch
 from pytest_k3s_sandbox.layers.interceptor.stats import Stats
@@ -96,7 +96,7 @@ def run(
         )
     messages.set_level(log_level)
     profiles = Profiles(checked(rules))
-    launched = launch(command, profiles.everywhere, outlive=outlive)
+    launched = launch(command, filter_of(profiles.everyones, probing=True), outlive=outlive)
     stats = Stats(tuple(sorted(trapped_calls(rules))), entry_first=launched.entry_first)
     forwarder = Forwarder(launched.pid)
     forwarder.install()

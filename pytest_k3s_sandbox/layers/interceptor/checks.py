@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from pytest_k3s_sandbox.layers.interceptor.matching import wildcard
 from pytest_k3s_sandbox.layers.interceptor.rules import (
     FAILABLE,
     MASKABLE,
     PATH,
     PATTERN,
     REDIRECTABLE,
+    RETRIABLE,
     TREE,
     FaultRule,
+    Kind,
     MaskRule,
     MountRule,
     RedirectRule,
+    RetryRule,
     Rule,
     Rules,
     StatfsRule,
 )
-from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
+from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names
 
 Problem = tuple[str, str]
 """A field's name, as rule files spell it, and what is wrong with its value."""
@@ -42,6 +46,9 @@ def problems(rule: Rule) -> Iterator[Problem]:
     elif isinstance(rule, MaskRule):
         yield from _path("under", rule.under)
         yield from _groups(rule.groups, MASKABLE)
+    elif isinstance(rule, RetryRule):
+        yield from _path("under", rule.under)
+        yield from _groups(rule.groups, RETRIABLE)
     else:
         yield from _fault(rule)
 
@@ -65,6 +72,15 @@ def _path(field: str, value: str) -> Iterator[Problem]:
         yield field, f"{value!r} is not an absolute path without '..' and '//'"
 
 
+def _place(path: str, kind: Kind) -> Iterator[Problem]:
+    yield from _path(kind.name, path)
+    if kind is PATTERN:
+        try:
+            wildcard(path)
+        except ValueError as error:
+            yield kind.name, str(error)
+
+
 def _groups(groups: tuple[Group, ...], known: tuple[Group, ...]) -> Iterator[Problem]:
     if not groups:
         yield "calls", "is empty"
@@ -72,6 +88,12 @@ def _groups(groups: tuple[Group, ...], known: tuple[Group, ...]) -> Iterator[Pro
         if group not in known:
             names = ", ".join(one.value for one in known)
             yield "calls", f"unknown group of calls {group.value!r}; known: {names}"
+
+
+def _only(only: tuple[str, ...], known: Iterable[str]) -> Iterator[Problem]:
+    for name in only:
+        if name not in known:
+            yield "only", f"unknown call {name!r}; known: {', '.join(sorted(known))}"
 
 
 def _statfs(rule: StatfsRule) -> Iterator[Problem]:
@@ -82,10 +104,11 @@ def _statfs(rule: StatfsRule) -> Iterator[Problem]:
             yield field, f"{value:#x} is not an f_type: 0 to 0xffffffff"
     if rule.under is not None:
         yield from _path("under", rule.under)
+    yield from _only(rule.only, STATFS_CALLS.values())
 
 
 def _redirect(rule: RedirectRule) -> Iterator[Problem]:
-    yield from _path(rule.kind.name, rule.path)
+    yield from _place(rule.path, rule.kind)
     yield from _groups(rule.groups, REDIRECTABLE)
     if (rule.target is None) == (rule.content is None):
         yield "target", "exactly one of 'target' and 'content' is needed"
@@ -98,6 +121,7 @@ def _redirect(rule: RedirectRule) -> Iterator[Problem]:
 
 def _mount(rule: MountRule) -> Iterator[Problem]:
     yield from _path("under", rule.under)
+    yield from _only(rule.only, names(Group.OPEN))
     if rule.root is not None:
         yield from _path("root", rule.root)
     if rule.device is not None:
@@ -107,7 +131,7 @@ def _mount(rule: MountRule) -> Iterator[Problem]:
 
 
 def _fault(rule: FaultRule) -> Iterator[Problem]:
-    yield from _path(rule.kind.name, rule.path)
+    yield from _place(rule.path, rule.kind)
     yield from _groups(rule.groups, FAILABLE)
     if rule.errno not in errno.errorcode:
         yield "errno", f"{rule.errno} is no error's number"

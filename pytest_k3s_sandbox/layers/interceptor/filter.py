@@ -32,7 +32,17 @@ _IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _IF_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 
-_NUMBER, _ARCH, _ARGUMENT = 0, 4, 16
+_IF_BITS: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+
+_NUMBER, _ARCH = 0, 4
+_ARGUMENTS: Final = (16, 24, 32)
+"""Where the lower halves of the first arguments are."""
+_FLAGS: Final = {"open": 1, "openat": 3}
+"""The part of the tail that tests the flags of a call that opens; openat2 has them in memory."""
+_PROBE: Final = 5
+_TRACE: Final = 8
+_O_DIRECTORY: Final = 0o200000
+"""asm-generic/fcntl.h (uapi)"""
 
 _MODE_FILTER: Final = 1
 _SPEC_ALLOW: Final = 4
@@ -51,7 +61,9 @@ class Instruction(NamedTuple):
     value: int
 
 
-def build(calls: Iterable[str], *, probing: bool = False) -> tuple[Instruction, ...]:
+def build(
+    calls: Iterable[str], *, files_only: Iterable[str] = (), probing: bool = False
+) -> tuple[Instruction, ...]:
     """Return a filter that reports ``calls`` to the tracer and lets everything else pass.
 
     Calls of 32-bit programs pass, too, and so do those of x32 ones, whose numbers are all
@@ -60,9 +72,13 @@ def build(calls: Iterable[str], *, probing: bool = False) -> tuple[Instruction, 
 
     Args:
         calls: Names of calls.
+        files_only: Those of them that pass if they ask for a folder by O_DIRECTORY.
         probing: Whether the call that a launched program probes with is reported, too.
     """
-    numbers = sorted({NUMBERS[name] for name in calls} | ({PROBING} if probing else set()))
+    numbers = {NUMBERS[name]: _TRACE for name in calls}
+    numbers |= {NUMBERS[name]: _FLAGS[name] for name in files_only if name in _FLAGS}
+    if probing:
+        numbers[PROBING] = _PROBE
     if not numbers:
         return (Instruction(_RETURN, 0, 0, RET_ALLOW),)
     head = (
@@ -71,26 +87,29 @@ def build(calls: Iterable[str], *, probing: bool = False) -> tuple[Instruction, 
         Instruction(_RETURN, 0, 0, RET_ALLOW),
         Instruction(_LOAD, 0, 0, _NUMBER),
     )
-    size = 2 * len(numbers) - 1
-    tail = (  # allow; the probing call; trace
-        Instruction(_RETURN, 0, 0, RET_ALLOW),
-        Instruction(_LOAD, 0, 0, _ARGUMENT),
+    tail = (
+        Instruction(_RETURN, 0, 0, RET_ALLOW),  # 0: no number matched
+        Instruction(_LOAD, 0, 0, _ARGUMENTS[1]),  # 1: flags of open
+        Instruction(_IF_BITS, 4, 5, _O_DIRECTORY),
+        Instruction(_LOAD, 0, 0, _ARGUMENTS[2]),  # 3: flags of openat
+        Instruction(_IF_BITS, 2, 3, _O_DIRECTORY),
+        Instruction(_LOAD, 0, 0, _ARGUMENTS[0]),  # 5: the probing call
         Instruction(_IF_EQUAL, 1, 0, NOBODY),
         Instruction(_RETURN, 0, 0, RET_ALLOW),
-        Instruction(_RETURN, 0, 0, RET_TRACE),
+        Instruction(_RETURN, 0, 0, RET_TRACE),  # 8
     )
-    return (*head, *_halved(numbers, size), *tail)
+    return (*head, *_halved(sorted(numbers.items()), 2 * len(numbers) - 1), *tail)
 
 
-def _halved(numbers: list[int], left: int) -> list[Instruction]:
+def _halved(numbers: list[tuple[int, int]], left: int) -> list[Instruction]:
     """Return the comparisons; ``left`` is how many instructions there are from here to the tail."""
     if len(numbers) == 1:
-        matched = 1 if numbers[0] == PROBING else 4
-        return [Instruction(_IF_EQUAL, left - 1 + matched, left - 1, numbers[0])]
+        number, matched = numbers[0]
+        return [Instruction(_IF_EQUAL, left - 1 + matched, left - 1, number)]
     half = len(numbers) // 2
     lower = _halved(numbers[:half], left - 1)
     upper = _halved(numbers[half:], left - 1 - len(lower))
-    return [Instruction(_IF_AT_LEAST, len(lower), 0, numbers[half]), *lower, *upper]
+    return [Instruction(_IF_AT_LEAST, len(lower), 0, numbers[half][0]), *lower, *upper]
 
 
 def packed(program: Iterable[Instruction]) -> bytes:

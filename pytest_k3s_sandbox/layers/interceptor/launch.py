@@ -31,18 +31,17 @@ class Launched(NamedTuple):
     report: int
 
 
-def launch(command: Sequence[str], calls: frozenset[str], *, outlive: bool = False) -> Launched:
-    """Start ``command`` traced, with a filter for ``calls``.
+def launch(command: Sequence[str], program: bytes, *, outlive: bool = False) -> Launched:
+    """Start ``command`` traced and filtered.
 
     Args:
         command: The program and its arguments.
-        calls: The names of the calls that stop.
+        program: The filter, which must report the call that is probed with.
         outlive: Whether the program goes on when its tracer is killed.
 
     Raises:
         MissingCapability: ptrace or seccomp is not permitted here.
     """
-    program = seccomp.packed(seccomp.build(calls, probing=True))
     ready_read, ready_write = os.pipe()
     report_read, report_write = os.pipe()
     pid = os.fork()

@@ -15,6 +15,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     MaskRule,
     MountRule,
     RedirectRule,
+    RetryRule,
     Rule,
     Rules,
     StatfsRule,
@@ -77,6 +78,7 @@ def parse_rules(text: str, origin: str) -> Rules:
         mounts=_tables(document, text, origin, "mount", _mount),
         masks=_tables(document, text, origin, "mask", _mask),
         faults=_tables(document, text, origin, "fault", _fault),
+        retries=_tables(document, text, origin, "retry", _retry),
     )
 
 
@@ -148,6 +150,12 @@ class _Table:
         value = self.take(field, str)
         return value if value is None else value.rstrip("/") or "/"
 
+    def folder(self) -> str:
+        value = self.path("under")
+        if value is None:
+            self.fail("under", "missing")
+        return value
+
     def texts(self, field: str) -> tuple[str, ...] | None:
         value = self.take(field, list)
         if value is not None and not all(isinstance(one, str) for one in value):
@@ -197,7 +205,11 @@ def _tables(
 
 def _statfs(table: _Table) -> StatfsRule:
     return StatfsRule(
-        table.take("original", int), table.need("replacement", int), table.path("under"), table.programs()
+        table.take("original", int),
+        table.need("replacement", int),
+        table.path("under"),
+        table.programs(),
+        table.texts("only") or (),
     )
 
 
@@ -217,14 +229,16 @@ def _mount(table: _Table) -> MountRule:
         options=table.take("options", str),
         root=table.path("root"),
         programs=table.programs(),
+        only=table.texts("only") or (),
     )
 
 
 def _mask(table: _Table) -> MaskRule:
-    under = table.path("under")
-    if under is None:
-        table.fail("under", "missing")
-    return MaskRule(under, table.groups((Group.OPEN, Group.CHANGE)), table.programs())
+    return MaskRule(table.folder(), table.groups((Group.OPEN, Group.CHANGE)), table.programs())
+
+
+def _retry(table: _Table) -> RetryRule:
+    return RetryRule(table.folder(), table.groups(), table.programs())
 
 
 def _fault(table: _Table) -> FaultRule:
@@ -239,4 +253,4 @@ def _fault(table: _Table) -> FaultRule:
     return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs())
 
 
-_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault")
+_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault", "retry")

@@ -16,9 +16,10 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     Kind,
     MaskRule,
     RedirectRule,
+    RetryRule,
     Rules,
 )
-from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
+from pytest_k3s_sandbox.layers.interceptor.syscalls import Group, PathCall
 
 
 class Decision(NamedTuple):
@@ -78,7 +79,11 @@ def is_mount_table(path: bytes) -> bool:
 
 
 def wildcard(pattern: str) -> Callable[[bytes], bool]:
-    """Return the test of a pattern: ``*``, ``?`` and ``[...]`` stop at a slash, ``**`` does not."""
+    """Return the test of a pattern: ``*``, ``?`` and ``[...]`` stop at a slash, ``**`` does not.
+
+    Raises:
+        ValueError: A range in brackets runs backwards.
+    """
     import re  # noqa: PLC0415 - it takes a while to import, and few rule sets have a pattern
 
     out, index = "", 0
@@ -93,14 +98,28 @@ def wildcard(pattern: str) -> Callable[[bytes], bool]:
                 out += "[^/]*"
         elif char == "?":
             out += "[^/]"
-        elif char == "[" and (end := pattern.find("]", index + 1)) > 0:
-            inner = pattern[index:end].replace("\\", "\\\\")
-            out += f"(?!/)[{'^' + inner[1:] if inner[0] in '!^' else inner}]"
+        elif (
+            char == "["
+            and (end := pattern.find("]", index + 1 + (pattern[index : index + 1] in {"!", "^"}))) > 0
+        ):
+            negated = pattern[index] in "!^"
+            inner = "".join(
+                f"\\{one}" if one in "\\[]&~|^" else one for one in pattern[index + negated : end]
+            )
+            out += f"(?!/)[{'^' if negated else ''}{inner}]"
             index = end + 1
         else:
             out += re.escape(char)
-    match = re.compile(os.fsencode(out), re.DOTALL).fullmatch
+    try:
+        match = re.compile(os.fsencode(out), re.DOTALL).fullmatch
+    except re.error as error:
+        raise ValueError(f"{pattern!r}: {error.msg}") from None
     return lambda path: match(path) is not None
+
+
+def _bracket_end(pattern: str, start: int) -> int:
+    """Return where the bracket expression that began before ``start`` ends; negative: it does not."""
+    return pattern.find("]", start + 1 + (pattern[start : start + 1] in {"!", "^"}))
 
 
 def literal(pattern: str) -> str:
@@ -145,14 +164,15 @@ class PathRules:
             concerns no rule.
     """
 
-    __slots__ = ("_faults", "_masks", "_mounts", "_redirects", "roots")
+    __slots__ = ("_faults", "_masks", "_mounts", "_redirects", "_retries", "roots")
 
     def __init__(self, rules: Rules) -> None:
         """Prepare; ``rules`` must have its tree filled in."""
         self._redirects = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.redirects)
         self._faults = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.faults)
         self._masks = tuple((rule, os.fsencode(rule.under)) for rule in rules.masks)
-        self._mounts = bool(rules.mounts)
+        self._retries = tuple((rule, os.fsencode(rule.under)) for rule in rules.retries)
+        self._mounts = frozenset[str]().union(*(rule.calls for rule in rules.mounts))
         wanted = {os.fsencode(rule.under) for rule in rules.masks}
         for place in (*(place for _, place in self._redirects), *(place for _, place in self._faults)):
             wanted.add(place.root)
@@ -167,8 +187,8 @@ class PathRules:
         """Tell whether a rule could fit a path as a program wrote it: the cheap test."""
         return path.startswith(self.roots) or path[:1] != b"/" or b"//" in path or b"/." in path
 
-    def decide(self, path: bytes, group: Group) -> Decision:
-        """Return what the rules say of an absolute path in a call of ``group``.
+    def decide(self, path: bytes, call: PathCall) -> Decision:
+        """Return what the rules say of an absolute path in a call.
 
         ``.``, ``..`` and repeated slashes are resolved as text; symbolic links are not followed.
         """
@@ -176,6 +196,7 @@ class PathRules:
         if not path.startswith(self.roots):
             return NOTHING
         mask = fault = None
+        group = call.group
         for rule, folder in self._masks:
             if group in rule.groups and below(path, folder):
                 mask = rule
@@ -184,12 +205,18 @@ class PathRules:
             if group in failing.groups and place.fits(path):
                 fault = failing
                 break
-        if self._mounts and group is Group.OPEN and is_mount_table(path):
+        if call.name in self._mounts and is_mount_table(path):
             return Decision(mount_table=True, mask=mask, fault=fault)
         for redirect, place in self._redirects:
             if group in redirect.groups and place.fits(path):
                 return Decision((redirect, _target(redirect, place, path)), mask=mask, fault=fault)
         return NOTHING if mask is None and fault is None else Decision(mask=mask, fault=fault)
+
+    def retries(self, path: bytes, group: Group) -> RetryRule | None:
+        """Return the rule that an interrupted call on an absolute path is to be made again by."""
+        path = normal(path)
+        fit = (rule for rule, folder in self._retries if group in rule.groups and below(path, folder))
+        return next(fit, None)
 
     def original(self, target: bytes) -> bytes | None:
         """Return the path that is led to ``target`` by a redirect that concerns readlink, too."""

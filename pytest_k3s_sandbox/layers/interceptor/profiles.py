@@ -7,7 +7,7 @@ from typing import Final
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
 from pytest_k3s_sandbox.layers.interceptor import procfs
 from pytest_k3s_sandbox.layers.interceptor.matching import PathRules, program_test
-from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, trapped_calls
+from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, files_only, trapped_calls
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
 
 
@@ -20,14 +20,15 @@ class Profile:
         places: The folders of statfs rules; None: there is a rule for every path.
         reads_links: Whether links to redirected files have to look like the original.
         masks_close: Whether descriptors of masked paths are to be remembered.
+        retries: Whether interrupted calls are looked at.
         filter: What has to be loaded into such a program, as BPF; empty: nothing beyond
             what every program has.
     """
 
-    __slots__ = ("filter", "masks_close", "paths", "places", "reads_links", "rules")
+    __slots__ = ("filter", "masks_close", "paths", "places", "reads_links", "retries", "rules")
 
-    def __init__(self, rules: Rules, inherited: frozenset[str]) -> None:
-        """Prepare; ``inherited`` are the calls that stop in every program."""
+    def __init__(self, rules: Rules, everyones: Rules | None) -> None:
+        """Prepare; ``everyones`` are the rules whose filter every program has, this one among them."""
         self.rules = rules
         self.paths = PathRules(rules)
         self.places = None
@@ -37,29 +38,44 @@ class Profile:
             Group.READLINK in rule.groups and rule.target is not None for rule in rules.redirects
         )
         self.masks_close = any(Group.CLOSE in rule.groups for rule in rules.masks)
-        calls = trapped_calls(rules)
-        self.filter = b"" if calls <= inherited else seccomp.packed(seccomp.build(calls))
+        self.retries = bool(rules.retries)
+        self.filter = b""
+        if everyones is not None:
+            (calls, files), (known, known_files) = _calls(rules), _calls(everyones)
+            if not (calls <= known and known_files <= files):
+                self.filter = filter_of(rules)
+
+
+def _calls(rules: Rules) -> tuple[frozenset[str], frozenset[str]]:
+    return trapped_calls(rules), files_only(rules)
+
+
+def filter_of(rules: Rules, *, probing: bool = False) -> bytes:
+    """Return the filter for rules; ``probing`` as for :func:`.filter.build`."""
+    calls, files = _calls(rules)
+    return seccomp.packed(seccomp.build(calls, files_only=files, probing=probing))
 
 
 class Profiles:
     """Finds the profile of a process.
 
     Attributes:
-        everywhere: The calls that stop in every program.
+        everyones: The rules for every program.
         selective: Whether there are rules for some programs only.
+        retries: Whether there is a rule that has to do with signals.
     """
 
     def __init__(self, rules: Rules) -> None:
         """Prepare; ``rules`` must have its tree filled in."""
         self._rules = rules
-        everyone = rules.only(lambda programs: not programs)
-        self.everywhere = trapped_calls(everyone)
+        self.everyones = rules.only(lambda programs: not programs)
+        self.retries = bool(rules.retries)
         self._tests = {
             programs: program_test(programs) for programs in {rule.programs for rule in rules.every()} - {()}
         }
         self.selective = bool(self._tests)
-        self._everyone = Profile(everyone, self.everywhere)
-        self._nobody: Final = Profile(NO_RULES, self.everywhere)
+        self._everyone = Profile(self.everyones, None)
+        self._nobody: Final = Profile(NO_RULES, None)
         self._known: dict[frozenset[tuple[str, ...]], Profile] = {frozenset(): self._everyone}
         self._root = procfs.root_identity()
 
@@ -77,5 +93,5 @@ class Profiles:
         profile = self._known.get(wanted)
         if profile is None:
             rules = self._rules.only(lambda programs: not programs or programs in wanted)
-            profile = self._known[wanted] = Profile(rules, self.everywhere)
+            profile = self._known[wanted] = Profile(rules, self.everyones)
         return profile

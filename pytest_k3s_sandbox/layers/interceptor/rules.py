@@ -19,6 +19,7 @@ PATH: Final = "{path}"
 
 REDIRECTABLE: Final = (Group.OPEN, Group.STAT, Group.ACCESS, Group.READLINK)
 MASKABLE: Final = (Group.OPEN, Group.CHANGE, Group.CLOSE)
+RETRIABLE: Final = (Group.OPEN, Group.CLOSE)
 FAILABLE: Final = (*REDIRECTABLE, Group.CHANGE, Group.STATFS)
 
 Content = str | Callable[[int, str], str]
@@ -46,12 +47,14 @@ class StatfsRule(NamedTuple):
         replacement: The f_type the program sees.
         under: Only for paths at or below this one; None: everywhere.
         programs: Only in these programs; see :class:`Rules`.
+        only: The names of the calls; none: both.
     """
 
     original: int | None
     replacement: int
     under: str | None = None
     programs: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -62,7 +65,7 @@ class StatfsRule(NamedTuple):
     @property
     def calls(self) -> frozenset[str]:
         """The calls that have to stop for it."""
-        return frozenset(STATFS_CALLS.values())
+        return frozenset(self.only or STATFS_CALLS.values())
 
 
 class RedirectRule(NamedTuple):
@@ -109,6 +112,7 @@ class MountRule(NamedTuple):
         options: The super options; ``{controller}`` is the mountpoint's last component.
         root: The path within the file system, in mountinfo only.
         programs: Only in these programs; see :class:`Rules`.
+        only: The names of the calls that are watched for a table; none: all that open a file.
     """
 
     type: str
@@ -119,6 +123,7 @@ class MountRule(NamedTuple):
     options: str | None = None
     root: str | None = None
     programs: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -128,7 +133,7 @@ class MountRule(NamedTuple):
     @property
     def calls(self) -> frozenset[str]:
         """The calls that have to stop for it."""
-        return names(Group.OPEN)
+        return frozenset(self.only) or names(Group.OPEN)
 
 
 class MaskRule(NamedTuple):
@@ -152,7 +157,35 @@ class MaskRule(NamedTuple):
     @property
     def calls(self) -> frozenset[str]:
         """The calls that have to stop for it: a descriptor is known from its open."""
-        return names(*self.groups) | names(Group.OPEN)
+        return names(*self.groups) | (names(Group.OPEN) if Group.CLOSE in self.groups else frozenset())
+
+
+class RetryRule(NamedTuple):
+    """Makes opens of paths at or below one again that a signal interrupted.
+
+    Nothing has to stop for it but what stops anyway: the tracer sees to it when the
+    signal is delivered. A signal to the whole process, though, can interrupt one thread and be
+    delivered to another. Where that matters there is :class:`MaskRule`.
+
+    Attributes:
+        under: The folder.
+        groups: open; or close, of whatever descriptor: an interrupted close has closed it (close(2)).
+        programs: Only in these programs; see :class:`Rules`.
+    """
+
+    under: str
+    groups: tuple[Group, ...] = (Group.OPEN,)
+    programs: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The rule's name in statistics."""
+        return f"retry {self.under}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it: none."""
+        return frozenset()
 
 
 class FaultRule(NamedTuple):
@@ -187,7 +220,7 @@ class FaultRule(NamedTuple):
         return names(*self.groups)
 
 
-Rule = StatfsRule | RedirectRule | MountRule | MaskRule | FaultRule
+Rule = StatfsRule | RedirectRule | MountRule | MaskRule | FaultRule | RetryRule
 
 
 class Rules(NamedTuple):
@@ -203,10 +236,11 @@ class Rules(NamedTuple):
     mounts: tuple[MountRule, ...] = ()
     masks: tuple[MaskRule, ...] = ()
     faults: tuple[FaultRule, ...] = ()
+    retries: tuple[RetryRule, ...] = ()
 
     def every(self) -> tuple[Rule, ...]:
         """Return all rules."""
-        return (*self.statfs, *self.redirects, *self.mounts, *self.masks, *self.faults)
+        return (*self.statfs, *self.redirects, *self.mounts, *self.masks, *self.faults, *self.retries)
 
     def only(self, wanted: Callable[[tuple[str, ...]], bool]) -> Rules:
         """Return the rules whose ``programs`` are wanted."""
@@ -216,6 +250,7 @@ class Rules(NamedTuple):
             tuple(rule for rule in self.mounts if wanted(rule.programs)),
             tuple(rule for rule in self.masks if wanted(rule.programs)),
             tuple(rule for rule in self.faults if wanted(rule.programs)),
+            tuple(rule for rule in self.retries if wanted(rule.programs)),
         )
 
     def with_tree(self, tree: str | None) -> Rules:
@@ -235,3 +270,9 @@ NO_RULES: Final = Rules()
 def trapped_calls(rules: Rules) -> frozenset[str]:
     """Return the names of the calls that have to stop for these rules, and no others."""
     return frozenset[str]().union(*(rule.calls for rule in rules.every()))
+
+
+def files_only(rules: Rules) -> frozenset[str]:
+    """Return the trapped calls that are not to stop when they ask for a folder: mount tables are files."""
+    others = rules._replace(mounts=())
+    return trapped_calls(rules) - trapped_calls(others)

@@ -108,6 +108,10 @@ class Tracer:
         if code <= signal.NSIG:
             if code in FORWARDED and self._process_of(tid) == root:
                 self.on_signal(code)
+            if self._profiles.retries and tid not in self._pending:
+                profile = self._known.get(tid) or self._profile(tid)
+                if profile.retries:
+                    self._calls.at_signal(tid, profile)
             self._go_on(tid, code)
             return _SIGNAL
         if code in requests.GROUP_STOPS:

@@ -13,7 +13,7 @@ from pytest_k3s_sandbox.layers.interceptor.calls import Call
 from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profile
-from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, Registers
+from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, RIP, Registers
 from pytest_k3s_sandbox.layers.interceptor.rewriting import Rewriter
 from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, MaskRule
 from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
@@ -30,6 +30,9 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import (
 )
 
 _TRIES: Final = 3
+_INTERRUPTED: Final = frozenset({-errno.EINTR, -512, -513, -514})
+"""Answers of interrupted calls: EINTR, and Linux's own ones that become EINTR or a restart
+when the signal's handler is known (ERESTARTSYS and its like, linux/errno.h)."""
 
 
 class TrappedCalls:
@@ -88,7 +91,7 @@ class TrappedCalls:
         if path and profile.paths.may_concern(path):
             path = path if path[:1] == b"/" else self._resolved(tid, of, path)
             if path is not None:
-                decision = profile.paths.decide(path, of.group)
+                decision = profile.paths.decide(path, of)
         if messages.debugging():
             _explain(tid, of, path, profile, decision)
         if decision is not NOTHING and path:
@@ -102,6 +105,37 @@ class TrappedCalls:
         if masked is not None:
             requests.set_signal_mask(tid, masked[0])
         return self._answer(tid, profile, of, path)
+
+    def at_signal(self, tid: int, profile: Profile) -> None:
+        """At the delivery of a signal: make the call again that it interrupted, if a rule says so.
+
+        The program has not seen the call's answer yet. The signal's handler runs first, and
+        its return leads back to the instruction.
+        """
+        registers = self._registers
+        registers.load(tid)
+        words = registers.words
+        if requests.signed(words[RAX]) not in _INTERRUPTED:
+            return
+        number = words[ORIG_RAX]
+        of = PATH_CALLS.get(number)
+        if number == CLOSE:
+            rule = next((rule for rule in profile.rules.retries if Group.CLOSE in rule.groups), None)
+            words[RAX] = 0
+        elif of is not None and of.group is Group.OPEN:
+            path = self._memory.read_path(tid, words[ARGUMENTS[of.path]])
+            if path and path[:1] != b"/":
+                path = self._resolved(tid, of, path)
+            rule = profile.paths.retries(path, of.group) if path else None
+            words[RIP] -= requests.SYSCALL_LENGTH
+            words[RAX] = number
+        else:
+            return
+        if rule is not None:
+            registers.store(tid)
+            self._stats.restarted += 1
+            self._stats.applied[rule.label] += 1
+            self.label = rule.label
 
     def _answer(self, tid: int, profile: Profile, of: PathCall, path: bytes | None) -> Call | None:
         """Await the answer of a call that is carried out as it is, if a rule may change that."""

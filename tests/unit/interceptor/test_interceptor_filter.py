@@ -23,10 +23,14 @@ calls_sets = st.frozensets(st.sampled_from(sorted(NUMBERS)))
 
 
 def run(
-    program: Iterable[tuple[int, int, int, int]], number: int, arch: int = X86_64, argument: int = 0
+    program: Iterable[tuple[int, int, int, int]],
+    number: int,
+    arch: int = X86_64,
+    arguments: tuple[int, ...] = (),
 ) -> int:
     """Execute a filter as the kernel does, with the instructions that filters use (linux/bpf_common.h)."""
-    data = struct.pack("=IIQQ40x", number & 0xFFFF_FFFF, arch, 0x1234, argument)
+    padded = (*arguments, *(0,) * (6 - len(arguments)))
+    data = struct.pack("=IIQ6Q", number & 0xFFFF_FFFF, arch, 0x1234, *padded)
     instructions = list(program)
     accumulator, at = 0, 0
     while True:
@@ -59,7 +63,7 @@ def test_it_reports_what_it_is_to_report(calls: frozenset[str], probing: bool) -
         assert run(program, number, I386) == RET_ALLOW
         assert run(program, number | X32) == RET_ALLOW
     assert run(program, 0xFFFF_FFFF) == RET_ALLOW
-    assert run(program, PROBING, argument=NOBODY) == (RET_TRACE if probing else RET_ALLOW)
+    assert run(program, PROBING, arguments=(NOBODY,)) == (RET_TRACE if probing else RET_ALLOW)
 
 
 @given(calls_sets)
@@ -85,13 +89,27 @@ def test_it_agrees_with_libseccomps(calls: frozenset[str]) -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_a_call_that_is_not_trapped_costs_few_comparisons(name: str) -> None:
     program = seccomp.build(trapped_calls(load_preset(name).with_tree("/t")))
-    assert len(program) <= 40
+    assert len(program) <= 44
 
 
 def test_it_is_laid_out_as_the_kernel_reads_it() -> None:
     program = seccomp.packed(seccomp.build({"open"}))
-    assert len(program) == 10 * 8
+    assert len(program) == 14 * 8
     assert program[:8] == struct.pack("=HBBI", 0x20, 0, 0, 4)
     header = seccomp.with_header(program, 0x1000)
-    assert struct.unpack("=H6xQ", header[:16]) == (10, 0x1010)
+    assert struct.unpack("=H6xQ", header[:16]) == (14, 0x1010)
     assert header[16:] == program
+
+
+def test_a_folder_can_be_opened_unseen() -> None:
+    program = seccomp.build(
+        {"open", "openat", "openat2", "creat", "close"}, files_only={"open", "openat", "creat"}
+    )
+    folder = 0o200000 | 0o2000000
+    for number, flags_at in ((NUMBERS["open"], 1), (NUMBERS["openat"], 2)):
+        before = (0,) * flags_at
+        assert run(program, number, arguments=(*before, folder)) == RET_ALLOW
+        assert run(program, number, arguments=(*before, 0o2000000)) == RET_TRACE
+        assert run(program, number, I386, arguments=(*before, 0o2000000)) == RET_ALLOW
+    for name in ("openat2", "creat", "close"):
+        assert run(program, NUMBERS[name], arguments=(folder, folder, folder)) == RET_TRACE

@@ -150,10 +150,19 @@ def test_an_empty_file_is_no_rules() -> None:
             "[[mount]]\ntype = 'x'\ndevice = '8'",
             "line 3: [[mount]] number 1, field 'device': '8' is not major:minor",
         ),
+        (
+            "[[redirect]]\npattern = '/[b-a]'\ntarget = '/x'",
+            "line 2: [[redirect]] number 1, field 'pattern': '/[b-a]': bad character range b-a",
+        ),
+        (
+            "[[mount]]\ntype = 'x'\nonly = ['stat']",
+            "line 3: [[mount]] number 1, field 'only': unknown call 'stat'; known: creat, open, openat",
+        ),
+        ("[[retry]]\nunder = '/a'\ncalls = ['change']", "line 3: [[retry]] number 1, field 'calls': unknown"),
         ("[mask]\nunder = '/a'", "must be written as [[mask]]"),
         (
             "[[mak]]\nunder = '/a'",
-            "line 1: 'mak': unknown table; known: statfs, redirect, mount, mask, fault",
+            "line 1: 'mak': unknown table; known: statfs, redirect, mount, mask, fault, retry",
         ),
         ("mak = 1", "line 1: 'mak': unknown table"),
     ],
