@@ -1,0 +1,262 @@
+"""k3s itself as the node's distribution: the official binary where there is one, else a stand-in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from pytest_k3s_sandbox import bringup
+from pytest_k3s_sandbox.bringup import Up, Wish
+from pytest_k3s_sandbox.cluster import k3s
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.cluster.images import Entry, Program, find_busybox, write_image
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError
+from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
+from pytest_k3s_sandbox.report.records import RunWriter, read_run
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = [pytest.mark.requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
+
+STAND_IN = Path(__file__).with_name("stand_in_k3s.py")
+ADDRESS, PORT = "10.213.0.2", 6443
+READY_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in as a program, run by the Python that the sandbox shows."""
+    program = tmp_path_factory.mktemp("k3s") / "k3s"
+    program.write_text(f"#!{sys.executable}\n{STAND_IN.read_text()}")
+    program.chmod(0o755)
+    return program
+
+
+def official() -> Path:
+    """Return the official binary, if this machine has it already."""
+    toolchain = Toolchain()
+    found = toolchain.find("k3s")
+    if found is None:
+        why = "; ".join(toolchain.why("k3s"))
+        pytest.skip(
+            f"not applicable: no official k3s binary here ({why}); `k3s-sandbox provision k3s` gets it"
+        )
+    return found.path
+
+
+def toolchain_with(program: Path) -> Toolchain:
+    return Toolchain(environ={**os.environ, "K3S_SANDBOX_K3S": str(program)})
+
+
+def put_parts(state: Path, toolchain: Toolchain) -> None:
+    """Give a stand-in the parts that k3s has in itself."""
+    parts = state / "parts"
+    parts.mkdir()
+    for name in Embedded.programs:
+        source = toolchain.get(name).path.resolve()
+        try:
+            (parts / name).hardlink_to(source)
+        except OSError:  # another file system
+            shutil.copy(source, parts / name)
+
+
+@contextlib.contextmanager
+def node(program: Path, folder: Path, kind: str = "gvisor", *, apart: bool = False) -> Iterator[Up]:
+    """Bring a node up on k3s, as :func:`.bringup.everything` does it."""
+    toolchain, wish = toolchain_with(program), Wish(kind, distribution="k3s")
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(RunWriter(folder))
+        sandbox = stack.enter_context(bringup.start_sandbox(wish, toolchain))
+        if "stand-in" in toolchain.get("k3s").version:
+            put_parts(sandbox.host_path(STATE_DIR), toolchain)
+        with bringup.explained(sandbox, folder):
+            cluster = bringup.control_plane(sandbox, wish, toolchain, writer)
+            if apart:
+                cluster.distribution = k3s.K3s(apart=True)
+            stack.enter_context(cluster)
+            layers = stack.enter_context(bring_up(sandbox, FULL if kind == "gvisor" else NATIVE))
+        yield stack.enter_context(
+            bringup.cluster_up(layers, wish, toolchain, writer, experiment="test", cluster=cluster)
+        )
+
+
+@pytest.fixture(scope="module", params=["stand-in", "official"])
+def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A node in gVisor on k3s."""
+    program = official() if request.param == "official" else request.getfixturevalue("stand_in")
+    with node(program, tmp_path_factory.mktemp("run")) as found:
+        found.cluster.node.wait_ready(READY_SECONDS)
+        yield found
+
+
+def pod(image: str, script: str) -> dict[str, object]:
+    container = {"name": "it", "image": image, "command": ["sh", "-c", script]}
+    return {
+        "metadata": {"name": "it"},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
+    }
+
+
+def run_pod(up: Up, namespace: str, body: Mapping[str, object]) -> None:
+    core = up.cluster.core
+    core.create_namespaced_pod(namespace, body)
+    up.cluster.wait(
+        lambda: core.read_namespaced_pod("it", namespace).status.phase == "Running",
+        "the pod to run",
+        Deadline.after(READY_SECONDS),
+        lambda: str(core.read_namespaced_pod("it", namespace).status.container_statuses),
+    )
+
+
+def test_server_and_node_are_one_process_in_which_the_node_is_ready(up: Up) -> None:
+    assert list(up.cluster.processes) == ["k3s"]
+    assert up.cluster.node.conditions()["Ready"].status == "True"
+    assert up.cluster.node.stats_summary()["node"]["nodeName"] == "k3s-sandbox"
+
+
+def test_what_ran_is_named_in_the_records(up: Up) -> None:
+    environment = read_run(up.folder).environment
+    assert environment is not None
+    assert environment.distribution == "k3s"
+    said = environment.programs["k3s"].version
+    assert environment.kubernetes == said
+    assert re.fullmatch(r"1\.\d+\.\d+\+(k3s\d+|stand-in)", said)
+
+
+def test_the_sampler_follows_the_logs_of_the_node_in_k3s(up: Up) -> None:
+    assert up.readiness.take().node_ready
+    assert "kubelet" in up.cluster.node.log.read_text()
+    assert "containerd successfully booted" in (up.cluster.logs / "containerd.log").read_text()
+
+
+def test_a_users_image_is_loaded_and_its_pod_has_logs_and_exec(up: Up, tmp_path: Path) -> None:
+    root = [
+        Entry("bin"),
+        Entry("bin/busybox", content=find_busybox().read_bytes()),
+        Entry("bin/sh", mode=0o777, link="busybox"),
+        Entry("mine", mode=0o644, content=b"this image is mine\n"),
+    ]
+    tar = write_image(tmp_path / "mine.tar", reference="example.org/mine:1", root=root, program=Program())
+    up.cluster.load_image(tar)
+    with up.cluster.namespace("mine") as namespace:
+        script = "while read -r line; do echo $line; done < /mine; exec /bin/busybox sleep 1000"
+        run_pod(up, namespace, pod("example.org/mine:1", script))
+        assert up.cluster.kubectl("logs", "-n", namespace, "it").stdout == "this image is mine\n"
+        done = up.cluster.kubectl(
+            "exec", "-n", namespace, "it", "--", "sh", "-c", "echo $0; exit 3", check=False
+        )
+        assert (done.returncode, done.stdout) == (3, "sh\n")
+
+
+def test_an_image_that_containerd_refuses_is_told_and_nothing_of_it_stays(up: Up, tmp_path: Path) -> None:
+    tar = tmp_path / "nonsense.tar"
+    subprocess.run(["tar", "-cf", tar, "-C", "/etc", "hostname"], check=True)
+    before = set(up.cluster.sandbox.host_path(STATE_DIR).iterdir())
+    with pytest.raises(ClusterError, match="could not be loaded") as caught:
+        up.cluster.load_image(tar)
+    assert caught.value.cause
+    assert set(up.cluster.sandbox.host_path(STATE_DIR).iterdir()) == before
+
+
+def test_the_stand_in_saw_what_k3s_is_to_be_given(up: Up) -> None:
+    log = (up.cluster.logs / "k3s.log").read_text()
+    if "stand-in" not in toolchain_version(up):
+        pytest.skip("not applicable: the official binary ran")
+    assert "stand-in: arguments, environment and files are those that k3s is to be given: server" in log
+
+
+def toolchain_version(up: Up) -> str:
+    environment = read_run(up.folder).environment
+    assert environment is not None
+    return environment.kubernetes or ""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("kind", "apart"), [("gvisor", True), ("here", False), ("here", True)])
+def test_a_node_is_ready_runs_a_pod_and_can_be_started_again(
+    stand_in: Path, tmp_path: Path, kind: str, *, apart: bool
+) -> None:
+    with (
+        node(stand_in, tmp_path / "run", kind, apart=apart) as up,
+        up.cluster.namespace("again") as namespace,
+    ):
+        up.cluster.node.wait_ready(READY_SECONDS)
+        run_pod(up, namespace, pod("busybox:1.36", "sleep 1000"))
+        layers = up.cluster.layers
+        up.cluster.stop_node()
+        assert list(up.cluster.processes) == (["k3s-server"] if apart else [])
+        up.cluster.start_node(layers)
+        up.cluster.node.wait_ready(READY_SECONDS)
+        status = up.cluster.core.read_namespaced_pod("it", namespace).status
+        assert status.phase == "Running"
+
+
+def refusal(stand_in: Path, argv: list[str], **environment: str) -> tuple[int, str]:
+    """Return how the stand-in ends on the machine itself, where it finds none of its files."""
+    path = f"/opt/k3s-sandbox/bin:{os.environ['PATH']}"
+    done = subprocess.run(
+        [stand_in, *argv],
+        env={"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    return done.returncode, done.stdout
+
+
+SETTINGS = Settings(node="n", address=ADDRESS, api_port=PORT)
+COMMANDS = {
+    "server": k3s.server(SETTINGS)[1:],
+    "server alone": k3s.server(SETTINGS, agent=False)[1:],
+    "agent": k3s.agent(SETTINGS)[1:],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_stand_in_wants_every_argument_as_it_is(stand_in: Path, name: str) -> None:
+    argv = COMMANDS[name]
+    code, said = refusal(stand_in, argv)
+    assert code == 64
+    assert "FileNotFoundError" in said, "the arguments are right, only the files are missing"
+    index = argv.index("--token-file=/var/lib/k3s-sandbox/k3s-token")
+    for wrong in ([*argv, "--debug"], argv[:-1], [*argv[:index], "--token-file=/x", *argv[index + 1 :]]):
+        code, said = refusal(stand_in, wrong)
+        assert code == 64
+        assert "instead of" in said, shlex.join(wrong)
+
+
+@pytest.mark.parametrize("variable", ["K3S_TOKEN", "CONTAINERD_ADDRESS", "GODEBUG", "INVOCATION_ID"])
+def test_the_stand_in_wants_no_variable_that_changes_k3s(stand_in: Path, variable: str) -> None:
+    code, said = refusal(stand_in, COMMANDS["server"], **{variable: "x"})
+    assert code == 64
+    assert f"environment variable {variable}='x'" in said
+
+
+def test_the_stand_in_says_in_its_version_what_it_is(stand_in: Path) -> None:
+    program = toolchain_with(stand_in).get("k3s")
+    assert (program.version, program.origin) == ("1.34.4+stand-in", "env")
+    assert stat.S_ISREG(program.path.stat().st_mode)
+
+
+def test_a_version_that_the_binary_is_not_is_refused(stand_in: Path) -> None:
+    environ = {**os.environ, "K3S_SANDBOX_K3S": str(stand_in)}
+    wish = Wish(distribution="k3s")
+    assert (
+        bringup.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.34")) == "1.34.4+stand-in"
+    )
+    with pytest.raises(ConfigError, match=r"is version 1\.34\.4\+stand-in") as caught:
+        bringup.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.36"))
+    assert "K3S_SANDBOX_K3S" in (caught.value.remedy or "")
