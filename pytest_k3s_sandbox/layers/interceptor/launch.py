@@ -56,7 +56,11 @@ def launch(command: Sequence[str], program: bytes, *, outlive: bool = False) -> 
         os.waitpid(pid, 0)
         os.close(ready_write)
         os.close(report_read)
-        _missing("ptrace", str(error.strerror), "run as root, or allow it: kernel.yama.ptrace_scope below 3")
+        _missing(
+            "ptrace",
+            os.strerror(error.errno or 0),
+            "run as root, or allow it: kernel.yama.ptrace_scope below 3",
+        )
     os.write(ready_write, b"1")
     os.close(ready_write)
     try:

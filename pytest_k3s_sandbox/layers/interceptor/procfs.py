@@ -1,4 +1,4 @@
-# ruff: noqa: PTH115, PTH116, PTH123 - paths of tracees are bytes, and these calls are on the way of every system call that matches
+# ruff: noqa: PTH115, PTH116 - paths of tracees are bytes, and these calls are on the way of every system call that matches
 """What /proc tells of a tracee: proc_pid(5). A tracee that is ending has nothing to tell."""
 
 from __future__ import annotations
@@ -8,16 +8,25 @@ import os
 from pytest_k3s_sandbox.layers.interceptor.syscalls import AT_FDCWD
 
 
+def _beginning(path: str) -> bytes:
+    """Return the first page of a file, or nothing; without the five calls that a file object makes beside."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
 def thread_group(tid: int) -> int | None:
     """Return the id of the process that a thread belongs to."""
-    try:
-        with open(f"/proc/{tid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Tgid:"):
-                    return int(line[5:])
-    except OSError:
-        pass
-    return None
+    status = _beginning(f"/proc/{tid}/status")
+    at = status.find(b"\nTgid:")
+    return int(status[at + 6 : status.index(b"\n", at + 1)]) if at >= 0 else None
 
 
 def root_identity(tid: int | None = None) -> tuple[int, int] | None:
@@ -31,23 +40,16 @@ def root_identity(tid: int | None = None) -> tuple[int, int] | None:
 
 def program_paths(tid: int) -> tuple[bytes, ...]:
     """Return the paths that a tracee's program is known by: the executable's, and ``argv[0]``."""
-    paths = []
     try:
-        paths.append(os.readlink(b"/proc/%d/exe" % tid))
-        with open(f"/proc/{tid}/cmdline", "rb") as file:
-            paths.append(file.read(4096).partition(b"\0")[0])
+        executable = os.readlink(b"/proc/%d/exe" % tid)
     except OSError:
-        pass
-    return tuple(paths)
+        return ()
+    return executable, _beginning(f"/proc/{tid}/cmdline").partition(b"\0")[0]
 
 
 def auxiliary(tid: int | str) -> bytes:
     """Return a tracee's auxiliary vector, getauxval(3)."""
-    try:
-        with open(f"/proc/{tid}/auxv", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    return _beginning(f"/proc/{tid}/auxv")
 
 
 def reaches(tid: int, path: bytes) -> bool:

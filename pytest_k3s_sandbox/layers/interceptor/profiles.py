@@ -84,12 +84,14 @@ class Profiles:
 
         A program in another root than ours, a container's own process, has none of the rules.
         """
+        wanted: frozenset[tuple[str, ...]] = frozenset()
+        if self._tests:
+            paths = procfs.program_paths(tid)
+            wanted = frozenset(programs for programs, test in self._tests.items() if test(paths))
+        if not wanted and self.everyones == NO_RULES:
+            return self._nobody
         if procfs.root_identity(tid) not in {None, self._root}:
             return self._nobody
-        if not self._tests:
-            return self._everyone
-        paths = procfs.program_paths(tid)
-        wanted = frozenset(programs for programs, test in self._tests.items() if test(paths))
         profile = self._known.get(wanted)
         if profile is None:
             rules = self._rules.only(lambda programs: not programs or programs in wanted)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 MODULE = "pytest_k3s_sandbox.layers.interceptor"
 
@@ -84,3 +87,15 @@ def f_type(path: str) -> int:
 
 def redirect(path: object, target: object, key: str = "path") -> str:
     return f'[[redirect]]\n{key} = "{path}"\ntarget = "{target}"\n'
+
+
+def compiled(source: str, tmp_path: Path, *options: str) -> Path:
+    """Return a program made of C or of assembler (which begins with a dot)."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine: apt-get install gcc")
+    file = tmp_path / ("program.S" if source.lstrip().startswith(".") else "program.c")
+    file.write_text(textwrap.dedent(source))
+    program = tmp_path / "program"
+    subprocess.run([compiler, *options, "-o", str(program), str(file)], check=True)
+    return program

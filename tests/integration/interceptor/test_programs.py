@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from interceptor_tools import python, redirect, run, stats
+from interceptor_tools import compiled, python, redirect, run, stats
 
 pytestmark = pytest.mark.requires("ptrace")
 
@@ -83,36 +83,31 @@ def test_a_program_started_by_a_thread_that_is_not_the_leader(
     assert (done.stdout, done.returncode) == ("other\n", 0)
 
 
+START = """
+    .globl _start
+    _start:
+        mov %rsp, %rbx
+        or %rbp, %rax
+        or %rcx, %rax
+        or %rdx, %rax
+        or %rdi, %rax
+        or %rsi, %rax
+        or %r8, %rax
+        or %r9, %rax
+        or %r10, %rax
+        or %r11, %rax
+        setnz %dil
+        movzx %dil, %edi
+        mov $231, %eax
+        syscall
+"""
+
+
 def test_the_program_starts_as_if_nothing_had_been_loaded(tmp_path: Path) -> None:
     # The registers at a program's first instruction are its stack pointer and zeros: the x86-64 psABI, 3.4.1.
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler on this machine: apt-get install gcc")
-    source = tmp_path / "start.S"
-    source.write_text(
-        """
-        .globl _start
-        _start:
-            mov %rsp, %rbx
-            or %rbp, %rax
-            or %rcx, %rax
-            or %rdx, %rax
-            or %rdi, %rax
-            or %rsi, %rax
-            or %r8, %rax
-            or %r9, %rax
-            or %r10, %rax
-            or %r11, %rax
-            setnz %dil
-            movzx %dil, %edi
-            mov $231, %eax
-            syscall
-        """
-    )
-    program = tmp_path / "start"
-    subprocess.run([compiler, "-nostdlib", "-static", "-o", str(program), str(source)], check=True)
+    program = compiled(START, tmp_path, "-nostdlib", "-static")
     plain = subprocess.run([str(program)], check=False).returncode
-    rules = redirect("/a", "/b") + 'programs = ["start"]\n'
+    rules = redirect("/a", "/b") + 'programs = ["program"]\n'
     assert run(rules, tmp_path, str(program)).returncode == plain
     assert stats(tmp_path)["filters"] == 1
 
