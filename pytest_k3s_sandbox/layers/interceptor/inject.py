@@ -22,7 +22,6 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import SECCOMP
 
 _AT_SYSINFO_EHDR: Final = 33
 """The vDSO's address in the auxiliary vector: getauxval(3)."""
-_SYSCALL: Final = b"\x0f\x05"
 _MODE_FILTER: Final = 1
 _RED_ZONE: Final = 128
 """Bytes below the stack pointer that belong to a function: x86-64 psABI, 3.2.2. A start has none yet."""
@@ -62,7 +61,7 @@ class Injector:
         """Look for the instruction."""
         self._registers = registers
         self._memory = memory
-        self._offset = _own_vdso().find(_SYSCALL)
+        self._offset = _own_vdso().find(requests.SYSCALL)
         self._flags = list(seccomp.FLAGS)
 
     def begin(self, tid: int, program: bytes) -> bytes | None:

@@ -198,7 +198,8 @@ class PathRules:
         mask = fault = None
         group = call.group
         for rule, folder in self._masks:
-            if group in rule.groups and below(path, folder):
+            wanted = group in rule.groups or (group is Group.OPEN and Group.CLOSE in rule.groups)
+            if wanted and below(path, folder):
                 mask = rule
                 break
         for failing, place in self._faults:

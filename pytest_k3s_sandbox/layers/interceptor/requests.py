@@ -67,8 +67,9 @@ ARGUMENTS: Final = tuple(REGISTERS.index(name) for name in ("rdi", "rsi", "rdx",
 
 CODE_64: Final = 0x33
 """The code segment of 64-bit programs (__USER_CS, asm/segment.h)."""
-SYSCALL_LENGTH: Final = 2
-"""Bytes of the x86-64 instruction ``syscall`` (0f 05)."""
+SYSCALL: Final = b"\x0f\x05"
+"""The x86-64 instruction ``syscall``."""
+SYSCALL_LENGTH: Final = len(SYSCALL)
 
 _SIGSET_BYTES: Final = 8
 ALL_SIGNALS: Final = 0xFFFF_FFFF_FFFF_FFFF

@@ -141,7 +141,7 @@ class MaskRule(NamedTuple):
 
     Attributes:
         under: The folder.
-        groups: The calls: open, change, close.
+        groups: The calls: open, change; or close, which includes open, where a descriptor is learnt of.
         programs: Only in these programs; see :class:`Rules`.
     """
 

@@ -13,7 +13,7 @@ from pytest_k3s_sandbox.layers.interceptor.calls import Call
 from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profile
-from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, RIP, Registers
+from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, RIP, SYSCALL, Registers
 from pytest_k3s_sandbox.layers.interceptor.rewriting import Rewriter
 from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, MaskRule
 from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
@@ -116,6 +116,9 @@ class TrappedCalls:
         registers.load(tid)
         words = registers.words
         if requests.signed(words[RAX]) not in _INTERRUPTED:
+            return
+        # A signal can also come when the program computes, with such a number in its register by chance.
+        if self._memory.read(tid, words[RIP] - requests.SYSCALL_LENGTH, requests.SYSCALL_LENGTH) != SYSCALL:
             return
         number = words[ORIG_RAX]
         of = PATH_CALLS.get(number)

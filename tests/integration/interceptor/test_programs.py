@@ -190,6 +190,29 @@ def test_an_interrupted_open_is_made_again_where_a_rule_says_so(
     assert counted["restarted"] == (answer == "True 0")
 
 
+def test_signals_are_blocked_for_the_closing_of_what_was_opened_there(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    program = python(
+        f"""
+        import os, signal
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        for _ in range(50):
+            for path in ({str(file)!r}, "/etc/hostname"):
+                fd = os.open(path, 0)
+                other = os.dup(fd)
+                os.close(fd)
+                os.close(other)
+        try: os.close(fd)
+        except OSError as error: print(error.errno)
+        print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == before)
+        """
+    )
+    done = run(f'[[mask]]\nunder = "{tmp_path}"\ncalls = ["close"]\n', tmp_path, *program)
+    assert done.stdout == "9\nTrue\n"
+    assert stats(tmp_path)["applied"] == {f"mask {tmp_path}": 100}
+
+
 # Many of everything.
 
 
