@@ -203,16 +203,18 @@ def with_prologue(workers: Sequence[Worker], number: int) -> list[Worker]:
     made = []
     for index, worker in enumerate(workers):
         own = f"{{W}}/work/{number}-{index}"
-        begin = (
-            Call("mkdir", own),
-            Call("chdir", own),
-            *(
-                Call("openat", "{W}/" + name.replace("root", ""), slot=name)
-                for name in ("root", "tree", "file")
-            ),
-        )
-        made.append(replace(worker, calls=(*begin, *worker.calls)))
+        opens = (Call("openat", path, slot=name) for name, path in OPENED.items())
+        begin = (Call("mkdir", own), Call("chdir", own), *opens)
+        made.append(replace(worker, calls=(*begin, *_kept_apart(worker.calls, own))))
     return made
+
+
+def _kept_apart(given: Sequence[Call], own: str) -> Iterator[Call]:
+    """Let calls that change something do so in the worker's own folder, where no other is."""
+    away = False
+    for call in given:
+        away = away or call.name == "fchdir" or (call.name == "chdir" and call.path != "d0")
+        yield replace(call, path=f"{own}/{call.path}") if away and call.changes else call
 
 
 class Places:
