@@ -76,12 +76,15 @@ def doctor(json_file: JsonOption = None) -> None:
 @app.command()
 def provision(
     programs: Annotated[list[str] | None, typer.Argument(help="Only these programs.")] = None,
+    for_tests: Annotated[
+        bool, typer.Option("--for-tests", help="System packages of the project's own tests, too.")
+    ] = False,
     quiet: QuietOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Get every program and system package: cached, checksummed, resumable."""
     check_json(json_file)
-    found = provisioned(programs, quiet=quiet)
+    found = provisioned(programs, quiet=quiet, for_tests=for_tests)
     text = "\n".join(f"{one.name} {one.version} ({one.origin}): {one.path}" for one in found)
     result = [
         {"name": one.name, "version": one.version, "origin": one.origin, "path": str(one.path)}

@@ -94,7 +94,11 @@ def give(text: str, result: Any, json_file: Path | None) -> None:  # noqa: ANN40
 
 
 def provisioned(
-    programs: Sequence[str] | None = None, *, quiet: bool, version: str | None = None
+    programs: Sequence[str] | None = None,
+    *,
+    quiet: bool,
+    version: str | None = None,
+    for_tests: bool = False,
 ) -> list[Program]:
     """Put programs in place and return them; shows what takes long.
 
@@ -102,12 +106,13 @@ def provisioned(
         programs: Their names; by default all that the embedded parts need.
         quiet: Whether to show nothing.
         version: The version of Kubernetes; None for the default.
+        for_tests: Whether to get what only the project's own tests need, too.
     """
     from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - only some commands
     from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal  # noqa: PLC0415 - likewise
 
     progress = SilentProgress() if quiet else for_terminal()
-    return Toolchain(progress=progress, kubernetes=version).provision(programs)
+    return Toolchain(progress=progress, kubernetes=version).provision(programs, for_tests=for_tests)
 
 
 def wished(

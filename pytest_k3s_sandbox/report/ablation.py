@@ -90,17 +90,22 @@ def matrix(cells: Sequence[Ablation]) -> Matrix:
     return Matrix(parts, versions, tuple(rows), found)
 
 
-def is_ready(cell: Ablation) -> bool:
-    """Tell whether a node got at least as far as Ready."""
-    return STAGES.index(cell.reached) >= STAGES.index(Stage.READY)
+def is_ready(cell: Ablation, least: Stage = Stage.READY) -> bool:
+    """Tell whether a node got at least as far as a stage."""
+    return STAGES.index(cell.reached) >= STAGES.index(least)
 
 
-def sets(table: Matrix) -> tuple[Sets, ...]:
-    """Return for each version which parts are necessary, and which smallest sets of them suffice."""
+def sets(table: Matrix, least: Stage = Stage.READY) -> tuple[Sets, ...]:
+    """Return for each version which parts are necessary, and which smallest sets of them suffice.
+
+    Args:
+        table: What was tried.
+        least: The stage that they are to suffice for.
+    """
     found = []
     for version in table.versions:
         tried = {row: cell for (row, column), cell in table.cells.items() if column == version}
-        good = [row for row, cell in tried.items() if is_ready(cell)]
+        good = [row for row, cell in tried.items() if is_ready(cell, least)]
         common = frozenset.intersection(*good) if good else None
         # What was never left out was not shown to be needed.
         shown = {part for part in common or () if any(part not in row for row in tried)}

@@ -158,8 +158,10 @@ class Ablation(FrozenModel):
         settings: Settings of the kubelet that differ from the project's own, by name.
         reached: How far it got.
         seconds_to_ready: From the kubelet's start to the first sample that saw the node Ready.
-        error: The first error that it met; None when it met none.
-        variant: What was done to the programs, if they are not as released.
+        error: The error that kept it from getting further; None when it got as far as can be.
+        variant: What is not as usual about the programs or the sandbox.
+        exit_code: The kubelet's, if it ended by itself; minus a signal's number.
+        stats_summary: Whether /stats/summary was served; None when the node did not get so far.
     """
 
     type: Literal["ablation"] = "ablation"
@@ -170,6 +172,8 @@ class Ablation(FrozenModel):
     seconds_to_ready: float | None = None
     error: FirstError | None = None
     variant: str | None = None
+    exit_code: int | None = None
+    stats_summary: bool | None = None
 
 
 class Verdict(FrozenModel):

@@ -122,6 +122,16 @@ TRACERS = (
 )
 """Other tracers: only the interceptor's own tests and its benchmark run them."""
 
+TESTS = (
+    SystemPackage(
+        "chromium",
+        ("chromium",),
+        "the project's own tests of the report's page",
+        lambda env: which("chromium", env) is not None,
+    ),
+)
+"""What the project's own tests need beyond that."""
+
 COMPILER = SystemPackage("C compiler", ("gcc", "libc6-dev"), "building kine and runc", can_compile)
 CERTIFICATES = SystemPackage(
     "root certificates", ("ca-certificates",), "fetching Go modules", has_certificates

@@ -153,11 +153,12 @@ class Toolchain:
             )
         return program
 
-    def provision(self, names: Iterable[str] | None = None) -> list[Program]:
+    def provision(self, names: Iterable[str] | None = None, *, for_tests: bool = False) -> list[Program]:
         """Get system packages and programs.
 
         Args:
             names: The programs; by default all that the embedded cluster needs.
+            for_tests: Whether to get the packages that only the project's own tests need, too.
 
         Raises:
             SandboxError: As for :meth:`get` and :func:`ensure_system_packages`.
@@ -165,7 +166,7 @@ class Toolchain:
         wanted = [self._pin(name).name for name in (self.needed if names is None else names)]
         architecture()
         self.cache.reap()
-        self._ensure(packages.RUN)
+        self._ensure((*packages.RUN, *packages.TESTS) if for_tests else packages.RUN)
         return [self.get(name) for name in wanted]
 
     def _ensure(self, wanted: Iterable[packages.SystemPackage]) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import cache
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-import jsonschema
 import pytest
-import xmlschema
+from result_formats import attachments, cases, documents, ends, properties, steps_of
 
 from pytest_k3s_sandbox.outcomes import is_broken, mend_junit
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project
-
-FORMATS = Path(__file__).with_name("formats")
 
 TESTS = """
 import time
@@ -65,58 +62,6 @@ def breaking(_nothing_is_real):
 def test_it(k3s): pass
 def test_more(k3s): pass
 """
-
-
-@cache
-def junit_schema() -> xmlschema.XMLSchema:
-    return xmlschema.XMLSchema(str(FORMATS / "junit.xsd"))
-
-
-@cache
-def allure_schema() -> dict[str, Any]:
-    schema: dict[str, Any] = json.loads((FORMATS / "allure.schema.json").read_text())
-    return schema
-
-
-def cases(path: Path) -> dict[str, ET.Element]:
-    """The test cases of a JUnit file that is valid and whose sums are right, by name."""
-    junit_schema().validate(str(path))
-    root = ET.parse(path).getroot()  # noqa: S314 - our own file
-    for suite in root.iter("testsuite"):
-        for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-            assert int(suite.get(attribute, "")) == len(list(suite.iter(tag)))
-    return {case.get("name", ""): case for case in root.iter("testcase")}
-
-
-def ends(case: ET.Element) -> list[str]:
-    return [one.tag for one in case if one.tag != "properties"]
-
-
-def properties(case: ET.Element) -> dict[str | None, str | None]:
-    return {one.get("name"): one.get("value") for one in case.iter("property")}
-
-
-def documents(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Allure's files of one kind, each valid."""
-    validator = jsonschema.Draft202012Validator(
-        {**allure_schema(), "$ref": f"#/$defs/{kind}"},
-    )
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{kind}.json"))]
-    for one in found:
-        validator.validate(one)
-    return found
-
-
-def attachments(one: dict[str, Any]) -> dict[str, str]:
-    return {found["name"]: found["source"] for found in one.get("attachments", ())}
-
-
-def steps_of(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Every step of every fixture: the fixture's name, the step's, and its status."""
-    for container in documents(folder, "container"):
-        for fixture in container.get("befores", ()):
-            for step in fixture.get("steps", ()):
-                yield fixture["name"], step["name"], step["status"]
 
 
 def test_junit_tells_trouble_from_a_finding(project: Project) -> None:
@@ -218,7 +163,7 @@ def test_workers_hand_over_figures_and_results(project: Project) -> None:
         ["k3s-sandbox exp08: 2 runs, 2 not held; 2 of 4 claims, Ready after 1.0 s, *"]
     )
     folder = project.pytester.path
-    junit_schema().validate(str(folder / "junit.xml"))
+    cases(folder / "junit.xml")
     tags = [ends(case) for case in ET.parse(folder / "junit.xml").getroot().iter("testcase")]  # noqa: S314 - our own file
     assert sorted(tags) == sorted([[], ["failure"], ["error"], ["error"], ["skipped"], ["failure"]] * 2)
     statuses = sorted(one["status"] for one in documents(folder / "allure", "result"))
@@ -243,3 +188,31 @@ def test_a_junit_file_that_is_none_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "half.xml").write_text("<testsuites><testsu")
     mend_junit(tmp_path / "half.xml")
     assert [path.name for path in tmp_path.iterdir()] == ["half.xml"]
+
+
+KILLED = """
+import os
+import signal
+from pytest_k3s_sandbox.report.records import Sample
+
+def test_it(k3s_up, k3s_claim):
+    for t in range(30):
+        k3s_up.writer.append(Sample(t=t, node_ready=t > 3, api_reachable=True))
+    k3s_claim("ready", "The node is Ready", True, 4, 30, "s")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_killed_in_the_middle_has_a_report_that_says_so(project: Project) -> None:
+    project.run(KILLED, subprocess=True)
+    (folder,) = project.folders
+    assert not (folder / "index.html").exists()
+    cli = [sys.executable, "-m", "pytest_k3s_sandbox.cli", "report", str(folder), "--width", "84"]
+    done = subprocess.run(cli, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{folder}/index.html\n"), done.stderr
+    text = (folder / "index.html").read_text()
+    assert "<strong>Incomplete.</strong> This run was cut off: its records stop at 29.0 s" in text
+    assert "The only claim judged so far held: the node was Ready 4.0 s after" in text
+    assert "incomplete" in (folder / "export" / "results.md").read_text()
+    (run,) = project.runs
+    assert len(run.samples) == 30
