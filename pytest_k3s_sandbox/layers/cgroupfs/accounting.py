@@ -16,6 +16,10 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import PAGE_SIZE
 
 _TICK = NANOSECONDS // os.sysconf("SC_CLK_TCK")
 _KIB = 1024
+_COST, _MOST = (
+    30,
+    10,
+)  # how many times as long as it took a sample is good, and how many times max_age at most
 _COUNTED = {"pgfault", "pgmajfault", "workingset_refault_anon", "workingset_refault_file"}
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of include/linux/sched.h
 
@@ -111,7 +115,8 @@ class ProcAccounting(Machine):
     """Reads processes and totals; numbers are as old as ``max_age``, or the reader asks for now.
 
     Args:
-        max_age: Seconds for which a sample is good.
+        max_age: Seconds for which a sample is good; up to ten times that where it takes long to get,
+            so that no more than a thirtieth of the time goes into it.
         proc: Where procfs is mounted.
     """
 
@@ -119,6 +124,7 @@ class ProcAccounting(Machine):
         """Find out the CPUs and memory nodes; reads no process yet."""
         super().__init__(proc, frozenset(parse_cpu(read_text(f"{proc}/stat") or "")) or frozenset({0}))
         self.max_age = max_age
+        self._good_for = max_age
         self._taken = float("-inf")
         self._sample = Sample({}, {}, {})
         self._forked = ""
@@ -128,7 +134,8 @@ class ProcAccounting(Machine):
 
     def sample(self) -> Sample:
         """Return a sample no older than ``max_age`` seconds."""
-        if time.monotonic() - self._taken < self.max_age:
+        begun = time.monotonic()
+        if begun - self._taken < self._good_for:
             return self._sample
         self._forked = self._last_fork()
         processes: dict[int, Process] = {}
@@ -139,15 +146,18 @@ class ProcAccounting(Machine):
         memory.update(parse_vmstat(read_text(f"{self._proc}/vmstat") or ""))
         self._sample = self._set_apart(Sample(processes, cpu, memory))
         self._taken = time.monotonic()
+        # A machine of many processes, or a slow /proc, must not make sampling a load of its own.
+        cost = self._taken - begun
+        self._good_for = max(self.max_age, min(_COST * cost, _MOST * self.max_age))
         return self._sample
 
-    def census(self, refresh: Iterable[int] = (), *, ended: bool = False) -> Sample:
+    def census(self, refresh: Iterable[int] = (), *, ended: bool = False, started: bool = True) -> Sample:
         """Return a sample with the processes of now; the list is read anew only if there was a fork."""
         known = self.sample().processes
         again = set(refresh)
         processes = dict(known)
-        forked = self._last_fork()
-        if ended or not forked or forked != self._forked:
+        forked = self._last_fork() if started else self._forked
+        if started and (ended or not forked or forked != self._forked):
             self._forked = forked
             pids = set(self._pids())
             again.update(pids - known.keys())

@@ -20,6 +20,9 @@ _MAX_PID = 2**31 - 1
 
 
 def _procs(group: Group[S]) -> str:
+    listed = group.hierarchy.listed(group, "cgroup.procs")
+    if listed is not None:
+        return "".join(f"{pid}\n" for pid in listed)
     group.hierarchy.census(group)
     processes = group.hierarchy.last.processes
     if group.hierarchy.last.apart:
@@ -28,6 +31,9 @@ def _procs(group: Group[S]) -> str:
 
 
 def _tasks(group: Group[S]) -> str:
+    listed = group.hierarchy.listed(group, "tasks")
+    if listed is not None:
+        return "".join(f"{tid}\n" for tid in listed)
     group.hierarchy.census(group)
     apart, threads = group.hierarchy.last.apart, group.hierarchy.accounting.threads
     tids: set[int] = set()

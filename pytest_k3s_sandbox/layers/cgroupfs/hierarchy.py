@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from pytest_k3s_sandbox.layers.cgroupfs.backing import Backing
 from pytest_k3s_sandbox.layers.cgroupfs.core import core_files
 from pytest_k3s_sandbox.layers.cgroupfs.group import Controller, File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Sample
@@ -41,6 +42,8 @@ class Hierarchy(Generic[S]):
         self.last = Sample({}, {}, {})
         self.announce: Callable[[Sample], None] = lambda new: self.advance(Change.between(self.last, new))
         """Called with each new sample; a tree puts itself here to pass it to all hierarchies."""
+        self.backing: Backing | None = None
+        """The kernel's own hierarchy of the same controller, if any; set before any group is made."""
         self.version = 0
         """Changes whenever a process or a group comes, goes or moves."""
         self._left: set[Group[S]] = set()
@@ -61,6 +64,8 @@ class Hierarchy(Generic[S]):
         group.notify_on_release = parent.notify_on_release
         parent.children[name] = group
         self.version += 1
+        if self.backing is not None:
+            self.backing.make(group.path)
         return group
 
     def rmdir(self, group: Group[S]) -> None:
@@ -72,7 +77,7 @@ class Hierarchy(Generic[S]):
         if group.parent is None or group.children:
             fail(errno.EBUSY)
         self.census(group)
-        if group.pids:
+        if group.pids or (self.backing is not None and not self.backing.remove(group.path)):
             fail(errno.EBUSY)
         self.controller.removed(group)
         del group.parent.children[group.name]
@@ -102,13 +107,51 @@ class Hierarchy(Generic[S]):
         if name in parent.children or parent.file(name) is not None:
             fail(errno.EEXIST)
         del parent.children[group.name]
+        if self.backing is not None:
+            self.backing.rename(group.path, f"{parent.path}/{name}")
         group.name = name
         parent.children[name] = group
 
     def census(self, group: Group[S]) -> None:
         """Bring the set of processes up to date, and the numbers of the group's own."""
-        ended = group.parent is None or bool(group.children)
-        self.announce(self.accounting.census(tuple(group.pids), ended=ended))
+        if self.listed(group, "cgroup.procs") is None:
+            ended = group.parent is None or bool(group.children)
+            self.announce(self.accounting.census(tuple(group.pids), ended=ended))
+
+    def listed(self, group: Group[S], name: str) -> list[int] | None:
+        """Return what the kernel's own hierarchy has in a list of a group's, and make ours the same.
+
+        Args:
+            group: The group.
+            name: ``cgroup.procs`` or ``tasks``.
+
+        Returns:
+            The sorted numbers, None where there is no such hierarchy.
+        """
+        found = None if self.backing is None else self.backing.numbers(group.path, name)
+        if found is None:
+            return None
+        pids = {pid for pid in found if pid not in self.last.apart} if name == "cgroup.procs" else set()
+        self.announce(self.accounting.census(pids - self.last.processes.keys(), started=False))
+        for pid in pids & self.last.processes.keys():
+            if self.members.get(pid, self.root) is not group:
+                self._place(pid, group)
+        if name == "cgroup.procs":
+            for pid in group.pids - pids - self.last.apart:
+                self._place(pid, self.root)
+        return sorted(found)
+
+    def close(self) -> None:
+        """Take all groups and processes out of the kernel's own hierarchy again."""
+        if self.backing is None:
+            return
+        for group in reversed(list(self.root.subtree())):
+            for pid in self.backing.numbers(group.path, "cgroup.procs") or [] if group.parent else []:
+                self.backing.write("/", "cgroup.procs", str(pid))
+            if group.parent is not None:
+                self.backing.remove(group.path)
+        self.backing.close()
+        self.backing = None
 
     def refresh(self) -> None:
         """Bring all numbers up to date, within the age that the accounting allows."""
@@ -140,17 +183,24 @@ class Hierarchy(Generic[S]):
         moving = [tid]
         if whole:
             moving = [leader, *(t for t in self.last.apart if processes[t].leader == leader)]
-        if moving[0] not in processes:
-            fail(errno.ESRCH)
-        if processes[moving[0]].kernel:
-            fail(errno.EINVAL)
-        if self.writer and not self.accounting.may_move(self.writer, tid):
-            fail(errno.EACCES)
+        self._check(moving[0], tid)
         for one in moving:
             if self.members.get(one, self.root) is not group:
                 self.controller.attach(group, processes[one])
                 self._place(one, group)
+        if self.backing is not None:
+            self.backing.write(group.path, "cgroup.procs" if whole else "tasks", str(moving[0]))
         self._announce_empty()
+
+    def _check(self, moving: int, tid: int) -> None:
+        """Refuse to move what has ended, what is the kernel's, and what the writer has no power over."""
+        process = self.last.processes.get(moving)
+        if process is None:
+            fail(errno.ESRCH)
+        if process.kernel:
+            fail(errno.EINVAL)
+        if self.writer and not self.accounting.may_move(self.writer, tid):
+            fail(errno.EACCES)
 
     def advance(self, change: Change) -> None:
         """Take a sample: forget the dead, let children follow their parents, account the rest."""

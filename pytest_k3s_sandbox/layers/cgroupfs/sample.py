@@ -140,13 +140,14 @@ class Accounting(Protocol):
     def sample(self) -> Sample:
         """Return a sample that may be as old as the accounting allows (about a second)."""
 
-    def census(self, refresh: Iterable[int] = (), *, ended: bool = False) -> Sample:
+    def census(self, refresh: Iterable[int] = (), *, ended: bool = False, started: bool = True) -> Sample:
         """Return a sample that has every process of now, and the numbers of now of some.
 
         Args:
             refresh: Processes whose numbers have to be of now; those of the others may be
                 as old as those of :meth:`sample`.
             ended: Whether none may be in it that has ended since; otherwise only none of ``refresh``.
+            started: Whether every process has to be in it; otherwise only those of ``refresh``.
         """
 
     def thread_group(self, tid: int) -> int | None:

@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pytest_k3s_sandbox.layers.cgroupfs import mounts, protocol
 from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting
+from pytest_k3s_sandbox.layers.cgroupfs.backing import Backing
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS, DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Hierarchy
 from pytest_k3s_sandbox.layers.cgroupfs.probe import probe
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
@@ -188,7 +190,7 @@ class Server:
                     raise OSError(f"{file} reads as empty")  # noqa: TRY301  # one way to fail for all of them
             if self.at is not None:
                 for name in self.controllers:
-                    self._expose(name, self.at)
+                    self._expose(name, filesystem.tree.hierarchies[name], self.at)
                 for name, target in filesystem.tree.links.items():
                     self._link(f"{self.at}/{name}", target)
         except OSError as error:
@@ -198,13 +200,15 @@ class Server:
         ready(probe(self.at or self.mountpoint, self.controllers))
         self._watch(filesystem)
 
-    def _expose(self, name: str, at: str) -> None:
+    def _expose(self, name: str, hierarchy: Hierarchy[Any], at: str) -> None:
         target = f"{at}/{name}"
         mounts.clear_dead(target)
         self._make(target)
         if self.real and set(name.split(",")) <= _hierarchies() and mounts.kind(target) != "cgroup":
             mounts.mount("none", target, "cgroup", 0, name)
             self._undo.append(lambda: mounts.unmount(target))
+            hierarchy.backing = Backing.at(target)
+            self._undo.append(hierarchy.close)
         mounts.mount(f"{self.mountpoint}/{name}", target, "", mounts.MS_BIND)
         self._undo.append(lambda: mounts.unmount(target))
 

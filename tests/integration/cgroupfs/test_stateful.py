@@ -187,7 +187,7 @@ def test_stateful(controller: str, examples: int, tmp_path: Path) -> None:
     with kernel_side(controller, tmp_path) as kernel:
         furnish(kernel, controller)
         machine = type("Trees", (Trees,), {"controller": controller, "base": kernel})
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis publishes no type for it
+        run_state_machine_as_test(
             machine,
             settings=settings(
                 max_examples=examples,

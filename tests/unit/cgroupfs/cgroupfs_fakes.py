@@ -75,9 +75,9 @@ class FakeMachine:
                 del self._apart[tid]
         return Sample(table, dict(self.cpu), dict(self.memory), frozenset(self._apart))
 
-    def census(self, refresh: Iterable[int] = (), *, ended: bool = False) -> Sample:
+    def census(self, refresh: Iterable[int] = (), *, ended: bool = False, started: bool = True) -> Sample:
         """Return what is."""
-        del refresh, ended
+        del refresh, ended, started
         return self.sample()
 
     def thread_group(self, tid: int) -> int | None:

@@ -5,7 +5,8 @@ Time is charged to the group that a process is in while it passes and to all abo
 stays when the process moves or dies. It comes in clock ticks. What a process spent between
 its last sample and its end is charged when its parent waits for it, to the parent's group;
 it is lost when the parent does not, or ended as well. A process' time is charged to the
-CPU that it ran on last. The root's numbers are the machine's own.
+CPU that it ran on last. The root's numbers are the machine's own. Where the kernel has the controller,
+as gVisor does, its sums are taken, and only their distribution to CPUs is as said.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
-from pytest_k3s_sandbox.layers.cgroupfs.sample import NANOSECONDS, Change, Process
+from pytest_k3s_sandbox.layers.cgroupfs.sample import NANOSECONDS, Change, Process, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_u64
 
 _USER_HZ = 100  # the unit of cpuacct.stat, fixed for all of user space
@@ -24,10 +25,19 @@ _USER_HZ = 100  # the unit of cpuacct.stat, fixed for all of user space
 
 @dataclass
 class CpuacctState:
-    """Nanoseconds of one group and all below it, by CPU."""
+    """Nanoseconds of one group and all below it, by CPU.
+
+    Attributes:
+        last_cpu: Where one of its processes was last seen.
+        taken_from: User and kernel time of the kernel's own group when ours was last set back.
+        taken_at: The sample at which the kernel's own group was last asked.
+    """
 
     user: dict[int, int] = field(default_factory=dict)
     system: dict[int, int] = field(default_factory=dict)
+    last_cpu: int = 0
+    taken_from: tuple[int, int] = (0, 0)
+    taken_at: Sample | None = None
 
 
 Node = Group[CpuacctState]
@@ -62,9 +72,26 @@ def _charge(group: Node, cpu: int, user: int, system: int) -> None:
             state.system[cpu] = state.system.get(cpu, 0) + system
 
 
+def _counted(group: Node) -> tuple[int, int] | None:
+    """Return what the kernel's own group has in user and kernel mode, None where it has none."""
+    backing = group.hierarchy.backing
+    if backing is None:
+        return None
+    times = [backing.numbers(group.path, f"cpuacct.usage_{kind}") for kind in ("user", "sys")]
+    return (times[0][0], times[1][0]) if times[0] and times[1] else None
+
+
 def _columns(group: Node) -> list[tuple[int, int, int]]:
     group.hierarchy.refresh()
     state = group.state
+    if group.parent is not None and state.taken_at is not group.hierarchy.last:
+        state.taken_at = group.hierarchy.last
+        for kept, counted, before in zip(
+            (state.user, state.system), _counted(group) or (0, 0), state.taken_from, strict=True
+        ):
+            more = counted - before - sum(kept.values())
+            if more > 0:
+                kept[state.last_cpu] = kept.get(state.last_cpu, 0) + more
     return [
         (cpu, state.user.get(cpu, 0), state.system.get(cpu, 0))
         for cpu in sorted(group.hierarchy.accounting.cpus)
@@ -77,6 +104,7 @@ def _reset(group: Node, text: str) -> None:
     if group.parent is not None:
         group.state.user.clear()
         group.state.system.clear()
+        group.state.taken_from = _counted(group) or (0, 0)
 
 
 def _stat(group: Node) -> str:
@@ -130,7 +158,10 @@ class Cpuacct(Passive[CpuacctState]):
             waited = credit.settle(now, was) if credit else _reaped(now, was)
             user = waited[0] + max(0, now.user - (was.user if was else 0))
             system = waited[1] + max(0, now.system - (was.system if was else 0))
-            if user or system:
+            if hierarchy.backing is not None:
+                for above in group.ancestry():
+                    above.state.last_cpu = now.processor
+            elif user or system:
                 _charge(group, now.processor, user, system)
 
     def _note_ends(self, hierarchy: Hierarchy[CpuacctState], change: Change) -> None:

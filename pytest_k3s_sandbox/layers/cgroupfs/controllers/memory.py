@@ -7,19 +7,30 @@ is what files back of it, counted once for each process that maps it (the kernel
 once, for its first user), and is called ``inactive_file``, so that it never makes a working
 set larger. The root's numbers are the machine's, from ``/proc/meminfo`` and ``/proc/vmstat``. Peaks
 are those that samples saw. Kernel memory, swap, page-in counts and dirty pages of a group cannot be
-known: 0.
+known: 0. Where the kernel has the controller, as gVisor does, its usage is taken, and ``cache`` is what
+of that is not ``rss``.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import constant
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.limits import limit_for_children, zero
-from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_events import Listeners, register
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_events import register
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_state import (
+    MACHINE,
+    NOTHING,
+    STAT,
+    MemoryState,
+    Node,
+    Numbers,
+    Resident,
+    numbers_of,
+    resident,
+)
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Hierarchy
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
 from pytest_k3s_sandbox.layers.cgroupfs.values import (
     PAGE_COUNTER_MAX,
@@ -31,123 +42,9 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import (
 
 _MAX_SWAPPINESS = 200
 
-_STAT = (
-    "cache",
-    "rss",
-    "rss_huge",
-    "shmem",
-    "mapped_file",
-    "dirty",
-    "writeback",
-    "workingset_refault_anon",
-    "workingset_refault_file",
-    "swap",
-    "swapcached",
-    "pgpgin",
-    "pgpgout",
-    "pgfault",
-    "pgmajfault",
-    "inactive_anon",
-    "active_anon",
-    "inactive_file",
-    "active_file",
-    "unevictable",
-)
-
-_MACHINE = {
-    "shmem": "Shmem",
-    "mapped_file": "Mapped",
-    "dirty": "Dirty",
-    "writeback": "Writeback",
-    "swapcached": "SwapCached",
-    "rss": "AnonPages",
-    "rss_huge": "AnonHugePages",
-    "inactive_anon": "Inactive(anon)",
-    "active_anon": "Active(anon)",
-    "inactive_file": "Inactive(file)",
-    "active_file": "Active(file)",
-    "unevictable": "Unevictable",
-    "workingset_refault_anon": "workingset_refault_anon",
-    "workingset_refault_file": "workingset_refault_file",
-    "pgfault": "pgfault",
-    "pgmajfault": "pgmajfault",
-}
-
-
-@dataclass
-class MemoryState:
-    """What one group keeps: bytes, and counts of page faults; ``total_`` ones with all groups below.
-
-    Attributes:
-        swappiness: None where it was never set, for the machine's own.
-        peak: The most that was used since it was set back; ``memsw_peak`` with swap.
-        listeners: Who wants to know of events, None for nobody.
-    """
-
-    limit: int = PAGE_COUNTER_MAX
-    memsw_limit: int = PAGE_COUNTER_MAX
-    soft_limit: int = PAGE_COUNTER_MAX
-    tcp_limit: int = PAGE_COUNTER_MAX
-    peak: int = 0
-    memsw_peak: int = 0
-    swappiness: int | None = None
-    oom_kill_disable: int = 0
-    faults: int = 0
-    major_faults: int = 0
-    total_faults: int = 0
-    total_major_faults: int = 0
-    listeners: Listeners | None = None
-
-
-Node = Group[MemoryState]
-Numbers = dict[str, int]
-
-
-@dataclass(slots=True)
-class _Resident:
-    """Resident bytes of a group's own processes, and with those of all groups below."""
-
-    rss: int = 0
-    cache: int = 0
-    total_rss: int = 0
-    total_cache: int = 0
-
-    @property
-    def usage(self) -> int:
-        return self.total_rss + self.total_cache
-
-
-_NOTHING = _Resident()
-
-
-def _resident(hierarchy: Hierarchy[MemoryState]) -> dict[Node, _Resident]:
-    """Return the sums for each populated group and those above, but the root."""
-    result: dict[Node, _Resident] = {}
-    for pid, group in hierarchy.members.items():
-        process = hierarchy.last.processes[pid]
-        own = result.setdefault(group, _Resident())
-        own.rss += process.anonymous
-        own.cache += process.mapped
-    for group, own in list(result.items()):
-        for above in group.ancestry():
-            if above.parent is not None:
-                total = result.setdefault(above, _Resident())
-                total.total_rss += own.rss
-                total.total_cache += own.cache
-    return result
-
-
-def _numbers(rss: int, cache: int, faults: int, major_faults: int) -> Numbers:
-    """Return the lines of memory.stat for a group."""
-    numbers = dict.fromkeys(_STAT, 0)
-    numbers["rss"] = numbers["inactive_anon"] = rss
-    numbers["cache"] = numbers["mapped_file"] = numbers["inactive_file"] = cache
-    numbers["pgfault"], numbers["pgmajfault"] = faults, major_faults
-    return numbers
-
 
 def _kmem(group: Node, text: str) -> None:
-    """Take a limit that the kernel ignores as well, since 6.0."""
+    """Take a limit that the kernel takes and ignores as well: it is deprecated there."""
     limit_for_children(group, text)
 
 
@@ -204,7 +101,7 @@ class Memory:
     def __init__(self) -> None:
         """Make the files, which share one table of sums for each sample."""
         self._made_of: tuple[object, int] = (None, -1)
-        self._sums: dict[Node, _Resident] = {}
+        self._sums: dict[Node, Resident] = {}
         self.files: Mapping[str, File[MemoryState]] = {
             "cgroup.event_control": File(None, lambda g, text: register(g, text, lambda: self._usage(g))),
             "memory.failcnt": zero(),
@@ -269,15 +166,18 @@ class Memory:
                     above.state.total_major_faults += max(0, major)
         for group, sums in self._table(hierarchy).items():
             state = group.state
-            state.peak = max(state.peak, sums.usage)
-            state.memsw_peak = max(state.memsw_peak, sums.usage)
-            if state.listeners is not None:
-                state.listeners.used(sums.usage)
+            # The kernel's own group costs a read: only those who wait for it pay.
+            if hierarchy.backing is None or state.listeners is not None:
+                usage = sums.usage if hierarchy.backing is None else self._usage(group)
+                state.peak = max(state.peak, usage)
+                state.memsw_peak = max(state.memsw_peak, usage)
+                if state.listeners is not None:
+                    state.listeners.used(usage)
 
-    def _table(self, hierarchy: Hierarchy[MemoryState]) -> dict[Node, _Resident]:
+    def _table(self, hierarchy: Hierarchy[MemoryState]) -> dict[Node, Resident]:
         made_of = hierarchy.last, hierarchy.version
         if self._made_of[0] is not made_of[0] or self._made_of[1] != made_of[1]:
-            self._sums, self._made_of = _resident(hierarchy), made_of
+            self._sums, self._made_of = resident(hierarchy), made_of
         return self._sums
 
     def _stats(self, group: Node) -> tuple[Numbers, Numbers]:
@@ -286,33 +186,51 @@ class Memory:
         table = self._table(group.hierarchy)
         state = group.state
         if group.parent is not None:
-            sums = table.get(group, _NOTHING)
+            sums = table.get(group, NOTHING)
+            rss, cache = sums.total_rss, sums.total_cache
+            if group.hierarchy.backing is not None:
+                usage = self._usage(group)
+                rss = min(rss, usage)
+                cache = usage - rss
             return (
-                _numbers(sums.rss, sums.cache, state.faults, state.major_faults),
-                _numbers(sums.total_rss, sums.total_cache, state.total_faults, state.total_major_faults),
+                numbers_of(min(sums.rss, rss), min(sums.cache, cache), state.faults, state.major_faults)
+                if group.children
+                else numbers_of(rss, cache, state.faults, state.major_faults),
+                numbers_of(rss, cache, state.total_faults, state.total_major_faults),
             )
         machine = group.hierarchy.last.memory
-        total = dict.fromkeys(_STAT, 0)
+        total = dict.fromkeys(STAT, 0)
         # What the machine does not count itself is what its processes were seen to do.
         total.update(pgfault=state.total_faults, pgmajfault=state.total_major_faults)
-        total.update({name: machine[field] for name, field in _MACHINE.items() if field in machine})
+        total.update({name: machine[field] for name, field in MACHINE.items() if field in machine})
         total["cache"] = machine.get("Cached", 0) + machine.get("Buffers", 0)
         total["swap"] = self._swap(group)
-        tops = [table.get(child, _NOTHING) for child in group.children.values()]
-        below = _numbers(
+        tops = [table.get(child, NOTHING) for child in group.children.values()]
+        below = numbers_of(
             sum(sums.total_rss for sums in tops),
             sum(sums.total_cache for sums in tops),
             state.total_faults - state.faults,
             state.total_major_faults - state.major_faults,
         )
-        return {name: max(0, total[name] - below[name]) for name in _STAT}, total
+        return {name: max(0, total[name] - below[name]) for name in STAT}, total
 
     def _usage(self, group: Node) -> int:
         group.hierarchy.refresh()
         if group.parent is not None:
-            return self._table(group.hierarchy).get(group, _NOTHING).usage
+            return self._counted(group)
         machine = group.hierarchy.last.memory
         return sum(machine.get(name, 0) for name in ("Cached", "Buffers", "AnonPages"))
+
+    def _counted(self, group: Node) -> int:
+        """Return what the kernel's own group uses, asked once a sample; else the sum over processes."""
+        hierarchy, state = group.hierarchy, group.state
+        if hierarchy.backing is not None and state.taken_at is not hierarchy.last:
+            state.taken_at = hierarchy.last
+            found = hierarchy.backing.numbers(group.path, "memory.usage_in_bytes")
+            state.taken = found[0] if found else None
+        if state.taken is not None:
+            return state.taken
+        return self._table(hierarchy).get(group, NOTHING).usage
 
     def _swap(self, group: Node) -> int:
         machine = group.hierarchy.last.memory
@@ -340,9 +258,9 @@ class Memory:
         limit = min(above.state.limit for above in group.ancestry())
         memsw = min(above.state.memsw_limit for above in group.ancestry())
         return (
-            "".join([f"{name} {own[name]}\n" for name in _STAT])
+            "".join([f"{name} {own[name]}\n" for name in STAT])
             + f"hierarchical_memory_limit {limit}\nhierarchical_memsw_limit {memsw}\n"
-            + "".join([f"total_{name} {total[name]}\n" for name in _STAT])
+            + "".join([f"total_{name} {total[name]}\n" for name in STAT])
         )
 
     def _numa(self, group: Node) -> str:
@@ -367,7 +285,7 @@ class Memory:
         """Refuse (EBUSY) a limit that memory without a file exceeds: it could not be given back."""
         if value < PAGE_COUNTER_MAX:
             group.hierarchy.refresh()
-            if value < self._table(group.hierarchy).get(group, _NOTHING).total_rss:
+            if value < self._table(group.hierarchy).get(group, NOTHING).total_rss:
                 fail(errno.EBUSY)
 
     def _set_limit(self, group: Node, text: str) -> None:

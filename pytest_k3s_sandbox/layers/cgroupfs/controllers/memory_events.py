@@ -10,15 +10,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import digits, fail, parse_memory, strip
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory import MemoryState
-
-S = TypeVar("S")
+    from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_state import MemoryState
 
 _THRESHOLDS = ("memory.usage_in_bytes", "memory.memsw.usage_in_bytes")
 _LEVELS = {"low", "medium", "critical"}

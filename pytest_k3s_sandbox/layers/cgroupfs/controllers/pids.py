@@ -1,4 +1,4 @@
-"""The pids controller: how many tasks a group has. The limit is kept, not enforced.
+"""The pids controller: how many tasks a group has. The limit is enforced where the kernel does it for us.
 
 Sources: ``kernel/cgroup/pids.c``, ``Documentation/admin-guide/cgroup-v1/pids.rst``.
 """
@@ -30,13 +30,13 @@ Node = Group[PidsState]
 
 def _limit(group: Node, text: str) -> None:
     text = strip(text)
-    if text == "max":
-        group.state.limit = None
-        return
-    value = parse_s64(text)
-    if not 0 <= value <= _MAX:
+    value = None if text == "max" else parse_s64(text)
+    if value is not None and not 0 <= value <= _MAX:
         fail(errno.EINVAL)
     group.state.limit = value
+    if group.hierarchy.backing is not None:
+        # gVisor's takes numbers only.
+        group.hierarchy.backing.write(group.path, "pids.max", str(_MAX if value is None else value))
 
 
 def _count(group: Node) -> int:
@@ -47,6 +47,12 @@ def _count(group: Node) -> int:
 
 
 def _current(group: Node) -> str:
+    listed = [group.hierarchy.listed(below, "tasks") for below in group.subtree()]
+    known = [len(tids) for tids in listed if tids is not None]
+    if known:
+        count = sum(known)
+        group.state.peak = max(group.state.peak, count)
+        return f"{count}\n"
     group.hierarchy.census(group)
     return f"{_count(group)}\n"
 

@@ -1,0 +1,133 @@
+"""What the memory controller keeps for a group, and the numbers that it makes of its processes.
+
+Source: ``mm/memcontrol-v1.c`` (memcg1_stat_format), proc_meminfo(5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_events import Listeners
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Sample
+from pytest_k3s_sandbox.layers.cgroupfs.values import PAGE_COUNTER_MAX
+
+STAT = (
+    "cache",
+    "rss",
+    "rss_huge",
+    "shmem",
+    "mapped_file",
+    "dirty",
+    "writeback",
+    "workingset_refault_anon",
+    "workingset_refault_file",
+    "swap",
+    "swapcached",
+    "pgpgin",
+    "pgpgout",
+    "pgfault",
+    "pgmajfault",
+    "inactive_anon",
+    "active_anon",
+    "inactive_file",
+    "active_file",
+    "unevictable",
+)
+"""The lines of memory.stat, in its order."""
+
+MACHINE = {
+    "shmem": "Shmem",
+    "mapped_file": "Mapped",
+    "dirty": "Dirty",
+    "writeback": "Writeback",
+    "swapcached": "SwapCached",
+    "rss": "AnonPages",
+    "rss_huge": "AnonHugePages",
+    "inactive_anon": "Inactive(anon)",
+    "active_anon": "Active(anon)",
+    "inactive_file": "Inactive(file)",
+    "active_file": "Active(file)",
+    "unevictable": "Unevictable",
+    "workingset_refault_anon": "workingset_refault_anon",
+    "workingset_refault_file": "workingset_refault_file",
+    "pgfault": "pgfault",
+    "pgmajfault": "pgmajfault",
+}
+"""What tells them for the whole machine, in /proc/meminfo and /proc/vmstat."""
+
+
+@dataclass
+class MemoryState:
+    """What one group keeps: bytes, and counts of page faults; ``total_`` ones with all groups below.
+
+    Attributes:
+        swappiness: None where it was never set, for the machine's own.
+        peak: The most that was used since it was set back; ``memsw_peak`` with swap.
+        listeners: Who wants to know of events, None for nobody.
+        taken: What the kernel's own group used at ``taken_at``.
+    """
+
+    limit: int = PAGE_COUNTER_MAX
+    memsw_limit: int = PAGE_COUNTER_MAX
+    soft_limit: int = PAGE_COUNTER_MAX
+    tcp_limit: int = PAGE_COUNTER_MAX
+    peak: int = 0
+    memsw_peak: int = 0
+    swappiness: int | None = None
+    oom_kill_disable: int = 0
+    faults: int = 0
+    major_faults: int = 0
+    total_faults: int = 0
+    total_major_faults: int = 0
+    listeners: Listeners | None = None
+    taken: int | None = None
+    taken_at: Sample | None = None
+
+
+Node = Group[MemoryState]
+Numbers = dict[str, int]
+
+
+@dataclass(slots=True)
+class Resident:
+    """Resident bytes of a group's own processes, and with those of all groups below."""
+
+    rss: int = 0
+    cache: int = 0
+    total_rss: int = 0
+    total_cache: int = 0
+
+    @property
+    def usage(self) -> int:
+        """All of it."""
+        return self.total_rss + self.total_cache
+
+
+NOTHING = Resident()
+
+
+def resident(hierarchy: Hierarchy[MemoryState]) -> dict[Node, Resident]:
+    """Return the sums for each populated group and those above, but the root."""
+    result: dict[Node, Resident] = {}
+    for pid, group in hierarchy.members.items():
+        process = hierarchy.last.processes[pid]
+        own = result.setdefault(group, Resident())
+        own.rss += process.anonymous
+        own.cache += process.mapped
+    for group, own in list(result.items()):
+        for above in group.ancestry():
+            if above.parent is not None:
+                total = result.setdefault(above, Resident())
+                total.total_rss += own.rss
+                total.total_cache += own.cache
+    return result
+
+
+def numbers_of(rss: int, cache: int, faults: int, major_faults: int) -> Numbers:
+    """Return the lines of memory.stat for a group."""
+    numbers = dict.fromkeys(STAT, 0)
+    numbers["rss"] = numbers["inactive_anon"] = rss
+    numbers["cache"] = numbers["mapped_file"] = numbers["inactive_file"] = cache
+    numbers["pgfault"], numbers["pgmajfault"] = faults, major_faults
+    return numbers
