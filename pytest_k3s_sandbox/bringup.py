@@ -44,6 +44,8 @@ class Wish:
         api_port: The API server's TCP port.
         node: The node's name.
         distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
+        one_root: Whether a gvisor sandbox has a single 9p mount; see
+            :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
     """
 
     sandbox: str = "gvisor"
@@ -51,6 +53,7 @@ class Wish:
     api_port: int = 6443
     node: str = "k3s-sandbox"
     distribution: str = "embedded"
+    one_root: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -111,7 +114,8 @@ def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
             return HereSandbox(programs=programs)
         from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox  # noqa: PLC0415 - only what is used
 
-        return GvisorSandbox(toolchain.get("runsc").path, programs=programs)
+        runsc = toolchain.get("runsc").path
+        return GvisorSandbox(runsc, programs=programs, one_root=wish.one_root)
 
 
 def default_layers(sandbox: StartedSandbox) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ class GvisorSandbox(StartedSandbox):
         runsc: The runsc program.
         programs: Programs on the machine that appear inside, in ``BIN_DIR``.
         binds: Further files and folders to show.
+        one_root: Whether /var is a part of the root, which is writable then: a sandbox with a single 9p
+            mount, as the research's was, and not, as usual, with another one for /var.
 
     Raises:
         MissingCapability: Not root.
@@ -42,17 +44,26 @@ class GvisorSandbox(StartedSandbox):
 
     kind: ClassVar[str] = "gvisor"
 
-    def __init__(self, runsc: Path, *, programs: Iterable[Path] = (), binds: Sequence[Bind] = ()) -> None:
+    def __init__(
+        self,
+        runsc: Path,
+        *,
+        programs: Iterable[Path] = (),
+        binds: Sequence[Bind] = (),
+        one_root: bool = False,
+    ) -> None:
         """Start it; see the class."""
         self._runsc = runsc
-        super().__init__(programs=programs, binds=binds)
+        super().__init__(programs=programs, binds=binds, one_root=one_root)
 
     def shell_argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command on the machine that runs ``argv`` inside on the caller's terminal."""
         return [*self._runsc_argv(), "exec", self.workdir.name, *argv]
 
     def _runsc_argv(self) -> list[str]:
-        return [str(self._runsc), "--root", str(self.workdir / "runsc"), *FLAGS]
+        argv = [str(self._runsc), "--root", str(self.workdir / "runsc"), *FLAGS]
+        # The machine writes to /var, too; by default gVisor takes the root for its own and caches it.
+        return [*argv, "--file-access=shared"] if self.layout.one_root else argv
 
     def _launch(self) -> list[str]:
         bundle = oci.config(

@@ -49,12 +49,14 @@ class Layout:
         binds: Everything shown inside, parents before children.
         programs: The programs under test on the machine.
         tmpfs: Paths inside that get a tmpfs.
+        one_root: Whether /var is a part of the root, which is writable then, and no mount of its own.
     """
 
     rootfs: Path
     binds: tuple[Bind, ...]
     programs: tuple[Path, ...] = ()
     tmpfs: tuple[str, ...] = field(default=TMPFS)
+    one_root: bool = False
 
 
 def python_binds() -> list[Bind]:
@@ -64,13 +66,16 @@ def python_binds() -> list[Bind]:
     return [Bind(folder, str(folder)) for folder in folders]
 
 
-def plan(workdir: Path, programs: Iterable[Path], extra: Sequence[Bind] = ()) -> Layout:
+def plan(
+    workdir: Path, programs: Iterable[Path], extra: Sequence[Bind] = (), *, one_root: bool = False
+) -> Layout:
     """Plan the file system of a sandbox.
 
     Args:
         workdir: The sandbox's folder on the machine; its ``var`` is the writable part.
         programs: The programs under test; each appears in ``BIN_DIR`` by its name.
         extra: Further binds.
+        one_root: Whether /var is a part of the root; see :class:`Layout`.
 
     Returns:
         The layout, its binds sorted so that parents come before children.
@@ -78,12 +83,12 @@ def plan(workdir: Path, programs: Iterable[Path], extra: Sequence[Bind] = ()) ->
     binds = [
         Bind(Path("/usr"), "/usr"),
         Bind(workdir / "etc", "/etc"),
-        Bind(workdir / "var", "/var", writable=True),
+        *([] if one_root else [Bind(workdir / "var", "/var", writable=True)]),
         *python_binds(),
         Bind(workdir / "bin", BIN_DIR),
         *extra,
     ]
-    return Layout(workdir / "rootfs", drop_covered(binds), tuple(programs))
+    return Layout(workdir / "rootfs", drop_covered(binds), tuple(programs), one_root=one_root)
 
 
 def below_var(workdir: Path, inside: str) -> Path:
@@ -140,6 +145,9 @@ def prepare(layout: Layout, workdir: Path, *, hostname: str) -> None:
     _check_sources(layout, workdir)
     root = layout.rootfs
     root.mkdir(parents=True)
+    if layout.one_root:
+        (root / "var").mkdir()
+        (workdir / "var").symlink_to(root / "var")
     for name, target in LINKS.items():
         (root / name).symlink_to(target)
     state = workdir / "var" / PurePosixPath(STATE_DIR).relative_to("/var")

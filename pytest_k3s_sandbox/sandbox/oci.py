@@ -44,7 +44,7 @@ def config(layout: Layout, *, argv: list[str], hostname: str, netns: str) -> dic
             "capabilities": dict.fromkeys(SETS, capabilities),
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1048576, "soft": 1048576}],
         },
-        "root": {"path": str(layout.rootfs), "readonly": True},
+        "root": {"path": str(layout.rootfs), "readonly": not layout.one_root},
         "hostname": hostname,
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},

@@ -48,6 +48,7 @@ class StartedSandbox(ABC):
     Args:
         programs: Programs on the machine that appear inside, in ``BIN_DIR``.
         binds: Further files and folders to show.
+        one_root: Whether /var is a part of the root instead of a mount of its own.
 
     Attributes:
         handed_over: Whether another process owns it now; what is in it stays as it is then.
@@ -60,7 +61,9 @@ class StartedSandbox(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, *, programs: Iterable[Path] = (), binds: Sequence[Bind] = ()) -> None:
+    def __init__(
+        self, *, programs: Iterable[Path] = (), binds: Sequence[Bind] = (), one_root: bool = False
+    ) -> None:
         """Start it; see the class."""
         if os.geteuid() != 0:
             raise MissingCapability(
@@ -78,7 +81,7 @@ class StartedSandbox(ABC):
                 self.workdir = machine.new_workdir()
                 self._take_network()
             try:
-                self._start(layout.plan(self.workdir, programs, binds))
+                self._start(layout.plan(self.workdir, programs, binds, one_root=one_root))
             except BaseException:
                 self.close()
                 raise

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.sandbox import layout
+from pytest_k3s_sandbox.sandbox import layout, oci
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
 
 NAMES = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=4).map(
@@ -179,3 +179,15 @@ def test_a_tree_is_copied_with_its_links_and_without_what_is_missing(tmp_path: P
     assert (tmp_path / "target/sub/file").read_text() == "x"
     assert (tmp_path / "target/broken").readlink() == Path("nowhere")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_var_can_be_a_part_of_the_root(tmp_path: Path) -> None:
+    plan = layout.plan(tmp_path, [], one_root=True)
+    layout.prepare(plan, tmp_path, hostname="n")
+    assert not [bind for bind in plan.binds if bind.target == "/var"]
+    state = layout.below_var(tmp_path, "/var/lib/k3s-sandbox")
+    assert state.is_dir()
+    assert state.resolve().is_relative_to(plan.rootfs.resolve())
+    config = oci.config(plan, argv=[], hostname="n", netns="x")
+    assert config["root"]["readonly"] is False
+    assert "/var" not in [mount["destination"] for mount in config["mounts"]]
