@@ -9,9 +9,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.report.findings import Measurement, Verdict
 
 Say = Callable[[str], None]
 """Takes a line about the progress."""
@@ -25,11 +29,13 @@ class Result:
         figures: Everything that was measured, as JSON values.
         table: The same for people.
         ok: Whether everything could be measured; a target that was missed is a finding, not a failure.
+        records: The figures and targets as a report shows them, if the benchmark has them so.
     """
 
     figures: dict[str, Any]
     table: str
     ok: bool
+    records: tuple[Measurement | Verdict, ...] = ()
 
 
 class Bench(Protocol):
@@ -54,6 +60,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "coldstart": Benchmark("from a sandbox's start to a Ready node and a Running pod", 20),
+    "interceptor": Benchmark("what the interceptor costs, beside other tracers", 10),
 }
 """Every benchmark; its key is its module's name."""
 
@@ -77,3 +84,23 @@ def load(name: str) -> Bench:
     """Import a benchmark that :func:`require` knows; it is done late because some need much."""
     bench: Bench = importlib.import_module(f"{__name__}.{name}").bench
     return bench
+
+
+def record(result: Result, folder: Path) -> Path:
+    """Write a result's records as a run, and its page.
+
+    Args:
+        result: What a benchmark returned.
+        folder: The run's folder, which is new.
+
+    Returns:
+        The page.
+    """
+    from pytest_k3s_sandbox.report.page import render  # noqa: PLC0415 - only who wants a report
+    from pytest_k3s_sandbox.report.records import RunWriter  # noqa: PLC0415 - likewise
+
+    writer = RunWriter(folder)
+    for one in result.records:
+        writer.append(one)
+    writer.close()
+    return render([folder], folder)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox.bench import Result, Say, interceptor_node
-from pytest_k3s_sandbox.bench.interceptor_figures import NATIVE, OURS, Reading, summary, table
+from pytest_k3s_sandbox.bench.interceptor_figures import NATIVE, OURS, Reading, records, summary, table
 from pytest_k3s_sandbox.bench.programs import build, find_go
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.layers.interceptor.rules import RedirectRule, Rules, StatfsRule, trapped_calls
@@ -217,6 +217,7 @@ def bench(count: int, say: Say) -> Result:
     toolchain.provision()
     ensure_system_packages(TRACERS, progress=toolchain.progress)
     readings = [reading for kind in ("here", "gvisor") for reading in measure(kind, count, toolchain, say)]
-    result = summary(readings, interceptor_node.measure(toolchain, say))
+    node = interceptor_node.measure(toolchain, say)
+    result = summary(readings, node)
     failed = [reading for reading in readings if reading.tracer in {NATIVE, OURS} and reading.failure]
-    return Result(result, table(result), ok=not failed)
+    return Result(result, table(result), ok=not failed, records=records(readings, node))

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pytest_k3s_sandbox.report.findings import Measurement, Verdict
+
 NATIVE = "native"
 OURS = "ours"
 RIVALS = ("strace --seccomp-bpf", "proot")
@@ -23,8 +25,8 @@ CASES = {
 TRAPPED = ("statfs", "open", "open-match")
 PLACES = {"here": "natively", "gvisor": "in gVisor"}
 
-UNTRAPPED_LIMIT = 1.05
-LOAD_LIMIT = 1.3
+LIMITS = {"untrapped": 1.05, "once": 1.3}
+"""What ours may cost at the most, as ratios to native."""
 RSS_LIMIT_MIB = 40.0
 NODE_LIMIT_PERCENT = 2.0
 POD_LIMIT_SECONDS = 0.5
@@ -142,12 +144,12 @@ def targets(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> Iter
 
     for place in dict.fromkeys(reading.place for reading in readings):
         where = PLACES[place]
-        yield Target(f"untrapped call {where}, to native", middle(place, "untrapped"), UNTRAPPED_LIMIT)
+        yield Target(f"untrapped call {where}, to native", middle(place, "untrapped"), LIMITS["untrapped"])
         for rival in RIVALS:
             for case in TRAPPED:
                 if ratios(readings, place, case, rival):
                     yield Target(f"{case} {where}, to {rival}", middle(place, case, rival), 1.0)
-        yield Target(f"go build {where}, to native", middle(place, "once"), LOAD_LIMIT)
+        yield Target(f"go build {where}, to native", middle(place, "once"), LIMITS["once"])
         used = [r.rss_kib / 1024 for r in readings if (r.place, r.tracer) == (place, OURS) and r.cases]
         yield Target(f"the tracer's memory {where}", max(used, default=None), RSS_LIMIT_MIB, "MiB")
     if node is not None:
@@ -157,6 +159,41 @@ def targets(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> Iter
         )
         yield Target("the tracers' CPU for each pod", node["seconds_a_pod"], POD_LIMIT_SECONDS, "s")
         yield Target(f"failed of {node['pods']} pod starts", node["failed"], 0)
+
+
+def records(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> tuple[Measurement | Verdict, ...]:
+    """Return the ratios and the targets as a report shows them; see :func:`summary` for the arguments."""
+    found: list[Measurement | Verdict] = []
+    for place in dict.fromkeys(reading.place for reading in readings):
+        for case in CASES:
+            for tracer in _names([reading for reading in readings if reading.place == place]):
+                values = ratios(readings, place, case, tracer)
+                if tracer == NATIVE or not values:
+                    continue
+                found.append(
+                    Measurement.of(
+                        f"{case} {PLACES[place]}, {tracer}",
+                        values,
+                        "ratio",
+                        benchmark=f"interceptor {PLACES[place]}",
+                        case=case,
+                        variant=tracer,
+                        baseline=NATIVE,
+                        limit=LIMITS.get(case) if tracer == OURS else None,
+                    )
+                )
+    for number, target in enumerate(targets(readings, node)):
+        found.append(
+            Verdict(
+                name=f"target-{number}",
+                text=f"{target.text}: at most {target.limit:g} {target.unit}".rstrip(),
+                held=target.held,
+                measured=target.measured,
+                limit=target.limit,
+                unit=target.unit,
+            )
+        )
+    return tuple(found)
 
 
 def table(result: Mapping[str, Any]) -> str:

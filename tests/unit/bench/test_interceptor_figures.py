@@ -14,11 +14,13 @@ from pytest_k3s_sandbox.bench.interceptor_figures import (
     OURS,
     Reading,
     ratios,
+    records,
     summary,
     table,
     targets,
 )
 from pytest_k3s_sandbox.bench.interceptor_node import cpu_seconds
+from pytest_k3s_sandbox.report.findings import Measurement, Verdict
 
 NODE: dict[str, Any] = {
     "seconds": 60.0,
@@ -86,6 +88,17 @@ def test_summary_and_table() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| go build of")]
     assert len(rows) == 1
     assert rows[0].count("|") == 6
+
+
+def test_records_are_the_ratios_and_the_targets() -> None:
+    found = records(readings(), NODE)
+    ratios_of_ours = [one for one in found if isinstance(one, Measurement) and one.variant == OURS]
+    assert [one.case for one in ratios_of_ours] == list(CASES)
+    assert {one.baseline for one in ratios_of_ours} == {NATIVE}
+    assert ratios_of_ours[0].limit == 1.05
+    held = {one.text: one.held for one in found if isinstance(one, Verdict)}
+    assert held["the tracers' CPU for each pod: at most 0.5 s"] is False
+    assert len(held) == len(list(targets(readings(), NODE)))
 
 
 def test_every_tracer_comes_first_once() -> None:
