@@ -234,6 +234,8 @@ class Cluster:
             yield name
         finally:
             if not spare():
+                # A shell as process 1 ignores SIGTERM, and nobody wants to wait 30 s for the end of a test.
+                self.core.delete_collection_namespaced_pod(name, grace_period_seconds=1)
                 self.core.delete_namespace(name)
                 self.wait(
                     lambda: found(lambda: self.core.read_namespace(name)) is None,
