@@ -7,7 +7,7 @@ standard library alone, because it runs once for every trial.
 """
 
 # pathlib is dear to import, and this starts with every trial.
-# ruff: noqa: PTH
+# ruff: noqa: PTH103, PTH106, PTH108, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
