@@ -67,14 +67,8 @@ def test_the_reference_is_complete(site: Path) -> None:
         opts = [word for parameter in command.params for word in parameter.opts if word.startswith("--")]
         assert [word for word in opts if word not in said and word != "--help"] == []
     said = text(site / "reference/api.html")
-    for word in (
-        "wait_ready",
-        "class Layer",
-        "class Sandbox",
-        "class Deadline",
-        "MissingCapability",
-        "RunWriter",
-    ):
+    names = ("Node.wait_ready", "base.Layer", "base.Sandbox", "Deadline.after", "errors.MissingCapability")
+    for word in (*names, "records.RunWriter"):
         assert word in said
 
 
