@@ -21,8 +21,10 @@ from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.k3s import K3s
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
-from pytest_k3s_sandbox.report.records import Environment, Machine, Program, RunWriter
+from pytest_k3s_sandbox.options import variables
+from pytest_k3s_sandbox.report.records import Environment, LayerState, Machine, Program, RunWriter
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -135,6 +137,14 @@ class RecordedStack(LayerStack):
     run: RunWriter
     cluster: Cluster | None = None
 
+    def check(self) -> dict[str, Health]:
+        """Probe every layer now, and record what was found."""
+        found = super().check()
+        for name, health in found.items():
+            state = LayerState(t=self.run.now(), name=name, ok=health.ok, details=dict(health.details))
+            self.run.append(state)
+        return found
+
 
 @dataclass
 class Up:
@@ -241,6 +251,7 @@ def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment:
         machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
         distribution=wish.distribution,
         kubernetes=kubernetes_version(wish, toolchain),
+        variables=variables(os.environ),
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pytest
 
 
@@ -83,6 +85,25 @@ OPTIONS = (
     Option("api-port", "6443", "the API server's port inside the sandbox"),
     Option("require", "", "a missing capability fails instead of skipping (for CI)", flag=True),
 )
+
+
+_PLACES = {"K3S_SANDBOX_HOME", "K3S_SANDBOX_CACHE", "K3S_REPORT"}
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are options of this project's, and could change what is measured.
+
+    Others of that prefix are k3s' own, and may hold secrets (K3S_TOKEN).
+
+    Args:
+        environ: The environment.
+    """
+    ours = {option.variable for option in OPTIONS}
+    return {
+        name: value
+        for name, value in environ.items()
+        if (name in ours or name.startswith("K3S_SANDBOX_")) and name not in _PLACES
+    }
 
 
 class OptionError(Exception):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.run import Run
     from pytest_k3s_sandbox.report.schema import Cost
 
-WINDOW = 10.0
-"""Seconds over which a layer's use of the processor is averaged, at the least."""
+WINDOW = 9.0
+"""Seconds over which a layer's use of the processor is averaged, at the least; the sampler asks every ten."""
 
 _POD_LATENCIES = (
     ("Pod created to Running", "to_running", ("created", "running")),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.cite import Citations
     from pytest_k3s_sandbox.report.findings import Ablation, Measurement
     from pytest_k3s_sandbox.report.run import Run
+    from pytest_k3s_sandbox.report.schema import LayerState
 
 
 def walls(run: Run, cites: Citations) -> list[dict[str, Any]]:
@@ -92,6 +93,7 @@ def _cell(cell: Ablation | None, cites: Citations) -> dict[str, Any] | None:
         "text": STAGE_NAMES[cell.reached],
         "seconds": seconds,
         "error": None if cell.error is None else cell.error.kind,
+        "stats": "no /stats/summary" if cell.stats_summary is False else None,
         "detail": None if cell.error is None else f"{cell.error.component}: {shorten(cell.error.text)}",
         "name": named(combination(cell)),
         "cite": cites.record(cell),
@@ -170,8 +172,8 @@ def costs(run: Run, ident: str) -> list[dict[str, Any]]:
     """Return the drawings of what the layers cost over time."""
     made = []
     for name, title, unit, found in (
-        ("cpu", "Processor time of the layers", "%", processor(run)),
-        ("rss", "Memory of the layers", "MiB", memory(run)),
+        ("cpu", "Processor time of layers and programs", "%", processor(run)),
+        ("rss", "Memory of layers and programs", "MiB", memory(run)),
     ):
         shown: Sequence[Series] = [series for series in found if len(series.points) > 1]
         if shown:
@@ -180,9 +182,14 @@ def costs(run: Run, ident: str) -> list[dict[str, Any]]:
     return made
 
 
+def _health(state: LayerState | None) -> str:
+    return "not recorded" if state is None else "healthy" if state.ok else "broken"
+
+
 def layers(run: Run, cites: Citations) -> list[dict[str, Any]]:
-    """Return a row a layer: its check, and what its processes used in all."""
-    names = list(run.environment.layers) if run.environment is not None else []
+    """Return a row for each layer, then each program of the node: what its processes used, and its check."""
+    put_up = list(run.environment.layers) if run.environment is not None else []
+    names = list(put_up)
     costed = [(sample, name) for sample in run.samples for name in sample.cost]
     names += [name for name in dict.fromkeys(name for _, name in costed) if name not in names]
     rows = []
@@ -199,7 +206,7 @@ def layers(run: Run, cites: Citations) -> list[dict[str, Any]]:
                 "cpu_cite": None if most_cpu is None else cites.record(most_cpu),
                 "rss": None if most_rss is None else f"{most_rss.cost[name].rss_bytes / 2**20:.1f} MiB",
                 "rss_cite": None if most_rss is None else cites.record(most_rss),
-                "health": None if last is None else ("healthy" if last.ok else "broken"),
+                "health": _health(last) if name in put_up or last is not None else "",
                 "details": "" if last is None else ", ".join(f"{k}: {v}" for k, v in last.details.items()),
                 "health_cite": None if last is None else cites.record(last),
             }

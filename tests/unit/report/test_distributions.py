@@ -50,12 +50,12 @@ def test_latencies_of_pods(make_run: Callable[..., Run], good_records: tuple[Rec
     assert found["Pod deleted to gone"].values == (1.5,)
 
 
-def test_processor_time_is_averaged_over_ten_seconds(make_run: Callable[..., Run]) -> None:
+def test_processor_time_is_averaged_over_nine_seconds_at_least(make_run: Callable[..., Run]) -> None:
     run = make_run(*(costed(t, t * 0.02) for t in range(31)))
     (series,) = processor(run)
-    assert [t for t, _ in series.points] == [10, 20, 30]
+    assert [t for t, _ in series.points] == [9, 18, 27]
     assert [value for _, value in series.points] == pytest.approx([2, 2, 2])
-    assert series.lines == (12, 22, 32)
+    assert series.lines == (11, 20, 29)
 
 
 def test_a_layer_that_was_restarted_has_no_negative_use(make_run: Callable[..., Run]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox.report.digest import Digest, digest, lines
 from pytest_k3s_sandbox.report.records import End, ErrorLine, Verdict
 from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, sentence, summarize
 
@@ -124,3 +125,19 @@ def test_durations_as_people_read_them(seconds: float, text: str) -> None:
 )
 def test_roots_have_names(magic: int | None, text: str) -> None:
     assert root_name(magic) == text
+
+
+def test_an_experiment_in_one_line(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...], sample: Callable[..., Sample]
+) -> None:
+    good = digest(make_run(*good_records, END))
+    times = "Ready after 4.0 s, pod Running after 2.0 s"
+    assert lines([good]) == [
+        f"exp08: held; 1 of 1 claims, {times}, 6 of 6 samples Ready, lost 0 times, 0 error lines"
+    ]
+    cut = digest(make_run(*good_records[:7]))
+    other = digest(make_run(sample(1), END))
+    first, second = lines([good, cut, other])
+    assert first.startswith(f"exp08: 2 runs, 1 held, 1 incomplete; 1 of 1 claims, {times}, 7 of 7 samples")
+    assert second == "test: finished; Ready after 1.0 s, 1 of 1 samples Ready, lost 0 times, 0 error lines"
+    assert Digest(**json.loads(json.dumps(good.values()))) == good

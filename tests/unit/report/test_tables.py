@@ -126,7 +126,10 @@ def test_a_run_without_environment_cannot_be_cited(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_export_names_what_it_wrote(tmp_path: Path, count: int) -> None:
-    records: list[Record] = [ENVIRONMENT, *(Sample(t=t, node_ready=True, api_reachable=True) for t in range(3))]
+    records: list[Record] = [
+        ENVIRONMENT,
+        *(Sample(t=t, node_ready=True, api_reachable=True) for t in range(3)),
+    ]
     folders = [write(tmp_path / f"run{i}", records) for i in range(count)]
     made = export(folders, tmp_path / "page", widths=[84])
     assert all(path.is_file() for path in made)

@@ -1,0 +1,18 @@
+"""Which variables of the environment are recorded."""
+
+from __future__ import annotations
+
+from pytest_k3s_sandbox.options import variables
+
+
+def test_options_are_recorded_and_secrets_are_not() -> None:
+    given = {
+        "K3S_TOKEN": "secret",
+        "K3S_URL": "https://example.test",
+        "K3S_LAYERS": "fake_cni",
+        "K3S_SANDBOX": "here",
+        "K3S_SANDBOX_RELEASES": "0",
+        "K3S_SANDBOX_HOME": "/somewhere",
+        "PATH": "/bin",
+    }
+    assert variables(given) == {"K3S_LAYERS": "fake_cni", "K3S_SANDBOX": "here", "K3S_SANDBOX_RELEASES": "0"}
