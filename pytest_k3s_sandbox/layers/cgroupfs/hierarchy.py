@@ -108,7 +108,7 @@ class Hierarchy(Generic[S]):
             fail(errno.EEXIST)
         del parent.children[group.name]
         if self.backing is not None:
-            self.backing.rename(group.path, f"{parent.path}/{name}")
+            self.backing.rename(group.path, f"{parent.path.rstrip('/')}/{name}")
         group.name = name
         parent.children[name] = group
 

@@ -21,7 +21,7 @@ class FakeMachine:
         self.memory = {"MemTotal": 1 << 30, "Cached": 300 << 20, "AnonPages": 200 << 20}
         self.stopped: set[int] = set()
         self.limits = (cpus, 64)
-        self.huge_pages = (1 << 21,)
+        self.huge_pages: tuple[int, ...] = (1 << 21,)
         self.settings = {"vm/swappiness": 60}
         self.disks = {"8:0"}
         self.released: list[tuple[str, str]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.accounting import (
     parse_meminfo,
     parse_stat,
 )
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Process
 
 # Of a gVisor sandbox, release-20260905.
 GVISOR_STAT = (
@@ -141,3 +143,121 @@ def test_freezing_stops_another_process_but_never_this_one() -> None:
         child.kill()
     accounting.freeze(child.pid, frozen=True)
     accounting.freeze(os.getpid(), frozen=True)
+
+
+def spent(process: Process) -> int:
+    return process.user + process.system
+
+
+def test_a_thread_that_is_apart_takes_its_time_out_of_its_process() -> None:
+    accounting = ProcAccounting(max_age=0)
+    begun, stop = threading.Event(), threading.Event()
+    tids: list[int] = []
+
+    def burn() -> None:
+        tids.append(threading.get_native_id())
+        begun.wait()
+        end = time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+        stop.wait()
+
+    thread = threading.Thread(target=burn)
+    thread.start()
+    while not tids:
+        time.sleep(0.001)
+    me = os.getpid()
+    whole = accounting.sample().processes[me]
+    accounting.set_apart([*tids, 2**30])
+    before = accounting.sample()
+    assert before.apart == frozenset(tids)
+    assert before.processes[tids[0]].process == me
+    assert before.processes[tids[0]].user == 0
+    assert before.processes[me].threads == whole.threads - 1
+    begun.set()
+    end = time.monotonic() + 10
+    while spent(accounting.sample().processes[tids[0]]) < 150_000_000:
+        assert time.monotonic() < end
+    now = accounting.sample()
+    stop.set()
+    thread.join()
+    after = accounting.census([me])
+    assert after.apart == frozenset()
+    assert tids[0] not in after.processes
+    apart = spent(now.processes[tids[0]])
+    assert spent(after.processes[me]) < spent(now.processes[me]) + apart, "it was given back"
+    assert after.processes[me].threads == whole.threads - 1
+
+
+def test_without_a_fork_the_list_is_not_read_again(fake: Path) -> None:
+    (fake / "loadavg").write_text("0.00 0.00 0.00 1/9 77\n")
+    accounting = ProcAccounting(max_age=3600, proc=str(fake))
+    first = accounting.census()
+    proc(fake, 3)
+    assert accounting.census() is first
+    assert 3 in accounting.census(ended=True).processes
+    proc(fake, 4)
+    assert 4 not in accounting.census().processes
+    (fake / "loadavg").write_text("0.00 0.00 0.00 1/9 78\n")
+    assert 4 in accounting.census().processes
+    proc(fake, 5)
+    (fake / "loadavg").write_text("0.00 0.00 0.00 1/9 79\n")
+    assert 5 not in accounting.census([4], started=False).processes
+    assert 5 in accounting.census([5], started=False).processes
+
+
+def test_a_slow_sample_is_good_for_longer(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    accounting = ProcAccounting(max_age=1, proc=str(fake))
+    read = accounting._pids
+
+    def slow() -> list[int]:
+        now[0] += 0.1
+        return read()
+
+    monkeypatch.setattr(accounting, "_pids", slow)
+    first = accounting.sample()
+    now[0] += 2.9
+    assert accounting.sample() is first
+    now[0] += 0.2
+    assert accounting.sample() is not first
+
+
+def test_a_release_agent_gets_the_path_and_the_kernels_environment(tmp_path: Path) -> None:
+    agent = tmp_path / "agent"
+    agent.write_text(
+        f"#!/bin/sh\necho $1 $HOME $(pwd) > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/said\n"
+    )
+    agent.chmod(0o755)
+    accounting = ProcAccounting()
+    accounting.release(str(agent), "/a/b")
+    accounting.release(str(tmp_path / "nothing"), "/a/b")
+    end = time.monotonic() + 10
+    while not (tmp_path / "said").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert (tmp_path / "said").read_text() == "/a/b / /\n"
+    for process in accounting._agents:
+        process.wait()
+
+
+def test_facts_of_this_machine() -> None:
+    accounting = ProcAccounting()
+    assert accounting.may_move(os.getpid(), os.getpid())
+    assert accounting.setting("vm/swappiness") is None or accounting.setting("vm/swappiness") in range(201)
+    assert accounting.setting("no/thing") is None
+    assert "lo" in accounting.interfaces()
+    assert not accounting.disk("4095:1")
+    assert accounting.limits[0] >= len(accounting.cpus)
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        assert "eventfd" in (accounting.opened(os.getpid(), event) or "")
+        assert accounting.opened(os.getpid(), 999) is None
+        assert accounting.signaller(2**22, event) is None
+        signal_it = accounting.signaller(os.getpid(), event)
+        if signal_it is not None:  # an old kernel has no pidfd_getfd
+            signal_it()
+            assert os.eventfd_read(event) == 1
+    finally:
+        os.close(event)

@@ -228,6 +228,8 @@ class Memory:
             state.taken_at = hierarchy.last
             found = hierarchy.backing.numbers(group.path, "memory.usage_in_bytes")
             state.taken = found[0] if found else None
+            state.peak = max(state.peak, state.taken or 0)
+            state.memsw_peak = max(state.memsw_peak, state.taken or 0)
         if state.taken is not None:
             return state.taken
         return self._table(hierarchy).get(group, NOTHING).usage
