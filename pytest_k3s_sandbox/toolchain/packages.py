@@ -122,6 +122,18 @@ TRACERS = (
 )
 """Other tracers: only the interceptor's own tests and its benchmark run them."""
 
+
+def _on_path(program: str) -> Callable[[Mapping[str, str]], bool]:
+    return lambda environ: which(program, environ) is not None
+
+
+CGROUP_READERS = (
+    SystemPackage("cgget", ("cgroup-tools",), "experiment 07, which reads its cgroups", _on_path("cgget")),
+    SystemPackage("crun", ("crun",), "experiment 07, which starts containers", _on_path("crun")),
+    SystemPackage("lxcfs", ("lxcfs",), "comparing the FUSE cgroupfs with it", _on_path("lxcfs")),
+)
+"""What reads cgroups: only the cgroupfs' experiment and its benchmark run them."""
+
 TESTS = (
     SystemPackage(
         "chromium",

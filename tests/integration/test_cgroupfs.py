@@ -8,85 +8,34 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
-from pytest_k3s_sandbox.layers.cgroupfs.mounts import parse_mountinfo
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
+
+if TYPE_CHECKING:
+    from tests.integration.cgroupfs.cgroupfs_served import Namespace, namespace_in, wait_until
+else:  # the folder is no package: pytest puts it on sys.path
+    from cgroupfs_served import Namespace, namespace_in, wait_until
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.access("/dev/fuse", os.W_OK), reason="needs root and /dev/fuse"
 )
-MODULE = "pytest_k3s_sandbox.layers.cgroupfs"
-
-
-class _Namespace:
-    """A mount namespace of its own, looked into from outside through /proc/PID/root."""
-
-    def __init__(self, folder: Path) -> None:
-        self.holder = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "600"])
-        self.mountpoint = folder / "tree"
-        self.at = folder / "at"
-        self.log = folder / "log"
-        self.started: list[subprocess.Popen[bytes]] = []
-        wait_until(
-            lambda: Path(f"/proc/{self.holder.pid}/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
-        )
-
-    def inside(self, path: Path) -> Path:
-        return Path(f"/proc/{self.holder.pid}/root{path}")
-
-    def serve(self, *arguments: str) -> subprocess.Popen[bytes]:
-        argv = [
-            "nsenter",
-            "-t",
-            str(self.holder.pid),
-            "-m",
-            sys.executable,
-            "-m",
-            MODULE,
-            str(self.mountpoint),
-        ]
-        with self.log.open("wb") as log:
-            server = subprocess.Popen([*argv, *arguments], stderr=log, cwd="/")
-        self.started.append(server)
-        wait_until(lambda: "ready" in self.log.read_text() or server.poll() is not None)
-        return server
-
-    def fuse_mounts(self) -> list[str]:
-        lines = Path(f"/proc/{self.holder.pid}/mountinfo").read_text()
-        ours = str(self.mountpoint.parent)
-        return [m.target for m in parse_mountinfo(lines) if m.kind == "fuse" and m.target.startswith(ours)]
-
-    def close(self) -> None:
-        for process in [*self.started, self.holder]:
-            process.kill()
-            process.wait()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.02)
 
 
 @pytest.fixture
-def namespace(tmp_path: Path) -> Iterator[_Namespace]:
-    made = _Namespace(tmp_path)
-    yield made
-    made.close()
-    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text(), "a mount leaked out"
-    assert all(process.poll() is not None for process in made.started)
+def namespace(tmp_path: Path) -> Iterator[Namespace]:
+    with namespace_in(tmp_path) as made:
+        yield made
 
 
-def test_a_day_in_the_life(namespace: _Namespace) -> None:
+def test_a_day_in_the_life(namespace: Namespace) -> None:
     server = namespace.serve("--at", str(namespace.at))
     tree, at = namespace.inside(namespace.mountpoint), namespace.inside(namespace.at)
     assert {path.name for path in tree.iterdir()} == {path.name for path in at.iterdir()}
@@ -110,7 +59,7 @@ def test_a_day_in_the_life(namespace: _Namespace) -> None:
     assert namespace.fuse_mounts() == []
 
 
-def test_files_that_come_and_go_with_groups(namespace: _Namespace) -> None:
+def test_files_that_come_and_go_with_groups(namespace: Namespace) -> None:
     namespace.serve("--controllers", "cpu")
     group = namespace.inside(namespace.mountpoint) / "cpu" / "g"
     for number in range(2, 30):
@@ -123,7 +72,7 @@ def test_files_that_come_and_go_with_groups(namespace: _Namespace) -> None:
             (group / "cpu.shares").read_text()
 
 
-def test_reads_of_any_kind_get_everything(namespace: _Namespace) -> None:
+def test_reads_of_any_kind_get_everything(namespace: Namespace) -> None:
     namespace.serve("--controllers", "devices")
     group = namespace.inside(namespace.mountpoint) / "devices" / "g"
     group.mkdir()
@@ -146,7 +95,7 @@ def test_reads_of_any_kind_get_everything(namespace: _Namespace) -> None:
     )
 
 
-def test_errors_and_modes_come_through(namespace: _Namespace) -> None:
+def test_errors_and_modes_come_through(namespace: Namespace) -> None:
     namespace.serve("--controllers", "cpu,memory")
     root = namespace.inside(namespace.mountpoint)
     for path, number in (("cpu/cpu.shares", errno.EINVAL), ("memory/cgroup.procs", errno.ESRCH)):
@@ -161,7 +110,7 @@ def test_errors_and_modes_come_through(namespace: _Namespace) -> None:
     assert (root / "memory" / "memory.stat").stat().st_size == 0
 
 
-def test_many_readers_at_once(namespace: _Namespace) -> None:
+def test_many_readers_at_once(namespace: Namespace) -> None:
     namespace.serve()
     root = namespace.inside(namespace.mountpoint)
 
@@ -178,7 +127,7 @@ def test_many_readers_at_once(namespace: _Namespace) -> None:
         assert sorted(pool.map(work, range(8))) == list(range(8))
 
 
-def test_a_killed_run_leaves_a_dead_mount_that_the_next_one_clears(namespace: _Namespace) -> None:
+def test_a_killed_run_leaves_a_dead_mount_that_the_next_one_clears(namespace: Namespace) -> None:
     first = namespace.serve("--at", str(namespace.at), "--controllers", "cpu,pids")
     assert (namespace.inside(namespace.at) / "cpu" / "cpu.shares").read_text() == "1024\n"
     pid = int(
@@ -199,7 +148,7 @@ def test_a_killed_run_leaves_a_dead_mount_that_the_next_one_clears(namespace: _N
     assert namespace.fuse_mounts() == []
 
 
-def test_statistics(namespace: _Namespace, tmp_path: Path) -> None:
+def test_statistics(namespace: Namespace, tmp_path: Path) -> None:
     server = namespace.serve("--controllers", "cpu", "--stats", str(tmp_path / "stats.json"))
     (namespace.inside(namespace.mountpoint) / "cpu" / "cpu.shares").read_text()
     server.terminate()
@@ -211,14 +160,14 @@ def test_statistics(namespace: _Namespace, tmp_path: Path) -> None:
     ("arguments", "message"),
     [(["--controllers", "cpu,nonsense"], "nonsense"), (["--controllers", ""], "(none)")],
 )
-def test_wrong_input_is_one_message(namespace: _Namespace, arguments: list[str], message: str) -> None:
+def test_wrong_input_is_one_message(namespace: Namespace, arguments: list[str], message: str) -> None:
     server = namespace.serve(*arguments)
     assert server.wait(10) == 2
     assert message in namespace.log.read_text()
     assert "Traceback" not in namespace.log.read_text()
 
 
-def test_a_mountpoint_that_cannot_be(namespace: _Namespace) -> None:
+def test_a_mountpoint_that_cannot_be(namespace: Namespace) -> None:
     namespace.mountpoint.write_text("a file")
     server = namespace.serve()
     assert server.wait(10) == 2
@@ -226,7 +175,7 @@ def test_a_mountpoint_that_cannot_be(namespace: _Namespace) -> None:
     assert namespace.fuse_mounts() == []
 
 
-def test_a_place_that_cannot_be_bound_leaves_nothing(namespace: _Namespace) -> None:
+def test_a_place_that_cannot_be_bound_leaves_nothing(namespace: Namespace) -> None:
     namespace.at.mkdir()
     (namespace.at / "pids").write_text("a file")
     server = namespace.serve("--at", str(namespace.at), "--controllers", "cpu,pids")
@@ -247,7 +196,12 @@ def test_the_layer_in_a_genuine_sandbox() -> None:
             assert health.details["f_type"].startswith("0x65735546 (FUSE")
             shell = "cat /sys/fs/cgroup/memory/memory.stat | wc -l; grep -c ' - cgroup ' /proc/self/mountinfo"
             assert sandbox.run(["sh", "-c", shell]).stdout.split() == ["42", "6"]
+            once = sandbox.run(["cat", "/sys/fs/cgroup/memory/memory.stat"]).stdout
         left = sandbox.run(["grep", "-c", "cgroup", "/proc/self/mountinfo"], check=False)
         assert left.stdout.strip() == "0"
+        with FuseCgroupfs(sandbox) as layer:  # its log still has the first one's words
+            assert layer.check().ok
+            again = sandbox.run(["cat", "/sys/fs/cgroup/memory/memory.stat"]).stdout
+        assert again.splitlines()[-1].split()[0] == once.splitlines()[-1].split()[0]
     finally:
         sandbox.close()

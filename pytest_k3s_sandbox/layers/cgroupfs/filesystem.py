@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
-from pytest_k3s_sandbox.layers.cgroupfs.nodes import NAME_MAX, Nodes
+from pytest_k3s_sandbox.layers.cgroupfs.nodes import Nodes
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER
 from pytest_k3s_sandbox.layers.cgroupfs.refusals import Refusals
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
@@ -28,6 +28,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.xattrs import Xattrs
 
 _LONG = 3600  # seconds: nothing changes but by requests, of which the kernel knows
 _BLOCK = 4096
+_NAME_MAX = 255  # what statfs(2) says; kernfs takes longer names all the same, and FUSE up to 1024
 _BY_HANDLE = 1  # FUSE_GETATTR_FH
 
 Request = memoryview
@@ -304,7 +305,7 @@ class CgroupFilesystem(Refusals):
 
     def do_statfs(self, _node: int, _thread: int, _request: Request) -> bytes:
         """Return what statfs(2) shows: nothing is stored. The magic is FUSE's own."""
-        return protocol.statfs_out(_BLOCK, NAME_MAX)
+        return protocol.statfs_out(_BLOCK, _NAME_MAX)
 
     def do_setxattr(self, node: int, _thread: int, request: Request) -> bytes:
         """Keep an extended attribute."""

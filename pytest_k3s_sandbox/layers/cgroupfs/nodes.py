@@ -19,9 +19,6 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
 _SHIFT = 10
 _FILE = (1 << _SHIFT) - 1
-NAME_MAX = 255
-"""The longest name (limits.h)."""
-
 DT_DIR, DT_REG, DT_LNK = 4, 8, 10
 """Types of directory entries, as in readdir(3)."""
 
@@ -101,10 +98,8 @@ class Nodes:
         """Return the node of a name in a directory.
 
         Raises:
-            OSError: ENOENT, ENAMETOOLONG.
+            OSError: ENOENT.
         """
-        if len(name) > NAME_MAX:
-            fail(errno.ENAMETOOLONG)
         if group is None and name in self._links:
             return ROOT + 1 + self._links.index(name)
         below = self._below(group).get(name)

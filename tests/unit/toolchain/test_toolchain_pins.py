@@ -71,8 +71,8 @@ def test_versions_as_the_programs_state_them(
     assert bool(found and pin.accepts(found)) is accepted
 
 
-def test_only_k3s_is_optional() -> None:
-    assert [pin.name for pin in PINS.programs.values() if pin.optional] == ["k3s"]
+def test_a_cluster_needs_all_but_these() -> None:
+    assert [pin.name for pin in PINS.programs.values() if pin.optional] == ["cadvisor", "k3s"]
 
 
 def test_every_version_of_kubernetes_is_a_minor_release_of_its_own_with_modules_of_its_own() -> None:
