@@ -113,49 +113,52 @@ def sandbox(
         yield started
 
 
-def _layer(name: str, sandbox: StartedSandbox, run: RunWriter) -> contextlib.AbstractContextManager[Layer]:
+def _layer(
+    name: str, sandbox: StartedSandbox, run: RunWriter, wish: Wish
+) -> contextlib.AbstractContextManager[Layer]:
     from pytest_k3s_sandbox.attached import AttachedSandbox, refuse  # noqa: PLC0415 - the plugin imports little
     from pytest_k3s_sandbox.bringup import explained  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.layers.stack import LAYERS, entered  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.layers.stack import entered, make, split  # noqa: PLC0415 - likewise
 
+    word = next((word for word in wish.layers or () if split(word)[0] == name), name)  # with its variant
     if isinstance(sandbox, AttachedSandbox):
         refuse(f"the fixture {name}")
 
     @contextlib.contextmanager
     def up() -> Iterator[Layer]:
         with contextlib.ExitStack() as stack:
-            with explained(sandbox, run.path.parent), run.phase(f"layer {name}"):
-                layer = stack.enter_context(entered(LAYERS[name](sandbox), sandbox))
+            with explained(sandbox, run.path.parent), run.phase(f"layer {word}"):
+                layer = stack.enter_context(entered(make(word, sandbox), sandbox))
             yield layer
 
     return up()
 
 
 @pytest.fixture(scope=_scope)
-def workarounds(sandbox: StartedSandbox, k3s_run: RunWriter) -> Iterator[Layer]:
+def workarounds(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the older workarounds, up in the sandbox: kmsg, kernel tunables, OCI spec."""
-    with _layer("workarounds", sandbox, k3s_run) as layer:
+    with _layer("workarounds", sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def fuse_cgroupfs(sandbox: StartedSandbox, k3s_run: RunWriter) -> Iterator[Layer]:
+def fuse_cgroupfs(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the FUSE cgroup v1 filesystem, up in the sandbox."""
-    with _layer("fuse_cgroupfs", sandbox, k3s_run) as layer:
+    with _layer("fuse_cgroupfs", sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def ptrace_interceptor(sandbox: StartedSandbox, k3s_run: RunWriter) -> Iterator[Layer]:
+def ptrace_interceptor(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the ptrace interceptor, proven in the sandbox."""
-    with _layer("ptrace_interceptor", sandbox, k3s_run) as layer:
+    with _layer("ptrace_interceptor", sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def fake_cni(sandbox: StartedSandbox, k3s_run: RunWriter) -> Iterator[Layer]:
+def fake_cni(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the fake CNI plugin, installed in the sandbox."""
-    with _layer("fake_cni", sandbox, k3s_run) as layer:
+    with _layer("fake_cni", sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
@@ -175,7 +178,7 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
         explained,
         start_sandbox,
     )
-    from pytest_k3s_sandbox.layers.stack import bring_up, parse  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.layers.stack import bring_up, parse, split  # noqa: PLC0415 - likewise
 
     wish: Wish = request.getfixturevalue("k3s_wish")
     toolchain: Toolchain = request.getfixturevalue("k3s_toolchain")
@@ -196,7 +199,7 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
             names = wish.layers if wish.layers is not None else default_layers(shared)
             with explained(shared, run.path.parent):
                 cluster = begin(shared, run)
-            each = tuple(request.getfixturevalue(name) for name in names)
+            each = tuple(request.getfixturevalue(split(name)[0]) for name in names)
             yield RecordedStack(shared, each, run, cluster)
             return
         names = parse(request.param)

@@ -103,8 +103,8 @@ class FakeCluster:
         note("namespace spared" if spare() else "namespace gone")
 
 
-def _layer(name: str, _sandbox: object) -> FakeLayer:
-    return FakeLayer(name)
+def _layer(name: str, _sandbox: object, variant: str | None = None) -> FakeLayer:
+    return FakeLayer(name if variant is None else f"{name}:{variant}")
 
 
 @contextlib.contextmanager

@@ -33,6 +33,19 @@ def test_a_layer_can_be_redefined(project: Project) -> None:
     assert project.count["fake_cni up"] == 0
 
 
+def test_the_option_names_a_variant_of_a_layer(project: Project) -> None:
+    result = project.run(
+        """
+        def test_it(k3s, layers, ptrace_interceptor):
+            assert layers.names == ("ptrace_interceptor:exp04", "fake_cni")
+            assert layers.layers[0] is ptrace_interceptor
+        """,
+        "--k3s-layers=fake_cni,ptrace_interceptor:exp04",
+    )
+    result.assert_outcomes(passed=1)
+    assert project.count["ptrace_interceptor:exp04 up"] == 1
+
+
 def test_the_wish_can_be_redefined(project: Project) -> None:
     result = project.run(
         """
