@@ -234,7 +234,12 @@ class LiveDisplay:
         if left is not None and course.duration is not None:
             bar = Table.grid(padding=(0, 1))
             bar.add_row(
-                ProgressBar(total=course.duration, completed=course.duration - left, width=30),
+                ProgressBar(
+                    total=course.duration,
+                    completed=course.duration - left,
+                    width=30,
+                    complete_style="green",
+                ),
                 f"{left:.0f} s left",
             )
             parts.append(bar)
