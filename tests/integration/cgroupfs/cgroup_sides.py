@@ -120,7 +120,8 @@ def _meant(text: str) -> set[int]:
     """Return every thread of this machine that a text could mean, however it is parsed."""
     found: set[int] = set()
     for word in re.findall("0[xX][0-9a-fA-F]+|[0-9a-fA-F]+", text):
-        for base in (8, 10, 16):
+        plain = word.isdecimal() and not word.startswith("0")
+        for base in (10,) if plain else (8, 10, 16):
             with suppress(ValueError):
                 found.add(int(word, base))
     # 0 is whoever writes; no other number of no thread moves anything.
