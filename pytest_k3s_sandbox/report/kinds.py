@@ -90,8 +90,8 @@ _CADVISOR_WORDS = re.compile(
 # Somebody asked for statistics between a container's start and cAdvisor's first look at it: the kubelet's
 # eviction manager does so every 10 s, on any machine. It is no failure to measure unless it goes on.
 _YOUNG = re.compile(
-    r'"Partial failure issuing cadvisor\.ContainerInfoV2" err="partial failures: \['
-    r'(\\"/\S*[0-9a-f]{64}\\": RecentStats: unable to find data in memory cache(, )?)+\]"'
+    r'"Partial failure issuing cadvisor\.ContainerInfoV2" err="partial failures: '
+    r'(\[\\"/\S*[0-9a-f]{64}\\": RecentStats: unable to find data in memory cache\](, )?)+"'
 )
 # cAdvisor says these as warnings, though a measurement was lost or a source of it is missing for good.
 _CADVISOR_LOSSES = re.compile(

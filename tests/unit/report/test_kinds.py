@@ -55,6 +55,22 @@ LINES = [
         Kind.YOUNG,
         None,
     ),
+    # a run of exp08: two containers of one pod, each in brackets of its own
+    (
+        HEADER + 'cadvisor_stats_provider.go:567] "Partial failure issuing cadvisor.ContainerInfoV2" '
+        'err="partial failures: [\\"/k8s.io/' + "0d" * 32 + '\\": RecentStats: '
+        'unable to find data in memory cache], [\\"/k8s.io/' + "1e" * 32 + '\\": RecentStats: '
+        'unable to find data in memory cache]"',
+        Kind.YOUNG,
+        None,
+    ),
+    (
+        HEADER + 'cadvisor_stats_provider.go:567] "Partial failure issuing cadvisor.ContainerInfoV2" '
+        'err="partial failures: [\\"/k8s.io/' + "0d" * 32 + '\\": RecentStats: '
+        'unable to find data in memory cache], [\\"/\\": RecentStats: unable to find data in memory cache]"',
+        Kind.CADVISOR,
+        None,
+    ),
     (
         HEADER + 'cadvisor_stats_provider.go:567] "Partial failure issuing cadvisor.ContainerInfoV2" '
         'err="partial failures: [\\"/\\": RecentStats: unable to find data in memory cache]"',
