@@ -157,7 +157,9 @@ def containerd_config(
     """Return containerd's configuration (TOML, version 3).
 
     The unprivileged port and ICMP sysctls are off because gVisor lacks them, and the
-    snapshotter is ``native`` because overlayfs cannot be mounted on 9p.
+    snapshotter is ``native`` because overlayfs cannot be mounted on 9p. Containers get no
+    session keyring of their own, because gVisor gives out 200 and never takes one back: the
+    hundredth pod would not start.
 
     Args:
         settings: The images, folders and runtime to use.
@@ -204,6 +206,7 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
         BinaryName = {text(settings.runtime)}
+        NoNewKeyring = true
         SystemdCgroup = false
 """
 
@@ -235,6 +238,8 @@ def kubelet_config(settings: Settings) -> dict[str, Any]:
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         "staticPodPath": MANIFESTS,
+        # In gVisor inotify does not tell of files that the machine writes there.
+        "fileCheckFrequency": "2s",
         "clusterDomain": "cluster.local",
         "podCIDR": POD_RANGE,
     } | kubelet_tuning(settings)

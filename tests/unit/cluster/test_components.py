@@ -96,7 +96,7 @@ def test_containerds_configuration_has_the_settings_and_what_gvisor_needs() -> N
     assert "/cni/bin" in runtime["cni"]["bin_dirs"]
     assert runtime["cni"]["conf_dir"] == '/cni/"quoted"'
     options = runtime["containerd"]["runtimes"]["runc"]["options"]
-    assert options == {"BinaryName": "/runtime/adapted", "SystemdCgroup": False}
+    assert options == {"BinaryName": "/runtime/adapted", "NoNewKeyring": True, "SystemdCgroup": False}
     assert runtime["containerd"]["default_runtime_name"] in runtime["containerd"]["runtimes"]
     images = config["plugins"]["io.containerd.cri.v1.images"]
     assert images["snapshotter"] == "native"
