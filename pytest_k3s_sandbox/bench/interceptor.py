@@ -35,8 +35,9 @@ from pytest_k3s_sandbox.toolchain.packages import TRACERS
 SECONDS = 0.15
 """About how long each case is repeated within one reading."""
 
+CALLS_SECONDS = 40
 BUILD_SECONDS = 120
-"""After this a build counts as one that does not end."""
+"""After these a reading counts as one that does not end."""
 
 BUILDS = 3
 """How many readings there are of the build for one of a call: it takes so much longer."""
@@ -111,15 +112,21 @@ def place(kind: str, toolchain: Toolchain, shared: Path) -> Iterator[StartedSand
         yield sandbox
 
 
-def read_calls(sandbox: StartedSandbox, tracer: Tracer, magic: int) -> dict[str, Any]:
+def read_calls(sandbox: StartedSandbox, tracer: Tracer, magic: int, *, spawn: bool = True) -> dict[str, Any]:
     """Return one reading of every call: seconds by case, and what the tracer used.
+
+    Args:
+        sandbox: Where.
+        tracer: Under what.
+        magic: ``f_type`` of the root.
+        spawn: Whether to start programs, too; some tracer hangs then.
 
     Raises:
         StartError: The program failed under the tracer, or saw what it should not.
     """
     files = [f"{FOLDER}/{name}" for name in ("miss", "source")]
-    program = [f"{BIN_DIR}/calls", str(SECONDS), "/", *files, f"{BIN_DIR}/nothing"]
-    lines = _run(sandbox, tracer, program, timeout=60)
+    program = [f"{BIN_DIR}/calls", str(SECONDS), "/", *files, f"{BIN_DIR}/nothing" if spawn else "-"]
+    lines = _run(sandbox, tracer, program, timeout=CALLS_SECONDS)
     seen = next(line for line in lines if "f_type" in line)
     expected = {"f_type": SPOOFED if tracer.f_type else magic, "byte": "T" if tracer.redirects else "S"}
     if seen != expected:
@@ -163,18 +170,25 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
             magic = sandbox.root_magic()
             compared, rules = tracers(magic)
             put_files(sandbox, rules)
+            hung: set[str] = set()  # what did not end once is not waited for again
             for number in range(count):
                 for tracer in turned(compared, number):
-                    read = functools.partial(read_calls, sandbox, tracer, magic)
+                    read = functools.partial(
+                        read_calls, sandbox, tracer, magic, spawn=tracer.name not in hung
+                    )
                     readings.append(attempt(kind, tracer, number, read))
+                    if readings[-1].failure is not None:
+                        hung.add(tracer.name)
                 say(f"{kind}: calls {number + 1}/{count}")
             files = itertools.count()
             for number in range(builds):
                 for tracer in turned(compared, number):
-                    if any(r.tracer == tracer.name and r.failure is not None for r in readings):
-                        continue  # what did not end once is not waited for again
+                    if tracer.name in hung:
+                        continue
                     read = functools.partial(read_build, sandbox, tracer, go, next(files))
                     readings.append(attempt(kind, tracer, number, read))
+                    if readings[-1].failure is not None:
+                        hung.add(tracer.name)
                 say(f"{kind}: go build {number + 1}/{builds}")
     return readings
 

@@ -15,7 +15,7 @@ import (
 	"syscall"
 )
 
-const rounds = 20
+const rounds = 3
 
 func answer(call, path string) (string, error) {
 	var stat syscall.Statfs_t

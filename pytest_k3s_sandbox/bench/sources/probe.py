@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-ROUNDS = 20
+ROUNDS = 3
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
