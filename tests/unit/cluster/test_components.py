@@ -130,6 +130,12 @@ def test_the_kubelets_configuration_is_what_the_field_guide_measured() -> None:
     assert json.loads(json.dumps(config)) == config == yaml.safe_load(json.dumps(config))
 
 
+def test_the_kubelet_reads_static_pods_where_embedded_makes_a_folder_for_them() -> None:
+    config = components.kubelet_config(SETTINGS)
+    assert config["staticPodPath"] == f"{STATE_DIR}/manifests"
+    assert config["fileCheckFrequency"] == "2s"
+
+
 def test_overrides_win_and_reach_only_the_configuration_they_are_for() -> None:
     changed = Settings(
         node="n",
