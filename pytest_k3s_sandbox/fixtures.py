@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from pytest_k3s_sandbox.keys import FAILED, LINES, SETTINGS, SHARE
-from pytest_k3s_sandbox.runs import experiment_of, keep_running, recorded
+from pytest_k3s_sandbox.runs import Claim as Claim  # noqa: PLC0414 - tests annotate with it
+from pytest_k3s_sandbox.runs import claims, experiment_of, keep_running, recorded
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Up, Wish
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
-
-Claim = Callable[..., None]
-Value = float | str | None
 
 __all__ = [
     "fake_cni",
@@ -263,18 +261,7 @@ def k3s_node(k3s: Cluster) -> Node:
 @pytest.fixture(scope=_scope)
 def k3s_claim(k3s_up: Up) -> Claim:
     """Record whether a claim held, then assert it: every assertion becomes a line of the report."""
-
-    def claim(
-        name: str, text: str, held: bool, measured: Value = None, limit: Value = None, unit: str = ""
-    ) -> None:
-        from pytest_k3s_sandbox.report.records import Verdict  # noqa: PLC0415 - the plugin imports little
-
-        k3s_up.writer.append(
-            Verdict(name=name, text=text, held=held, measured=measured, limit=limit, unit=unit)
-        )
-        assert held, f"{text}: measured {measured} {unit}, the limit is {limit} {unit}"  # noqa: S101 - for tests
-
-    return claim
+    return claims(k3s_up.writer)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from pytest_k3s_sandbox.bringup import Up, Wish
     from pytest_k3s_sandbox.report.records import RunWriter
+
+Claim = Callable[..., None]
+Value = float | str | None
 
 
 @contextlib.contextmanager
@@ -96,6 +99,24 @@ def goes_on(name: str) -> str:
         f"k3s-sandbox: a cluster goes on, for a look: k3s-sandbox shell --name {name}    "
         f"its end: k3s-sandbox stop {name}"
     )
+
+
+def claims(writer: RunWriter) -> Claim:
+    """Return what records whether a claim held, and then asserts it.
+
+    Args:
+        writer: The run's records.
+    """
+
+    def claim(
+        name: str, text: str, held: bool, measured: Value = None, limit: Value = None, unit: str = ""
+    ) -> None:
+        from pytest_k3s_sandbox.report.records import Verdict  # noqa: PLC0415 - the plugin imports little
+
+        writer.append(Verdict(name=name, text=text, held=held, measured=measured, limit=limit, unit=unit))
+        assert held, f"{text}: measured {measured} {unit}, the limit is {limit} {unit}"  # noqa: S101 - for tests
+
+    return claim
 
 
 def experiment_of(request: pytest.FixtureRequest) -> str:

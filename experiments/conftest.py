@@ -1,0 +1,75 @@
+"""What the experiments about a node's walls share: a control plane, and nodes that are tried on it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.bench.trials import NodeTrials
+from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.runs import Claim, claims, experiment_of, recorded
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.bringup import Wish
+    from pytest_k3s_sandbox.toolchain import Toolchain
+
+SHARED: pytest.StashKey[NodeTrials] = pytest.StashKey()
+
+
+@pytest.fixture(scope="session")
+def trials_with(request: pytest.FixtureRequest, k3s_wish: Wish) -> Callable[[Toolchain, bool], NodeTrials]:
+    """Make trials of a toolchain's Kubernetes, in a sandbox whose root is a single 9p mount or not."""
+    if k3s_wish.sandbox != "gvisor":
+        pytest.skip("not applicable: these walls are those of a 9p root, which the gvisor sandbox has")
+    if k3s_wish.distribution != "embedded":
+        pytest.skip("not applicable: k3s' server and its node are one process, of which no part can be tried")
+
+    def make(toolchain: Toolchain, one_root: bool) -> NodeTrials:
+        wish = replace(k3s_wish, one_root=one_root)
+        return NodeTrials(
+            wish,
+            toolchain,
+            functools.partial(recorded, request, wish),
+            functools.partial(experiment_of, request),
+            request.config.stash[SETTINGS].patience,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _shared(
+    request: pytest.FixtureRequest,
+    trials_with: Callable[[Toolchain, bool], NodeTrials],
+    k3s_toolchain: Toolchain,
+) -> Iterator[NodeTrials]:
+    shared = request.config.stash[SHARED] = trials_with(k3s_toolchain, True)
+    try:
+        yield shared
+    finally:
+        shared.close()
+
+
+@pytest.fixture
+def trials(_shared: NodeTrials) -> NodeTrials:
+    """Trials in a sandbox whose root is a single 9p mount, as the research's was, up and shared."""
+    _shared.start()
+    return _shared
+
+
+@pytest.fixture
+def claim(trials: NodeTrials) -> Claim:
+    """Record whether a claim held, then assert it."""
+    return claims(trials.writer)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the shared control plane before a test that has no use for it, which may measure time."""
+    shared = item.config.stash.get(SHARED, None)
+    if shared is not None and "trials" not in getattr(nextitem, "fixturenames", ()):
+        shared.close()

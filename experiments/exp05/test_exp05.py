@@ -1,0 +1,51 @@
+"""Experiment 05: the fake CNI plugin.
+
+The research found that k3s came up only with one. What the parts that k3s is made of need it for is the
+node's condition Ready, and nothing else: see experiment 01 for a control plane without any.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.cluster.observe import Milestone
+from pytest_k3s_sandbox.layers.stack import FULL
+from pytest_k3s_sandbox.report.findings import Stage
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.bench.trials import NodeTrials
+    from pytest_k3s_sandbox.runs import Claim
+
+pytestmark = [
+    pytest.mark.exp05,
+    pytest.mark.requires("root", "gvisor", "fuse", "ptrace"),
+    pytest.mark.timeout(180),
+]
+
+REASON = "cni plugin not initialized"
+
+
+def test_without_cni(trials: NodeTrials, claim: Claim) -> None:
+    """The node registers, and says why it is not Ready for as long as it is watched; the kubelet lives."""
+    seen = trials.run([name for name in FULL if name != "fake_cni"])
+    assert seen.error is not None
+    claim(
+        "not-ready",
+        f"Without a CNI plugin the node registers and stays NotReady: '{REASON}'",
+        (seen.reached, seen.exit_code) == (Stage.REGISTERED, None) and REASON in seen.error.text,
+        f"{seen.reached}: {seen.error.text}",
+    )
+    claim("reason", "The reason is of kind cni", seen.error.kind == "cni", seen.error.kind, "cni")
+
+
+def test_with_fake_cni(trials: NodeTrials, claim: Claim) -> None:
+    """With the fake plugin and nothing else changed, the node is Ready and runs a pod."""
+    seen = trials.run(FULL)
+    claim(
+        "ready",
+        "With the fake CNI plugin the node is Ready, a pod runs, and /stats/summary is served",
+        Milestone.SUMMARY in seen.milestones and seen.error is None,
+        f"{seen.reached}: {seen.error.text if seen.error else ''}",
+    )
