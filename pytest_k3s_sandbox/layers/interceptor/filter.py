@@ -41,8 +41,8 @@ _FLAGS: Final = {"open": 1, "openat": 3}
 """The part of the tail that tests the flags of a call that opens; openat2 has them in memory."""
 _PROBE: Final = 5
 _TRACE: Final = 8
-_O_DIRECTORY: Final = 0o200000
-"""asm-generic/fcntl.h (uapi)"""
+_NOT_TO_READ: Final = 0o200000 | 1
+"""O_DIRECTORY and O_WRONLY, asm-generic/fcntl.h (uapi): with either nobody can read a file's content."""
 
 _MODE_FILTER: Final = 1
 _SPEC_ALLOW: Final = 4
@@ -62,7 +62,7 @@ class Instruction(NamedTuple):
 
 
 def build(
-    calls: Iterable[str], *, files_only: Iterable[str] = (), probing: bool = False
+    calls: Iterable[str], *, reads_only: Iterable[str] = (), probing: bool = False
 ) -> tuple[Instruction, ...]:
     """Return a filter that reports ``calls`` to the tracer and lets everything else pass.
 
@@ -72,11 +72,11 @@ def build(
 
     Args:
         calls: Names of calls.
-        files_only: Those of them that pass if they ask for a folder by O_DIRECTORY.
+        reads_only: Those of them that pass if they open a folder, or a file for writing alone.
         probing: Whether the call that a launched program probes with is reported, too.
     """
     numbers = {NUMBERS[name]: _TRACE for name in calls}
-    numbers |= {NUMBERS[name]: _FLAGS[name] for name in files_only if name in _FLAGS}
+    numbers |= {NUMBERS[name]: _FLAGS[name] for name in reads_only if name in _FLAGS}
     if probing:
         numbers[PROBING] = _PROBE
     if not numbers:
@@ -90,9 +90,9 @@ def build(
     tail = (
         Instruction(_RETURN, 0, 0, RET_ALLOW),  # 0: no number matched
         Instruction(_LOAD, 0, 0, _ARGUMENTS[1]),  # 1: flags of open
-        Instruction(_IF_BITS, 4, 5, _O_DIRECTORY),
+        Instruction(_IF_BITS, 4, 5, _NOT_TO_READ),
         Instruction(_LOAD, 0, 0, _ARGUMENTS[2]),  # 3: flags of openat
-        Instruction(_IF_BITS, 2, 3, _O_DIRECTORY),
+        Instruction(_IF_BITS, 2, 3, _NOT_TO_READ),
         Instruction(_LOAD, 0, 0, _ARGUMENTS[0]),  # 5: the probing call
         Instruction(_IF_EQUAL, 1, 0, NOBODY),
         Instruction(_RETURN, 0, 0, RET_ALLOW),

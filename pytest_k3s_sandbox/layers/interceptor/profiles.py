@@ -7,7 +7,7 @@ from typing import Final
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
 from pytest_k3s_sandbox.layers.interceptor import procfs
 from pytest_k3s_sandbox.layers.interceptor.matching import PathRules, program_test
-from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, files_only, trapped_calls
+from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, reads_only, trapped_calls
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
 
 
@@ -41,19 +41,19 @@ class Profile:
         self.retries = bool(rules.retries)
         self.filter = b""
         if everyones is not None:
-            (calls, files), (known, known_files) = _calls(rules), _calls(everyones)
-            if not (calls <= known and known_files <= files):
+            (calls, reads), (known, known_reads) = _calls(rules), _calls(everyones)
+            if not (calls <= known and known_reads <= reads):
                 self.filter = filter_of(rules)
 
 
 def _calls(rules: Rules) -> tuple[frozenset[str], frozenset[str]]:
-    return trapped_calls(rules), files_only(rules)
+    return trapped_calls(rules), reads_only(rules)
 
 
 def filter_of(rules: Rules, *, probing: bool = False) -> bytes:
     """Return the filter for rules; ``probing`` as for :func:`.filter.build`."""
-    calls, files = _calls(rules)
-    return seccomp.packed(seccomp.build(calls, files_only=files, probing=probing))
+    calls, reads = _calls(rules)
+    return seccomp.packed(seccomp.build(calls, reads_only=reads, probing=probing))
 
 
 class Profiles:

@@ -272,7 +272,7 @@ def trapped_calls(rules: Rules) -> frozenset[str]:
     return frozenset[str]().union(*(rule.calls for rule in rules.every()))
 
 
-def files_only(rules: Rules) -> frozenset[str]:
-    """Return the trapped calls that are not to stop when they ask for a folder: mount tables are files."""
+def reads_only(rules: Rules) -> frozenset[str]:
+    """Return the trapped calls that need not stop unless they open to read: mount tables are wanted alone."""
     others = rules._replace(mounts=())
     return trapped_calls(rules) - trapped_calls(others)

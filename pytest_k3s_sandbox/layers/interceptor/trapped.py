@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -93,7 +92,9 @@ class TrappedCalls:
             if path is not None:
                 decision = profile.paths.decide(path, of)
         if messages.debugging():
-            _explain(tid, of, path, profile, decision)
+            from pytest_k3s_sandbox.layers.interceptor.explaining import explain  # noqa: PLC0415 - only then
+
+            explain(tid, of, path, profile.paths, decision)
         if decision is not NOTHING and path:
             call = Call(self._finish_path, number, self._entry_first, of)
             call.path = path
@@ -342,20 +343,3 @@ class TrappedCalls:
             words[RAX] = min(len(original), size & 0xFFFF_FFFF)
             self._registers.store(tid)
             self._stats.applied["readlink"] += 1
-
-
-def _explain(tid: int, of: PathCall, path: bytes | None, profile: Profile, decision: Decision) -> None:
-    if path is None:
-        why = "there is no path, or its folder is not known; the answer is the kernel's"
-    elif decision is NOTHING:
-        why = profile.paths.explain(path, of.group)
-    else:
-        redirect = decision.redirect
-        found = [
-            redirect and f"{redirect[0].label} to {os.fsdecode(redirect[1]) or 'content'}",
-            decision.mount_table and "a mount table",
-            decision.mask and decision.mask.label,
-            decision.fault and decision.fault.label,
-        ]
-        why = ", ".join(text for text in found if text)
-    messages.say("debug", f"{tid} {of.name} {os.fsdecode(path or b'?')}: {why}")

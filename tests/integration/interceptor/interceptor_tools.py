@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,17 @@ def descendants(of: int) -> set[int]:
     return found - {of}
 
 
-def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
-    except OSError:
-        return True
+def ends(pid: int, seconds: float = 20) -> bool:
+    """Tell whether a process ends; it closes its files a little before."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}:
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def command(rules: str, tmp_path: Path, *argv: str, options: tuple[str, ...] = ()) -> list[str]:

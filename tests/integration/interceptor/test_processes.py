@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from interceptor_tools import MODULE, Popen, command, ended, python, redirect, run, stats
+from interceptor_tools import MODULE, Popen, command, ends, python, redirect, run, stats
 
 from pytest_k3s_sandbox.toolchain import Toolchain, golang, pins
 
@@ -94,7 +94,7 @@ def test_killing_the_tracer_kills_its_tracees(popen: Popen, tmp_path: Path) -> N
     assert tracer.stdout.read() == ""  # ends when nobody holds the pipe any more
     assert len(pids) == 2
     for pid in pids:
-        assert ended(pid)
+        assert ends(pid)
 
 
 def test_daemons_are_served_after_the_program_has_ended(tmp_path: Path) -> None:

@@ -101,14 +101,16 @@ def test_it_is_laid_out_as_the_kernel_reads_it() -> None:
     assert header[16:] == program
 
 
-def test_a_folder_can_be_opened_unseen() -> None:
+def test_what_is_not_opened_to_be_read_can_be_opened_unseen() -> None:
     program = seccomp.build(
-        {"open", "openat", "openat2", "creat", "close"}, files_only={"open", "openat", "creat"}
+        {"open", "openat", "openat2", "creat", "close"}, reads_only={"open", "openat", "creat"}
     )
     folder = 0o200000 | 0o2000000
     for number, flags_at in ((NUMBERS["open"], 1), (NUMBERS["openat"], 2)):
         before = (0,) * flags_at
         assert run(program, number, arguments=(*before, folder)) == RET_ALLOW
+        assert run(program, number, arguments=(*before, 1 | 0o100)) == RET_ALLOW  # O_WRONLY | O_CREAT
+        assert run(program, number, arguments=(*before, 2)) == RET_TRACE  # O_RDWR
         assert run(program, number, arguments=(*before, 0o2000000)) == RET_TRACE
         assert run(program, number, I386, arguments=(*before, 0o2000000)) == RET_ALLOW
     for name in ("openat2", "creat", "close"):

@@ -28,7 +28,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     RetryRule,
     Rules,
     StatfsRule,
-    files_only,
+    reads_only,
     trapped_calls,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, PATH_CALLS, STATFS_CALLS, Group, names
@@ -265,9 +265,9 @@ def test_only_the_named_calls_are_watched_for_a_mount_table() -> None:
 
 def test_folders_are_opened_unseen_where_only_mount_tables_are_wanted() -> None:
     mounts = Rules(mounts=(MountRule("9p"),))
-    assert files_only(mounts) == OPENS
-    assert files_only(mounts._replace(masks=(MaskRule("/sys"),))) == set()
-    assert files_only(mounts._replace(masks=(MaskRule("/sys", (Group.CHANGE,)),))) == OPENS
+    assert reads_only(mounts) == OPENS
+    assert reads_only(mounts._replace(masks=(MaskRule("/sys"),))) == set()
+    assert reads_only(mounts._replace(masks=(MaskRule("/sys", (Group.CHANGE,)),))) == OPENS
 
 
 def test_retries_stop_nothing() -> None:
