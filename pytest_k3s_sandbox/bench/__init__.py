@@ -60,6 +60,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "coldstart": Benchmark("from a sandbox's start to a Ready node and a Running pod", 20),
+    "cgroupfs": Benchmark("what the FUSE cgroupfs costs, beside the kernel's and lxcfs'", 5),
     "interceptor": Benchmark("what the interceptor costs, beside other tracers", 10),
 }
 """Every benchmark; its key is its module's name."""

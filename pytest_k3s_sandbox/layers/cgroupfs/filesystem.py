@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
 from pytest_k3s_sandbox.layers.cgroupfs.nodes import Nodes
+from pytest_k3s_sandbox.layers.cgroupfs.openfiles import OpenFiles
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER
 from pytest_k3s_sandbox.layers.cgroupfs.refusals import Refusals
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
@@ -33,17 +34,6 @@ _BY_HANDLE = 1  # FUSE_GETATTR_FH
 
 Request = memoryview
 Mode = tuple[int, int, int]  # user, group and permission bits
-
-
-class _Open:
-    """An open file: its group, its name, and what the last read from the start found."""
-
-    __slots__ = ("content", "group", "name")
-
-    def __init__(self, group: Group[Any], name: str) -> None:
-        self.group = group
-        self.name = name
-        self.content: bytes | None = None
 
 
 class CgroupFilesystem(Refusals):
@@ -74,8 +64,8 @@ class CgroupFilesystem(Refusals):
         self._handlers: dict[int, tuple[str, Callable[[int, int, Request], bytes]]] = {
             number: (name, getattr(self, f"do_{name}")) for number, name in protocol.OPERATIONS.items()
         }
-        self._last_handle = 0
-        self._files: dict[int, _Open] = {}
+        self._last_list = 0
+        self._files = OpenFiles()
         self._lists: dict[int, list[tuple[int, int, bytes]]] = {}
         self._longest: dict[int, int] = {}
         self._modes: dict[int, Mode] = {}
@@ -166,8 +156,7 @@ class CgroupFilesystem(Refusals):
     def do_getattr(self, node: int, _thread: int, request: Request) -> bytes:
         """Return what stat(2) shows; an open file has attributes also when its group is gone."""
         flags, _, handle = protocol.GETATTR_IN.unpack_from(request, HEADER)
-        file = self._files.get(handle) if flags & _BY_HANDLE else None
-        if file is not None and not _alive(file.group):
+        if flags & _BY_HANDLE and self._files.outlives(handle):
             return protocol.attributes_out(self._pack(node, stat.S_IFREG | 0o444, 0, (0, 0), self.size), 0)
         return protocol.attributes_out(self._attributes(node), _LONG)
 
@@ -191,54 +180,47 @@ class CgroupFilesystem(Refusals):
                 group.owner, group.mode = after[:2], after[2]
         return protocol.attributes_out(self._attributes(node), _LONG)
 
-    def do_open(self, node: int, _thread: int, _request: Request) -> bytes:
-        """Open a file, whatever for: what a file cannot do is refused when it is tried."""
+    def do_open(self, node: int, _thread: int, request: Request) -> bytes:
+        """Open a file, whatever for: what a file cannot do is refused when it is tried.
+
+        Where files pretend to be long, in gVisor, a read that fails looks like the file's end. There a file
+        that is only to be read is read now, so that whoever opens it gets the errno or the content.
+        """
         group, name = self._nodes.place(node)
         if group is None or not name:
             fail(errno.EISDIR)
-        self._last_handle += 1
-        self._files[self._last_handle] = _Open(group, name)
-        return protocol.opened(self._last_handle, protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH)
+        ahead = bool(self.size) and struct.unpack_from("<I", request, HEADER)[0] & os.O_ACCMODE == os.O_RDONLY
+        handle = self._files.open(group, name, ahead=ahead)
+        return protocol.opened(handle, protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH)
 
     def do_read(self, node: int, _thread: int, request: Request) -> bytes:
         """Return a part of a file's content."""
         handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
-        file = self._file(handle)
-        content = file.content
-        if content is None or offset == 0:
-            content = file.content = file.group.read(file.name).encode("ascii", "surrogateescape")
-            if len(content) > self.size > 0:
-                self._longest[node] = max(len(content), self._longest.get(node, 0))
+        content = self._files.get(handle).read(offset)
+        if len(content) > self.size > 0:
+            self._longest[node] = max(len(content), self._longest.get(node, 0))
         return content[offset : offset + size]
 
     def do_write(self, _node: int, thread: int, request: Request) -> bytes:
         """Hand a write to the file, wherever it is said to start."""
         handle, _, size = protocol.READ_IN.unpack_from(request, HEADER)
-        file = self._file(handle)
+        file = self._files.get(handle)
         data = bytes(request[protocol.WRITE_DATA : protocol.WRITE_DATA + size])
         self.report(f"write {data!r} to {file.name} by {thread}")
-        file.group.write(file.name, data, writer=thread)
+        file.write(data, thread)
         return protocol.size_out(size)
-
-    def _file(self, handle: int) -> _Open:
-        file = self._files.get(handle)
-        if file is None:
-            fail(errno.EBADF)
-        if not _alive(file.group):
-            fail(errno.ENODEV)
-        return file
 
     def do_release(self, _node: int, _thread: int, request: Request) -> bytes:
         """Close a file."""
-        self._files.pop(protocol.HANDLE.unpack_from(request, HEADER)[0], None)
+        self._files.close(protocol.HANDLE.unpack_from(request, HEADER)[0])
         return b""
 
     def do_opendir(self, node: int, _thread: int, _request: Request) -> bytes:
         """Open a directory."""
         self._nodes.directory(node)
-        self._last_handle += 1
-        self._lists[self._last_handle] = []
-        return protocol.opened(self._last_handle)
+        self._last_list += 1
+        self._lists[self._last_list] = []
+        return protocol.opened(self._last_list)
 
     def do_readdir(self, node: int, _thread: int, request: Request) -> bytes:
         """Return names; they stay while a reader goes on, so that it gets each once."""
@@ -345,7 +327,3 @@ def _sized(value: bytes, request: Request) -> bytes:
     if len(value) > size:
         fail(errno.ERANGE)
     return value
-
-
-def _alive(group: Group[Any]) -> bool:
-    return group.parent is None or group.parent.children.get(group.name) is group

@@ -89,10 +89,14 @@ class FuseCgroupfs:
         if process is not None:
             process.stop()
 
+    @property
+    def pid(self) -> int | None:
+        """The server's process id inside; None when it is not running."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
+
     def check(self) -> Health:
         """Read, write, make and remove groups from a program of its own inside."""
-        process = self._process
-        if process is None or process.poll() is not None:
+        if self.pid is None:
             return Health(ok=False, details={"problems": "the server is not running"})
         try:
             done = self._sandbox.run([*_PYTHON, probe.__file__, self._at, *self._controllers])

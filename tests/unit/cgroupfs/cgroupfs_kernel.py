@@ -71,10 +71,10 @@ class Kernel:
         answer = self.ask("getattr", self.lookup(path), struct.pack("<IIQ", 0, 0, 0))
         return attributes(answer[16:])
 
-    def open(self, path: str) -> tuple[int, int]:
+    def open(self, path: str, flags: int = os.O_RDONLY) -> tuple[int, int]:
         """Return the node and the handle of a file."""
         node = self.lookup(path)
-        return node, int(struct.unpack_from("<Q", self.ask("open", node, struct.pack("<II", 0, 0)))[0])
+        return node, int(struct.unpack_from("<Q", self.ask("open", node, struct.pack("<II", flags, 0)))[0])
 
     def pread(self, file: tuple[int, int], size: int, offset: int) -> bytes:
         """Read a part of an open file."""
@@ -104,7 +104,7 @@ class Kernel:
 
     def write(self, path: str, data: bytes, offset: int = 0) -> None:
         """Give a file what one system call writes."""
-        file = self.open(path)
+        file = self.open(path, os.O_WRONLY)
         try:
             assert self.pwrite(file, data, offset) == len(data)
         finally:

@@ -142,6 +142,25 @@ def test_an_open_file_of_a_removed_group_is_gone(kernel: Kernel) -> None:
         kernel.pread(file, 10, 0)
 
 
+def test_in_gvisor_a_file_is_read_when_it_is_opened(kernel: Kernel) -> None:
+    kernel.mkdir("/cpu/a")
+    with pytest.raises(OSError, match="Invalid argument"):
+        kernel.read("/devices/devices.allow")
+    kernel.filesystem.size = 8192
+    with pytest.raises(OSError, match="Invalid argument"):  # a failing read would be an empty file there
+        kernel.open("/devices/devices.allow")
+    kernel.write("/devices/devices.allow", b"a")
+    file = kernel.open("/cpu/a/cpu.shares")
+    kernel.write("/cpu/a/cpu.shares", b"7")
+    assert kernel.pread(file, 100, 0) == b"1024\n"
+    assert kernel.pread(file, 100, 0) == b"7\n"
+    file = kernel.open("/cpu/a/cpu.shares")
+    kernel.rmdir("/cpu/a")
+    assert kernel.pread(file, 100, 0) == b"7\n"
+    with pytest.raises(OSError, match="No such device"):
+        kernel.pread(file, 100, 0)
+
+
 def test_the_writer_of_zero_moves(filesystem: CgroupFilesystem) -> None:
     kernel = Kernel(filesystem, thread=1)
     kernel.mkdir("/cpu/a")

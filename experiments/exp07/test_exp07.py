@@ -1,0 +1,383 @@
+"""Experiment 07: a cgroup v1 filesystem in FUSE that tools believe.
+
+First its numbers, which have to follow what processes do; then the programs that read and write
+cgroups: cgroup-tools, runc, crun and cAdvisor, each alone and with the interceptor, whose share is the magic.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
+from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
+from pytest_k3s_sandbox.layers.cgroupfs.probe import CGROUP_SUPER_MAGIC, FUSE_SUPER_MAGIC
+from pytest_k3s_sandbox.layers.interceptor.layer import PtraceInterceptor
+from pytest_k3s_sandbox.layers.stack import LayerStack
+from pytest_k3s_sandbox.layers.workarounds.layer import TREE, Workarounds
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.toolchain import ensure_system_packages
+from pytest_k3s_sandbox.toolchain.packages import CGROUP_READERS, static_busybox
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.bringup import Wish
+    from pytest_k3s_sandbox.report.records import RunWriter
+    from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+    from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = [pytest.mark.exp07, pytest.mark.requires("root", "fuse", "ptrace", "gvisor")]
+
+INSIDE = f"{STATE_DIR}/inside.py"
+BUNDLE = f"{STATE_DIR}/bundle"
+CGROUP = "/exp07/container"
+BURN_TOLERANCE = 0.1
+READ_TOLERANCE = 0.1
+NULL = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"}
+LIMITS = {"memory": 64 << 20, "shares": 512, "pids": 50}
+METRICS = "127.0.0.1:8088"
+LOOK_SECONDS = 5
+"""How long cAdvisor is run: it reads once a second."""
+
+TIMES = (
+    "cpuacct.usage",
+    "cpuacct.usage_percpu",
+    "cpuacct.usage_user+usage_sys",
+    "cpuacct.usage_all",
+    "cpuacct.stat",
+)
+SIZES = ("memory.usage_in_bytes", "memory.stat rss", "memory.stat total_rss", "memory.max_usage_in_bytes")
+
+Ask = Callable[..., Any]
+
+
+class Place:
+    """A sandbox with the filesystem in it.
+
+    Attributes:
+        sandbox: The sandbox.
+        under: The words before a command that runs under the interceptor.
+    """
+
+    def __init__(self, sandbox: StartedSandbox, under: tuple[str, ...]) -> None:
+        """Put the program inside that asks."""
+        self.sandbox = sandbox
+        self.under = under
+        self.answers: dict[tuple[str, ...], Any] = {}
+        inside = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
+        sandbox.host_path(INSIDE).write_text(inside, encoding="utf-8")
+
+    def ask(self, *words: str, wrap: tuple[str, ...] = ()) -> Any:  # noqa: ANN401  # each step has its own answer
+        """Return what a step inside found; each is done once."""
+        key = (*wrap, *words)
+        if key not in self.answers:
+            argv = [*wrap, sys.executable, "-I", "-S", INSIDE, *words]
+            self.answers[key] = json.loads(self.sandbox.run(argv, timeout=60).stdout)
+        return self.answers[key]
+
+    def shell(self, script: str, *, intercepted: bool = False) -> tuple[int, str]:
+        """Run a script; return its exit code and all that it wrote."""
+        wrap = self.under if intercepted else ()
+        done = self.sandbox.run([*wrap, "sh", "-c", script], check=False, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=["gvisor", "here"])
+def place(
+    request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_wish: Wish, k3s_run: RunWriter
+) -> Iterator[Place]:
+    """The filesystem in a sandbox of each kind, and nothing of Kubernetes."""
+    from pytest_k3s_sandbox.bringup import fingerprint  # noqa: PLC0415  # it imports much
+
+    ensure_system_packages([one for one in CGROUP_READERS if one.name != "lxcfs"])
+    programs = [k3s_toolchain.get(name).path for name in ("runc", "cadvisor")]
+    native = request.param == "here"
+    sandbox: StartedSandbox = (
+        HereSandbox(programs=programs)
+        if native
+        else GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
+    )
+    with (
+        sandbox,
+        Workarounds.only(sandbox, "kmsg+private+tree" if native else "kmsg+private+sysctl") as workarounds,
+        FuseCgroupfs(sandbox) as cgroupfs,
+    ):
+        words = PtraceInterceptor(sandbox, "exp08", tree=TREE).effect.wrap["kubelet"]
+        if not native:
+            k3s_run.append(
+                fingerprint(LayerStack(sandbox, (workarounds, cgroupfs)), k3s_wish, k3s_toolchain, "exp07")
+            )
+        yield Place(sandbox, words)
+
+
+@pytest.fixture
+def claim(place: Place, k3s_run: RunWriter) -> Callable[..., None]:
+    """Record whether a claim held in this kind of sandbox, then assert it."""
+    from pytest_k3s_sandbox.report.records import Verdict  # noqa: PLC0415  # it imports much
+
+    def record(name: str, text: str, *, held: bool, measured: object = None, limit: object = None) -> None:
+        kind = place.sandbox.kind
+        k3s_run.append(
+            Verdict(
+                name=f"{name}-{kind}",
+                text=f"{kind}: {text}",
+                held=held,
+                measured=None if measured is None else str(measured),
+                limit=None if limit is None else str(limit),
+            )
+        )
+        assert held, f"{text}: measured {measured}, the limit is {limit}"
+
+    return record
+
+
+@pytest.mark.parametrize("controller", DEFAULT)
+def test_every_file_is_there_and_read(place: Place, controller: str, claim: Callable[..., None]) -> None:
+    """Every file of the model is there, in the root and in a group, and can be read if it is to be."""
+    from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting  # noqa: PLC0415  # only here
+    from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree  # noqa: PLC0415  # likewise
+
+    root = Tree(ProcAccounting(), [controller]).hierarchies[controller].root
+    child = root.hierarchy.mkdir(root, "child")
+    seen = place.ask("files", controller)
+    for where, group in (("root", root), ("group", child)):
+        assert set(seen[where]) == set(group.files())
+        wrong = {
+            name: content
+            for name, content in seen[where].items()
+            if (content == "EINVAL") != (group.hierarchy.files[name].read is None)
+        }
+        claim(
+            f"files-{controller}-{where}",
+            f"All files of {controller} are read ({where})",
+            held=not wrong,
+            measured=wrong or len(seen[where]),
+        )
+
+
+@pytest.mark.parametrize("file", TIMES)
+def test_processor_time_grows_by_what_is_burnt(place: Place, file: str, claim: Callable[..., None]) -> None:
+    """A process burns 1.5 s in a group; each file grows by that."""
+    seen = place.ask("burn")[file]
+    off = abs(seen["grown"] / seen["burnt"] - 1)
+    claim(
+        f"burn-{file}",
+        f"{file} grows by what is burnt",
+        held=off <= BURN_TOLERANCE,
+        measured=f"{seen['grown']:.3f} s for {seen['burnt']:.3f} s",
+        limit=f"{BURN_TOLERANCE:.0%}",
+    )
+
+
+@pytest.mark.parametrize("file", SIZES)
+def test_memory_follows_what_is_taken(place: Place, file: str, claim: Callable[..., None]) -> None:
+    """A process takes 96 MiB in a group and gives them back; each file follows."""
+    seen = place.ask("allocate")[file]
+    off = abs(seen["grown"] / seen["size"] - 1)
+    claim(
+        f"take-{file}",
+        f"{file} follows what is taken, and given back",
+        held=off <= READ_TOLERANCE and abs(seen["left"]) <= READ_TOLERANCE * seen["size"],
+        measured=f"{seen['grown'] >> 20} MiB of {seen['size'] >> 20}, {seen['left'] >> 20} MiB left",
+        limit=f"{READ_TOLERANCE:.0%}",
+    )
+
+
+def test_processes_are_counted(place: Place, claim: Callable[..., None]) -> None:
+    """Seven processes join a group by writing 0, and leave it by their end."""
+    seen = place.ask("fork")
+    claim(
+        "fork",
+        "pids.current, tasks and cgroup.procs follow",
+        measured=seen,
+        held=seen == {"pids.current": 7, "tasks": 7, "cgroup.procs": 7, "left": 0},
+    )
+
+
+@pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
+def test_the_magic(place: Place, claim: Callable[..., None], *, intercepted: bool) -> None:
+    """Statfs and fstatfs say FUSE; only the interceptor makes that cgroup."""
+    seen = place.ask("magic", wrap=place.under if intercepted else ())
+    expected = CGROUP_SUPER_MAGIC if intercepted else FUSE_SUPER_MAGIC
+    ours = {name: value for name, value in seen.items() if name.partition("/")[0] in DEFAULT}
+    assert len(ours) == 2 * len(DEFAULT)
+    claim(
+        f"magic-{'intercepted' if intercepted else 'alone'}",
+        f"A program {'under the interceptor' if intercepted else 'by itself'} sees {expected:#x}",
+        held=set(ours.values()) == {expected},
+        measured=", ".join(map(hex, sorted(set(ours.values())))),
+    )
+
+
+@pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
+def test_cgroup_tools_read_it(place: Place, claim: Callable[..., None], *, intercepted: bool) -> None:
+    """Lscgroup lists a group, cgset changes it, cgget reads it."""
+    code, said = place.shell(
+        "set -e; mkdir -p /sys/fs/cgroup/cpu/tools /sys/fs/cgroup/memory/tools; lscgroup;"
+        "cgset -r cpu.shares=77 tools; cgget -n -v -r cpu.shares -r memory.limit_in_bytes tools;"
+        "cgdelete -g cpu,memory:tools; ! test -e /sys/fs/cgroup/cpu/tools",
+        intercepted=intercepted,
+    )
+    lines = said.splitlines()
+    claim(
+        f"tools-{'intercepted' if intercepted else 'alone'}",
+        "cgroup-tools read and write it",
+        held=code == 0 and {"cpu:/tools", "memory:/tools", "77", "9223372036854771712"} <= set(lines),
+        measured=said[-300:],
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(place: Place) -> dict[str, Any]:
+    """A container with limits that prints and waits; its bundle is in the sandbox."""
+    busybox = static_busybox({})
+    assert busybox is not None
+    folder = place.sandbox.host_path(BUNDLE)
+    for name in ("bin", "proc", "dev", "sys"):
+        (folder / "rootfs" / name).mkdir(parents=True)
+    shutil.copy(busybox, folder / "rootfs" / "bin" / "busybox")
+    # No cgroup namespace, which gVisor refuses.
+    namespaces = [{"type": name} for name in ("pid", "mount", "ipc", "uts")]
+    spec = {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/bin/busybox", "sh", "-c", "echo hello from inside; sleep 30"],
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+        },
+        "root": {"path": "rootfs"},
+        "hostname": "container",
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {
+            "cgroupsPath": CGROUP,
+            "namespaces": namespaces,
+            "resources": {
+                "devices": [{"allow": False, "access": "rwm"}, NULL],
+                "memory": {"limit": LIMITS["memory"]},
+                "cpu": {"shares": LIMITS["shares"]},
+                "pids": {"limit": LIMITS["pids"]},
+            },
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(spec))
+    return spec
+
+
+STARTS = {
+    ("runc", "gvisor", False): "no such file or directory",
+    ("runc", "gvisor", True): None,
+    ("crun", "gvisor", False): "creating cgroup directory",
+    ("crun", "gvisor", True): "creating cgroup directory",
+    ("runc", "here", False): "no such file or directory",
+    ("runc", "here", True): None,
+    ("crun", "here", False): None,
+    ("crun", "here", True): None,
+}
+"""Who starts a container on it, as it was found; the words of those who do not.
+
+By the magic runc tells where the cgroups' root ends, and without it makes no parent of a group in
+cpuset: the magic is the interceptor's share. crun asks statx(2) for a file's type alone, and gVisor's
+FUSE then answers with none, whatever the server says.
+"""
+
+
+RUN = f"""
+{{program}} run -d --pid-file /run/{{name}}.pid -b {BUNDLE} {{name}} >/run/{{name}}.log 2>&1 </dev/null
+code=$?
+cat /run/{{name}}.log
+cd /sys/fs/cgroup
+cat memory{CGROUP}/memory.limit_in_bytes cpu{CGROUP}/cpu.shares pids{CGROUP}/pids.max
+grep -c . pids{CGROUP}/cgroup.procs
+grep -c '1:3 rw' devices{CGROUP}/devices.list
+{{program}} delete -f {{name}} >/dev/null 2>&1
+rmdir */exp07/container */exp07 2>/dev/null
+test ! -e cpu/exp07 || echo left
+exit $code
+"""
+
+WATCH = f"""
+cd /sys/fs/cgroup
+for c in *; do mkdir $c/watched; done
+for f in cpus mems; do cat cpuset/cpuset.$f >cpuset/watched/cpuset.$f; done
+sh -c 'for c in *; do echo 0 >$c/watched/cgroup.procs; done; exec sh -c "while :; do :; done"' & busy=$!
+{BIN_DIR}/cadvisor --listen {METRICS} --allow_dynamic_housekeeping=false >/run/cadvisor.log 2>&1 & one=$!
+sleep {LOOK_SECONDS}
+{sys.executable} -I -c 'import urllib.request as u; print(u.urlopen("http://{METRICS}/metrics").read().decode())'
+kill $one $busy; wait
+for c in *; do rmdir $c/watched; done
+grep '^[EF]\\|Failed' /run/cadvisor.log
+"""
+
+
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_runtimes_start_containers(
+    place: Place, runtime: str, claim: Callable[..., None], *, intercepted: bool
+) -> None:
+    """A container gets its limits, its process is in the group, and nothing of it is left."""
+    program = f"{BIN_DIR}/runc --root /run/exp07" if runtime == "runc" else "crun --root /run/exp07"
+    name = f"{runtime}-{intercepted:d}"
+    code, said = place.shell(RUN.format(program=program, name=name), intercepted=intercepted)
+    words = STARTS[runtime, place.sandbox.kind, intercepted]
+    lines = [line for line in said.splitlines() if line]
+    # Natively it is not seen whose child a clone(CLONE_PARENT) really is, and runc's first process is one.
+    followed = "0" if (runtime, place.sandbox.kind) == ("runc", "here") else "1"
+    started = code == 0 and lines[-5:] == [*(str(value) for value in LIMITS.values()), followed, "1"]
+    how = "intercepted" if intercepted else "alone"
+    claim(
+        f"{runtime}-{how}",
+        f"{runtime} starts a container on it, {how}"
+        if words is None
+        else f"{runtime} does not start a container on it, {how}, and says '{words}'",
+        held=started if words is None else not started and words in said,
+        measured=said[-500:],
+    )
+
+
+@pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
+def test_cadvisor_reads_it(place: Place, claim: Callable[..., None], *, intercepted: bool) -> None:
+    """CAdvisor by itself serves the numbers of a group in which something runs, and logs no error."""
+    if place.sandbox.kind == "here":
+        pytest.skip("not applicable: the machine's own kernel has the real thing")
+    _, said = place.shell(WATCH, intercepted=intercepted)
+    lines = said.splitlines()
+
+    def value(metric: str) -> float:
+        mine = [line for line in lines if line.startswith(metric + "{") and 'id="/watched"' in line]
+        return sum(float(line.rpartition("}")[2].split()[0]) for line in mine)
+
+    errors = [line for line in lines if line[:1] in {"E", "F"} or "Failed" in line]
+    if not intercepted:  # a signal, and Go sends itself many, interrupts gVisor's FUSE: see docs/findings.md
+        errors = [line for line in errors if "interrupted system call" not in line]
+    how = "intercepted" if intercepted else "alone"
+    claim(
+        f"cadvisor-errors-{how}",
+        f"cAdvisor logs no error{'' if intercepted else ' but interrupted calls'}, {how}",
+        held=not errors,
+        measured=errors[0] if errors else 0,
+        limit=0,
+    )
+    used = value("container_cpu_usage_seconds_total")
+    claim(
+        f"cadvisor-cpu-{how}",
+        f"cAdvisor serves the processor time of a busy group, {how}",
+        held=1.0 <= used <= LOOK_SECONDS + 4,
+        measured=f"{used:.2f} s",
+        limit=f"{LOOK_SECONDS} s busy",
+    )
+    rss = value("container_memory_rss")
+    claim(
+        f"cadvisor-memory-{how}",
+        f"cAdvisor serves the memory of that group, {how}",
+        held=0 < rss < 1e8,
+        measured=f"{rss / 1024:.0f} KiB",
+    )

@@ -1,0 +1,112 @@
+"""The files that programs have open, each with the text that its reader goes through."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
+from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+
+
+class OpenFile:
+    """One open file.
+
+    Args:
+        group: The group it is in.
+        name: Its name.
+    """
+
+    __slots__ = ("_ahead", "_content", "_group", "name")
+
+    def __init__(self, group: Group[Any], name: str) -> None:
+        """Remember which file it is; nothing is read yet."""
+        self.name = name
+        self._group = group
+        self._content: bytes | None = None
+        self._ahead = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether its group is there."""
+        above = self._group.parent
+        return above is None or above.children.get(self._group.name) is self._group
+
+    def read_ahead(self) -> None:
+        """Read now what the first read will be given.
+
+        Raises:
+            OSError: As :meth:`read`.
+        """
+        self.read(0)
+        self._ahead = True
+
+    def read(self, offset: int) -> bytes:
+        """Return the whole content: of now for a read from the start, otherwise of that read.
+
+        Raises:
+            OSError: ENODEV when the group was removed, or what the file refuses with.
+        """
+        ahead, self._ahead = self._ahead, False
+        if not (ahead or self.alive):
+            fail(errno.ENODEV)
+        if self._content is None or (offset == 0 and not ahead):
+            self._content = self._group.read(self.name).encode("ascii", "surrogateescape")
+        return self._content
+
+    def write(self, data: bytes, thread: int) -> None:
+        """Hand a write to the file.
+
+        Raises:
+            OSError: ENODEV when the group was removed, or what the file refuses with.
+        """
+        if not self.alive:
+            fail(errno.ENODEV)
+        self._group.write(self.name, data, writer=thread)
+
+
+class OpenFiles:
+    """All open files, by the numbers that the kernel knows them by."""
+
+    def __init__(self) -> None:
+        """Know none."""
+        self._files: dict[int, OpenFile] = {}
+        self._last = 0
+
+    def open(self, group: Group[Any], name: str, *, ahead: bool) -> int:
+        """Open a file and return its number.
+
+        Args:
+            group: The group it is in.
+            name: Its name.
+            ahead: Whether it is read now.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        file = OpenFile(group, name)
+        if ahead:
+            file.read_ahead()
+        self._last += 1
+        self._files[self._last] = file
+        return self._last
+
+    def get(self, number: int) -> OpenFile:
+        """Return an open file.
+
+        Raises:
+            OSError: EBADF.
+        """
+        file = self._files.get(number)
+        if file is None:
+            fail(errno.EBADF)
+        return file
+
+    def outlives(self, number: int) -> bool:
+        """Tell whether a file is open whose group is gone."""
+        file = self._files.get(number)
+        return file is not None and not file.alive
+
+    def close(self, number: int) -> None:
+        """Close a file."""
+        self._files.pop(number, None)
