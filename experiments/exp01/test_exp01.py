@@ -46,7 +46,8 @@ def test_control_plane_alone(trials: NodeTrials, claim: Claim) -> None:
     claim("no-node", "There is no node", nodes == 0, nodes, 0)
     plugins = list(cluster.sandbox.host_path("/var/lib/k3s-sandbox/cni/net.d").iterdir())
     claim("no-cni", "There is no CNI configuration", not plugins, len(plugins), 0)
-    apps, reasons = AppsV1Api(cluster.client), []
+    apps = AppsV1Api(cluster.client)
+    reasons: list[str] = []
     apps.create_namespaced_deployment(NAMESPACE, DEPLOYMENT)
 
     def undecided() -> bool:
