@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 BUFFER = 4096
@@ -213,7 +213,12 @@ def memory(root: str, controllers: list[str], pid: int, count: int) -> dict[str,
     }
 
 
-STEPS = {"latency": latency, "throughput": throughput, "housekeeping": housekeeping, "memory": memory}
+STEPS: dict[str, Callable[..., Any]] = {
+    "latency": latency,
+    "throughput": throughput,
+    "housekeeping": housekeeping,
+    "memory": memory,
+}
 
 if __name__ == "__main__":
     print(json.dumps(STEPS[sys.argv[1]](**json.loads(sys.argv[2]))))  # noqa: T201  # its answer
