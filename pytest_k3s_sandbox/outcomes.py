@@ -16,6 +16,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from pytest_k3s_sandbox import allure
+from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.keys import DIGESTS, REPORTS, RUN, SETTINGS, WORKER_DIGESTS
 
 if TYPE_CHECKING:
@@ -112,7 +113,10 @@ class Outcomes:
         from pytest_k3s_sandbox.report.digest import Digest, digest, lines  # noqa: PLC0415 - only after a run
         from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
 
-        digests = [Digest(**one) for one in found] + [digest(read_run(folder)) for folder in others]
+        digests = [Digest(**one) for one in found]
+        for folder in others:
+            with suppress(SandboxError):  # a run whose records are gone has no key figures
+                digests.append(digest(read_run(folder)))
         for line in lines(digests):
             terminalreporter.write_line(f"k3s-sandbox {line}")
 

@@ -83,6 +83,7 @@ def experiment_lines() -> Iterator[str]:
     """Yield the README of every experiment, with its links as seen from here."""
     for readme in sorted(Path(__file__).parents[2].glob("experiments/exp*/README.md")):
         text = re.sub(r"^#", "##", readme.read_text(), flags=re.MULTILINE)
+        text = re.sub(r"\[([^]]*)\]\(\.\./exp\d+\)", r"\1", text)  # they are all on this page
         yield text.replace("](../../docs/", "](").replace("](../../", "](../")
 
 

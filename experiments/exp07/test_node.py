@@ -37,7 +37,7 @@ EVERY = 6.0
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "layers",
-    [pytest.param(words, marks=() if words == FUSE else pytest.mark.nightly) for words in FATES],
+    [pytest.param(words, marks=pytest.mark.nightly) for words in FATES],
     indirect=True,
 )
 def test_the_kubelets_cadvisor(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:

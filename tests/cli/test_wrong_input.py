@@ -196,7 +196,7 @@ def test_intercepted_program_that_cannot_be_executed(refused: Refused, tmp_path:
 @pytest.mark.requires("root", "fuse")
 def test_cgroupfs_below_a_file(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused("cgroupfs", "file/m", words=["mountpoint", "file/m", "Not a directory"])
+    refused("cgroupfs", "file/m", words=["FUSE mount on", "file/m", "Not a directory"])
 
 
 def test_cgroupfs_without_fuse(refused: Refused, no_fuse: list[str]) -> None:
