@@ -15,6 +15,8 @@ from pytest_k3s_sandbox.sandbox import machine
 
 pytest_plugins = ["pytester"]  # for tests/plugin; pytest takes it from the top folder's conftest only
 
+FOUND = pytest.StashKey[set[str]]()
+
 # A run in the background of a script inherits these as ignored, and every program under test would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -39,12 +41,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def _asserts_leftovers(config: pytest.Config) -> bool:
+    """Return whether this run can leave something, and may look for it (xdist's controller does, once)."""
+    return not hasattr(config, "workerinput") and not config.option.collectonly and os.geteuid() == 0
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember what killed runs have left: the next sandbox reaps it, and this run is not to blame."""
+    session.config.stash[FOUND] = set(machine.leftovers()) if _asserts_leftovers(session.config) else set()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run when a process, mount, namespace, interface or cgroup of a sandbox is left."""
-    if hasattr(session.config, "workerinput") or session.config.option.collectonly or os.geteuid() != 0:
+    """Fail the run when a process, mount, namespace, interface or cgroup of a sandbox of its own is left."""
+    if not _asserts_leftovers(session.config):
         return
-    left = machine.leftovers()
+    found = session.config.stash[FOUND]
+    left = sorted(set(machine.leftovers()) - found)
     if left:  # what is on its way out, or just coming up in another run, is no finding
         time.sleep(3)
         left = sorted(set(left) & set(machine.leftovers()))
