@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
 from pytest_k3s_sandbox.layers.cgroupfs.nodes import Nodes
-from pytest_k3s_sandbox.layers.cgroupfs.openfiles import OpenFiles
+from pytest_k3s_sandbox.layers.cgroupfs.openfiles import OpenFile, OpenFiles, UnopenedReads
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER
 from pytest_k3s_sandbox.layers.cgroupfs.refusals import Refusals
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
@@ -47,6 +47,9 @@ class CgroupFilesystem(Refusals):
         size: What files say that they are long, unless more is known. The kernel's say 0, and with
             direct I/O Linux reads FUSE files whole all the same. gVisor has no direct I/O: it
             never reads beyond the size that it was told (``fsimpl/fuse/regular_file.go``).
+        unopened: Whether opens of files are answered with ENOSYS, which tells the kernel to do without: fewer
+            requests, and no open that a signal can interrupt. For gVisor only, which does not cache what
+            it reads; Linux would.
         report: Takes a line for each change that a program makes.
     """
 
@@ -58,6 +61,7 @@ class CgroupFilesystem(Refusals):
         self.spent_ns = 0
         self.report: Callable[[str], None] = lambda _line: None
         self.size = 0
+        self.unopened = False
         self._started = started
         self._born = int(time.time())
         self._nodes = Nodes(tree)
@@ -66,6 +70,7 @@ class CgroupFilesystem(Refusals):
         }
         self._last_list = 0
         self._files = OpenFiles()
+        self._reads = UnopenedReads()
         self._lists: dict[int, list[tuple[int, int, bytes]]] = {}
         self._longest: dict[int, int] = {}
         self._modes: dict[int, Mode] = {}
@@ -189,26 +194,38 @@ class CgroupFilesystem(Refusals):
         group, name = self._nodes.place(node)
         if group is None or not name:
             fail(errno.EISDIR)
+        if self.unopened:
+            fail(errno.ENOSYS)
         ahead = bool(self.size) and struct.unpack_from("<I", request, HEADER)[0] & os.O_ACCMODE == os.O_RDONLY
         handle = self._files.open(group, name, ahead=ahead)
         return protocol.opened(handle, protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH)
 
-    def do_read(self, node: int, _thread: int, request: Request) -> bytes:
+    def do_read(self, node: int, thread: int, request: Request) -> bytes:
         """Return a part of a file's content."""
         handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
-        content = self._files.get(handle).read(offset)
+        if handle:
+            content = self._files.get(handle).read(offset)
+        else:
+            content = self._reads.read(node, self._file(node), thread, offset)
         if len(content) > self.size > 0:
             self._longest[node] = max(len(content), self._longest.get(node, 0))
         return content[offset : offset + size]
 
-    def do_write(self, _node: int, thread: int, request: Request) -> bytes:
+    def do_write(self, node: int, thread: int, request: Request) -> bytes:
         """Hand a write to the file, wherever it is said to start."""
         handle, _, size = protocol.READ_IN.unpack_from(request, HEADER)
-        file = self._files.get(handle)
+        file = self._files.get(handle) if handle else self._file(node)
         data = bytes(request[protocol.WRITE_DATA : protocol.WRITE_DATA + size])
         self.report(f"write {data!r} to {file.name} by {thread}")
         file.write(data, thread)
         return protocol.size_out(size)
+
+    def _file(self, node: int) -> OpenFile:
+        """Return a file that is used without an open, which only happens where that was agreed on."""
+        group, name = self._nodes.place(node)
+        if group is None or not (name and self.unopened):
+            fail(errno.EBADF)
+        return OpenFile(group, name)
 
     def do_release(self, _node: int, _thread: int, request: Request) -> bytes:
         """Close a file."""

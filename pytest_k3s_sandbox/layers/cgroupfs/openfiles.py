@@ -1,4 +1,4 @@
-"""The files that programs have open, each with the text that its reader goes through."""
+"""The files that programs read, each with the text that its reader goes through."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
+
+_READERS = 4  # of one file at a time; another one may then get a later text
+_FILES = 1024
 
 
 class OpenFile:
@@ -110,3 +113,38 @@ class OpenFiles:
     def close(self, number: int) -> None:
         """Close a file."""
         self._files.pop(number, None)
+
+
+class UnopenedReads:
+    """Reads of files without an open: texts are told apart by the node and the thread that reads."""
+
+    def __init__(self) -> None:
+        """Know no reader."""
+        self._texts: dict[int, dict[int, bytes]] = {}
+
+    def read(self, node: int, file: OpenFile, thread: int, offset: int) -> bytes:
+        """Return the whole content: of now for a read from the start, otherwise of that thread's.
+
+        A reader that goes on in another thread gets the text that was rendered last.
+
+        Raises:
+            OSError: As :meth:`OpenFile.read`.
+        """
+        texts = self._texts.get(node)
+        goes_on = texts if offset else None
+        content = (goes_on.get(thread) or next(reversed(goes_on.values()))) if goes_on else file.read(0)
+        if offset >= len(content):  # the end, after which it does not go on
+            if texts is not None:
+                texts.pop(thread, None)
+                if not texts:
+                    del self._texts[node]
+            return content
+        if texts is None:
+            while len(self._texts) >= _FILES:
+                del self._texts[next(iter(self._texts))]
+            texts = self._texts[node] = {}
+        texts.pop(thread, None)
+        texts[thread] = content
+        while len(texts) > _READERS:
+            del texts[next(iter(texts))]
+        return content

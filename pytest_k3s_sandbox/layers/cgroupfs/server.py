@@ -182,12 +182,7 @@ class Server:
 
     def _publish(self, filesystem: CgroupFilesystem, ready: Callable[[dict[str, str]], None]) -> None:
         try:
-            # Linux reads with direct I/O whatever the size; what reads nothing goes by the size.
-            file = f"{self.mountpoint}/{self.controllers[0]}/notify_on_release"
-            if not _content(file):
-                filesystem.size = _PRETENDED_SIZE
-                if not _content(file):
-                    raise OSError(f"{file} reads as empty")  # noqa: TRY301  # one way to fail for all of them
+            self._adapt(filesystem)
             if self.at is not None:
                 for name in self.controllers:
                     self._expose(name, filesystem.tree.hierarchies[name], self.at)
@@ -199,6 +194,25 @@ class Server:
             return
         ready(probe(self.at or self.mountpoint, self.controllers))
         self._watch(filesystem)
+
+    def _adapt(self, filesystem: CgroupFilesystem) -> None:
+        """Find out how the kernel reads: by probing, whatever it calls itself.
+
+        Raises:
+            OSError: Files cannot be read.
+        """
+        file = f"{self.mountpoint}/{self.controllers[0]}/notify_on_release"
+        if _content(file):  # with direct I/O, whatever the size: Linux
+            return
+        filesystem.size = _PRETENDED_SIZE
+        if not _content(file):
+            raise OSError(f"{file} reads as empty")
+        filesystem.unopened = True
+        try:
+            works = _content(file) and _content(file)
+        except OSError:
+            works = ""
+        filesystem.unopened = bool(works)
 
     def _expose(self, name: str, hierarchy: Hierarchy[Any], at: str) -> None:
         target = f"{at}/{name}"

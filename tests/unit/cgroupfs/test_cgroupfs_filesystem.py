@@ -161,6 +161,48 @@ def test_in_gvisor_a_file_is_read_when_it_is_opened(kernel: Kernel) -> None:
         kernel.pread(file, 100, 0)
 
 
+def test_files_are_used_without_an_open_where_that_was_agreed_on(filesystem: CgroupFilesystem) -> None:
+    one, two = Kernel(filesystem, thread=1), Kernel(filesystem, thread=2)
+    one.mkdir("/cpu/a")
+    node = one.lookup("/cpu/a/cpu.shares")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        one.pread((node, 0), 100, 0)
+    filesystem.size, filesystem.unopened = 8192, True
+    with pytest.raises(OSError, match="not implemented"):
+        one.open("/cpu/a/cpu.shares")
+    one.pwrite((node, 0), b"12345")
+    assert one.pread((node, 0), 3, 0) == b"123"
+    two.pwrite((node, 0), b"54321")
+    assert two.pread((node, 0), 3, 0) == b"543"
+    assert one.pread((node, 0), 3, 3) == b"45\n", "another reader's text"
+    assert two.pread((node, 0), 3, 3) == b"21\n"
+    assert Kernel(filesystem, thread=3).pread((node, 0), 3, 3) in {b"45\n", b"21\n"}
+    for kernel in (one, two):
+        assert kernel.pread((node, 0), 3, 6) == b""
+    assert one.pread((node, 0), 100, 0) == b"54321\n"
+    one.rmdir("/cpu/a")
+    with pytest.raises(OSError, match="No such device"):
+        one.pread((node, 0), 100, 0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        one.pread((one.lookup("/cpu"), 0), 100, 0)
+
+
+def test_what_is_kept_of_unopened_reads_is_bounded(filesystem: CgroupFilesystem) -> None:
+    filesystem.size, filesystem.unopened = 8192, True
+    kernel = Kernel(filesystem)
+    nodes = []
+    for number in range(300):
+        kernel.mkdir(f"/cpu/g{number}")
+        for file in ("cpu.shares", "cpu.stat", "cpu.cfs_period_us", "cpu.cfs_quota_us"):
+            nodes.append(kernel.lookup(f"/cpu/g{number}/{file}"))
+            for thread in range(10):
+                kernel.thread = thread
+                assert kernel.pread((nodes[-1], 0), 1, 0)
+    kept = filesystem._reads._texts
+    assert len(kept) == 1024
+    assert max(map(len, kept.values())) == 4
+
+
 def test_the_writer_of_zero_moves(filesystem: CgroupFilesystem) -> None:
     kernel = Kernel(filesystem, thread=1)
     kernel.mkdir("/cpu/a")
