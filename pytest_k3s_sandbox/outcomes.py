@@ -69,11 +69,12 @@ class Outcomes:
 
     def _describe(self, item: pytest.Item) -> None:
         names = dict(item.user_properties)
-        described = {**labels(item), **({} if (folder := _folder(item)) is None else {"run": str(folder)})}
+        found = labels(item)
+        described = {**found, **({} if (folder := _folder(item)) is None else {"run": str(folder)})}
         item.user_properties += [(name, value) for name, value in described.items() if name not in names]
         if self._results is not None:
-            found = {name: value for name, value in described.items() if name != "run"}
-            allure.label(found)
+            # What a test says itself, in its user_properties, counts: it may have a sandbox beside its run's.
+            allure.label({name: str(names.get(name, value)) for name, value in found.items()})
             self._environment.update(found)
 
     def _attach(self, item: pytest.Item) -> None:

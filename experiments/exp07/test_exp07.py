@@ -6,6 +6,7 @@ cgroups: cgroup-tools, runc, crun and cAdvisor, each alone and with the intercep
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -63,12 +64,14 @@ class Place:
 
     Attributes:
         sandbox: The sandbox.
+        names: The layers' names.
         under: The words before a command that runs under the interceptor.
     """
 
-    def __init__(self, sandbox: StartedSandbox, under: tuple[str, ...]) -> None:
+    def __init__(self, sandbox: StartedSandbox, names: tuple[str, ...], under: tuple[str, ...]) -> None:
         """Put the program inside that asks."""
         self.sandbox = sandbox
+        self.names = names
         self.under = under
         self.answers: dict[tuple[str, ...], Any] = {}
         inside = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
@@ -99,22 +102,29 @@ def place(
     ensure_system_packages([one for one in CGROUP_READERS if one.name != "lxcfs"])
     programs = [k3s_toolchain.get(name).path for name in ("runc", "cadvisor")]
     native = request.param == "here"
-    sandbox: StartedSandbox = (
-        HereSandbox(programs=programs)
-        if native
-        else GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
-    )
-    with (
-        sandbox,
-        Workarounds.only(sandbox, "kmsg+private+tree" if native else "kmsg+private+sysctl") as workarounds,
-        FuseCgroupfs(sandbox) as cgroupfs,
-    ):
-        words = PtraceInterceptor(sandbox, "exp08", tree=TREE).effect.wrap["kubelet"]
-        if not native:
-            k3s_run.append(
-                fingerprint(LayerStack(sandbox, (workarounds, cgroupfs)), k3s_wish, k3s_toolchain, "exp07")
+    with contextlib.ExitStack() as ending:
+        with k3s_run.phase("sandbox"):
+            sandbox: StartedSandbox = ending.enter_context(
+                HereSandbox(programs=programs)
+                if native
+                else GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
             )
-        yield Place(sandbox, words)
+        with k3s_run.phase("layer workarounds"):
+            parts = "kmsg+private+tree" if native else "kmsg+private+sysctl"
+            workarounds = ending.enter_context(Workarounds.only(sandbox, parts))
+        with k3s_run.phase("layer fuse_cgroupfs"):
+            cgroupfs = ending.enter_context(FuseCgroupfs(sandbox))
+        words = PtraceInterceptor(sandbox, "exp08", tree=TREE).effect.wrap["kubelet"]
+        stack = LayerStack(sandbox, (workarounds, cgroupfs))
+        if not native or k3s_run.environment is None:
+            k3s_run.append(fingerprint(stack, k3s_wish, k3s_toolchain, "exp07"))
+        yield Place(sandbox, stack.names, words)
+
+
+@pytest.fixture(autouse=True)
+def _where(request: pytest.FixtureRequest, place: Place) -> None:
+    """Say in the results where a test ran: the run's own environment is the gvisor sandbox's."""
+    request.node.user_properties += [("sandbox", place.sandbox.kind), ("layers", ",".join(place.names))]
 
 
 @pytest.fixture

@@ -40,7 +40,8 @@ def test_trouble(k3s):
 def test_slow(k3s):
     time.sleep(5)
 
-def test_skipped(k3s):
+def test_skipped(k3s, request):
+    request.node.user_properties.append(("sandbox", "another"))
     pytest.skip("not applicable: no reason")
 
 def test_without_node():
@@ -82,6 +83,7 @@ def test_junit_tells_trouble_from_a_finding(project: Project) -> None:
         "layers": "workarounds,fuse_cgroupfs,ptrace_interceptor,fake_cni",
         "run": str(project.folders[0]),
     }
+    assert properties(found["test_skipped"]) == {**held, "sandbox": "another"}  # a test's own word counts
     assert properties(found["test_trouble"])["status"] == "broken"
     assert properties(found["test_without_node"]) == {}
 
@@ -100,6 +102,7 @@ def test_allure_tells_trouble_from_a_finding(project: Project) -> None:
     }
     labels = {one["name"]: one["value"] for one in results["held"]["labels"]}
     assert (labels["experiment"], labels["sandbox"]) == ("exp08", "gvisor")
+    assert {"name": "sandbox", "value": "another"} in results["skipped"]["labels"]
     assert labels["layers"].endswith("fake_cni")
     parameters = {one["name"]: one["value"] for one in results["held"]["parameters"]}
     assert parameters["sandbox"] == "'gvisor'"
