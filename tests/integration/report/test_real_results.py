@@ -37,9 +37,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         machine.reap()
 
 
-def argv(*options: str) -> list[str]:
-    """Experiment 08 as ``k3s-sandbox run`` runs it."""
-    pytest_itself = [sys.executable, "-mpytest", str(experiments_folder() / "exp08"), f"-c{os.devnull}"]
+def argv(*options: str, experiment: str = "exp08") -> list[str]:
+    """An experiment as ``k3s-sandbox run`` runs it."""
+    pytest_itself = [sys.executable, "-mpytest", str(experiments_folder() / experiment), f"-c{os.devnull}"]
     ours = ["--rootdir=.", "-pno:cacheprovider", "--k3s-require", "--k3s-patience=4", "--k3s-report=reports"]
     return [*pytest_itself, *ours, *options]
 
@@ -61,6 +61,33 @@ def test_a_real_experiment_gives_valid_results(folder: Path) -> None:
     steps = {name for _, name, _ in steps_of(folder / "allure")}
     assert {"sandbox", "layer fuse_cgroupfs", "layer ptrace_interceptor", "API server"} <= steps
     assert "\nk3s-sandbox exp08: " in done.stdout
+
+
+def test_workers_of_xdist_give_valid_results_together(folder: Path) -> None:
+    options = (
+        "-mexp07",
+        "-n2",
+        "-kmagic or processes or follows",
+        "--alluredir=allure",
+        "--junitxml=junit.xml",
+    )
+    done = subprocess.run(
+        argv(*options, experiment="exp07"), cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    found = cases(folder / "junit.xml")
+    results = {one["name"]: one for one in documents(folder / "allure", "result")}
+    assert len(found) == len(results) == 14
+    assert {one["status"] for one in results.values()} == {"passed"}
+    assert len({one["historyId"] for one in results.values()}) == 14
+    labels = [{one["name"]: one["value"] for one in result["labels"]} for result in results.values()]
+    assert len({one["thread"] for one in labels}) == 2
+    for name, result in results.items():
+        assert {"name": "sandbox", "value": "here" if "here" in name else "gvisor"} in result["labels"]
+    assert {properties(case)["run"] for case in found.values()} == {
+        str(path) for path in (folder / "reports").iterdir()
+    }
+    assert "\nk3s-sandbox exp07: 2 runs, 2 held; 14 of 14 claims, 0 error lines\n" in done.stdout
 
 
 def test_a_real_experiment_that_is_killed_has_a_report_that_says_so(folder: Path) -> None:
