@@ -1,6 +1,7 @@
 // Opens files, or makes and removes folders, while a storm of signals falls on every thread, and counts what fails.
 //
 //	storm open COUNT WORKERS STORM FILE ...       COUNT opens (and closes) in all
+//	storm statfs COUNT WORKERS STORM FILE ...     COUNT calls of statfs in all
 //	storm mkdir COUNT WORKERS STORM FOLDER ...    COUNT folders made and removed in all
 //
 // STORM is "quiet" or "storm": SIGUSR1 and SIGURG to every thread in turn, as fast as one goroutine can.
@@ -77,6 +78,11 @@ func work(kind string, worker, count int, targets []string, t *tally) {
 			if err == nil {
 				t.note("close", syscall.Close(fd))
 			}
+			continue
+		}
+		if kind == "statfs" {
+			var answer syscall.Statfs_t
+			t.note("statfs", syscall.Statfs(target, &answer))
 			continue
 		}
 		folder := filepath.Join(target, fmt.Sprintf("storm-%d-%d", worker, i))

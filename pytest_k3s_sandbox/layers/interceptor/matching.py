@@ -60,6 +60,11 @@ def normal(path: bytes) -> bytes:
     return path
 
 
+def names_a_folder(path: bytes) -> bool:
+    """Tell whether a path as it is written can only be a folder's: path_resolution(7), "Final slash"."""
+    return path.endswith((b"/", b"/.", b"/.."))
+
+
 def is_mount_table(path: bytes) -> bool:
     """Tell whether a normal path is a mount table of the kernel's: proc_pid_mountinfo(5) and its like."""
     if path == b"/proc/mounts":

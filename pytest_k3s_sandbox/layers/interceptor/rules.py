@@ -19,7 +19,7 @@ PATH: Final = "{path}"
 
 REDIRECTABLE: Final = (Group.OPEN, Group.STAT, Group.ACCESS, Group.READLINK)
 MASKABLE: Final = (Group.OPEN, Group.CHANGE, Group.CLOSE)
-RETRIABLE: Final = (Group.OPEN, Group.CLOSE)
+RETRIABLE: Final = (Group.OPEN, Group.STATFS, Group.CLOSE)
 FAILABLE: Final = (*REDIRECTABLE, Group.CHANGE, Group.STATFS)
 
 Content = str | Callable[[int, str], str]
@@ -161,7 +161,7 @@ class MaskRule(NamedTuple):
 
 
 class RetryRule(NamedTuple):
-    """Makes opens of paths at or below one again that a signal interrupted.
+    """Makes calls on paths at or below one again that a signal interrupted, and that change nothing.
 
     Nothing has to stop for it but what stops anyway: the tracer sees to it when the
     signal is delivered. A signal to the whole process, though, can interrupt one thread and be
@@ -169,7 +169,8 @@ class RetryRule(NamedTuple):
 
     Attributes:
         under: The folder.
-        groups: open; or close, of whatever descriptor: an interrupted close has closed it (close(2)).
+        groups: open; statfs, with fstatfs; or close, of whatever descriptor: an interrupted close
+            has closed it (close(2)).
         programs: Only in these programs; see :class:`Rules`.
     """
 

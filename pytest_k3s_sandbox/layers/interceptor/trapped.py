@@ -9,12 +9,12 @@ from typing import Final
 
 from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
 from pytest_k3s_sandbox.layers.interceptor.calls import Call
-from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, normal
+from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, names_a_folder, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profile
 from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, RIP, SYSCALL, Registers
 from pytest_k3s_sandbox.layers.interceptor.rewriting import Rewriter
-from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, MaskRule
+from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, MaskRule, RetryRule
 from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
 from pytest_k3s_sandbox.layers.interceptor.stats import Stats
 from pytest_k3s_sandbox.layers.interceptor.syscalls import (
@@ -122,24 +122,31 @@ class TrappedCalls:
         if self._memory.read(tid, words[RIP] - requests.SYSCALL_LENGTH, requests.SYSCALL_LENGTH) != SYSCALL:
             return
         number = words[ORIG_RAX]
-        of = PATH_CALLS.get(number)
         if number == CLOSE:
             rule = next((rule for rule in profile.rules.retries if Group.CLOSE in rule.groups), None)
             words[RAX] = 0
-        elif of is not None and of.group is Group.OPEN:
-            path = self._memory.read_path(tid, words[ARGUMENTS[of.path]])
-            if path and path[:1] != b"/":
-                path = self._resolved(tid, of, path)
-            rule = profile.paths.retries(path, of.group) if path else None
+        else:
+            rule = self._retry(tid, profile, number)
             words[RIP] -= requests.SYSCALL_LENGTH
             words[RAX] = number
-        else:
-            return
         if rule is not None:
             registers.store(tid)
             self._stats.restarted += 1
             self._stats.applied[rule.label] += 1
             self.label = rule.label
+
+    def _retry(self, tid: int, profile: Profile, number: int) -> RetryRule | None:
+        """Return the rule that an interrupted call is to be made again by."""
+        words = self._registers.words
+        of = PATH_CALLS.get(number)
+        group, path = Group.STATFS, None
+        if number == FSTATFS:
+            path = procfs.descriptor_path(tid, words[ARGUMENTS[0]])
+        elif of is not None:
+            group, path = of.group, self._memory.read_path(tid, words[ARGUMENTS[of.path]])
+            if path and path[:1] != b"/":
+                path = self._resolved(tid, of, path)
+        return profile.paths.retries(path, group) if path else None
 
     def _answer(self, tid: int, profile: Profile, of: PathCall, path: bytes | None) -> Call | None:
         """Await the answer of a call that is carried out as it is, if a rule may change that."""
@@ -207,10 +214,11 @@ class TrappedCalls:
             target, counts = found
         else:
             return None
-        if len(target) >= PATH_MAX or not procfs.reaches(tid, target):
+        if len(target) + 1 >= PATH_MAX or not procfs.reaches(tid, target):
             self._unchanged(tid, "no such target")
             return None
-        return target, counts
+        # Where the target is no folder, the kernel has to say so of a name that only a folder has.
+        return target + b"/" if names_a_folder(path) else target, counts
 
     def _blocking(self, tid: int, call: Call, rule: MaskRule) -> Call:
         """Block all signals for a call.

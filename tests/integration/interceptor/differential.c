@@ -111,6 +111,10 @@ static char *make_call(struct place *place, char *line, char *answer)
 	error = errno;
 	if (slot >= 0)
 		place->slots[slot] = result;
+	/* What is closed may at once be another thread's: nobody can say what a call on that number gives. */
+	for (int i = 0; number == SYS_close && i < SLOTS; i++)
+		if (place->slots[i] == arguments[0])
+			place->slots[i] = -1;
 	answer += sprintf(answer, "%ld %d ", result, result == -1 ? error : 0);
 	if (result != -1 && place->written >= 0)
 		for (int i = 0; i < (place->written ? place->written : result); i++)

@@ -138,6 +138,7 @@ class Worker:
 RULED = (
     "file", "./file", "dir/../file", "/file", "tree", "tree/", "tree/a", "tree/./a", "tree//sub/c",
     "tree/sub/../a", "tree/extra", "tree/link", "spoofed", "spoofed/inner/x", "spoofed/./inner", "masked/m",
+    "file/", "file/.", "tree/.", "tree/a/", "tree/sub/", "tree/sub/..",
 )  # fmt: skip
 OTHERS = (
     "gone", "missing", "link", "dir", "dir/x", "dirlink/x", "dangling", "tree/only-source", "tree/nothing",

@@ -113,7 +113,8 @@ def by_rules(call: Call, places: Places) -> Call:
         target = path.replace("{W}/tree", "{W}/targets/tree")
     if target not in THERE:
         return call
-    slash = "/" if (call.path or "").endswith("/") else ""  # only a folder has a name that ends so
+    # Only a folder has a name that ends so.
+    slash = "/" if (call.path or "").endswith(("/", "/.", "/..")) else ""
     return replace(call, path=target + slash, where="n", folder="cwd", resolve=0)
 
 
@@ -320,10 +321,10 @@ def test_a_sequence_that_was_chosen(scene: Scene) -> None:
     assert all(seen[5 + 4].data == b"source" for _, seen in plain)
 
 
-@pytest.mark.xfail(reason="the core loses the slash: /tmp/interceptor-bugs.md, 1", strict=False)
-def test_only_a_folder_has_a_name_with_a_slash_at_its_end(scene: Scene) -> None:
-    for name in ("access", "open", "stat", "readlink"):
-        scene.compare([Worker("m", (Call(name, "{W}/file/"),))])
+@pytest.mark.parametrize("path", ["file/", "file/.", "tree/a/", "tree/sub/", "tree/sub/../a/.", "tree/."])
+def test_only_a_folder_has_a_name_with_a_slash_at_its_end(scene: Scene, path: str) -> None:
+    for name in ("access", "open", "stat", "lstat", "readlink"):
+        scene.compare([Worker("m", (Call(name, f"{{W}}/{path}"),))])
 
 
 @pytest.mark.timeout(300)
@@ -334,4 +335,4 @@ def test_random_sequences(scene: Scene) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_many_random_sequences(scene: Scene) -> None:
-    compare_many(scene, 5000)
+    compare_many(scene, 5000 if scene.native else 1000)

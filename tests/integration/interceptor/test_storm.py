@@ -33,6 +33,7 @@ FOLDERS = [f"{GROUPS}/{name}" for name in ("cpu", "memory", "pids")]
 STATS = f"{STATE_DIR}/storm-stats.json"
 RULES = f"{STATE_DIR}/storm.toml"
 WORKERS = 4
+FUSE_MAGIC, CGROUP_MAGIC = 0x65735546, 0x27E0EB  # linux/magic.h
 
 
 class Storm:
@@ -40,12 +41,16 @@ class Storm:
 
     def __init__(self, sandbox: GvisorSandbox) -> None:
         """Keep the sandbox, and write the rules."""
-        sandbox.host_path(RULES).write_text(f'[[mask]]\nunder = "{GROUPS}"\n')
+        sandbox.host_path(RULES).write_text(
+            f'[[mask]]\nunder = "{GROUPS}"\n'
+            f'[[retry]]\nunder = "{GROUPS}"\ncalls = ["statfs"]\n'
+            f"[[statfs]]\noriginal = {FUSE_MAGIC}\nreplacement = {CGROUP_MAGIC}\n"
+        )
         self._sandbox = sandbox
 
     def run(self, kind: str, count: int, *, intercepted: bool, weather: str = "storm") -> dict[str, Any]:
         """Return what the program counted."""
-        targets = FILES if kind == "open" else FOLDERS
+        targets = FOLDERS if kind == "mkdir" else FILES
         wrap = [sys.executable, "-m", MODULE, "--rules", RULES, "--stats", STATS, "--"]
         words = [f"{BIN_DIR}/storm", kind, str(count), str(WORKERS), weather, *targets]
         done = self._sandbox.run([*(wrap if intercepted else []), *words], timeout=200)
@@ -98,10 +103,20 @@ def test_folders_are_made_and_removed_once(storm: Storm) -> None:
     assert storm.run("mkdir", 200, intercepted=True)["failures"] == {}
 
 
+@pytest.mark.timeout(120)
+def test_statfs_does_not_fail(storm: Storm) -> None:
+    assert storm.run("statfs", 1000, intercepted=False)["failures"].get("statfs EINTR", 0) > 0
+    assert storm.run("statfs", 1000, intercepted=True)["failures"] == {}
+    stats = storm.stats()
+    assert stats["applied"].get(f"retry {GROUPS}", 0) > 0
+    rule = f"statfs {FUSE_MAGIC:#x} -> {CGROUP_MAGIC:#x}"
+    assert stats["applied"][rule] == 1000
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", range(20))
-@pytest.mark.parametrize(("kind", "count"), [("open", 20_000), ("mkdir", 2_000)])
+@pytest.mark.parametrize(("kind", "count"), [("open", 20_000), ("statfs", 20_000), ("mkdir", 2_000)])
 def test_long_storms(storm: Storm, kind: str, count: int, number: int) -> None:
     found = storm.run(kind, count, intercepted=True)
     assert found["failures"] == {}, number

@@ -14,6 +14,7 @@ from pytest_k3s_sandbox.layers.interceptor.matching import (
     PathRules,
     below,
     literal,
+    names_a_folder,
     normal,
     program_test,
     wildcard,
@@ -107,6 +108,14 @@ def test_redirects(path: bytes, target: bytes | None) -> None:
     decided = PathRules(REDIRECTS).decide(path, OPENAT).redirect
     assert (decided[1] if decided else None) == target
     assert PathRules(REDIRECTS).decide(path, NEWFSTATAT) == Decision()
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [(b"/a", False), (b"/a/", True), (b"/a/.", True), (b"/a/..", True), (b"/a.", False), (b"/a/...", False)],
+)
+def test_what_only_a_folder_can_be_called(path: bytes, folder: bool) -> None:
+    assert names_a_folder(path) is folder
 
 
 @given(paths)
@@ -271,10 +280,11 @@ def test_folders_are_opened_unseen_where_only_mount_tables_are_wanted() -> None:
 
 
 def test_retries_stop_nothing() -> None:
-    rule = RetryRule("/sys", (Group.OPEN,))
+    rule = RetryRule("/sys", (Group.OPEN, Group.STATFS))
     rules = Rules(retries=(rule,))
     assert trapped_calls(rules) == set()
     assert PathRules(rules).retries(b"/sys/./a", Group.OPEN) is rule
+    assert PathRules(rules).retries(b"/sys/./a", Group.STATFS) is rule
     assert PathRules(rules).retries(b"/sys/a", Group.CLOSE) is None
     assert PathRules(rules).retries(b"/sysx", Group.OPEN) is None
 
