@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +38,11 @@ ALONE = next(iter(FATES))
 
 HOLD = 600.0
 PODS = 10
-EVERY = 6.0
+EVERY, STAY = 4.0, 40.0
+"""A pod is made every 4 s until there are ten; each stays for 40 s once it is Ready."""
+
+END = 120.0
+"""Seconds that pods have to go at the end."""
 
 
 @pytest.mark.timeout(180)
@@ -60,8 +66,13 @@ def test_the_kubelets_cadvisor(trials: NodeTrials, claim: Claim, layers: str) ->
     (log,) = set(_kubelet_logs(trials)) - before
     found = [classify(line) for line in log.read_text(errors="replace").splitlines()]
     errors = [error.message for error in found if error is not None and error.kind is Kind.CADVISOR]
-    first = f", the first: {errors[0]}" if errors else ""
-    claim(f"cadvisor-{name}", "The kubelet's cAdvisor logs no error", not errors, f"{len(errors)}{first}", 0)
+    claim(
+        f"cadvisor-{name}",
+        "The kubelet's cAdvisor logs no error",
+        not errors,
+        f"{len(errors)}{_first(errors)}",
+        0,
+    )
 
 
 def _kubelet_logs(trials: NodeTrials) -> list[Path]:
@@ -84,25 +95,65 @@ def test_pods_come_and_go_for_ten_minutes(
         writer.now,
         lambda what, name: writer.append(Event(t=writer.now(), kind=f"pod-{what}", what=name)),
         every=EVERY,
+        stay=STAY,
     )
+    log = k3s.processes["kubelet"].log
+    before = log.stat().st_size
     begun = writer.now()
+    alive = []
     while readiness.failure is None and writer.now() < begun + HOLD:
-        churn.step(create=sum(life.gone is None for life in churn.lives) < PODS)
+        churn.step(create=churn.alive < PODS)
+        alive.append(churn.alive)
         time.sleep(0.5)
-    while not churn.idle and writer.now() < begun + HOLD + 120:
+    while not churn.idle and writer.now() < begun + HOLD + END:
         churn.step(create=False)
         time.sleep(0.5)
-    failed = [life for life in churn.lives if life.failure is not None]
+    failed = [f"{life.name}: {life.failure}" for life in churn.lives if life.failure is not None]
     k3s_claim(
-        "hold-pods", "Every pod starts", not failed, f"{len(churn.lives) - len(failed)} of {len(churn.lives)}"
+        "hold-many",
+        f"{PODS} pods are there at a time",
+        statistics.median(alive) == PODS,
+        f"median {statistics.median(alive):g}, at most {max(alive)}",
+        PODS,
     )
+    k3s_claim(
+        "hold-pods",
+        "Every pod starts",
+        not failed,
+        f"{len(churn.lives) - len(failed)} of {len(churn.lives)} started, {len(failed)} failed"
+        + "".join(f"; {text}" for text in failed[:3]),
+        "all",
+    )
+    k3s_claim("hold-gone", "Every deleted pod goes", churn.idle, f"{churn.alive} left", "0 left")
     ready = [sample.node_ready for sample in readiness.samples if sample.t >= begun]
     k3s_claim(
         "hold-ready",
         "The node is Ready in every sample",
-        all(ready),
+        bool(ready) and all(ready),
         f"{sum(map(bool, ready))} of {len(ready)}",
+        "all",
     )
-    errors = readiness.errors("cadvisor")
-    first = f", the first: {errors[0].text}" if errors else ""
-    k3s_claim("hold-cadvisor", "cAdvisor logs no error", not errors, f"{len(errors)}{first}", 0)
+    said = log.read_bytes()[before:].decode(errors="replace").splitlines()
+    found = [one for one in map(classify, said) if one is not None]
+    errors = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity != "warning"]
+    warnings = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity == "warning"]
+    k3s_claim(
+        "hold-cadvisor",
+        f"cAdvisor errors 0 over {HOLD:g} s",
+        not errors,
+        f"{len(errors)}{_first(errors)}; of its warnings {len(warnings)} tell of a loss{_first(warnings)}; "
+        f"{sum(one.kind is Kind.YOUNG for one in found)} lines about containers too young for statistics",
+        0,
+    )
+    interrupted = [one.message for one in found if one.errno == "EINTR"]
+    k3s_claim(
+        "hold-eintr",
+        "No call of the kubelet's is interrupted",
+        not interrupted,
+        f"{len(interrupted)}{_first(interrupted)}",
+        0,
+    )
+
+
+def _first(messages: Sequence[str]) -> str:
+    return f", the first: {messages[0]}" if messages else ""

@@ -38,7 +38,7 @@ class Life:
 
 @dataclass
 class Churn:
-    """A pod every so many seconds, deleted as soon as it is Ready.
+    """A pod every so many seconds, deleted as soon as it is Ready, or a while later.
 
     Attributes:
         core: The cluster's core API.
@@ -47,6 +47,7 @@ class Churn:
         note: Told of each pod's creation and deletion: ``created`` or ``deleted`` and its name.
         every: Seconds from one creation to the next.
         patience: Seconds after which a pod that is not Ready counts as a failed start.
+        stay: Seconds for which a pod that is Ready stays.
         lives: All pods so far, in the order of their creation.
     """
 
@@ -56,6 +57,7 @@ class Churn:
     note: Callable[[str, str], None] = lambda _what, _name: None
     every: float = 10.0
     patience: float = 60.0
+    stay: float = 0.0
     lives: list[Life] = field(default_factory=list)
 
     def step(self, *, create: bool = True) -> None:
@@ -71,14 +73,19 @@ class Churn:
     def _step(self, *, create: bool) -> bool:
         if create and (not self.lives or self.clock() - self.lives[-1].asked >= self.every):
             self._create()
-        if any(life.gone is None for life in self.lives):
+        if not self.idle:
             self._look()
         return True
 
     @property
+    def alive(self) -> int:
+        """How many pods are there."""
+        return sum(life.gone is None for life in self.lives)
+
+    @property
     def idle(self) -> bool:
         """Whether every pod is gone."""
-        return all(life.gone is not None for life in self.lives)
+        return self.alive == 0
 
     def _create(self) -> None:
         name = f"churn-{len(self.lives):05}"
@@ -89,13 +96,15 @@ class Churn:
     def _look(self) -> None:
         pods = self.core.list_namespaced_pod(self.namespace, label_selector=LABEL).items
         seen = {pod.metadata.name: is_ready(pod) for pod in pods}
-        for life in advance(self.lives, seen, self.clock(), self.patience):
+        for life in advance(self.lives, seen, self.clock(), self.patience, self.stay):
             found(lambda: self.core.delete_namespaced_pod(life.name, self.namespace))  # noqa: B023 - called at once
             life.deleted = self.clock()
             self.note("deleted", life.name)
 
 
-def advance(lives: list[Life], seen: Mapping[str, bool], now: float, patience: float) -> list[Life]:
+def advance(
+    lives: list[Life], seen: Mapping[str, bool], now: float, patience: float, stay: float = 0.0
+) -> list[Life]:
     """Write what is seen into the lives, and return those whose pods are to be deleted now.
 
     Args:
@@ -103,6 +112,7 @@ def advance(lives: list[Life], seen: Mapping[str, bool], now: float, patience: f
         seen: Whether each pod that exists is Ready, by its name.
         now: The time.
         patience: As of :class:`Churn`.
+        stay: As of :class:`Churn`.
     """
     ripe = []
     for life in lives:
@@ -117,7 +127,8 @@ def advance(lives: list[Life], seen: Mapping[str, bool], now: float, patience: f
             life.ready = now
         if life.ready is None and life.failure is None and now - life.asked > patience:
             life.failure = f"not Ready after {patience:g} s"
-        if life.deleted is None and (life.ready is not None or life.failure is not None):
+        stayed = life.ready is not None and now - life.ready >= stay
+        if life.deleted is None and (stayed or life.failure is not None):
             ripe.append(life)
     return ripe
 

@@ -105,6 +105,20 @@ def test_a_pod_that_vanishes_is_a_failed_start() -> None:
     assert [life.gone for life in lives] == [5, 5]
 
 
+def test_a_pod_may_stay_a_while() -> None:
+    bench = Bench()
+    bench.churn.stay = 5
+    bench.step(0)
+    bench.core.pods["churn-00000"] = True
+    for now in (1, 5.9, 6):
+        assert "deleted churn-00000" not in bench.said
+        assert bench.churn.alive == 1
+        bench.step(now, create=False)
+    assert bench.said[-1] == "deleted churn-00000"
+    bench.step(7, create=False)
+    assert bench.churn.alive == 0
+
+
 @pytest.mark.parametrize(
     "trouble",
     [MaxRetryError(cast("Any", None), "/"), ApiException(status=503), ApiException(status=429)],
