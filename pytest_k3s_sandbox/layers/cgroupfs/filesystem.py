@@ -191,7 +191,7 @@ class CgroupFilesystem(Refusals):
         Where files pretend to be long, in gVisor, a read that fails looks like the file's end. There a file
         that is only to be read is read now, so that whoever opens it gets the errno or the content.
         """
-        group, name = self._nodes.place(node)
+        group, name = self._nodes.place(node, gone=errno.ENODEV)
         if group is None or not name:
             fail(errno.EISDIR)
         if self.unopened:
@@ -222,7 +222,7 @@ class CgroupFilesystem(Refusals):
 
     def _file(self, node: int) -> OpenFile:
         """Return a file that is used without an open, which only happens where that was agreed on."""
-        group, name = self._nodes.place(node)
+        group, name = self._nodes.place(node, gone=errno.ENODEV)
         if group is None or not (name and self.unopened):
             fail(errno.EBADF)
         return OpenFile(group, name)

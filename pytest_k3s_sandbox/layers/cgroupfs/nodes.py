@@ -56,25 +56,30 @@ class Nodes:
             self._groups[number] = (group, files)
         return number << _SHIFT | (self._groups[number][1].index(name) + 1 if name else 0)
 
-    def place(self, node: int) -> Place:
+    def place(self, node: int, *, gone: int = errno.ENOENT) -> Place:
         """Return what a node is.
 
+        Args:
+            node: Its number.
+            gone: What is said when its group was removed. By its path it is not found any more, also when
+                gVisor found it and the request came after the removal; what is open says ENODEV (kernfs).
+
         Raises:
-            OSError: ENODEV, its group was removed.
+            OSError: Its group was removed.
         """
         if node == ROOT:
             return None, ""
         known = self._groups.get(node >> _SHIFT)
         index = node & _FILE
         if known is None or index > len(known[1]):
-            fail(errno.ENODEV)
+            fail(gone)
         return known[0], known[1][index - 1] if index else ""
 
     def directory(self, node: int) -> Group[Any] | None:
         """Return the group of a directory's node.
 
         Raises:
-            OSError: ENOTDIR for another node, ENODEV.
+            OSError: ENOTDIR for another node, ENOENT when it was removed.
         """
         if self.target(node) is not None:
             fail(errno.ENOTDIR)

@@ -46,6 +46,8 @@ USAGE = (
 )
 """Files, by the end of their names, whose numbers never are equal: their form is compared. And cpuacct's."""
 
+_TRIES = 20
+
 LISTS = ("cgroup.procs", "tasks")
 """In the root group processes come and go; in the others these are equal."""
 
@@ -228,6 +230,19 @@ def contents(side: Side, path: str = "", *, root: bool = False) -> dict[str, obj
     for group in [] if root else side.groups(path):
         found.update(contents(side, f"{path}/{group}".lstrip("/")))
     return found
+
+
+def both(kernel: Side, ours: Side, *, root: bool = False) -> tuple[dict[str, object], dict[str, object]]:
+    """Return what both sides say, of the same moment: again while they differ and the kernel's own changes.
+
+    ``net_prio.ifpriomap`` lists the machine's interfaces, whatever network namespace reads it, and other
+    sandboxes make and remove some meanwhile. A difference that is ours is there each time.
+    """
+    for _ in range(_TRIES):
+        theirs, own = contents(kernel, root=root), contents(ours, root=root)
+        if own == theirs or contents(kernel, root=root) == theirs:
+            return theirs, own
+    pytest.fail(f"the kernel's files never stay the same, at last {theirs}")
 
 
 def kernel_mount(controller: str) -> Path | None:

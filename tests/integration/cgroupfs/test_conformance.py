@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         Folder,
         Model,
         Side,
+        both,
         compared,
-        contents,
         furnish,
         fuse_side,
         kernel_side,
@@ -42,8 +42,8 @@ else:  # the folder is no package: pytest puts it on sys.path
         Folder,
         Model,
         Side,
+        both,
         compared,
-        contents,
         furnish,
         fuse_side,
         kernel_side,
@@ -147,7 +147,7 @@ def play(scenario: Scenario, kernel: Folder, ours: Side, stack: ExitStack, scrat
         if theirs != own:
             names = [errno.errorcode.get(number, "taken") for number in (theirs, own)]
             wrong.append(f"{step!r:.80}: the kernel says {names[0]}, we say {names[1]}")
-    said = contents(kernel), contents(ours)
+    said = both(kernel, ours)
     wrong += [
         f"{file}: the kernel says {said[0].get(file)!r}, we say {said[1].get(file)!r}"
         for file in sorted(said[0].keys() | said[1].keys())
@@ -171,6 +171,41 @@ def test_the_table_is_large() -> None:
     assert len(DIFFERENCES) <= 5
 
 
+class Listed:
+    """A side with one file, which says one thing after the other and stays with the last."""
+
+    def __init__(self, *said: str) -> None:
+        """Begin with the first."""
+        self.said = list(said)
+
+    def modes(self, _path: str) -> dict[str, int]:
+        """Return the file."""
+        return {"net_prio.ifpriomap": 0o644}
+
+    def groups(self, _path: str) -> list[str]:
+        """Return that there are none."""
+        return []
+
+    def read(self, _path: str) -> str:
+        """Return what it says now."""
+        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
+
+
+def test_an_interface_that_comes_meanwhile_is_no_difference() -> None:
+    """But one that ours never lists, or that the kernel never does, is."""
+    for theirs, ours, same in (
+        (("lo 0", "lo 0 k3s1 0"), ("lo 0 k3s1 0",), True),
+        (("lo 0 k3s1 0", "lo 0"), ("lo 0",), True),
+        (("lo 0 k3s1 0",), ("lo 0",), False),
+        (("lo 0",), ("lo 0 k3s1 0",), False),
+        (("lo 0",), ("lo 5",), False),
+    ):
+        said = both(cast("Side", Listed(*theirs)), cast("Side", Listed(*ours)))
+        assert (said[0] == said[1]) is same
+    with pytest.raises(pytest.fail.Exception, match="never stay the same"):
+        both(cast("Side", Listed(*map(str, range(100)))), cast("Side", Listed("x")))
+
+
 def test_files(controller: str, kernel: Folder, make: Callable[[str], Side]) -> None:
     """Every file of the kernel's is in ours, in the root and in a group, with its mode and form."""
     theirs, ours = kernel.part("g"), make("g")
@@ -186,7 +221,7 @@ def test_files(controller: str, kernel: Folder, make: Callable[[str], Side]) -> 
                 for side in (their, own)
             )
             assert mine == modes
-            forms, ours_too = (contents(side, root=is_root) for side in (their, own))
+            forms, ours_too = both(their, own, root=is_root)
             if is_root:  # what the machine's owner has set there is no business of ours
                 forms.update({name: ours_too[name] for name in ("release_agent", "notify_on_release")})
             assert ours_too == forms

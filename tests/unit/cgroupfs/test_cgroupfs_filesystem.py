@@ -134,10 +134,25 @@ def test_an_open_file_of_a_removed_group_is_gone(kernel: Kernel) -> None:
             9
         ]
     )
-    for operation in ("open", "getattr", "lookup", "opendir", "mkdir"):
-        with pytest.raises(OSError, match="No such device"):
+    with pytest.raises(OSError, match="No such device"):
+        kernel.ask("open", file[0], bytes(16))
+    for operation in ("getattr", "lookup", "opendir", "mkdir"):
+        with pytest.raises(OSError, match="No such file"):
             kernel.ask(operation, file[0], bytes(16))
     kernel.close(file)
+
+
+def test_a_directory_that_goes_while_it_is_looked_at_is_not_there(kernel: Kernel) -> None:
+    """CAdvisor takes ENOENT for a group that has just ended, and anything else for an error."""
+    kernel.mkdir("/cpu/a")
+    node = kernel.lookup("/cpu/a")
+    handle = struct.unpack_from("<Q", kernel.ask("opendir", node, struct.pack("<II", 0, 0)))[0]
+    kernel.rmdir("/cpu/a")
+    with pytest.raises(OSError, match="No such file"):
+        kernel.ask("readdir", node, struct.pack("<QQIIQII", handle, 0, 4096, 0, 0, 0, 0))
+    kernel.ask("releasedir", node, struct.pack("<QIIQ", handle, 0, 0, 0))
+    with pytest.raises(OSError, match="No such file"):
+        kernel.ask("opendir", node, struct.pack("<II", 0, 0))
     with pytest.raises(OSError, match="Bad file descriptor"):
         kernel.pread(file, 10, 0)
 
