@@ -56,7 +56,40 @@ def bench(count: int, say: Say) -> Result:
         figures["here"] = measure(here, count, say)
     with GvisorSandbox(toolchain.get("runsc").path) as gvisor:
         figures["gvisor"] = measure(gvisor, count, say)
-    return Result(figures, table(figures), ok=True)
+    judged = {kind: verdicts(found) for kind, found in figures.items()}
+    return Result({**figures, "verdicts": judged}, table(figures) + "\n" + judgement(judged), ok=True)
+
+
+def verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each target with what was measured in one kind of sandbox, and whether it holds."""
+    largest = found["housekeeping"][str(SIZES[-1])]
+    measured = [
+        ("growth", "a group of 110, times one of 10", linearity(found["housekeeping"]), GROWTH),
+        *(
+            (
+                f"share-{name}",
+                f"% of a core at 110 groups, every {seconds:g} s",
+                largest[f"percent_{name}"],
+                SHARE,
+            )
+            for name, seconds in INTERVALS.items()
+        ),
+        ("memory", f"MiB with {GROUPS} groups", found["memory"]["rss"], MEMORY),
+    ]
+    return [
+        {"name": name, "text": text, "measured": value, "limit": limit, "held": value <= limit}
+        for name, text, value, limit in measured
+    ]
+
+
+def judgement(judged: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the verdicts as lines."""
+    lines = []
+    for kind, targets in judged.items():
+        for one in targets:
+            word = "held" if one["held"] else "NOT HELD"
+            lines.append(f"{word:8} {kind}: {one['text']}: {one['measured']:.2f} (at most {one['limit']:g})")
+    return "\n".join(lines)
 
 
 def measure(sandbox: StartedSandbox, count: int, say: Say) -> dict[str, Any]:
@@ -155,7 +188,6 @@ def table(figures: dict[str, Any]) -> str:
             f"  memory with {memory['groups']} groups in each of {len(DEFAULT)} hierarchies: "
             f"{memory['rss']:.1f} MiB"
         )
-    lines.append(f"targets: {SHARE:g} % of a core with 110 groups, {MEMORY:g} MiB, at most {GROWTH:g} times")
     return "\n".join(lines)
 
 
