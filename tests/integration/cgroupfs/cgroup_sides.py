@@ -62,6 +62,7 @@ class Side(Protocol):
     def write(self, path: str, text: str) -> None: ...
     def modes(self, path: str) -> dict[str, int]: ...
     def groups(self, path: str) -> list[str]: ...
+    def clear(self, path: str = "") -> None: ...
 
 
 class Folder:
@@ -177,6 +178,13 @@ class Model:
         group = self.tree.find(self._path(path)).group
         assert group is not None
         return sorted(group.children)
+
+    def clear(self, path: str = "") -> None:
+        """Remove a group and all below."""
+        with suppress(FileNotFoundError):
+            for name in self.groups(path):
+                self.clear(f"{path}/{name}".lstrip("/"))
+            wait_until(lambda: outcome(lambda: self.rmdir(path)) != errno.EBUSY)
 
     def _path(self, path: str) -> str:
         return f"{self._base}/{path}".rstrip("/")

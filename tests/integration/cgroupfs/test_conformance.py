@@ -78,13 +78,11 @@ def make(
             yield fuse.part
         return
 
-    def model(name: str) -> Side:
-        tree = Tree(ProcAccounting(max_age=0), [controller])
-        tree.mkdir(f"/{controller}/{TOP}")
-        furnish(Model(tree, controller), controller)
-        return Model(tree, controller, f"{TOP}/{name}")
-
-    yield model
+    # One tree for all, as through FUSE: a new one would take a sample of the machine for each scenario.
+    tree = Tree(ProcAccounting(), [controller])
+    tree.mkdir(f"/{controller}/{TOP}")
+    furnish(Model(tree, controller), controller)
+    yield lambda name: Model(tree, controller, f"{TOP}/{name}")
 
 
 def act(side: Side, step: Step, words: dict[str, int | str]) -> int:
@@ -212,8 +210,7 @@ def test_files(controller: str, kernel: Folder, make: Callable[[str], Side]) -> 
     with ExitStack() as stack:
         for side in (theirs, ours):
             side.mkdir("")
-            if isinstance(side, Folder):
-                stack.callback(side.clear)
+            stack.callback(side.clear)
         root = _root(ours, controller)
         for their, own, is_root in ((theirs, ours, False), (Folder(kernel.base.parent), root, True)):
             modes, mine = (
@@ -235,8 +232,7 @@ def test_writes(controller: str, kernel: Folder, make: Callable[[str], Side], tm
             theirs, ours = kernel.part(f"s{number}"), make(f"s{number}")
             for side in (theirs, ours):
                 side.mkdir("")
-                if isinstance(side, Folder):
-                    stack.callback(side.clear)
+                stack.callback(side.clear)
                 furnish(side, controller)
                 if controller != "systemd":
                     side.mkdir("g")
