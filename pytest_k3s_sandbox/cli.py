@@ -181,13 +181,23 @@ def bench(
     ] = None,
     quiet: QuietOption = False,
     json_file: JsonOption = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="The folder that gets a folder with a page of the figures."),
+    ] = None,
 ) -> None:
     """Measure side by side, in gVisor and natively; prints a table with ratios."""
     entry = benchmarks.require(name)
     check_json(json_file)
     need_root()
+    if report is not None:
+        check_report(report)
     result = benchmarks.load(name)(count or entry.count, (lambda _line: None) if quiet else say)
     give(result.table, result.figures, json_file)
+    if report is not None and result.records:
+        from pytest_k3s_sandbox.bringup import run_folder  # noqa: PLC0415 - only some commands
+
+        say(f"report: {benchmarks.record(result, run_folder(report, 'bench', name))}")
     if not result.ok:
         raise typer.Exit(1)
 

@@ -1,0 +1,138 @@
+"""Experiment 04: /proc/sys from a tree of files, by ptrace, and nothing else.
+
+First that programs of every kind see the tree, whatever call they read it by and however many
+threads ask; then what it does for a worker node.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.bench.nodes import follow
+from pytest_k3s_sandbox.bench.onlookers import ONLOOKERS, READS, build_all, changed, look
+from pytest_k3s_sandbox.bringup import Wish
+from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.layers.stack import parse
+from pytest_k3s_sandbox.report.findings import Stage
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.bench.trials import NodeTrials
+    from pytest_k3s_sandbox.bringup import Up
+    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+    from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = [pytest.mark.exp04, pytest.mark.requires("root", "ptrace")]
+
+MODULE = "pytest_k3s_sandbox.layers.interceptor"
+TREE = f"{STATE_DIR}/exp04"
+TUNABLES = {
+    "/proc/sys/kernel/ostype": "Multics",  # which every kernel has
+    "/proc/sys/vm/overcommit_memory": "17",
+    "/proc/sys/kernel/keys/root_maxbytes": "25000000",  # which gVisor has not
+    "/proc/sys/net/there/is/none": "made up",
+}
+UNTOUCHED = ("/proc/sys/kernel/hostname", "/proc/sys/kernel/no-such-tunable", "/proc/version")
+
+
+@pytest.fixture(scope="module", params=["gvisor", "here"])
+def place(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[StartedSandbox]:
+    """A sandbox with the programs and the tree, but nothing of Kubernetes."""
+    programs = build_all()
+    sandbox: StartedSandbox
+    if request.param == "here":
+        sandbox = HereSandbox(programs=programs)
+    else:
+        sandbox = GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
+    with sandbox:
+        for path, value in TUNABLES.items():
+            file = sandbox.host_path(TREE + path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{value}\n")
+        yield sandbox
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("threads", [1, 16])
+@pytest.mark.parametrize("name", ONLOOKERS)
+def test_programs_see_the_tree(place: StartedSandbox, name: str, threads: int) -> None:
+    """What the tree has, comes from the tree; everything else is as without the interceptor."""
+    program = ONLOOKERS[name]
+    if threads > 1 and not program.words:
+        pytest.skip("not applicable: busybox has no threads")
+    calls = [call for call in program.calls if call in READS]
+    questions = [(call, path) for call in calls for path in (*TUNABLES, *UNTOUCHED)]
+    plain = look(place, program, questions)
+    wrap = [sys.executable, "-m", MODULE, "--preset", "exp04", "--tree", TREE, "--"]
+    under = look(place, program, questions, threads=threads, wrap=wrap)
+    tree = {(call, path): value for call in calls for path, value in TUNABLES.items()}
+    assert under == changed(plain, tree)
+    assert under != plain
+
+
+# The worker node. The workarounds here are those that the research had beside its interceptor, without what
+# the interceptor itself is for: the tree is there, and nothing but a rule leads to it.
+OWN = "workarounds:cgroups+kmsg+oci+private+tree,fake_cni"
+FUSE = "workarounds:kmsg+oci+private+tree,fuse_cgroupfs,fake_cni"
+RULES = "ptrace_interceptor:exp04"
+STATISTICS = "unable to find data in memory cache"
+FATES = {
+    (OWN, False): (Stage.STARTED, STATISTICS),
+    (OWN, True): (Stage.STARTED, STATISTICS),
+    (FUSE, False): (Stage.STARTED, "/proc/sys/kernel/keys/root_maxbytes"),
+    (FUSE, True): (Stage.READY, "cgroup"),
+}
+"""How far the node gets and what stops it then, with the sandbox's own cgroups or those of experiment 07,
+without and with the rules: as it was found with Kubernetes 1.34."""
+
+
+@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("base", "rules"),
+    [pytest.param(*key, marks=() if key == (OWN, True) else pytest.mark.nightly) for key in FATES],
+    ids=lambda value: {OWN: "own", FUSE: "fuse", True: "rules", False: "none"}[value],
+)
+def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rules: bool) -> None:
+    """The rules take one wall away, that of the kernel tunables; the one before it stays."""
+    seen = trials.run(parse([*base.split(","), *([RULES] if rules else [])]))
+    stage, words = FATES[base, rules]
+    claim(
+        f"fate-{'fuse' if base == FUSE else 'own'}-{'rules' if rules else 'none'}",
+        f"{'With' if rules else 'Without'} the rules a node of {base} gets as far as '{stage}', "
+        f"and the error speaks of '{words}'",
+        seen.reached is stage and seen.error is not None and words in seen.error.text,
+        f"{seen.reached}: {seen.error.text if seen.error else 'no error'}",
+    )
+
+
+@pytest.fixture(scope="session")
+def k3s_wish(request: pytest.FixtureRequest) -> Wish:
+    """A sandbox whose root is a single 9p mount, as for the trials above."""
+    settings = request.config.stash[SETTINGS]
+    return Wish(settings.sandbox, api_port=settings.api_port, one_root=settings.sandbox == "gvisor")
+
+
+@pytest.mark.nightly
+@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.timeout(1200)
+@pytest.mark.layers(*FUSE.split(","), RULES)
+def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:
+    """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
+    if k3s_up.stack.sandbox.kind != "gvisor":
+        pytest.skip("not applicable: on plain Linux the kubelet would set the machine's own tunables")
+    settings = request.config.stash[SETTINGS]
+    fate = follow(k3s_up, settings.duration, settings.patience)
+    k3s_claim(
+        "stays-ready",
+        f"The node is Ready in every sample of a hold of {settings.duration:g} s",
+        fate.ready_seconds >= settings.duration and fate.losses == 0,
+        fate.sentence(),
+    )

@@ -1,0 +1,157 @@
+"""Experiment 06: as experiment 04, and statfs says another file system.
+
+First that programs of every kind see it, whatever call they ask by and however many threads ask, and that
+nothing else is changed; then what it does for a worker node.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.bench.nodes import follow
+from pytest_k3s_sandbox.bench.onlookers import ONLOOKERS, build_all, changed, look
+from pytest_k3s_sandbox.bringup import Wish
+from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.layers.stack import parse
+from pytest_k3s_sandbox.report.findings import Stage
+from pytest_k3s_sandbox.runs import claims
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.bench.trials import NodeTrials
+    from pytest_k3s_sandbox.bringup import Up
+    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+    from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = [pytest.mark.exp06, pytest.mark.requires("root", "ptrace")]
+
+MODULE = "pytest_k3s_sandbox.layers.interceptor"
+RULES_FILE = f"{STATE_DIR}/exp06.toml"
+MAGICS = {"ext4": 0xEF53, "xfs": 0x58465342, "btrfs": 0x9123683E, "overlayfs": 0x794C7630}  # linux/magic.h
+ELSEWHERE = ("/proc", "/dev/shm", "/tmp")  # noqa: S108 - file systems of other types, which no rule is about
+ASKING = ("statfs", "fstatfs")
+
+
+@pytest.fixture(scope="module", params=["gvisor", "here"])
+def place(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[StartedSandbox]:
+    """A sandbox with the programs, but nothing of Kubernetes."""
+    programs = build_all()
+    sandbox: StartedSandbox
+    if request.param == "here":
+        sandbox = HereSandbox(programs=programs)
+    else:
+        sandbox = GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
+    with sandbox:
+        yield sandbox
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "magic",
+    [name if name in {"ext4", "xfs"} else pytest.param(name, marks=pytest.mark.nightly) for name in MAGICS],
+)
+@pytest.mark.parametrize("name", ONLOOKERS)
+def test_programs_see_the_magic(place: StartedSandbox, name: str, magic: str) -> None:
+    """The root's file system is what the rule says, in 16 threads at once; all others are what they are."""
+    program = ONLOOKERS[name]
+    calls = [call for call in program.calls if call in ASKING]
+    roots = ("/", "/usr")
+    questions = [(call, path) for call in calls for path in (*roots, *ELSEWHERE)]
+    plain = look(place, program, questions)
+    original = int(plain["statfs", "/"], 16)
+    rule = f"[[statfs]]\noriginal = {original}\nreplacement = {MAGICS[magic]}\n"
+    place.host_path(RULES_FILE).write_text(rule)
+    wrap = [sys.executable, "-m", MODULE, "--rules", RULES_FILE, "--"]
+    under = look(place, program, questions, threads=16 if program.words else 1, wrap=wrap)
+    same = [question for question in questions if int(plain[question], 16) == original]
+    assert under == changed(plain, dict.fromkeys(same, hex(MAGICS[magic])))
+    assert {path for _, path in same} >= {"/"}
+    assert "/proc" not in {path for _, path in same}
+
+
+# The worker node, in the same places as in experiment 04.
+OWN = "workarounds:cgroups+kmsg+oci+private+tree,fake_cni"
+FUSE = "workarounds:kmsg+oci+private+tree,fuse_cgroupfs,fake_cni"
+RULES = "ptrace_interceptor:exp06"
+STATISTICS = "unable to find data in memory cache"
+FATES = {
+    (OWN, False): (Stage.STARTED, STATISTICS),
+    (OWN, True): (Stage.STARTED, STATISTICS),
+    (FUSE, True): (Stage.READY, "cgroup"),
+}
+"""How far the node gets and what stops it then, with the sandbox's own cgroups or those of experiment 07,
+without and with the rules: as it was found with Kubernetes 1.34."""
+
+
+@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("base", "rules"),
+    [pytest.param(*key, marks=() if key == (OWN, True) else pytest.mark.nightly) for key in FATES],
+    ids=lambda value: {OWN: "own", FUSE: "fuse", True: "rules", False: "none"}[value],
+)
+def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rules: bool) -> None:
+    """The node gets no further than with experiment 04's rules: the file system's type is not in its way."""
+    seen = trials.run(parse([*base.split(","), *([RULES] if rules else [])]))
+    stage, words = FATES[base, rules]
+    claim(
+        f"fate-{'fuse' if base == FUSE else 'own'}-{'rules' if rules else 'none'}",
+        f"{'With' if rules else 'Without'} the rules a node of {base} gets as far as '{stage}', "
+        f"and the error speaks of '{words}'",
+        seen.reached is stage and seen.error is not None and words in seen.error.text,
+        f"{seen.reached}: {seen.error.text if seen.error else 'no error'}",
+    )
+
+
+@pytest.fixture(scope="session")
+def k3s_wish(request: pytest.FixtureRequest) -> Wish:
+    """A sandbox whose root is a single 9p mount, as for the trials above."""
+    settings = request.config.stash[SETTINGS]
+    return Wish(settings.sandbox, api_port=settings.api_port, one_root=settings.sandbox == "gvisor")
+
+
+@pytest.mark.nightly
+@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.timeout(1200)
+@pytest.mark.layers(*FUSE.split(","), RULES)
+def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:
+    """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
+    if k3s_up.stack.sandbox.kind != "gvisor":
+        pytest.skip("not applicable: on plain Linux the kubelet would set the machine's own tunables")
+    settings = request.config.stash[SETTINGS]
+    fate = follow(k3s_up, settings.duration, settings.patience)
+    k3s_claim(
+        "stays-ready",
+        f"The node is Ready in every sample of a hold of {settings.duration:g} s",
+        fate.ready_seconds >= settings.duration and fate.losses == 0,
+        fate.sentence(),
+    )
+
+
+@pytest.mark.nightly
+@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("preset", ["exp04", "exp06"])
+def test_a_second_9p_mount_is_a_wall_that_statfs_does_not_take_away(
+    trials_with: Callable[[Toolchain, bool], NodeTrials], k3s_toolchain: Toolchain, preset: str
+) -> None:
+    """On a 9p mount that is not the root the type matters, but in the mount table, which has no rule here."""
+    made = trials_with(k3s_toolchain, False)
+    try:
+        seen = made.run(parse([*FUSE.split(","), f"ptrace_interceptor:{preset}"]))
+        found = f"{seen.reached}: {seen.error.text if seen.error else 'no error'}"
+        claims(made.writer)(
+            f"second-mount-{preset}",
+            "A node whose /var is a 9p mount of its own ends with 'could not find device', whatever statfs says",
+            seen.reached is Stage.STARTED and "could not find device" in found,
+            found,
+        )
+    finally:
+        made.close()
