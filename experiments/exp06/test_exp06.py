@@ -149,7 +149,7 @@ def test_a_second_9p_mount_is_a_wall_that_statfs_does_not_take_away(
         found = f"{seen.reached}: {seen.error.text if seen.error else 'no error'}"
         claims(made.writer)(
             f"second-mount-{preset}",
-            "A node whose /var is a 9p mount of its own ends with 'could not find device', whatever statfs says",
+            "A node whose /var is a 9p mount of its own ends with 'could not find device' all the same",
             seen.reached is Stage.STARTED and "could not find device" in found,
             found,
         )
