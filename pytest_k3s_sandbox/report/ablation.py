@@ -67,7 +67,16 @@ class Sets:
 
 def combination(cell: Ablation) -> Combination:
     """Return what was in place in a cell."""
-    return frozenset((*cell.layers, *(f"{name}={value}" for name, value in cell.settings.items())))
+    return frozenset(parts_of(cell))
+
+
+def parts_of(cell: Ablation) -> tuple[str, ...]:
+    """Return what was in place in a cell one by one: of ``layer:a+b``, ``layer:a`` and ``layer:b``."""
+    found = []
+    for word in cell.layers:
+        name, _, parts = word.partition(":")
+        found += [f"{name}:{part}" for part in parts.split("+")] if parts else [name]
+    return (*found, *(f"{name}={value}" for name, value in cell.settings.items()))
 
 
 def version_of(cell: Ablation) -> str:
@@ -81,9 +90,8 @@ def matrix(cells: Sequence[Ablation]) -> Matrix:
     Args:
         cells: The cells as they were recorded.
     """
-    layers = dict.fromkeys(name for cell in cells for name in cell.layers)
-    settings = dict.fromkeys(f"{key}={value}" for cell in cells for key, value in cell.settings.items())
-    parts = (*layers, *settings)
+    seen = dict.fromkeys(part for cell in cells for part in parts_of(cell))
+    parts = tuple(sorted(seen, key=lambda part: "=" in part))  # settings last
     found = {(combination(cell), version_of(cell)): cell for cell in cells}
     rows = sorted({row for row, _ in found}, key=lambda row: (len(row), [part not in row for part in parts]))
     versions = tuple(dict.fromkeys(version_of(cell) for cell in cells))

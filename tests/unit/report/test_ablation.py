@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox.report.ablation import is_ready, matrix, sets
+from pytest_k3s_sandbox.report.ablation import combination, is_ready, matrix, sets
 from pytest_k3s_sandbox.report.records import Ablation, FirstError, Stage
 from pytest_k3s_sandbox.report.sections import conclusion
 
@@ -83,3 +83,9 @@ def test_a_cell_that_was_tried_again_counts_once() -> None:
         [cell("a", Stage.NOTHING), Ablation(layers=("a",), version="1", reached=Stage.READY, error=error)]
     )
     assert [one.reached for one in table.cells.values()] == [Stage.READY]
+
+
+def test_a_layer_in_a_variant_is_each_of_its_parts() -> None:
+    one = cell(("w:a+b", "c"), Stage.POD, settings={"s": "false"})
+    assert combination(one) == {"w:a", "w:b", "c", "s=false"}
+    assert matrix([one]).parts == ("w:a", "w:b", "c", "s=false")
