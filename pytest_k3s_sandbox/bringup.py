@@ -20,6 +20,7 @@ from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.k3s import K3s
 from pytest_k3s_sandbox.cluster.sampler import Sampler
+from pytest_k3s_sandbox.cluster.supervisor import Supervisor
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
@@ -48,6 +49,8 @@ class Wish:
         distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
             :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
+        supervised: Whether what ends by itself is started again once the node has been Ready; see
+            :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
     """
 
     sandbox: str = "gvisor"
@@ -56,6 +59,7 @@ class Wish:
     node: str = "k3s-sandbox"
     distribution: str = "embedded"
     one_root: bool = False
+    supervised: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -223,7 +227,12 @@ def cluster_up(
         sampler = ending.enter_context(Sampler(cluster, writer, interval=interval))
         try:
             cluster.start_node(stack.layers)
-            yield Up(stack, cluster, writer, sampler, folder)
+            with contextlib.ExitStack() as supervised:
+                if wish.supervised:
+                    cluster.supervisor = supervised.enter_context(
+                        Supervisor(cluster, writer, lambda: sampler.seen_ready)
+                    )
+                yield Up(stack, cluster, writer, sampler, folder)
         finally:
             sampler.stop()
             diagnose(cluster, folder)

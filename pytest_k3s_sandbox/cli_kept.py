@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +66,7 @@ def up(
     from pytest_k3s_sandbox.keeper import Keep, launch  # noqa: PLC0415 - likewise
 
     kept.check_name(name)
-    wish = wished(sandbox, layers, api_port, distribution)
+    wish = replace(wished(sandbox, layers, api_port, distribution), supervised=True)
     kubernetes = picked(version)
     level = verbosity(quiet=quiet, verbose=verbose)
     check_json(json_file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -77,7 +78,13 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
     from pytest_k3s_sandbox.bringup import Wish  # noqa: PLC0415 - the plugin imports little
 
     settings = request.config.stash[SETTINGS]
-    return Wish(settings.sandbox, settings.layers, settings.api_port, distribution=settings.distribution)
+    return Wish(
+        settings.sandbox,
+        settings.layers,
+        settings.api_port,
+        distribution=settings.distribution,
+        supervised=True,
+    )
 
 
 @pytest.fixture(scope=_scope)
@@ -228,7 +235,9 @@ def k3s_up(
     else:
         run, cluster = request.getfixturevalue("k3s_run"), None
     name = experiment_of(request)
-    with cluster_up(layers, k3s_wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
+    # What an experiment's node does by itself is the experiment's result.
+    wish = k3s_wish if name == "test" else replace(k3s_wish, supervised=False)
+    with cluster_up(layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
         words = f"{layers.sandbox.kind}, {'+'.join(layers.names) or 'no layers'}"
         request.config.stash[LINES].append(
             f"k3s-sandbox: a cluster is up after {run.now():.1f} s ({words}); records: {up.folder}"

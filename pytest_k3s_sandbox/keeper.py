@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,21 +174,23 @@ def keep(order: Keep) -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
             try:
                 kept.write_state(_state(described(up, name=order.name, origin=order.origin)))
-                _wait(users, up.cluster.processes, last)
+                _wait(users, lambda: up.cluster.unattended, last)
             finally:
                 kept.state_file(order.name).unlink(missing_ok=True)
         if users is not None:
             finish(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
 
 
-def _wait(users: Users | None, processes: Mapping[str, Process], last: contextlib.ExitStack) -> None:
+def _wait(
+    users: Users | None, final: Callable[[], Mapping[str, Process]], last: contextlib.ExitStack
+) -> None:
     """Return after a signal, or when nobody uses the cluster; who comes then waits for ``last``."""
     # Another thread may take a signal that comes before the wait; its handler runs between two waits.
     while signal.sigtimedwait(STOP, POLL_SECONDS) is None:
         if users is None:
             continue
         users.write_ended(
-            {name: code for name, process in processes.items() if (code := process.poll()) is not None}
+            {name: code for name, process in final().items() if (code := process.poll()) is not None}
         )
         with contextlib.ExitStack() as alone:
             # Who wants it to stay says so before leaving.

@@ -27,8 +27,16 @@ class Distribution(Protocol):
         """The programs that must appear in the sandbox, as the toolchain names them."""
 
     @property
+    def agent(self) -> str:
+        """The name of the process that the kubelet is in."""
+
+    @property
     def processes(self) -> dict[str, Process]:
-        """What it started, by name."""
+        """What it started, by name, in the order in which the parts need each other."""
+
+    @property
+    def traced(self) -> set[str]:
+        """The names of those whose process is a layer's, and whose program is that one's child."""
 
     def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
         """Start what needs no layer, and return at once: it comes up while the layers do.
@@ -51,6 +59,23 @@ class Distribution(Protocol):
 
     def stop_node(self) -> None:
         """End the node's part; the control plane goes on."""
+
+    def restart(
+        self, sandbox: Sandbox, settings: Settings, name: str, deadline: Deadline, *, leave: bool = False
+    ) -> None:
+        """Start a program again as it was started before; its log goes on. If it still runs, it is ended.
+
+        Args:
+            sandbox: Where it runs.
+            settings: The node's name, ports and so on.
+            name: The program.
+            deadline: When to give up.
+            leave: Do not end what still runs by that name: a tracer that goes on with the descendants of
+                a program that has ended, as containerd's does with the shims of pods.
+
+        Raises:
+            SandboxError: It could not be started, or does not do its work; it does not run then.
+        """
 
     def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
         """Import an image into the node's containerd.

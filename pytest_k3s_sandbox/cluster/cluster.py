@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
@@ -28,6 +29,8 @@ from pytest_k3s_sandbox.sandbox.base import Completed, Process, Sandbox
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, CoreV1Api
 
+    from pytest_k3s_sandbox.cluster.supervisor import Supervisor
+
 START_SECONDS = 60.0
 
 
@@ -44,6 +47,8 @@ class Cluster:
 
     Attributes:
         layers: The layers around the node, in the order of the stack.
+        supervisor: Who starts what has ended again; None if nobody does.
+        changing: Held while programs are started and ended, on purpose or by the supervisor.
 
     Args:
         sandbox: Where it runs.
@@ -67,6 +72,8 @@ class Cluster:
         """Keep the parts; nothing starts yet."""
         self.sandbox = sandbox
         self.layers: tuple[Layer, ...] = ()
+        self.supervisor: Supervisor | None = None
+        self.changing = threading.RLock()
         self.distribution = distribution
         self.settings = settings
         self.node = Node(self)
@@ -96,15 +103,17 @@ class Cluster:
         Raises:
             ClusterError: A part of Kubernetes did not start.
         """
-        self.layers = tuple(layers)
-        effect = merge(layer.effect for layer in layers)
-        deadline = Deadline.after(START_SECONDS)
-        self.distribution.start_node(self.sandbox, self.settings, effect, deadline, self._phase)
+        with self.changing:
+            self.layers = tuple(layers)
+            effect = merge(layer.effect for layer in layers)
+            deadline = Deadline.after(START_SECONDS)
+            self.distribution.start_node(self.sandbox, self.settings, effect, deadline, self._phase)
 
     def stop_node(self) -> None:
         """End the node; the control plane goes on, and the node can be started again."""
-        self.distribution.stop_node()
-        self.layers = ()
+        with self.changing:
+            self.distribution.stop_node()
+            self.layers = ()
 
     def __exit__(
         self,
@@ -113,12 +122,18 @@ class Cluster:
         trace: TracebackType | None,
     ) -> None:
         """Take it down."""
-        self.distribution.stop()
+        with self.changing:
+            self.distribution.stop()
 
     @property
     def processes(self) -> dict[str, Process]:
         """The processes of the distribution, by name."""
         return self.distribution.processes
+
+    @property
+    def unattended(self) -> Mapping[str, Process]:
+        """The processes whose end is final: nobody starts them again."""
+        return self.processes if self.supervisor is None else self.supervisor.unattended
 
     @property
     def kubeconfig(self) -> Path:
@@ -184,12 +199,12 @@ class Cluster:
         deadline: Deadline,
         hint: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Wait until a condition holds while every process lives; see :func:`~.wait.until`.
+        """Wait until a condition holds while every process lives or is started again; see :func:`~.wait.until`.
 
         An API server that does not answer, or is overloaded, is waited for, too.
         """
         try:
-            until(patient(condition), what=what, deadline=deadline, alive=self.processes, hint=hint)
+            until(patient(condition), what=what, deadline=deadline, alive=lambda: self.unattended, hint=hint)
         except ClusterError as error:
             if self._records is not None:  # the sandbox's own logs go with it; these stay
                 copy_logs(self.logs, self._records)

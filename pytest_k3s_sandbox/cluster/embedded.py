@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import ssl
 import urllib.request
 from collections.abc import Sequence
@@ -17,20 +16,20 @@ from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.datastore import FILE
-from pytest_k3s_sandbox.cluster.wait import Condition, until
+from pytest_k3s_sandbox.cluster.programs import Programs
+from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
 
 CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
 NODE = ("kubelet", "containerd")
-STOP_SECONDS = 2.0
 CONTAINERD_SERVES = b"containerd successfully booted"
 """What containerd logs when its socket serves; its log can be read without starting a program inside."""
 
 
-class Embedded:
+class Embedded(Programs):
     """kine on SQLite, kube-apiserver, scheduler, controller-manager, containerd, kubelet.
 
     Implements :class:`~.base.Distribution`.
@@ -40,6 +39,7 @@ class Embedded:
     """
 
     name = "embedded"
+    agent = "kubelet"
     programs = (
         "kine",
         "kube-apiserver",
@@ -55,7 +55,7 @@ class Embedded:
 
     def __init__(self, seed: Path | None = None) -> None:
         """Start nothing yet."""
-        self.processes: dict[str, Process] = {}
+        super().__init__()
         self._seed = seed
         self._starting = contextlib.ExitStack()
         self._images_loaded = False
@@ -80,9 +80,10 @@ class Embedded:
         (state / "kubelet.json").write_text(json.dumps(components.kubelet_config(settings), indent=1))
         with phase("containerd"):
             words = [*effect.wrap.get("containerd", ()), *components.containerd()]
+            log = sandbox.logs / "containerd.log"
+            seen = log.stat().st_size if log.exists() else 0  # of a node before
             self._spawn(sandbox, "containerd", words, effect)
-            log = self.processes["containerd"].log
-            self._until(lambda: CONTAINERD_SERVES in log.read_bytes(), "containerd", deadline)
+            self._serves(sandbox, settings, "containerd", seen, deadline)
         # Nodes can register long before the API server calls itself ready, which it does when all roles are
         # written; a kubelet needs none of them (Node authorizer).
         self._until_api(sandbox, settings, "/api/v1/nodes?limit=1", deadline)
@@ -121,8 +122,16 @@ class Embedded:
         """Import an image; see :meth:`.base.Distribution.load_image`."""
         load_image(sandbox, tar, deadline)
 
-    def _stop(self, names: Sequence[str]) -> None:
-        stop_all([self.processes.pop(name) for name in names if name in self.processes])
+    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+        """See :meth:`.Programs._serves`."""
+        process = self.processes[name]
+        pki = sandbox.host_path(PKI_DIR)
+        serves = {
+            "containerd": lambda: CONTAINERD_SERVES in process.log.read_bytes()[seen:],
+            "kube-apiserver": lambda: api_answers(settings, pki),
+        }
+        if name in serves:
+            until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         state = sandbox.host_path(STATE_DIR)
@@ -143,36 +152,14 @@ class Embedded:
         images.pause_image(state / "images" / "pause.tar", reference=settings.pause_image)
         images.busybox_image(state / "images" / "busybox.tar")
 
-    def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
-        environment = dict(effect.environment) if effect is not None else {}
-        self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
-
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
         pki = sandbox.host_path(PKI_DIR)
-        self._until(lambda: api_answers(settings, pki, path), "kube-apiserver", deadline)
-
-    def _until(self, condition: Condition, name: str, deadline: Deadline) -> None:
-        until(condition, what=f"{name} to answer", deadline=deadline, alive=self.processes)
+        self._until(lambda: api_answers(settings, pki, path), "kube-apiserver to answer", deadline)
 
 
 def after_socket(socket: str, argv: Sequence[str]) -> list[str]:
     """Return the command that waits until a Unix socket is there, and becomes ``argv`` then."""
     return ["sh", "-c", f'until test -S {socket}; do sleep 0.02; done; exec "$@"', "sh", *argv]
-
-
-def stop_all(processes: Sequence[Process], grace: float = STOP_SECONDS) -> None:
-    """End processes side by side: SIGTERM to all, SIGKILL to those that live after ``grace`` seconds.
-
-    The API server drains its watches for longer than anybody here waits, and the tracer of containerd
-    stays with the shims of pods.
-    """
-    for process in processes:
-        process.signal(signal.SIGTERM)
-    deadline = Deadline.after(grace)
-    for process in processes:
-        process.wait(deadline)
-    for process in processes:
-        process.stop(grace=0.0)
 
 
 def with_effect(settings: Settings, effect: Effect) -> Settings:

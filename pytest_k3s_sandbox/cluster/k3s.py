@@ -25,13 +25,13 @@ from pytest_k3s_sandbox.cluster.embedded import (
     api_answers,
     assert_ports_free,
     load_image,
-    stop_all,
     with_effect,
 )
-from pytest_k3s_sandbox.cluster.wait import Condition, until
+from pytest_k3s_sandbox.cluster.programs import Programs
+from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
 
 DATA = f"{STATE_DIR}/k3s"
 """Where k3s keeps everything: ``server``, ``agent``, and its own programs, which it unpacks to ``data``."""
@@ -117,7 +117,7 @@ def node(settings: Settings, data: str) -> list[str]:
     ]
 
 
-class K3s:
+class K3s(Programs):
     """The official k3s binary.
 
     Implements :class:`~.base.Distribution`. In one process, the default, the control plane needs what the
@@ -129,11 +129,12 @@ class K3s:
     """
 
     name = "k3s"
+    agent = "k3s"
     programs = ("k3s",)
 
     def __init__(self, *, apart: bool = False) -> None:
         """Start nothing yet."""
-        self.processes: dict[str, Process] = {}
+        super().__init__()
         self._apart = apart
         self._data = AGENT_DATA if apart else DATA
 
@@ -163,27 +164,31 @@ class K3s:
 
     def stop_node(self) -> None:
         """End the process with the node in it."""
-        self._stop("k3s")
+        self._stop(["k3s"])
 
     def stop(self) -> None:
         """End the node, then the server."""
         self.stop_node()
-        self._stop("k3s-server")
+        self._stop(["k3s-server"])
 
     def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
         """Import an image with the client that k3s brings along and has unpacked."""
         ctr = f"{self._data}/data/current/bin/ctr"
         load_image(sandbox, tar, deadline, ctr=ctr, socket=CONTAINERD_SOCKET)
 
-    def _stop(self, name: str) -> None:
-        process = self.processes.pop(name, None)
-        if process is not None:
-            stop_all([process])
-
     def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
-        words = [*NO_MODULES, *argv] if sandbox.kind == "here" else argv
-        environment = dict(effect.environment) if effect is not None else {}
-        self.processes[name] = sandbox.spawn(words, name=name, env=environment)
+        super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "here" else argv, effect)
+
+    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+        """See :meth:`.Programs._serves`; k3s in one process is its API server, too."""
+        del seen
+        pki = sandbox.host_path(PKI_DIR)
+        until(
+            lambda: api_answers(settings, pki),
+            what="the API server to answer",
+            deadline=deadline,
+            alive={name: self.processes[name]},
+        )
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         token = sandbox.host_path(TOKEN)
@@ -210,9 +215,6 @@ class K3s:
         written, pki = sandbox.host_path(KUBECONFIG), sandbox.host_path(PKI_DIR)
         self._until(lambda: adopt(written, pki, settings), "k3s to write its kubeconfig", deadline)
         self._until(lambda: api_answers(settings, pki), "the API server to answer", deadline)
-
-    def _until(self, condition: Condition, what: str, deadline: Deadline) -> None:
-        until(condition, what=what, deadline=deadline, alive=self.processes)
 
 
 def containerd_template(settings: Settings, data: str) -> str:

@@ -66,6 +66,12 @@ class Sampler:
         interval: Seconds between two samples once the node has been Ready.
         rush: Seconds between two samples before, so that the time to Ready is exact.
         cost_interval: Seconds between two samples that say what the layers and the node have used.
+
+    Attributes:
+        samples: The samples so far.
+        error_lines: The error lines so far.
+        failure: The error that ended the sampling; None while there is none.
+        seen_ready: Whether the node was Ready in some sample.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Sampler:
         self.samples: list[Sample] = []
         self.error_lines: list[ErrorLine] = []
         self.failure: BaseException | None = None
+        self.seen_ready = False
 
     def __enter__(self) -> Self:
         """Start sampling."""
@@ -128,14 +135,13 @@ class Sampler:
             return sample
 
     def _loop(self) -> None:
-        ready = False
         try:
             while True:
                 last = self._halt.is_set()
-                ready = bool(self.take().node_ready) or ready
+                self.seen_ready = bool(self.take().node_ready) or self.seen_ready
                 if last:
                     return
-                self._halt.wait(self._interval if ready else self._rush)
+                self._halt.wait(self._interval if self.seen_ready else self._rush)
         except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
             self.failure = error
 

@@ -38,7 +38,7 @@ def until(
     *,
     what: str,
     deadline: Deadline,
-    alive: Mapping[str, Process],
+    alive: Mapping[str, Process] | Callable[[], Mapping[str, Process]],
     poll: float = POLL_SECONDS,
     hint: Callable[[], str | None] = lambda: None,
 ) -> None:
@@ -48,7 +48,7 @@ def until(
         condition: Asked again and again; its exceptions are not caught.
         what: What is waited for, as in "timed out waiting for WHAT".
         deadline: When to give up.
-        alive: Processes whose end ends the wait.
+        alive: Processes whose end ends the wait, or what tells them again and again.
         poll: Seconds between two questions.
         hint: Asked at the deadline for what was last seen.
 
@@ -56,8 +56,11 @@ def until(
         ClusterError: A process ended, or the deadline passed.
     """
 
+    def now() -> Mapping[str, Process]:
+        return alive() if callable(alive) else alive
+
     def met() -> bool:
-        dead = ended(alive)
+        dead = ended(now())
         if dead is not None:
             raise ClusterError(
                 f"{dead.name} ended with exit code {dead.poll()} while waiting for {what}",
@@ -73,5 +76,5 @@ def until(
             wait=tenacity.wait_fixed(poll),
         )(met)
     except tenacity.RetryError:
-        logs = next((process.log.parent for process in alive.values()), None)
+        logs = next((process.log.parent for process in now().values()), None)
         raise ClusterError(f"timed out waiting for {what}", cause=hint(), log=logs) from None

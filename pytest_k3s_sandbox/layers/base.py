@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,18 @@ class Layer(Protocol):
 
     def check(self) -> Health:
         """Probe the layer inside the sandbox, at any time while it is up."""
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A layer with a process of its own that can end while the layer is up."""
+
+    def fault(self) -> str | None:
+        """Return why the layer does not work any more, or None; starts nothing inside, and is quick."""
+
+    def restore(self) -> None:
+        """Bring a layer with a fault up again, in its place.
+
+        Raises:
+            SandboxError: It did not come up; it has a fault still.
+        """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Protocol
 
 from pytest_k3s_sandbox.deadline import Deadline
@@ -93,6 +94,20 @@ class Process(Protocol):
 
     def stop(self, grace: float = 5.0) -> int:
         """End it: SIGTERM to its process group, SIGKILL after ``grace`` seconds; return the exit code."""
+
+
+def described(code: int) -> str:
+    """Return how a process ended, for a sentence with its name in front.
+
+    Args:
+        code: Its exit code, or minus the signal that ended it.
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {Signals(-code).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was ended by signal {-code}"
 
 
 class Sandbox(Protocol):

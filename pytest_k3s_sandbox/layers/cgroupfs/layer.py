@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.cgroupfs import probe
 from pytest_k3s_sandbox.layers.cgroupfs.__main__ import READY
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
-from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import Process, Sandbox, described
 
 # Without site-packages, which the server does not need and whose .pth files cost as much as it does.
 _PYTHON = (sys.executable, "-I", "-S")
@@ -65,6 +65,23 @@ class FuseCgroupfs:
         Raises:
             LayerError: It does not come up, or not as it should.
         """
+        self._start()
+        return self
+
+    def fault(self) -> str | None:
+        """See :meth:`~..base.Restorable.fault`."""
+        code = None if self._process is None else self._process.poll()
+        return None if code is None else f"the server {described(code)}"
+
+    def restore(self) -> None:
+        """Start a server again; it takes the dead mounts off ("Transport endpoint is not connected").
+
+        Groups and their members come back from the kernel's own hierarchies where it has some; what
+        was written to them does not, and neither do files that a program holds open.
+        """
+        self._start()
+
+    def _start(self) -> None:
         argv = [*_PYTHON, "-c", _SERVE, _ROOT, "--stack-on" if self._real else "--at", self._at]
         argv += ["--controllers", ",".join(name.replace(",", "+") for name in self._controllers)]
         try:
@@ -74,9 +91,8 @@ class FuseCgroupfs:
         try:
             self._come_up(process)
         except BaseException:
-            self.__exit__(None, None, None)
+            process.stop()
             raise
-        return self
 
     def __exit__(
         self,

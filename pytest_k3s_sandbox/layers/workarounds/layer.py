@@ -10,7 +10,7 @@ from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.workarounds import sysctl
 from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_wrapper
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Process, Sandbox, described
 
 TREE = f"{STATE_DIR}/tree"
 """The folder inside that stands in for missing kernel files, with their paths."""
@@ -18,7 +18,7 @@ TREE = f"{STATE_DIR}/tree"
 ASIDE = "/run/k3s-sandbox/proc-sys"
 """Where the sandbox's own /proc/sys stays reachable while the tree lies over it."""
 
-KMSG_HOLDER = "mkfifo -m 600 /dev/kmsg && exec sleep infinity <>/dev/kmsg"
+KMSG_HOLDER = "{ test -p /dev/kmsg || mkfifo -m 600 /dev/kmsg; } && exec sleep infinity <>/dev/kmsg"
 """A kernel log in which nothing ever happens: a FIFO that somebody holds open for writing.
 
 A null device (``mknod c 1 3``), the research's way, can be opened, too, but ends at once,
@@ -179,6 +179,15 @@ class Workarounds:
             details["sysctl"] = "writable" if "writable" in answers.stdout else answers.stderr.strip()
         ok = details.get("kmsg") in (None, "readable") and details.get("sysctl") in (None, "writable")
         return Health(ok, details)
+
+    def fault(self) -> str | None:
+        """Tell when nobody holds the kernel log's FIFO open; see :meth:`~..base.Restorable.fault`."""
+        code = None if self._holder is None else self._holder.poll()
+        return None if code is None else f"the holder of /dev/kmsg {described(code)}"
+
+    def restore(self) -> None:
+        """Hold the FIFO again; readers have seen its end meanwhile, and have to open it again."""
+        self._holder = self._sandbox.spawn(["sh", "-c", KMSG_HOLDER], name="kmsg")
 
     def _put(self) -> None:
         """Look at what there is, with one program inside, and put what is missing there, with another."""

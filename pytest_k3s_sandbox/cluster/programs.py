@@ -1,0 +1,95 @@
+"""The programs that a distribution has started, and how each of them is started again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.wait import Condition, until
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+
+STOP_SECONDS = 2.0
+
+
+class Programs:
+    """Starts programs by name, ends them, and starts one again as it was started before.
+
+    Attributes:
+        processes: What runs or should run, by name, in the order of the first starts.
+        traced: The names of those that were started as descendants of a layer's process.
+    """
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self.processes: dict[str, Process] = {}
+        self.traced: set[str] = set()
+        self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
+        self._left: list[Process] = []
+
+    def restart(
+        self, sandbox: Sandbox, settings: Settings, name: str, deadline: Deadline, *, leave: bool = False
+    ) -> None:
+        """Start a program again; see :meth:`.base.Distribution.restart`."""
+        old = self.processes[name]
+        if leave and old.poll() is None:
+            self._left.append(old)
+        else:
+            stop_all([old])
+        seen = old.log.stat().st_size if old.log.exists() else 0
+        argv, environment = self._commands[name]
+        self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
+        try:
+            self._serves(sandbox, settings, name, seen, deadline)
+        except BaseException:
+            self.processes[name].stop(grace=0.0)  # so that who supervises sees that it does not run
+            raise
+
+    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+        """Return when a program that was started again does its work, where that can be told.
+
+        Args:
+            sandbox: Where it runs.
+            settings: The node's name, ports and so on.
+            name: The program.
+            seen: The length of its log before.
+            deadline: When to give up.
+
+        Raises:
+            ClusterError: It ended, or the deadline passed.
+        """
+
+    def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
+        """Start a program; with an effect, it is one of the node's, and ``argv`` has what wraps it."""
+        environment = dict(effect.environment) if effect is not None else {}
+        self.traced.discard(name)
+        if effect is not None and any(effect.wrap.values()):
+            self.traced.add(name)
+        self._commands[name] = (argv, environment)
+        self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
+
+    def _stop(self, names: Sequence[str]) -> None:
+        """End programs side by side, and those that were left by earlier ones."""
+        stop_all([self.processes.pop(name) for name in names if name in self.processes])
+        while self._left:
+            self._left.pop().stop(grace=0.0)
+
+    def _until(self, condition: Condition, what: str, deadline: Deadline) -> None:
+        until(condition, what=what, deadline=deadline, alive=self.processes)
+
+
+def stop_all(processes: Sequence[Process], grace: float = STOP_SECONDS) -> None:
+    """End processes side by side: SIGTERM to all, SIGKILL to those that live after ``grace`` seconds.
+
+    The API server drains its watches for longer than anybody here waits, and the tracer of containerd
+    stays with the shims of pods.
+    """
+    for process in processes:
+        process.signal(signal.SIGTERM)
+    deadline = Deadline.after(grace)
+    for process in processes:
+        process.wait(deadline)
+    for process in processes:
+        process.stop(grace=0.0)
