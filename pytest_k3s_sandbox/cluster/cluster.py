@@ -199,7 +199,7 @@ class Cluster:
         deadline: Deadline,
         hint: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Wait until a condition holds while every process lives or is started again; see :func:`~.wait.until`.
+        """Wait for a condition while every process lives or is started again; see :func:`~.wait.until`.
 
         An API server that does not answer, or is overloaded, is waited for, too.
         """

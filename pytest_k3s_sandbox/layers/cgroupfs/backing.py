@@ -38,6 +38,13 @@ class Backing:
             return None
         return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
+    def groups(self) -> list[str]:
+        """Return the paths of all groups but the root."""
+        found: list[str] = []
+        for folder, names, _files, _fd in os.fwalk(".", dir_fd=self._directory):
+            found += [f"{folder[1:]}/{name}" for name in names]
+        return found
+
     def make(self, group: str) -> None:
         """Make a group."""
         with suppress(OSError):

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from pytest_k3s_sandbox.layers.cgroupfs import mounts, protocol
 from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting
+from pytest_k3s_sandbox.layers.cgroupfs.adopting import adopt
 from pytest_k3s_sandbox.layers.cgroupfs.backing import Backing
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS, DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
@@ -186,6 +187,8 @@ class Server:
             if self.at is not None:
                 for name in self.controllers:
                     self._expose(name, filesystem.tree.hierarchies[name], self.at)
+                with self._lock:
+                    adopt(filesystem.tree)
                 for name, target in filesystem.tree.links.items():
                     self._link(f"{self.at}/{name}", target)
         except OSError as error:
@@ -216,10 +219,12 @@ class Server:
 
     def _expose(self, name: str, hierarchy: Hierarchy[Any], at: str) -> None:
         target = f"{at}/{name}"
-        mounts.clear_dead(target)
+        taken_over = mounts.clear_dead(target) > 0
         self._make(target)
-        if self.real and set(name.split(",")) <= _hierarchies() and mounts.kind(target) != "cgroup":
+        new = self.real and set(name.split(",")) <= _hierarchies() and mounts.kind(target) != "cgroup"
+        if new:
             mounts.mount("none", target, "cgroup", 0, name)
+        if new or (taken_over and mounts.kind(target) == "cgroup"):  # that is of the server that was killed
             self._undo.append(lambda: mounts.unmount(target))
             hierarchy.backing = Backing.at(target)
             self._undo.append(hierarchy.close)

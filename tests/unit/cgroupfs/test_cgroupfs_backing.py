@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox.layers.cgroupfs.adopting import adopt
 from pytest_k3s_sandbox.layers.cgroupfs.backing import Backing
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
@@ -27,10 +28,15 @@ class Kernel(Backing):
         self.done: list[tuple[str, ...]] = []
         self.busy: set[str] = set()
 
+    def groups(self) -> list[str]:
+        """Return those that have a list of processes."""
+        return [path.removesuffix("/cgroup.procs") for path in self.said if path.endswith("/cgroup.procs")]
+
     def make(self, group: str) -> None:
         """Note it."""
         self.done.append(("make", group))
-        self.said[f"{group}/cgroup.procs"] = self.said[f"{group}/tasks"] = ""
+        self.said.setdefault(f"{group}/cgroup.procs", "")
+        self.said.setdefault(f"{group}/tasks", "")
 
     def remove(self, group: str) -> bool:
         """Note it."""
@@ -188,3 +194,33 @@ def test_by_system_calls(tmp_path: Path) -> None:
 def test_a_hierarchy_of_linux_is_not_ours_to_use(tmp_path: Path) -> None:
     (tmp_path / "notify_on_release").write_text("0\n")
     assert Backing.at(str(tmp_path)) is None
+
+
+def test_groups_that_the_kernel_has_kept_are_in_every_hierarchy(
+    tree: Tree, files: Files, machine: FakeMachine
+) -> None:
+    kept, pid, ended = Kernel(), machine.fork(), 4_000_000
+    kept.said = {"/pods/one/cgroup.procs": f"{pid}\n{ended}\n", "/pods/cgroup.procs": ""}
+    tree.hierarchies["pids"].backing = kept
+    assert adopt(tree) == 2
+    for name in tree.hierarchies:
+        assert files.read(f"/{name}/pods/one/cgroup.procs").split() == (
+            [str(pid), str(ended)] if name == "pids" else [str(pid)]
+        )
+        assert files.read(f"/{name}/pods/cgroup.procs") == ""
+
+
+def test_a_kernel_without_groups_gives_none(tree: Tree, kernel: Kernel) -> None:
+    assert adopt(tree) == 0
+    assert not any(hierarchy.root.children for hierarchy in tree.hierarchies.values())
+    assert kernel.done == []
+
+
+def test_the_groups_of_a_real_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "tasks").touch()
+    backing = Backing.at(str(tmp_path))
+    assert backing is not None
+    assert sorted(backing.groups()) == ["/a", "/a/b", "/c"]
+    backing.close()
