@@ -252,19 +252,19 @@ def test_ends_are_final_until_the_node_was_ready_and_after_the_supervision(
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
     ready = threading.Event()
     made = Supervisor(cast("Cluster", cluster), writer, ready.is_set, Policy(limit=1))
-    assert made.unattended == cluster.processes
+    assert dict(made.unattended) == dict[str, Any](cluster.processes)
     with made:
         cluster.processes["kine"].code = 1
         time.sleep(0.1)
         assert cluster.restarts == []
-        assert made.unattended == cluster.processes
+        assert dict(made.unattended) == dict[str, Any](cluster.processes)
         ready.set()
         until(lambda: cluster.restarts == [("kine", False)])
         assert made.unattended == {}
         cluster.processes["kine"].code = 1
         until(lambda: "kine" in made.unattended)
     assert made.failure is None
-    assert made.unattended == cluster.processes
+    assert dict(made.unattended) == dict[str, Any](cluster.processes)
 
 
 def test_a_sandbox_that_another_process_owns_is_left_alone(
