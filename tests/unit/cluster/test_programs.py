@@ -1,0 +1,131 @@
+"""Programs are started again as they were started before, in the same log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.programs import Programs
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+
+SETTINGS = Settings(node="n", address="10.213.0.2")
+UNDER = Effect(wrap={"kubelet": ("intercept", "--")}, environment={"SEEN": "yes"})
+
+
+class Part:
+    """A process that ends when it is told to."""
+
+    def __init__(self, name: str, number: int, log: Path) -> None:
+        """Run."""
+        self.name, self.pid, self.log = name, number, log
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        """Return how it ended."""
+        return self.code
+
+    def wait(self, _deadline: Deadline) -> int | None:
+        """Return how it ended."""
+        return self.code
+
+    def signal(self, number: int) -> None:
+        """End, unless it has."""
+        self.code = -number if self.code is None else self.code
+
+    def stop(self, grace: float = 5.0) -> int:
+        """End."""
+        del grace
+        self.signal(9)
+        return self.code or 0
+
+
+class FakeSandbox:
+    """Starts parts, and knows what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep the folder of the logs."""
+        self.folder = folder
+        self.spawned: list[tuple[str, list[str], dict[str, str]]] = []
+        self.parts: list[Part] = []
+
+    def spawn(self, argv: Sequence[str], *, name: str, env: Mapping[str, str]) -> Process:
+        """Start one; its log goes on."""
+        self.spawned.append((name, list(argv), dict(env)))
+        log = self.folder / f"{name}.log"
+        with log.open("a") as file:
+            file.write(f"{len(self.parts)} begins\n")
+        self.parts.append(Part(name, 10 + len(self.parts), log))
+        return self.parts[-1]
+
+
+class Two(Programs):
+    """Two programs, of which one says when it serves."""
+
+    refuses = False
+
+    def start(self, sandbox: Sandbox) -> None:
+        """Start both."""
+        self._spawn(sandbox, "kine", ["kine"])
+        self._spawn(sandbox, "kubelet", ["intercept", "--", "kubelet"], UNDER)
+
+    def end(self, *names: str) -> None:
+        """End some."""
+        self._stop(names)
+
+    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+        del sandbox, settings, deadline
+        if self.refuses:
+            raise ClusterError("it does not serve")
+        assert "begins" in self.processes[name].log.read_bytes()[seen:].decode()
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> FakeSandbox:
+    return FakeSandbox(tmp_path)
+
+
+@pytest.fixture
+def programs(sandbox: FakeSandbox) -> Two:
+    made = Two()
+    made.start(cast("Sandbox", sandbox))
+    return made
+
+
+def restart(programs: Two, sandbox: FakeSandbox, name: str, *, leave: bool = False) -> None:
+    programs.restart(cast("Sandbox", sandbox), SETTINGS, name, Deadline.after(1), leave=leave)
+
+
+def test_a_program_starts_again_as_it_was_started_and_keeps_its_place(
+    programs: Two, sandbox: FakeSandbox
+) -> None:
+    sandbox.parts[0].code = -9
+    restart(programs, sandbox, "kine")
+    restart(programs, sandbox, "kubelet")
+    assert sandbox.spawned[2:] == sandbox.spawned[:2]
+    assert list(programs.processes) == ["kine", "kubelet"]
+    assert [each.poll() for each in programs.processes.values()] == [None, None]
+    assert programs.traced == {"kubelet"}
+    assert sandbox.parts[1].code == -15  # who ran was told to end
+
+
+def test_what_is_left_goes_on_until_the_programs_are_ended(programs: Two, sandbox: FakeSandbox) -> None:
+    restart(programs, sandbox, "kubelet", leave=True)
+    assert sandbox.parts[1].code is None
+    programs.end("kubelet")
+    assert [part.code for part in sandbox.parts] == [None, -9, -15]
+    programs.end("kine", "kubelet")
+    assert programs.processes == {}
+
+
+def test_a_program_that_does_not_serve_does_not_run(programs: Two, sandbox: FakeSandbox) -> None:
+    programs.refuses = True
+    with pytest.raises(ClusterError, match="does not serve"):
+        restart(programs, sandbox, "kine")
+    assert programs.processes["kine"].poll() == -9
