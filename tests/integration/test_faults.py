@@ -212,17 +212,3 @@ def test_the_whole_node_at_once(node: Faulty) -> None:
     with node.observed("everything-of-the-node"):
         for fault in ("cgroupfs", "kubelet's interceptor", "containerd's interceptor"):
             node.inside(signal.SIGKILL, KILLED[fault][0](node))
-
-
-@pytest.mark.nightly
-def test_what_is_stopped_on_purpose_stays_stopped(node: Faulty) -> None:
-    """Last in this module: the node is started again on purpose, in the same layers."""
-    layers, began = node.cluster.layers, node.up.writer.now()
-    node.cluster.stop_node()
-    time.sleep(3)
-    assert node.events(began) == []
-    assert not {"kubelet", "containerd"} & node.cluster.processes.keys()
-    node.cluster.start_node(layers)
-    # Ready is still what it was before the stop: a lease that is renewed tells that the kubelet is back.
-    node.wait(lambda: node.program("kubelet") > 0 and node.cluster.node.ready, "the node to be Ready again")
-    assert node.events(began) == []
