@@ -55,7 +55,7 @@ def place(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "magic",
-    [name if name in {"ext4", "xfs"} else pytest.param(name, marks=pytest.mark.nightly) for name in MAGICS],
+    [name if name == "ext4" else pytest.param(name, marks=pytest.mark.nightly) for name in MAGICS],
 )
 @pytest.mark.parametrize("name", ONLOOKERS)
 def test_programs_see_the_magic(place: StartedSandbox, name: str, magic: str) -> None:
@@ -94,7 +94,7 @@ without and with the rules: as it was found with Kubernetes 1.34."""
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("base", "rules"),
-    [pytest.param(*key, marks=() if key == (OWN, True) else pytest.mark.nightly) for key in FATES],
+    [pytest.param(*key, marks=pytest.mark.nightly) for key in FATES],  # each needs a control plane of its own
     ids=lambda value: {OWN: "own", FUSE: "fuse", True: "rules", False: "none"}[value],
 )
 def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rules: bool) -> None:
