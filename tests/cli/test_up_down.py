@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -100,6 +101,14 @@ def test_up_use_and_down(cli: Cli, up: Done, home: Path, tmp_path: Path) -> None
     assert nodes.returncode == 0, nodes.stderr
     assert nodes.stdout.splitlines()[1].split()[:2] == ["k3s-sandbox", "Ready"]
     assert Path(config).stat().st_mode & 0o077 == 0
+
+    # It is listed with its node's state, and no name but its own reaches it.
+    (row,) = json.loads(cli("ps", "--json", "-").stdout)
+    assert (row["name"], row["node"], row["kept"]) == ("up", "Ready", True)
+    assert (row["kubeconfig"], row["owner"]) == (config, "k3s-sandbox up")
+    assert cli("ps").stdout.splitlines()[1].split()[:4] == ["up", "gvisor", row["sandbox"], "Ready"]
+    assert cli("shell", "--name", "up", "true").returncode == 0
+    assert "did you mean 'up'?" in cli("stop", "upp").stderr
 
     # A command inside: its exit code, both of its streams, and no byte lost or moved in a file.
     assert cli("shell", "sh", "-c", "exit 7").returncode == 7
