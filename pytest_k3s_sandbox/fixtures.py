@@ -223,6 +223,8 @@ def k3s_up(
 ) -> Iterator[Up]:
     """Everything that is up: the stack, the cluster, the records and the sampler."""
     from pytest_k3s_sandbox.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.report.beginning import bring_up  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
 
     share = request.config.stash.get(SHARE, None)
     if share is not None and layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
@@ -238,9 +240,11 @@ def k3s_up(
     # What an experiment's node does by itself is the experiment's result.
     wish = k3s_wish if name == "test" else replace(k3s_wish, supervised=False)
     with cluster_up(layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
+        began = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
+        seconds = run.now() - (0.0 if began is None else began.start)
         words = f"{layers.sandbox.kind}, {'+'.join(layers.names) or 'no layers'}"
         request.config.stash[LINES].append(
-            f"k3s-sandbox: a cluster is up after {run.now():.1f} s ({words}); records: {up.folder}"
+            f"k3s-sandbox: a cluster is up after {seconds:.1f} s ({words}); records: {up.folder}"
         )
         failed_before = request.session.testsfailed
         yield up

@@ -125,6 +125,10 @@ def key_figures(cites: Citations, run: Run, known: Facts) -> dict[str, Cite | No
     )
     if known.first_ready is not None:
         found["to_ready"] = cites.record(known.first_ready)
+        if known.bring_up is not None:
+            ends = [run.line(known.bring_up), run.line(known.first_ready)]
+            rule = "The time of the first sample Ready, minus the start of the bring-up\u2019s first phase."
+            found["to_ready"] = cites.derive("Bring-up to Ready", rule, ends)
     pod = known.first_pod
     if pod is not None:
         ends = [run.line(pod.seen["created"]), run.line(pod.seen["running"])]

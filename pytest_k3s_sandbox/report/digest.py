@@ -25,7 +25,7 @@ class Digest:
         run: The run's name.
         experiment: The experiment's, ``test`` for a user's own tests.
         outcome: ``held``, ``not held`` or ``incomplete``; ``finished`` where nothing was claimed.
-        to_ready: Seconds from the sandbox's start to the node Ready.
+        to_ready: Seconds to the node Ready, from its bring-up's beginning (see :mod:`.beginning`).
         to_running: Seconds from the first pod's creation to Running.
         ready: Samples that saw the node Ready.
         samples: Samples since the first of them.

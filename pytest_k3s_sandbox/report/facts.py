@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from pytest_k3s_sandbox.report.beginning import bring_up, first_ready
 from pytest_k3s_sandbox.report.schema import EventKind
 from pytest_k3s_sandbox.report.series import Transition, lives, transitions
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import Event, Sample
+    from pytest_k3s_sandbox.report.schema import Event, Phase, Sample
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Facts:
     """A run's key figures.
 
     Attributes:
+        bring_up: The phase with which the node's bring-up began where its sandbox was in use before;
+            None where it began with the sandbox.
         first_ready: The first sample that saw the node Ready.
         samples: How many samples there are.
         samples_since_ready: How many from the first Ready one on.
@@ -77,6 +80,7 @@ class Facts:
         last: The time of the last record that has one.
     """
 
+    bring_up: Phase | None
     first_ready: Sample | None
     samples: int
     samples_since_ready: int
@@ -89,9 +93,14 @@ class Facts:
     last: float
 
     @property
+    def began(self) -> float:
+        """Return when the node's bring-up began: 0, the sandbox's start, unless others used that before."""
+        return 0.0 if self.bring_up is None else self.bring_up.start
+
+    @property
     def seconds_to_ready(self) -> float | None:
-        """Return the time of the first sample that saw the node Ready."""
-        return None if self.first_ready is None else self.first_ready.t
+        """Return the seconds from the bring-up's beginning to the first sample that saw the node Ready."""
+        return None if self.first_ready is None else self.first_ready.t - self.began
 
     @property
     def hold_seconds(self) -> float:
@@ -112,10 +121,11 @@ class Facts:
 def facts(run: Run) -> Facts:
     """Compute a run's key figures from its records."""
     samples = run.samples
-    first = next((i for i, sample in enumerate(samples) if sample.node_ready), None)
-    since = samples[first:] if first is not None else ()
+    ready = first_ready(run)
+    since = () if ready is None else samples[samples.index(ready) :]
     return Facts(
-        first_ready=since[0] if since else None,
+        bring_up=bring_up(run),
+        first_ready=ready,
         samples=len(samples),
         samples_since_ready=len(since),
         ready_samples=sum(sample.node_ready is True for sample in since),

@@ -110,9 +110,16 @@ def _evidence(known: Facts) -> str:
     errors = sum(known.errors.values())
     logged = "no error was logged" if not errors else f"{_count(errors, 'error line')} logged"
     return (
-        f"the node was Ready {seconds_text(known.seconds_to_ready)} after the sandbox's start and {stayed} "
+        f"the node was Ready {seconds_text(known.seconds_to_ready)} after {beginning(known)} and {stayed} "
         f"since (unbroken for {seconds_text(known.hold_seconds)}); {logged}"
     )
+
+
+def beginning(known: Facts) -> str:
+    """Return from when on the time to Ready is counted, in words."""
+    if known.bring_up is None:
+        return "the sandbox's start"
+    return f"its bring-up's start (in a sandbox that others had used for {seconds_text(known.began)})"
 
 
 def _count(number: int, noun: str) -> str:
@@ -122,6 +129,7 @@ def _count(number: int, noun: str) -> str:
 def summarize(run: Run) -> dict[str, Any]:
     """Return a run's key figures as plain values for JSON; times are seconds since the run's zero.
 
+    ``seconds_to_ready`` counts from ``bring_up_began``, which is 0 unless others used the sandbox before;
     ``seconds_to_pod_running`` is that of the first pod, from its creation. ``ok`` is true only for
     a complete run with verdicts that all held.
     """
@@ -138,6 +146,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "sentence": sentence(run),
         "environment": None if environment is None else environment.model_dump(mode="json", exclude={"type"}),
         "root": root_name(environment.root_magic) if environment is not None else None,
+        "bring_up_began": known.began,
         "seconds_to_ready": known.seconds_to_ready,
         "seconds_to_pod_running": None if first is None else first.to_running,
         "hold_seconds": known.hold_seconds,

@@ -89,12 +89,12 @@ def bring_up_window(run: Run) -> tuple[float, float] | None:
     """
     known = facts(run)
     marks = [phase.end for phase in run.phases if phase.end is not None]
-    if known.seconds_to_ready is not None:
-        marks.append(known.seconds_to_ready)
+    if known.first_ready is not None:
+        marks.append(known.first_ready.t)
     marks += [pod.ready for pod in known.pods[:1] if pod.ready is not None]
     if not marks:
         return None
-    start = min([0.0, *(phase.start for phase in run.phases)])
+    start = known.began if known.bring_up is not None else min([0.0, *(p.start for p in run.phases)])
     end = start + max((max(marks) - start) * 1.15, 1.0)
     return (start, end) if known.last - start > 2 * (end - start) else None
 

@@ -83,6 +83,7 @@ def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
         ),
         "figures": key_figures(cites, run, known),
         "to_ready": _seconds(known.seconds_to_ready),
+        "to_ready_from": None if known.bring_up is None else seconds_text(known.began),
         "to_running": _seconds(None if first is None else first.to_running),
         "held_for": seconds_text(known.hold_seconds) if known.first_ready is not None else "never",
         "errors_total": sum(known.errors.values()),
