@@ -250,7 +250,8 @@ def _fault(table: _Table) -> FaultRule:
     if number is None:
         table.fail("errno", f"{name!r} is no error's name (EIO, ENOENT ...)")
     skip, times = table.take("skip", int), table.take("times", int)
-    return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs())
+    unmounted = table.take("unmounted", bool) or False
+    return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs(), unmounted)
 
 
 _BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault", "retry")

@@ -61,6 +61,28 @@ def reaches(tid: int, path: bytes) -> bool:
     return True
 
 
+def nothing_mounted(tid: int, path: bytes) -> bool:
+    """Tell whether an absolute path exists, and nothing is mounted there in a tracee's mount namespace.
+
+    Args:
+        tid: The tracee, whose root is ours.
+        path: The path; symbolic links are followed.
+
+    Returns:
+        False also where its mount table cannot be read.
+    """
+    real = os.path.realpath(path)
+    if not os.path.lexists(real):
+        return False
+    for char in b"\\ \t\n":  # proc_pid_mountinfo(5): written as octal numbers
+        real = real.replace(b"%c" % char, b"\\%03o" % char)
+    try:
+        with open(f"/proc/{tid}/mountinfo", "rb") as table:  # noqa: PTH123 - pathlib takes a while to import
+            return all(line.split(b" ", 5)[4] != real for line in table)
+    except OSError:
+        return False
+
+
 def descriptor_path(tid: int, descriptor: int) -> bytes | None:
     """Return the absolute path of an open file, or of the working directory for AT_FDCWD.
 

@@ -20,7 +20,7 @@ PATH: Final = "{path}"
 REDIRECTABLE: Final = (Group.OPEN, Group.STAT, Group.ACCESS, Group.READLINK)
 MASKABLE: Final = (Group.OPEN, Group.CHANGE, Group.CLOSE)
 RETRIABLE: Final = (Group.OPEN, Group.STATFS, Group.CLOSE)
-FAILABLE: Final = (*REDIRECTABLE, Group.CHANGE, Group.STATFS)
+FAILABLE: Final = (*REDIRECTABLE, Group.CHANGE, Group.STATFS, Group.UMOUNT)
 
 Content = str | Callable[[int, str], str]
 """Text, or what returns it when called with the thread's id and the path."""
@@ -200,6 +200,7 @@ class FaultRule(NamedTuple):
         skip: So many of them succeed first.
         times: So many fail then, and later ones succeed; None: all.
         programs: Only in these programs; see :class:`Rules`.
+        unmounted: Only where nothing is mounted at the path, in the program's mount namespace.
     """
 
     path: str
@@ -209,6 +210,7 @@ class FaultRule(NamedTuple):
     skip: int = 0
     times: int | None = None
     programs: tuple[str, ...] = ()
+    unmounted: bool = False
 
     @property
     def label(self) -> str:

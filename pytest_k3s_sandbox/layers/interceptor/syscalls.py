@@ -28,6 +28,7 @@ class Group(Enum):
     CHANGE = "change"
     STATFS = "statfs"
     CLOSE = "close"
+    UMOUNT = "umount"
 
 
 class PathCall(NamedTuple):
@@ -58,6 +59,7 @@ PATH_CALLS: Final = {
     87: PathCall("unlink", Group.CHANGE, 0, None),
     89: PathCall("readlink", Group.READLINK, 0, None),
     STATFS: PathCall("statfs", Group.STATFS, 0, None),
+    166: PathCall("umount2", Group.UMOUNT, 0, None),
     257: PathCall("openat", Group.OPEN, 1, 0),
     258: PathCall("mkdirat", Group.CHANGE, 1, 0),
     262: PathCall("newfstatat", Group.STAT, 1, 0),

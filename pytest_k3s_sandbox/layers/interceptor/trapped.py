@@ -170,7 +170,11 @@ class TrappedCalls:
     def _carried_out(self, tid: int, call: Call, profile: Profile, decision: Decision) -> Call | None:
         """Do what was decided; None: nothing was."""
         fault = decision.fault
-        if fault is not None and self._fails(fault):
+        if (
+            fault is not None
+            and (not fault.unmounted or procfs.nothing_mounted(tid, call.path))
+            and self._fails(fault)
+        ):
             return self._failing(tid, call, fault)
         target = self._target(tid, profile, call.path, decision)
         if target is not None:

@@ -262,3 +262,10 @@ def test_right_rules_pass() -> None:
 def test_wrong_rules_are_named(rules: Rules, field: str) -> None:
     with pytest.raises(ConfigError, match=f"field '{field}'"):
         checked(rules)
+
+
+def test_a_fault_where_nothing_is_mounted() -> None:
+    text = '[[fault]]\nprefix = "/run"\nerrno = "EINVAL"\ncalls = ["umount"]\nunmounted = true\n'
+    (rule,) = parse_rules(text, "rules.toml").faults
+    assert rule.unmounted
+    assert rule.calls == {"umount2"}

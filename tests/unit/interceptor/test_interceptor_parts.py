@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
+from pytest_k3s_sandbox.layers.interceptor import procfs
 from pytest_k3s_sandbox.layers.interceptor.forward import Forwarder
 from pytest_k3s_sandbox.layers.interceptor.layer import PtraceInterceptor
 from pytest_k3s_sandbox.layers.interceptor.memory import Memory
@@ -216,3 +217,12 @@ def test_any_other_is_not(tmp_path: Path, under: tuple[int, str] | None) -> None
 def test_an_unknown_preset_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exp99"):
         layer(tmp_path, None, preset="exp99")
+
+
+def test_nothing_is_mounted_in_most_places(tmp_path: Path) -> None:
+    tmp_path.joinpath("link").symlink_to("/proc")
+    found = [
+        procfs.nothing_mounted(os.getpid(), os.fsencode(path))
+        for path in (tmp_path, "/proc", tmp_path / "link", tmp_path / "missing")
+    ]
+    assert found == [True, False, False, False]
