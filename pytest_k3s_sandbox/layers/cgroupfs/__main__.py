@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__
         at=options.stack_on if stacked else options.at,
         real=stacked,
         stats=options.stats,
+        opens=options.opens,
         log=_say if options.verbose else None,
     )
     try:
@@ -74,6 +75,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "kernel has the hierarchy, so that mount tables keep their lines of type cgroup",
     )
     parser.add_argument("--stats", metavar="FILE", help="a file for counts of operations, as JSON")
+    parser.add_argument(
+        "--opens",
+        action="store_true",
+        help="let programs open files even where, as in gVisor, the kernel can do without",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log each change that a program makes")
     return parser
 

@@ -36,6 +36,7 @@ class FuseCgroupfs:
         at: The directory inside that gets each controller.
         real: Whether the sandbox's own cgroup mounts go below ours, so that its mount
             table has lines of type ``cgroup`` also without the interceptor; by default in gVisor.
+        opens: Whether programs open files even where they can be read without: an open can be interrupted.
         timeout: Seconds until it has to be ready.
     """
 
@@ -49,6 +50,7 @@ class FuseCgroupfs:
         controllers: Sequence[str] = DEFAULT,
         at: str = "/sys/fs/cgroup",
         real: bool | None = None,
+        opens: bool = False,
         timeout: float = 15.0,
     ) -> None:
         """Bind the layer to its sandbox; nothing starts yet."""
@@ -56,6 +58,7 @@ class FuseCgroupfs:
         self._controllers = tuple(controllers)
         self._at = at
         self._real = sandbox.kind == "gvisor" if real is None else real
+        self._opens = opens
         self._timeout = timeout
         self._process: Process | None = None
 
@@ -84,6 +87,7 @@ class FuseCgroupfs:
     def _start(self) -> None:
         argv = [*_PYTHON, "-c", _SERVE, _ROOT, "--stack-on" if self._real else "--at", self._at]
         argv += ["--controllers", ",".join(name.replace(",", "+") for name in self._controllers)]
+        argv += ["--opens"] if self._opens else []
         try:
             process = self._process = self._sandbox.spawn(argv, name="cgroupfs")
         except StartError as error:

@@ -48,6 +48,7 @@ class Server:
             has the controller, so that mount tables keep a line of type ``cgroup``.
         stats: A file that gets counts of operations as JSON, every few seconds and at the end.
         max_age: Seconds for which sampled numbers are good.
+        opens: Whether programs open files even where they can be read without, as in gVisor.
         log: Takes a line for each change that a program makes.
     """
 
@@ -60,6 +61,7 @@ class Server:
         real: bool = False,
         stats: str | None = None,
         max_age: float = 1.0,
+        opens: bool = False,
         log: Callable[[str], None] | None = None,
     ) -> None:
         """Remember what to serve; nothing is mounted yet."""
@@ -69,6 +71,7 @@ class Server:
         self.real = real
         self.stats = stats
         self.max_age = max_age
+        self.opens = opens
         self.version = ""
         self._log = log
         self._undo: list[Callable[[], None]] = []
@@ -210,6 +213,8 @@ class Server:
         filesystem.size = _PRETENDED_SIZE
         if not _content(file):
             raise OSError(f"{file} reads as empty")
+        if self.opens:
+            return
         filesystem.unopened = True
         try:
             works = _content(file) and _content(file)
