@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
 from pytest_k3s_sandbox.layers.cgroupfs.nodes import Nodes
-from pytest_k3s_sandbox.layers.cgroupfs.openfiles import OpenFile, OpenFiles, UnopenedReads
+from pytest_k3s_sandbox.layers.cgroupfs.openfiles import Listings, OpenFile, OpenFiles, UnopenedReads
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER
 from pytest_k3s_sandbox.layers.cgroupfs.refusals import Refusals
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
@@ -68,10 +68,9 @@ class CgroupFilesystem(Refusals):
         self._handlers: dict[int, tuple[str, Callable[[int, int, Request], bytes]]] = {
             number: (name, getattr(self, f"do_{name}")) for number, name in protocol.OPERATIONS.items()
         }
-        self._last_list = 0
         self._files = OpenFiles()
         self._reads = UnopenedReads()
-        self._lists: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._lists = Listings()
         self._longest: dict[int, int] = {}
         self._modes: dict[int, Mode] = {}
         self._xattrs = Xattrs()
@@ -235,21 +234,21 @@ class CgroupFilesystem(Refusals):
     def do_opendir(self, node: int, _thread: int, _request: Request) -> bytes:
         """Open a directory."""
         self._nodes.directory(node)
-        self._last_list += 1
-        self._lists[self._last_list] = []
-        return protocol.opened(self._last_list)
+        return protocol.opened(self._lists.open())
 
     def do_readdir(self, node: int, _thread: int, request: Request) -> bytes:
         """Return names; they stay while a reader goes on, so that it gets each once."""
         handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
-        if offset == 0:
+        listing = self._lists.get(handle) if offset else None
+        if listing is None:
             found = self._nodes.entries(self._nodes.directory(node))
-            self._lists[handle] = [(inode, kind, os.fsencode(name)) for inode, kind, name in found]
-        return protocol.directory(self._lists.get(handle, []), offset, size)
+            listing = [(inode, kind, os.fsencode(name)) for inode, kind, name in found]
+            self._lists.keep(handle, listing)
+        return protocol.directory(listing, offset, size)
 
     def do_releasedir(self, _node: int, _thread: int, request: Request) -> bytes:
         """Close a directory."""
-        self._lists.pop(protocol.HANDLE.unpack_from(request, HEADER)[0], None)
+        self._lists.close(protocol.HANDLE.unpack_from(request, HEADER)[0])
         return b""
 
     def do_mkdir(self, node: int, _thread: int, request: Request) -> bytes:

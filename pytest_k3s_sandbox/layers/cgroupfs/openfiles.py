@@ -1,4 +1,4 @@
-"""The files that programs read, each with the text that its reader goes through."""
+"""The files and directories that programs read, each with what its reader goes through."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
 _READERS = 4  # of one file at a time; another one may then get a later text
 _FILES = 1024
+_LISTINGS = 64
+
+Entry = tuple[int, int, bytes]
+"""Node, type and name of one thing in a directory."""
 
 
 class OpenFile:
@@ -148,3 +152,41 @@ class UnopenedReads:
         while len(texts) > _READERS:
             del texts[next(iter(texts))]
         return content
+
+
+class Listings:
+    """What readers of directories go through, by the numbers that the kernel knows them by.
+
+    Only the latest are kept: to a filesystem that answers opens of files with ENOSYS, gVisor does not tell
+    that a directory is closed either (``fileDescription.Release`` in ``fsimpl/fuse/file.go``), so that
+    all listings of a node's life would stay.
+    """
+
+    def __init__(self) -> None:
+        """Know none."""
+        self._entries: dict[int, list[Entry]] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._entries)
+
+    def open(self) -> int:
+        """Return a number for a directory; nothing is kept before it is read."""
+        self._last += 1
+        return self._last
+
+    def keep(self, number: int, entries: list[Entry]) -> None:
+        """Keep a listing, so that its reader gets each name once."""
+        self._entries.pop(number, None)
+        self._entries[number] = entries
+        while len(self._entries) > _LISTINGS:
+            del self._entries[next(iter(self._entries))]
+
+    def get(self, number: int) -> list[Entry] | None:
+        """Return a listing, None for one that is not kept (any more)."""
+        return self._entries.get(number)
+
+    def close(self, number: int) -> None:
+        """Forget a listing."""
+        self._entries.pop(number, None)

@@ -218,6 +218,25 @@ def test_what_is_kept_of_unopened_reads_is_bounded(filesystem: CgroupFilesystem)
     assert max(map(len, kept.values())) == 4
 
 
+def test_what_is_kept_of_directories_that_nobody_closes_is_bounded(filesystem: CgroupFilesystem) -> None:
+    """As in gVisor, which tells of no close where files are read without opens."""
+    kernel = Kernel(filesystem)
+    node = kernel.lookup("/cpu")
+
+    def part(handle: int, last: int) -> tuple[bytes, int]:
+        names = kernel.ask("readdir", node, struct.pack("<QQIIQII", handle, last, 64, 0, 0, 0, 0))
+        return names[24:], struct.unpack_from("<QQ", names)[1]
+
+    handles = [
+        struct.unpack_from("<Q", kernel.ask("opendir", node, struct.pack("<II", 0, 0)))[0] for _ in range(200)
+    ]
+    first = [part(handle, 0) for handle in handles]
+    assert len(filesystem._lists) == 64
+    # A reader whose listing was dropped, and one whose was not, go on all the same.
+    after = [part(handle, first[0][1]) for handle in (handles[0], handles[-1])]
+    assert after[0] == after[1] != first[0]
+
+
 def test_the_writer_of_zero_moves(filesystem: CgroupFilesystem) -> None:
     kernel = Kernel(filesystem, thread=1)
     kernel.mkdir("/cpu/a")
