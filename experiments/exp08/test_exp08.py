@@ -67,7 +67,7 @@ def test_root_is_9p(k3s_up: Up, k3s_claim: Claim) -> None:
     """The sandbox is the case under study: statfs says 9p for its root, without any layer's help."""
     if k3s_up.stack.sandbox.kind != "gvisor":
         pytest.skip("not applicable: only the gvisor sandbox promises a 9p root; this run is the control")
-    magic = k3s_up.stack.sandbox.root_magic()  # type: ignore[attr-defined]
+    magic = k3s_up.stack.sandbox.statfs_magic("/")  # type: ignore[attr-defined]
     k3s_claim(
         "root-9p", 'statfs("/") in the sandbox gives 9p', magic == V9FS_MAGIC, hex(magic), hex(V9FS_MAGIC)
     )

@@ -25,6 +25,7 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
 
 CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
 NODE = ("kubelet", "containerd")
+IMAGES = "images.tar"
 CONTAINERD_SERVES = b"containerd successfully booted"
 """What containerd logs when its socket serves; its log can be read without starting a program inside."""
 
@@ -91,8 +92,7 @@ class Embedded(Programs):
         self._spawn(sandbox, "kubelet", words, effect)
         if not self._images_loaded:
             with phase("images"):
-                for name in ("pause", "busybox"):
-                    load_image(sandbox, f"{STATE_DIR}/images/{name}.tar", deadline)
+                load_image(sandbox, f"{STATE_DIR}/{IMAGES}", deadline)
             self._images_loaded = True
         self.wait_control_plane(sandbox, settings, deadline)
 
@@ -135,7 +135,7 @@ class Embedded(Programs):
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         state = sandbox.host_path(STATE_DIR)
-        for folder in ("db", "images", "manifests"):
+        for folder in ("db", "manifests"):
             (state / folder).mkdir(exist_ok=True)
         if self._seed is not None:
             shutil.copyfile(self._seed, state / "db" / FILE)
@@ -149,8 +149,8 @@ class Embedded(Programs):
         for name, pair in clients.items():
             path = pki.folder / f"{name}.kubeconfig"
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
-        images.pause_image(state / "images" / "pause.tar", reference=settings.pause_image)
-        images.busybox_image(state / "images" / "busybox.tar")
+        # In one archive: in gVisor the program that imports it costs more than what it imports.
+        images.write_images(state / IMAGES, [images.pause(settings.pause_image), images.busybox()])
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
         pki = sandbox.host_path(PKI_DIR)

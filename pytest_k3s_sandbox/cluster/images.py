@@ -1,6 +1,6 @@
 """Container images made of the machine's static busybox, without a registry and without a tool.
 
-An image is written as an OCI image layout in one tar file (OCI Image Format Specification v1.1,
+Images are written as an OCI image layout in one tar file (OCI Image Format Specification v1.1,
 "image-layout.md", "manifest.md", "config.md", "layer.md"), which ``ctr images import`` reads. The same
 input gives the same bytes: no time of day, no owner and no order of a folder gets in.
 """
@@ -124,52 +124,55 @@ def find_busybox(path: Path | None = None) -> Path:
     raise MissingCapability(what, cause=f"there is no {candidates[0]}", remedy=remedy)
 
 
-def pause_image(target: Path, *, reference: str = PAUSE_REFERENCE, busybox: Path | None = None) -> Path:
-    """Write the image that holds a pod's namespaces open.
+@dataclass(frozen=True)
+class Image:
+    """An image of one layer.
+
+    Attributes:
+        reference: Its full name, e.g. ``docker.io/library/busybox:1.36``.
+        root: The root's content; the order does not matter.
+        program: What a container of it runs.
+    """
+
+    reference: str
+    root: Sequence[Entry]
+    program: Program
+
+
+def pause(reference: str = PAUSE_REFERENCE, busybox: Path | None = None) -> Image:
+    """Return the image that holds a pod's namespaces open.
 
     Args:
-        target: The tar file to write.
         reference: The image's name.
         busybox: The static busybox to use instead of the machine's.
-
-    Returns:
-        ``target``.
 
     Raises:
         MissingCapability: The machine has no static busybox.
     """
     content = find_busybox(busybox).read_bytes()
-    # containerd copies a root for every container, so that this one has a single file.
-    root = [Entry("bin"), Entry("bin/busybox", content=content)]
     program = Program(
         entrypoint=["/bin/busybox", "sh", "-c", PAUSE_SCRIPT],
         architecture=elf_architecture(content) or "amd64",
     )
-    return write_image(target, reference=reference, root=root, program=program)
+    # containerd copies a root for every container, so that this one has a single file.
+    return Image(reference, [Entry("bin"), Entry("bin/busybox", content=content)], program)
 
 
-def busybox_image(target: Path, *, reference: str = BUSYBOX_REFERENCE, busybox: Path | None = None) -> Path:
-    """Write an image with busybox and a link for each of its programs in ``/bin``.
+def busybox(reference: str = BUSYBOX_REFERENCE, path: Path | None = None) -> Image:
+    """Return an image with busybox and a link for each of its programs in ``/bin``.
 
     Args:
-        target: The tar file to write.
         reference: The image's name.
-        busybox: The static busybox to use instead of the machine's; it is run once for ``--list``.
-
-    Returns:
-        ``target``.
+        path: The static busybox to use instead of the machine's; it is run once for ``--list``.
 
     Raises:
         MissingCapability: The machine has no static busybox.
     """
-    program_path = find_busybox(busybox)
-    listed = subprocess.run(
-        [str(program_path), "--list"], check=True, capture_output=True, text=True, timeout=10
-    )
-    content = program_path.read_bytes()
+    found = find_busybox(path)
+    listed = subprocess.run([str(found), "--list"], check=True, capture_output=True, text=True, timeout=10)
+    content = found.read_bytes()
     program = Program(cmd=["sh"], architecture=elf_architecture(content) or "amd64")
-    root = busybox_root(content, listed.stdout.split())
-    return write_image(target, reference=reference, root=root, program=program)
+    return Image(reference, busybox_root(content, listed.stdout.split()), program)
 
 
 def busybox_root(content: bytes, applets: Iterable[str]) -> list[Entry]:
@@ -199,19 +202,17 @@ def busybox_root(content: bytes, applets: Iterable[str]) -> list[Entry]:
     ]
 
 
-def write_image(target: Path, *, reference: str, root: Iterable[Entry], program: Program) -> Path:
-    """Write an image of one layer.
+def write_images(target: Path, images: Sequence[Image]) -> Path:
+    """Write images into one archive.
 
     Args:
         target: The tar file; replaced as a whole when it exists.
-        reference: The image's full name, e.g. ``docker.io/library/busybox:1.36``.
-        root: The root's content; the order does not matter.
-        program: What a container of it runs.
+        images: The images.
 
     Returns:
         ``target``.
     """
-    content = image_bytes(reference, root, program)
+    content = archive(images)
     partial = target.with_name(f"{target.name}.partial")
     try:
         partial.write_bytes(content)
@@ -221,18 +222,36 @@ def write_image(target: Path, *, reference: str, root: Iterable[Entry], program:
     return target
 
 
-def image_bytes(reference: str, root: Iterable[Entry], program: Program) -> bytes:
-    """Return an image of one layer as a tar of an OCI image layout.
+def archive(images: Sequence[Image]) -> bytes:
+    """Return images as a tar of an OCI image layout.
 
     Args:
-        reference: The image's full name.
-        root: The root's content.
-        program: What a container of it runs.
+        images: The images.
 
     Returns:
         The tar; the same for the same input.
     """
-    layer = _tar(root)
+    blobs: dict[str, bytes] = {}
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [_described(image, blobs) for image in images],
+    }
+    return _tar(
+        [
+            Entry("oci-layout", 0o644, _json({"imageLayoutVersion": "1.0.0"})),
+            Entry("index.json", 0o644, _json(index)),
+            Entry("blobs"),
+            Entry("blobs/sha256"),
+            *(Entry(path, 0o644, blob) for path, blob in blobs.items()),
+        ]
+    )
+
+
+def _described(image: Image, blobs: dict[str, bytes]) -> dict[str, Any]:
+    """Return an image's entry in the index; what it consists of is put into ``blobs``."""
+    program = image.program
+    layer = _tar(image.root)
     config = _json(
         {
             "architecture": program.architecture,
@@ -254,30 +273,16 @@ def image_bytes(reference: str, root: Iterable[Entry], program: Program) -> byte
             "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
         }
     )
-    described: dict[str, Any] = {
+    blobs.update({f"blobs/sha256/{_hex(blob)}": blob for blob in (layer, config, manifest)})
+    return {
         **_descriptor("application/vnd.oci.image.manifest.v1+json", manifest),
         "platform": {"architecture": program.architecture, "os": "linux"},
         "annotations": {
             # The first is containerd's own and is taken as it is; the second is the specification's.
-            "io.containerd.image.name": reference,
-            "org.opencontainers.image.ref.name": reference.rpartition(":")[2],
+            "io.containerd.image.name": image.reference,
+            "org.opencontainers.image.ref.name": image.reference.rpartition(":")[2],
         },
     }
-    index = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [described],
-    }
-    blobs = {f"blobs/sha256/{_hex(blob)}": blob for blob in (layer, config, manifest)}
-    return _tar(
-        [
-            Entry("oci-layout", 0o644, _json({"imageLayoutVersion": "1.0.0"})),
-            Entry("index.json", 0o644, _json(index)),
-            Entry("blobs"),
-            Entry("blobs/sha256"),
-            *(Entry(path, 0o644, blob) for path, blob in blobs.items()),
-        ]
-    )
 
 
 def _tar(entries: Iterable[Entry]) -> bytes:

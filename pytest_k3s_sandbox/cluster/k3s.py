@@ -196,8 +196,7 @@ class K3s(Programs):
         token.write_text(secrets.token_hex(16))
         tars = sandbox.host_path(f"{self._data}/agent/images")
         tars.mkdir(parents=True)
-        images.pause_image(tars / "pause.tar", reference=settings.pause_image)
-        images.busybox_image(tars / "busybox.tar")
+        images.write_images(tars / "images.tar", [images.pause(settings.pause_image), images.busybox()])
         # The kubelet is in k3s' process and log; containerd's log is where k3s puts it.
         logs = sandbox.logs
         (logs / "kubelet.log").symlink_to("k3s.log")

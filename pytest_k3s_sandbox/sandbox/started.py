@@ -74,6 +74,7 @@ class StartedSandbox(ABC):
         self._numbers = itertools.count(1)
         self._closed = False
         self.handed_over = False
+        self._root_magic: int | None = None
         self._client: AgentClient | None = None
         try:
             with machine.lock():
@@ -218,8 +219,10 @@ class StartedSandbox(ABC):
         return int(self.run([sys.executable, "-I", "-S", "-c", STATFS_PROBE, path]).stdout)
 
     def root_magic(self) -> int:
-        """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2))."""
-        return self.statfs_magic("/")
+        """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2)); it is asked once."""
+        if self._root_magic is None:
+            self._root_magic = self.statfs_magic("/")
+        return self._root_magic
 
     @abstractmethod
     def shell_argv(self, argv: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.bringup import Up, Wish
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
-from pytest_k3s_sandbox.cluster.images import Entry, Program, find_busybox, write_image
+from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
@@ -148,7 +148,7 @@ def test_a_users_image_is_loaded_and_its_pod_has_logs_and_exec(up: Up, tmp_path:
         Entry("bin/sh", mode=0o777, link="busybox"),
         Entry("mine", mode=0o644, content=b"this image is mine\n"),
     ]
-    tar = write_image(tmp_path / "mine.tar", reference="example.org/mine:1", root=root, program=Program())
+    tar = write_images(tmp_path / "mine.tar", [Image("example.org/mine:1", root, Program())])
     up.cluster.load_image(tar)
     with up.cluster.namespace("mine") as namespace:
         script = "while read -r line; do echo $line; done < /mine; exec /bin/busybox sleep 1000"

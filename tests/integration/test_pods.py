@@ -17,7 +17,7 @@ import pytest
 from pytest_k3s_sandbox.bringup import Up, Wish, everything
 from pytest_k3s_sandbox.cluster.cluster import found
 from pytest_k3s_sandbox.cluster.components import MANIFESTS
-from pytest_k3s_sandbox.cluster.images import Entry, Program, find_busybox, write_image
+from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
@@ -132,7 +132,7 @@ def private_image(folder: Path) -> Path:
     """Write an image that is in no registry."""
     root = [Entry("bin"), Entry("bin/busybox", content=find_busybox().read_bytes())]
     program = Program(entrypoint=["/bin/busybox", "sleep", "1000"], env={"OF": "the image"})
-    return write_image(folder / "private.tar", reference="example.org/private:1", root=root, program=program)
+    return write_images(folder / "private.tar", [Image("example.org/private:1", root, program)])
 
 
 @pytest.fixture(scope="module")

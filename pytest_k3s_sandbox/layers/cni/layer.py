@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import uuid
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +79,7 @@ class FakeCni:
         """
         try:
             self._install(self._sandbox.host_path(FOLDER))
-            health = self.check()
+            health = self._try(("ADD", "DEL"))
         except (OSError, ValueError, SandboxError) as error:
             self._remove()
             raise LayerError("the fake CNI plugin did not come up", cause=str(error)) from error
@@ -105,21 +106,24 @@ class FakeCni:
         Returns:
             Healthy if each answered as the CNI specification says; each answer is in the details.
         """
+        return self._try(("VERSION", "ADD", "CHECK", "DEL"))
+
+    def _try(self, commands: Sequence[str]) -> Health:
+        """Run commands for an attachment that is thrown away; in gVisor each takes 0.1 s of a start."""
         container = f"check-{uuid.uuid4().hex}"
         config = plugin_config(self._pod_range)
         details: dict[str, str] = {}
-        ok = self._ask("VERSION", container, config, details)
-        added = self._ask("ADD", container, config, details)
-        if added is not None:
-            checked = self._ask("CHECK", container, {**config, "prevResult": added}, details)
-            addresses = [ip.get("address") for ip in added.get("ips", [])]
+        answers: dict[str, dict[str, Any] | None] = {}
+        for command in commands:
+            before = {"prevResult": answers["ADD"]} if command == "CHECK" else {}
+            lacking = None in before.values()
+            answers[command] = None if lacking else self._ask(command, container, config | before, details)
+        addresses = [ip.get("address") for ip in (answers["ADD"] or {}).get("ips", [])]
+        if addresses:
             details["address"] = ", ".join(map(str, addresses))
-        else:
-            checked, addresses = None, []
-        deleted = self._ask("DEL", container, config, details)
-        answers = (ok, added, checked, deleted)
         return Health(
-            ok=all(answer is not None for answer in answers) and len(addresses) == 1, details=details
+            ok=None not in answers.values() and len(addresses) == 1,
+            details=details,
         )
 
     def _ask(

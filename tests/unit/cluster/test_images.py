@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from hypothesis import strategies as st
 from pytest_k3s_sandbox.cluster.images import (
     PAUSE_SCRIPT,
     Entry,
+    Image,
     Program,
-    busybox_image,
+    archive,
     busybox_root,
     elf_architecture,
     find_busybox,
-    image_bytes,
-    pause_image,
-    write_image,
+    pause,
+    write_images,
 )
+from pytest_k3s_sandbox.cluster.images import busybox as machines_busybox
 from pytest_k3s_sandbox.errors import MissingCapability
 
 
@@ -75,6 +77,11 @@ class Unpacked:
         return content
 
 
+def one(reference: str, root: Sequence[Entry], program: Program) -> bytes:
+    """Return an archive with one image."""
+    return archive([Image(reference, root, program)])
+
+
 @pytest.fixture
 def busybox(tmp_path: Path) -> Path:
     """Stand in for busybox: a script that lists applets, with an ELF header that is never executed."""
@@ -85,7 +92,7 @@ def busybox(tmp_path: Path) -> Path:
 
 def test_every_digest_and_size_is_right_and_the_name_is_exact() -> None:
     unpacked = Unpacked(
-        image_bytes(
+        one(
             "example.org/a/b:1",
             [Entry("x", 0o640, b"hello")],
             Program(entrypoint=["/x"], cmd=["y"], env={"A": "b"}, architecture="arm64"),
@@ -106,19 +113,19 @@ entries = st.dictionaries(
 @given(entries, st.randoms(use_true_random=False))
 def test_the_same_content_in_any_order_gives_the_same_bytes(files: dict[str, bytes], random: Any) -> None:  # noqa: ANN401 - hypothesis hands out its own Random
     root = [Entry(path, content=content) for path, content in files.items()]
-    first = image_bytes("a:1", root, Program())
+    first = one("a:1", root, Program())
     random.shuffle(root)
-    assert image_bytes("a:1", root, Program()) == first
+    assert one("a:1", root, Program()) == first
 
 
 def test_nothing_of_the_machine_gets_into_a_tar() -> None:
-    unpacked = Unpacked(image_bytes("a:1", [Entry("bin"), Entry("bin/x", content=b"x")], Program()))
+    unpacked = Unpacked(one("a:1", [Entry("bin"), Entry("bin/x", content=b"x")], Program()))
     for member in (*unpacked.members, *unpacked.root.values()):
         assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
 
 
 def test_pause_is_one_program_that_is_started_without_arguments(tmp_path: Path, busybox: Path) -> None:
-    unpacked = Unpacked(pause_image(tmp_path / "pause.tar", busybox=busybox).read_bytes())
+    unpacked = Unpacked(write_images(tmp_path / "pause.tar", [pause(busybox=busybox)]).read_bytes())
     assert unpacked.described["annotations"]["io.containerd.image.name"] == "registry.k8s.io/pause:3.10"
     assert unpacked.config["config"]["Entrypoint"] == ["/bin/busybox", "sh", "-c", PAUSE_SCRIPT]
     assert sorted(unpacked.root) == ["bin", "bin/busybox"]
@@ -126,20 +133,34 @@ def test_pause_is_one_program_that_is_started_without_arguments(tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
+def test_an_archive_has_all_its_images_and_what_they_share_once() -> None:
+    shared = [Entry("x", content=b"shared")]
+    images = [Image("a:1", shared, Program(cmd=["a"])), Image("b:2", shared, Program(cmd=["b"]))]
+    with tarfile.open(fileobj=io.BytesIO(archive(images))) as tar:
+        names = tar.getnames()
+        file = tar.extractfile("index.json")
+        assert file is not None
+        index = json.load(file)
+    named = [entry["annotations"]["io.containerd.image.name"] for entry in index["manifests"]]
+    assert named == ["a:1", "b:2"]
+    assert {f"blobs/sha256/{entry['digest'].partition(':')[2]}" for entry in index["manifests"]} <= set(names)
+    assert len(names) == len(set(names)) == 4 + 1 + 2 + 2  # a layer, two configurations, two manifests
+
+
 def test_busybox_has_a_link_for_each_applet() -> None:
-    unpacked = Unpacked(image_bytes("a:1", busybox_root(b"program", ["sh", "[", "busybox", "sh"]), Program()))
+    unpacked = Unpacked(one("a:1", busybox_root(b"program", ["sh", "[", "busybox", "sh"]), Program()))
     assert unpacked.root["bin/sh"].linkname == unpacked.root["bin/["].linkname == "busybox"
     assert unpacked.root["bin/busybox"].isfile()
     assert unpacked.root["tmp"].mode == 0o1777
 
 
-def test_the_machines_busybox_makes_an_image(tmp_path: Path) -> None:
+def test_the_machines_busybox_makes_an_image() -> None:
     try:
         find_busybox()
     except MissingCapability as missing:
         pytest.skip(str(missing))
-    first = busybox_image(tmp_path / "a.tar").read_bytes()
-    assert first == busybox_image(tmp_path / "b.tar").read_bytes()
+    first = archive([machines_busybox()])
+    assert first == archive([machines_busybox()])
     unpacked = Unpacked(first)
     assert unpacked.described["annotations"]["io.containerd.image.name"] == "docker.io/library/busybox:1.36"
     assert unpacked.config["config"]["Cmd"] == ["sh"]
@@ -154,7 +175,7 @@ def test_a_failed_write_leaves_the_old_image_and_nothing_else(tmp_path: Path) ->
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            write_image(target, reference="a:1", root=[Entry("a", content=bytes(99_999))], program=Program())
+            write_images(target, [Image("a:1", [Entry("a", content=bytes(99_999))], Program())])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert target.read_bytes() == b"old"
@@ -197,8 +218,7 @@ def test_a_missing_and_a_dynamic_busybox_are_told_apart(tmp_path: Path) -> None:
     dynamic = tmp_path / "busybox"
     dynamic.write_bytes(DYNAMIC)
     with pytest.raises(MissingCapability, match="not a static ELF"):
-        pause_image(tmp_path / "pause.tar", busybox=dynamic)
-    assert not (tmp_path / "pause.tar").exists()
+        pause(busybox=dynamic)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -196,7 +196,7 @@ def test_the_files_that_k3s_reads_are_where_it_looks(
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert len(token.read_text()) == 32
     tars = list(sandbox.host_path(f"{data}/agent/images").iterdir())
-    assert {tar.name for tar in tars} == {"pause.tar", "busybox.tar"}
+    assert {tar.name for tar in tars} == {"images.tar"}
     assert all(tarfile.is_tarfile(tar) for tar in tars)
     config = json.loads(sandbox.host_path(KUBELET_CONFIG).read_text())
     assert config["failCgroupV1"] is False  # 1.36 needs it

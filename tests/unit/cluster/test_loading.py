@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from pytest_k3s_sandbox.cluster.base import Distribution
-from pytest_k3s_sandbox.cluster.images import Entry, Program, write_image
+from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, write_images
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, SandboxError, StartError
@@ -42,9 +42,7 @@ class Importer:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    return write_image(
-        tmp_path / "image.tar", reference="example.org/mine:1", root=[Entry("bin")], program=Program()
-    )
+    return write_images(tmp_path / "image.tar", [Image("example.org/mine:1", [Entry("bin")], Program())])
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_check_says_that_the_range_is_full(sandbox: Sandbox, tmp_path: Path) -> 
 
 
 def test_a_python_that_is_not_there_is_said_and_nothing_is_left(sandbox: Sandbox, tmp_path: Path) -> None:
-    with pytest.raises(LayerError, match="VERSION: exit code 12"):
+    with pytest.raises(LayerError, match="ADD: exit code 12"):
         FakeCni(sandbox, python="/nonexistent/python").__enter__()
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,8 @@
 
 The research asked for 60 minutes and never ran them. A pod is created every ten seconds and deleted
 when it is Ready, one stays throughout; logs and exec are asked for every minute. ``-m nightly`` runs
-an hour, or as long as ``--k3s-duration`` says; the default run looks whether all this works.
+an hour, or as long as ``--k3s-duration`` says; the default run looks whether all this works. It comes
+before ``test_exp08`` so that its time is a part of the hold there.
 """
 
 from __future__ import annotations
