@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.cluster.observe import Limits, Observation, Watch
 from pytest_k3s_sandbox.cluster.trials import trial_pod
+from pytest_k3s_sandbox.report.beginning import bring_up
 from pytest_k3s_sandbox.report.findings import Ablation, Measurement
+from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.report.schema import Sample
 
 if TYPE_CHECKING:
@@ -67,13 +69,14 @@ def follow(up: Up, hold: float, patience: float = 1.0) -> Fate:
     while seen.ready and time.monotonic() < until and up.cluster.processes["kubelet"].poll() is None:
         time.sleep(POLL_SECONDS)
     seconds, losses = readiness(up.readiness.samples)
-    to_ready = next((sample.t for sample in up.readiness.samples if sample.node_ready), None)
+    ready = next((sample.t for sample in up.readiness.samples if sample.node_ready), None)
+    begun = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
     up.writer.append(
         Ablation(
             layers=up.stack.names,
             version=up.cluster.settings.kubernetes,
             reached=seen.reached,
-            seconds_to_ready=to_ready,
+            seconds_to_ready=None if ready is None else ready - (0.0 if begun is None else begun.start),
             error=seen.error,
         )
     )

@@ -104,9 +104,6 @@ def has_certificates(environ: Mapping[str, str]) -> bool:
 
 
 RUN = (
-    SystemPackage(
-        "libseccomp.so.2", ("libseccomp2",), "the interceptor's filter", lambda _: has_library("seccomp")
-    ),
     SystemPackage("ip", ("iproute2",), "the sandbox's network", lambda env: which("ip", env) is not None),
     SystemPackage("iptables", ("iptables",), "the kubelet", lambda env: which("iptables", env) is not None),
     SystemPackage(
@@ -135,6 +132,12 @@ CGROUP_READERS = (
 """What reads cgroups: only the cgroupfs' experiment and its benchmark run them."""
 
 TESTS = (
+    SystemPackage(
+        "libseccomp.so.2",
+        ("libseccomp2",),
+        "the project's own tests, which compare the interceptor's filter with its",
+        lambda _: has_library("seccomp"),
+    ),
     SystemPackage(
         "chromium",
         ("chromium",),
