@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_k3s_sandbox.layers.workarounds.oci_runtime import adapt, script, write_wrapper
 
 SPEC = {"linux": {"namespaces": [{"type": "cgroup"}, {"type": "pid"}], "seccomp": {}, "x": 1}}
+NEEDS_NOTHING = {"linux": {"namespaces": [{"type": "pid"}], "x": 1}}
 GLOBALS = ["--root", "/run/containerd/runc/k8s.io", "--log", "LOG", "--log-format", "json"]
 SHELLS = [["sh"], ["busybox", "sh"], ["bash", "--posix"]]
 
@@ -101,6 +103,32 @@ def test_all_else_goes_straight_to_runc(tmp_path: Path, argv: list[str]) -> None
     assert not setup.adapted
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_what_needs_nothing_is_not_looked_at_by_python(tmp_path: Path, shell: list[str]) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"there is no {shell[0]}")
+    setup = Setup(tmp_path, python="/nonexistent/python")
+    mounts = [{"destination": "/sys/fs/cgroup", "type": "cgroup"}]
+    setup.config.write_text(json.dumps({**NEEDS_NOTHING, "mounts": mounts}, separators=(",", ":")))
+    assert setup.run("create", "--bundle", "BUNDLE", "id", shell=shell) == 7
+    assert setup.called == setup.sent
+
+
+@pytest.mark.parametrize("layout", [{"separators": (",", ":")}, {}, {"indent": 2}], ids=str)
+@pytest.mark.parametrize(
+    "needing",
+    [{"seccomp": {}}, {"namespaces": [{"type": "pid"}, {"type": "cgroup"}]}, {"seccomp": None}],
+    ids=str,
+)
+def test_what_needs_something_gets_it_however_it_is_written(
+    setup: Setup, needing: dict[str, Any], layout: dict[str, Any]
+) -> None:
+    spec = {"linux": {**NEEDS_NOTHING["linux"], **needing}}
+    setup.config.write_text(json.dumps(spec, **layout))
+    assert setup.run("create", "--bundle", "BUNDLE", "id") == 7
+    assert json.loads(setup.config.read_text()) == adapt(spec) != spec
+
+
 def test_words_with_blanks_quotes_and_nothing_arrive_as_they_are(setup: Setup) -> None:
     assert setup.run("exec", "id", "sh", "-c", "echo \"$x\" 'y' *", "", "a b") == 7
     assert setup.called == setup.sent
@@ -118,7 +146,7 @@ def test_a_missing_specification_is_left_to_runc(setup: Setup) -> None:
 
 
 def test_a_broken_specification_stops_before_runc_and_is_logged(setup: Setup) -> None:
-    setup.config.write_text("{")
+    setup.config.write_text('{"seccomp"')
     assert setup.run(*GLOBALS, "create", "--bundle", "BUNDLE", "id") == 1
     assert setup.called is None
     assert json.loads(setup.log.read_text())["level"] == "error"
