@@ -212,3 +212,14 @@ def test_the_whole_node_at_once(node: Faulty) -> None:
     with node.observed("everything-of-the-node"):
         for fault in ("cgroupfs", "kubelet's interceptor", "containerd's interceptor"):
             node.inside(signal.SIGKILL, KILLED[fault][0](node))
+
+
+@pytest.mark.nightly
+def test_what_is_stopped_on_purpose_stays_stopped_and_can_be_started_again(node: Faulty) -> None:
+    layers, began = node.cluster.layers, node.up.writer.now()
+    with node.observed("node-stopped-and-started"):
+        node.cluster.stop_node()
+        time.sleep(3)
+        assert not {"kubelet", "containerd"} & node.cluster.processes.keys()
+        node.cluster.start_node(layers)
+    assert node.events(began) == []
