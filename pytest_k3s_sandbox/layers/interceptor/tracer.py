@@ -21,6 +21,7 @@ from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
 from pytest_k3s_sandbox.layers.interceptor.stats import Stats
 from pytest_k3s_sandbox.layers.interceptor.syscalls import SECCOMP
 from pytest_k3s_sandbox.layers.interceptor.trapped import TrappedCalls
+from pytest_k3s_sandbox.layers.interceptor.waiting import Waiter
 
 _STOPPED: Final = 0x7F
 """The low byte of a wait status that tells of a stop (WIFSTOPPED of waitpid(2))."""
@@ -66,9 +67,11 @@ class Tracer:
         result = 0
         self._processes[root] = root
         counts, spent, calls = self._stats.stops, self._stats.seconds, self._calls
+        # The order of stops tells gVisor from Linux.
+        wait = Waiter(spin=not self._stats.entry_first).next
         while True:
             try:
-                tid, status = os.waitpid(-1, requests.WALL)
+                tid, status = wait()
             except ChildProcessError:
                 return result
             if status & 0xFF != _STOPPED:
