@@ -1,8 +1,8 @@
 """How a tracer waits for the next stop: by asking again and again as long as that pays, else asleep.
 
-A processor that sleeps takes tens of microseconds to wake, more so a virtual one, and each stop wakes two: the
-tracer's, and the tracee's when it goes on. A tracer that stays awake between stops that follow each other closely
-takes about half of the time for them (see "What it costs" in docs/interceptor.md).
+A processor that sleeps takes tens of microseconds to wake, more so a virtual one, and each stop wakes two:
+the tracer's, and the tracee's when it goes on. A tracer that stays awake between stops that follow each other
+closely takes about half of the time for them (see "What it costs" in docs/interceptor.md).
 """
 
 from __future__ import annotations
