@@ -67,8 +67,7 @@ class Tracer:
         result = 0
         self._processes[root] = root
         counts, spent, calls = self._stats.stops, self._stats.seconds, self._calls
-        # The order of stops tells gVisor from Linux.
-        wait = Waiter(spin=not self._stats.entry_first).next
+        wait = Waiter().next
         while True:
             try:
                 tid, status = wait()

@@ -35,7 +35,6 @@ class Waiter:
     def __init__(
         self,
         *,
-        spin: bool = True,
         wait: Callable[[int, int], tuple[int, int]] = os.waitpid,
         clock: Callable[[], float] = perf_counter,
         give_way: Callable[[], None] = os.sched_yield,
@@ -43,12 +42,10 @@ class Waiter:
         """Start asleep.
 
         Args:
-            spin: Whether asking can pay at all. In gVisor it does not: a system call costs as much as waking.
             wait: waitpid(2), for tests.
             clock: Seconds, for tests.
             give_way: sched_yield(2), for tests.
         """
-        self._spin = spin
         self._wait, self._clock, self._give_way = wait, clock, give_way
         self._credit = 0
 
@@ -58,8 +55,6 @@ class Waiter:
         Raises:
             ChildProcessError: There is no tracee.
         """
-        if not self._spin:
-            return self._wait(-1, requests.WALL)
         wait, clock = self._wait, self._clock
         began = clock()
         end = began + SPIN_SECONDS

@@ -43,12 +43,12 @@ class _Kernel:
         self.next_stop = self.now + self.gaps.pop(0)
         return 7, 0x57F
 
-    def waiter(self, *, spin: bool = True) -> Waiter:
-        return Waiter(spin=spin, wait=self.wait, clock=self.clock, give_way=self.give_way)
+    def waiter(self) -> Waiter:
+        return Waiter(wait=self.wait, clock=self.clock, give_way=self.give_way)
 
 
-def drain(kernel: _Kernel, *, spin: bool = True) -> int:
-    waiter, count = kernel.waiter(spin=spin), 0
+def drain(kernel: _Kernel) -> int:
+    waiter, count = kernel.waiter(), 0
     while True:
         try:
             assert waiter.next() == (7, 0x57F)
@@ -76,12 +76,6 @@ def test_after_a_busy_time_it_soon_sleeps() -> None:
     assert kernel.asked < 100 * SPIN_SECONDS / 4 + 6 * SPIN_SECONDS
 
 
-def test_where_asking_cannot_pay_it_is_not_tried() -> None:
-    kernel = _Kernel([SPIN_SECONDS / 4] * 50)
-    assert drain(kernel, spin=False) == 49
-    assert kernel.asked == kernel.yields == 0
-
-
 @given(st.lists(st.floats(1e-7, 5e-4), min_size=2, max_size=300))
 def test_every_stop_is_met_and_vain_asking_is_bounded(gaps: list[float]) -> None:
     short = sum(gap <= 2 * SPIN_SECONDS for gap in gaps)
@@ -90,7 +84,12 @@ def test_every_stop_is_met_and_vain_asking_is_bounded(gaps: list[float]) -> None
     assert kernel.asked <= (short + 1) * 2 * (SPIN_SECONDS + 2 * ASKING)
 
 
-def test_no_tracee_is_said_awake_or_asleep() -> None:
-    for spin in (True, False):
+def test_no_tracee_is_said_asleep_and_awake() -> None:
+    kernel = _Kernel([SPIN_SECONDS / 4] * 2)
+    waiter = kernel.waiter()
+    waiter.next()
+    for _ in range(2):
         with pytest.raises(ChildProcessError):
-            Waiter(spin=spin).next()
+            waiter.next()
+    with pytest.raises(ChildProcessError):
+        Waiter().next()
