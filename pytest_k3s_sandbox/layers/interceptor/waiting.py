@@ -23,7 +23,7 @@ _MOST: Final = 16
 """The credit that can be saved up, so that after a busy time few vain attempts are made."""
 
 _PRICE: Final = 4
-"""What a vain attempt costs: at worst one wait in five takes SPIN_SECONDS of processor time in vain."""
+"""What a vain attempt costs; at worst, with short and long waits in turn, every other wait is one."""
 
 
 class Waiter:
