@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -91,5 +93,11 @@ def test_no_tracee_is_said_asleep_and_awake() -> None:
     for _ in range(2):
         with pytest.raises(ChildProcessError):
             waiter.next()
-    with pytest.raises(ChildProcessError):
-        Waiter().next()
+
+
+def test_the_kernels_own_waitpid_is_asked() -> None:
+    """In a process of its own: this one may have children, and their statuses are not ours to take."""
+    program = f"from {Waiter.__module__} import Waiter; Waiter().next()"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "ChildProcessError" in ended.stderr
