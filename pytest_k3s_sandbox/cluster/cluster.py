@@ -204,7 +204,13 @@ class Cluster:
         An API server that does not answer, or is overloaded, is waited for, too.
         """
         try:
-            until(patient(condition), what=what, deadline=deadline, alive=lambda: self.unattended, hint=hint)
+            until(
+                patient(condition),
+                what=what,
+                deadline=deadline,
+                alive=lambda: self.unattended,
+                hint=answered(hint),
+            )
         except ClusterError as error:
             if self._records is not None:  # the sandbox's own logs go with it; these stay
                 copy_logs(self.logs, self._records)
@@ -332,6 +338,20 @@ def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
             ):
                 return False
             raise
+
+    return ask
+
+
+def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
+    """Return a hint that says so, and raises no error, when the API server does not answer."""
+    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
+
+    def ask() -> str | None:
+        try:
+            return hint()
+        except (HTTPError, ApiException) as error:
+            return f"the API server does not answer: {error}"
 
     return ask
 

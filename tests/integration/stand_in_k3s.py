@@ -30,6 +30,8 @@ TOKEN = STATE / "k3s-token"
 SOCKET = "/run/k3s/containerd/containerd.sock"
 SATISFIED = "stand-in: arguments, environment and files are those that k3s is to be given"
 REFUSAL = 64
+PATIENCE = 10
+"""Seconds that the parts have for ending."""
 
 SERVER = """
 --https-listen-port={port} --advertise-address={ip} --tls-san={ip}
@@ -220,11 +222,17 @@ class Parts:
         self.end()
 
     def end(self, _number: int = 0, _frame: FrameType | None = None) -> NoReturn:
-        """End all parts; pods stay, as with k3s."""
+        """End all parts; pods stay, as with k3s, which would end with them at once."""
         for process in self.running.values():
             process.terminate()
-        for process in self.running.values():
-            process.wait()
+        deadline = time.monotonic() + PATIENCE
+        for name, process in self.running.items():
+            try:
+                process.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                say(f'time="now" level=warning msg="{name} did not end in {PATIENCE} s"')
+                process.kill()
+                process.wait()
         sys.exit(0 if _number else 1)
 
 
