@@ -25,7 +25,9 @@ def test_a_hint_that_there_is_stays_as_it_is() -> None:
     assert answered(lambda: None)() is None
 
 
-@pytest.mark.parametrize("trouble", [HTTPError("refused"), ApiException(status=503), ApiException(status=429)])
+@pytest.mark.parametrize(
+    "trouble", [HTTPError("refused"), ApiException(status=503), ApiException(status=429)]
+)
 def test_a_condition_is_not_met_while_the_api_server_is_away(trouble: Exception) -> None:
     def condition() -> bool:
         raise trouble
