@@ -96,7 +96,8 @@ def run(
         )
     messages.set_level(log_level)
     profiles = Profiles(checked(rules))
-    launched = launch(command, filter_of(profiles.everyones, probing=True), outlive=outlive)
+    everyones = filter_of(profiles.everyones, probing=True) if trapped_calls(profiles.everyones) else b""
+    launched = launch(command, everyones, outlive=outlive)
     stats = Stats(tuple(sorted(trapped_calls(rules))), entry_first=launched.entry_first)
     forwarder = Forwarder(launched.pid)
     forwarder.install()

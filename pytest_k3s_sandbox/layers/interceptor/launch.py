@@ -36,12 +36,22 @@ def launch(command: Sequence[str], program: bytes, *, outlive: bool = False) -> 
 
     Args:
         command: The program and its arguments.
-        program: The filter, which must report the call that is probed with.
+        program: The filter, which must report the call that is probed with; empty: the program gets
+            none, and a process that ends at once probes in its place.
         outlive: Whether the program goes on when its tracer is killed.
 
     Raises:
         MissingCapability: ptrace or seccomp is not permitted here.
     """
+    if program:
+        return _launch(command, program, outlive=outlive)
+    scout = _launch((), seccomp.packed(seccomp.build((), probing=True)), outlive=False)
+    os.waitpid(scout.pid, 0)
+    os.close(scout.report)
+    return _launch(command, b"", outlive=outlive)._replace(entry_first=scout.entry_first)
+
+
+def _launch(command: Sequence[str], program: bytes, *, outlive: bool) -> Launched:
     ready_read, ready_write = os.pipe()
     report_read, report_write = os.pipe()
     pid = os.fork()
@@ -64,7 +74,7 @@ def launch(command: Sequence[str], program: bytes, *, outlive: bool = False) -> 
     os.write(ready_write, b"1")
     os.close(ready_write)
     try:
-        return Launched(pid, _entry_first(pid), report_read)
+        return Launched(pid, bool(program) and _entry_first(pid), report_read)
     except ChildProcessError:
         kind, _, number = os.read(report_read, 64).partition(b" ")
         os.close(report_read)
@@ -96,8 +106,11 @@ def _child(command: Sequence[str], program: bytes, ready: int, report: int) -> N
         os.read(ready, 1)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # what Python ignores at its own start
             signal.signal(number, signal.SIG_DFL)
-        seccomp.load(program)
-        ctypes.CDLL(None).syscall(seccomp.PROBING, seccomp.NOBODY)
+        if program:
+            seccomp.load(program)
+            ctypes.CDLL(None).syscall(seccomp.PROBING, seccomp.NOBODY)
+        if not command:
+            os._exit(0)
         kind = _EXEC
         os.execvp(command[0], list(command))  # noqa: S606 - running the program without a shell is the purpose
     except OSError as error:

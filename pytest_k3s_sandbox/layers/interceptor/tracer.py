@@ -56,6 +56,7 @@ class Tracer:
         self._pending: dict[int, Call] = {}
         self._processes: dict[int, int] = {}
         self._known: dict[int, Profile] = {}
+        self._filters: dict[int, frozenset[bytes]] = {}
         self.on_signal: Callable[[int], None] = lambda _signum: None
 
     def run(self, root: int, *, until_root_ends: bool = False) -> int:
@@ -75,6 +76,7 @@ class Tracer:
                 return result
             if status & 0xFF != _STOPPED:
                 self._forget(tid)
+                self._filters.pop(tid, None)
                 if tid == root:
                     result = status
                     if until_root_ends:
@@ -121,6 +123,8 @@ class Tracer:
             return _EVENT
         if code == requests.STOP_EXEC:
             self._executed(tid)
+        elif self._filters and code in requests.STOPS_NEW_PROCESS:
+            self._forked(tid)
         self._go_on(tid)
         return _EVENT
 
@@ -173,6 +177,17 @@ class Tracer:
         self._known[tid] = profile
         return profile
 
+    def _forked(self, tid: int) -> None:
+        """Note which filters a new process has inherited.
+
+        Every filter costs, and gVisor evaluates all of them for every call there is whenever a thread
+        is created (``populateCache`` in its pkg/sentry/kernel/seccomp.go). A process of which this is not
+        known gets a filter once more, which is all the same to it.
+        """
+        inherited = self._filters.get(self._process_of(tid))
+        if inherited is not None:
+            self._filters[requests.event_message(tid)] = inherited
+
     # At an exec.
 
     def _executed(self, tid: int) -> None:
@@ -187,7 +202,7 @@ class Tracer:
         if messages.debugging():
             names = ", ".join(os.fsdecode(path) for path in procfs.program_paths(tid))
             messages.say("debug", f"{tid} executes {names}: {len(profile.rules.every())} rules are for it")
-        if profile.filter:
+        if profile.filter and profile.filter not in self._filters.get(tid, ()):
             self._pending[tid] = Call(self._executable, SECCOMP, at_entry=False)
 
     def _executable(self, tid: int, _call: Call) -> Call | None:
@@ -214,6 +229,7 @@ class Tracer:
             self._unfiltered(tid, os.strerror(result))
         else:
             self._stats.filters += 1
+            self._filters[tid] = self._filters.get(tid, frozenset()) | {self._known[tid].filter}
         return None
 
     def _unfiltered(self, tid: int, cause: str) -> None:
