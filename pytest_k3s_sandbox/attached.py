@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage
 from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH, below_var
-from pytest_k3s_sandbox.sandbox.started import STATFS_PROBE
+from pytest_k3s_sandbox.sandbox.started import magic_argv
 from pytest_k3s_sandbox.users import Users
 
 
@@ -101,7 +100,7 @@ class AttachedSandbox:
 
     def root_magic(self) -> int:
         """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2))."""
-        return int(self.run([sys.executable, "-I", "-S", "-c", STATFS_PROBE, "/"]).stdout)
+        return int(self.run(magic_argv("/")).stdout, 16)
 
     def spawn(
         self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: str = "/"

@@ -26,6 +26,27 @@ CONTROL_PLANE_PORTS = {"kube-controller-manager": 10257, "kube-scheduler": 10259
 
 
 @dataclass(frozen=True)
+class ImageStore:
+    """Where containerd keeps images and containers, and how.
+
+    Attributes:
+        root: The folder, a path inside.
+        snapshotter: ``overlayfs``, which needs a file system that overlays can be mounted on, or
+            ``native``, which copies an image's files for every container.
+    """
+
+    root: str
+    snapshotter: str
+
+
+IN_MEMORY = ImageStore("/run/lib-containerd", "overlayfs")
+"""On the tmpfs /run, which ends with the sandbox as everything does. Copying took more than a quarter of a
+pod's start in gVisor (docs/findings.md)."""
+ON_9P = ImageStore("/var/lib/containerd", "native")
+"""On the sandbox's 9p mount, as in the research; overlays cannot be mounted there."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the components' configuration depends on.
 
@@ -37,6 +58,7 @@ class Settings:
         cni_conf_dir: The folder with the CNI configuration list, a path inside.
         runtime: The OCI runtime, a path inside.
         pause_image: The reference of the sandbox image.
+        store: Where images and containers are.
         kubernetes: The version of Kubernetes.
         local_storage_isolation: The kubelet's ``localStorageCapacityIsolation``.
         kubelet_overrides: Fields put over the kubelet's configuration.
@@ -49,6 +71,7 @@ class Settings:
     cni_conf_dir: str = "/etc/cni/net.d"
     runtime: str = f"{BIN_DIR}/runc"
     pause_image: str = "registry.k8s.io/pause:3.10"
+    store: ImageStore = IN_MEMORY
     kubernetes: str = versions.OLDEST
     local_storage_isolation: bool = True
     kubelet_overrides: tuple[tuple[str, Any], ...] = ()
@@ -150,30 +173,29 @@ def containerd() -> list[str]:
 def containerd_config(
     settings: Settings,
     *,
-    root: str = "/var/lib/containerd",
     state: str = "/run/containerd",
     socket: str = CONTAINERD_SOCKET,
 ) -> str:
     """Return containerd's configuration (TOML, version 3).
 
-    The unprivileged port and ICMP sysctls are off because gVisor lacks them, and the
-    snapshotter is ``native`` because overlayfs cannot be mounted on 9p. Containers get no
+    The unprivileged port and ICMP sysctls are off because gVisor lacks them. Containers get no
     session keyring of their own, because gVisor gives out 200 and never takes one back: the
     hundredth pod would not start.
 
     Args:
         settings: The images, folders and runtime to use.
-        root: The folder of what lasts.
         state: The folder of what ends with containerd.
         socket: Where it is reached.
     """
     text = json.dumps  # a JSON string is a TOML basic string
+    store = settings.store
+    unused = "native" if store.snapshotter == "overlayfs" else "overlayfs"
     return f"""version = 3
-root = {text(root)}
+root = {text(store.root)}
 state = {text(state)}
 disabled_plugins = [
   "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.blockfile",
-  "io.containerd.snapshotter.v1.overlayfs", "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.snapshotter.v1.{unused}", "io.containerd.snapshotter.v1.erofs",
   "io.containerd.nri.v1.nri",
 ]
 
@@ -182,11 +204,11 @@ disabled_plugins = [
 
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/amd64"
-  snapshotter = "native"
+  snapshotter = {text(store.snapshotter)}
   differ = "walking"
 
 [plugins."io.containerd.cri.v1.images"]
-  snapshotter = "native"
+  snapshotter = {text(store.snapshotter)}
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = {text(settings.pause_image)}
 

@@ -60,6 +60,7 @@ class Embedded(Programs):
         self._seed = seed
         self._starting = contextlib.ExitStack()
         self._images_loaded = False
+        self._store = components.IN_MEMORY
 
     def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
         """Start datastore and API server; see :meth:`.base.Distribution.start_control_plane`."""
@@ -76,6 +77,7 @@ class Embedded(Programs):
     ) -> None:
         """Start containerd, then the rest when the API server answers; see :class:`.base.Distribution`."""
         settings = with_effect(settings, effect)
+        self._store = settings.store
         state = sandbox.host_path(STATE_DIR)
         (state / "containerd.toml").write_text(components.containerd_config(settings))
         (state / "kubelet.json").write_text(json.dumps(components.kubelet_config(settings), indent=1))
@@ -92,7 +94,7 @@ class Embedded(Programs):
         self._spawn(sandbox, "kubelet", words, effect)
         if not self._images_loaded:
             with phase("images"):
-                load_image(sandbox, f"{STATE_DIR}/{IMAGES}", deadline)
+                self.load_image(sandbox, f"{STATE_DIR}/{IMAGES}", deadline)
             self._images_loaded = True
         self.wait_control_plane(sandbox, settings, deadline)
 
@@ -120,7 +122,7 @@ class Embedded(Programs):
 
     def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
         """Import an image; see :meth:`.base.Distribution.load_image`."""
-        load_image(sandbox, tar, deadline)
+        load_image(sandbox, tar, deadline, self._store.snapshotter)
 
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`."""
@@ -193,6 +195,7 @@ def load_image(
     sandbox: Sandbox,
     tar: str,
     deadline: Deadline,
+    snapshotter: str,
     *,
     ctr: str = f"{BIN_DIR}/ctr",
     socket: str = components.CONTAINERD_SOCKET,
@@ -203,13 +206,14 @@ def load_image(
         sandbox: Where containerd runs.
         tar: A docker-archive or OCI layout, a path inside.
         deadline: When to give up.
+        snapshotter: What unpacks it, the one that containerd is configured with.
         ctr: containerd's command-line client, a path inside.
         socket: containerd's socket.
 
     Raises:
         StartError: containerd refused it.
     """
-    words = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--local", "--snapshotter", "native"]
+    words = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--local", "--snapshotter", snapshotter]
     sandbox.run([*words, tar], timeout=deadline.remaining())
 
 

@@ -13,6 +13,7 @@ import binascii
 import json
 import os
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, ImageStore, Settings
 from pytest_k3s_sandbox.cluster.embedded import (
     api_answers,
     assert_ports_free,
@@ -44,6 +45,8 @@ KUBECONFIG = f"{STATE_DIR}/k3s.kubeconfig"
 KUBELET_CONFIG = f"{STATE_DIR}/k3s-kubelet.json"
 RUN = "/run/k3s/containerd"
 CONTAINERD_SOCKET = f"{RUN}/containerd.sock"
+SNAPSHOTTER = "native"
+"""k3s keeps images in its data folder, which is 9p."""
 DISABLED = "coredns,servicelb,traefik,local-storage,metrics-server"
 
 KUBELET_ARGS = (
@@ -109,7 +112,7 @@ def node(settings: Settings, data: str) -> list[str]:
     """
     return [
         f"--data-dir={data}",
-        "--snapshotter=native",
+        f"--snapshotter={SNAPSHOTTER}",
         f"--node-ip={settings.address}",
         f"--node-name={settings.node}",
         f"--pause-image={settings.pause_image}",
@@ -174,7 +177,7 @@ class K3s(Programs):
     def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
         """Import an image with the client that k3s brings along and has unpacked."""
         ctr = f"{self._data}/data/current/bin/ctr"
-        load_image(sandbox, tar, deadline, ctr=ctr, socket=CONTAINERD_SOCKET)
+        load_image(sandbox, tar, deadline, SNAPSHOTTER, ctr=ctr, socket=CONTAINERD_SOCKET)
 
     def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
         super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "here" else argv, effect)
@@ -223,9 +226,8 @@ def containerd_template(settings: Settings, data: str) -> str:
         settings: The images, folders and runtime to use.
         data: k3s' data folder.
     """
-    return components.containerd_config(
-        settings, root=f"{data}/agent/containerd", state=RUN, socket=CONTAINERD_SOCKET
-    )
+    store = ImageStore(f"{data}/agent/containerd", SNAPSHOTTER)
+    return components.containerd_config(replace(settings, store=store), state=RUN, socket=CONTAINERD_SOCKET)
 
 
 def adopt(written: Path, pki: Path, settings: Settings) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster import sweep
 from pytest_k3s_sandbox.cluster.cluster import START_SECONDS, Cluster, found
+from pytest_k3s_sandbox.cluster.components import ON_9P
 from pytest_k3s_sandbox.cluster.embedded import NODE, Embedded
 from pytest_k3s_sandbox.cluster.observe import POD_NAMESPACE, Limits, Observation, Watch
 from pytest_k3s_sandbox.cluster.wait import ended, tail
@@ -29,7 +30,7 @@ from pytest_k3s_sandbox.layers.stack import bring_up
 from pytest_k3s_sandbox.layers.workarounds.layer import TREE
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 
-CONTAINERD_ROOT = "/var/lib/containerd"
+CONTAINERD_ROOT = ON_9P.root
 LEFT = (
     "/run/containerd",
     "/run/k3s-sandbox",
@@ -122,6 +123,8 @@ class Trials:
         table = self._sandbox.run(["cat", "/proc/self/mountinfo"]).stdout
         self._mounts = [line.split()[0] for line in table.splitlines()]
         cluster, deadline = self.cluster, Deadline.after(START_SECONDS)
+        # As in the research, all of a node's storage is 9p; and it can be copied from outside.
+        cluster.settings = replace(cluster.settings, store=ON_9P)
         self._distribution.wait_control_plane(self._sandbox, cluster.settings, deadline)
         self._sandbox.host_path(CONTAINERD_ROOT).mkdir()
         self.first = self._state(change=False)

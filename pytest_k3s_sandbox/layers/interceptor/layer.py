@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Final, Self
 
@@ -22,14 +21,8 @@ ROLES: Final = ("kubelet", "containerd")
 PRESET: Final = "exp08"
 """The rule set that a node gets unless another one is asked for."""
 
-_PROBE: Final = """
-import ctypes, json
-answer = (ctypes.c_long * 15)()
-if ctypes.CDLL(None).statfs(b"/", answer):
-    raise SystemExit("statfs failed")
-print(json.dumps({"f_type": answer[0], "mountinfo": open("/proc/self/mountinfo").read()}))
-"""
-"""Shows f_type, the first word of struct statfs (uapi asm-generic/statfs.h), and the mount table."""
+_PROBE: Final = "stat --file-system --format=%t / && cat /proc/self/mountinfo"
+"""Shows f_type (stat(1)) and the mount table; Python would take longer to start than both together."""
 
 
 class PtraceInterceptor:
@@ -95,7 +88,7 @@ class PtraceInterceptor:
             rules = load_preset(self._presets["kubelet"])
             plain = self._probe(())
             under = self._probe(self._wrap("kubelet", stats=False))
-        except (StartError, ConfigError, ValueError, KeyError) as error:
+        except (StartError, ConfigError, ValueError) as error:
             return Health(ok=False, details={"error": str(error)})
         f_type, first = _expected(rules, *plain)
         seen, seen_first = under[0], under[1].partition("\n")[0]
@@ -118,9 +111,8 @@ class PtraceInterceptor:
         return (*words, "--")
 
     def _probe(self, wrap: tuple[str, ...]) -> tuple[int, str]:
-        done = self._sandbox.run([*wrap, sys.executable, "-I", "-S", "-c", _PROBE])
-        answer = json.loads(done.stdout)
-        return int(answer["f_type"]), str(answer["mountinfo"])
+        f_type, _, mountinfo = self._sandbox.run([*wrap, "sh", "-c", _PROBE]).stdout.partition("\n")
+        return int(f_type, 16), mountinfo
 
 
 def _expected(rules: Rules, f_type: int, mountinfo: str) -> tuple[int, str]:

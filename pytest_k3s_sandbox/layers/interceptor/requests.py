@@ -49,8 +49,7 @@ STOPS_NEW_TASK: Final = frozenset(
     signal.SIGTRAP | event << 8 for event in (_EVENT_FORK, _EVENT_VFORK, _EVENT_CLONE)
 )
 STOPS_NEW_PROCESS: Final = STOPS_NEW_TASK - {signal.SIGTRAP | _EVENT_CLONE << 8}
-"""Of a process for certain: PTRACE_EVENT_CLONE tells of threads, and of a process whose end another signal than
-SIGCHLD tells of."""
+"""Those of processes; PTRACE_EVENT_CLONE is of threads, and of processes that end with no SIGCHLD."""
 GROUP_STOPS: Final = frozenset(
     number | _EVENT_STOP << 8 for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 )

@@ -121,12 +121,15 @@ class Tracer:
         if code in requests.GROUP_STOPS:
             requests.listen(tid)
             return _EVENT
+        self._event(tid, code)
+        self._go_on(tid)
+        return _EVENT
+
+    def _event(self, tid: int, code: int) -> None:
         if code == requests.STOP_EXEC:
             self._executed(tid)
         elif self._filters and code in requests.STOPS_NEW_PROCESS:
             self._forked(tid)
-        self._go_on(tid)
-        return _EVENT
 
     def _await(self, tid: int, call: Call) -> None:
         self._pending[tid] = call

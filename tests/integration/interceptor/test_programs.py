@@ -41,6 +41,20 @@ def test_other_programs_do_not_stop(files: tuple[Path, Path], tmp_path: Path) ->
     assert stats(tmp_path)["stops"].get("seccomp", 0) == 0
 
 
+def test_a_filter_is_loaded_once_also_where_a_program_executes_itself(tmp_path: Path) -> None:
+    status = Path("/proc/self/status").read_text()
+    if "Seccomp_filters:" not in status:
+        pytest.skip("the kernel does not tell how many filters a process has: Linux 5.10 does")
+    own = int(status.partition("Seccomp_filters:")[2].split()[0])
+    rules = redirect(tmp_path, tmp_path) + 'programs = ["sh", "dash"]\n'
+    inner = "grep Seccomp_filters: /proc/self/status"
+    done = run(rules, tmp_path, "sh", "-c", f"sh -c 'exec sh -c \"{inner}; true\"; true'; true")
+    assert (done.stdout.split(), done.stderr) == (["Seccomp_filters:", str(own + 1)], "")
+    assert stats(tmp_path)["filters"] == 1
+    # Who executes nothing that a rule names gets none at all.
+    assert run(rules, tmp_path, *inner.split()).stdout.split()[1] == str(own)
+
+
 def test_what_a_named_program_executes_has_other_rules(files: tuple[Path, Path], tmp_path: Path) -> None:
     source, target = files
     rules = redirect(source, target) + 'programs = ["sh", "dash"]\n'

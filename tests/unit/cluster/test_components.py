@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -99,8 +100,19 @@ def test_containerds_configuration_has_the_settings_and_what_gvisor_needs() -> N
     assert options == {"BinaryName": "/runtime/adapted", "NoNewKeyring": True, "SystemdCgroup": False}
     assert runtime["containerd"]["default_runtime_name"] in runtime["containerd"]["runtimes"]
     images = config["plugins"]["io.containerd.cri.v1.images"]
-    assert images["snapshotter"] == "native"
     assert images["pinned_images"]["sandbox"] == SETTINGS.pause_image
+
+
+@pytest.mark.parametrize("store", [components.IN_MEMORY, components.ON_9P])
+def test_images_are_unpacked_by_the_stores_snapshotter_which_is_not_disabled(
+    store: components.ImageStore,
+) -> None:
+    config = tomllib.loads(components.containerd_config(replace(SETTINGS, store=store)))
+    assert config["root"] == store.root
+    assert config["plugins"]["io.containerd.cri.v1.images"]["snapshotter"] == store.snapshotter
+    (unpacks,) = config["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"]
+    assert unpacks["snapshotter"] == store.snapshotter
+    assert f"io.containerd.snapshotter.v1.{store.snapshotter}" not in config["disabled_plugins"]
 
 
 def test_the_kubelets_command_and_configuration_agree() -> None:

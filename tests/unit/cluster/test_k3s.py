@@ -9,6 +9,7 @@ import stat
 import tarfile
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -310,7 +311,7 @@ def test_a_kubeconfig_that_is_not_whole_yet_is_waited_for_and_leaves_nothing(
 
 
 def test_both_distributions_give_containerd_the_same_configuration_but_for_places() -> None:
-    ours = tomllib.loads(components.containerd_config(SETTINGS))
+    ours = tomllib.loads(components.containerd_config(replace(SETTINGS, store=components.ON_9P)))
     theirs = tomllib.loads(k3s.containerd_template(SETTINGS, DATA))
     for config in (ours, theirs):
         del config["root"], config["state"], config["grpc"]

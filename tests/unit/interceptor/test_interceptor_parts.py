@@ -175,7 +175,7 @@ class FakeSandbox:
             if self.under is None:
                 raise StartError("probe", cause="no ptrace")
             answer = self.under
-        return Completed(tuple(argv), 0, json.dumps({"f_type": answer[0], "mountinfo": answer[1]}), "")
+        return Completed(tuple(argv), 0, f"{answer[0]:x}\n{answer[1]}", "")
 
 
 def layer(tmp_path: Path, under: tuple[int, str] | None, **options: str) -> PtraceInterceptor:
