@@ -40,7 +40,10 @@ BUILD_SECONDS = 120
 """After these a reading counts as one that does not end."""
 
 BUILDS = 3
-"""How many readings there are of the build for one of a call: it takes so much longer."""
+"""How many readings there are of a call for one of a build: it takes so much longer."""
+
+WHOLE = (NATIVE, OURS, "strace --seccomp-bpf")
+"""Under which the whole build is tried: the others take minutes for it."""
 
 FOLDER = f"{STATE_DIR}/bench"
 SHARED = "/srv/bench"
@@ -134,10 +137,22 @@ def read_calls(sandbox: StartedSandbox, tracer: Tracer, magic: int, *, spawn: bo
     return _reading(lines)
 
 
-def read_build(sandbox: StartedSandbox, tracer: Tracer, go: Path, number: int) -> dict[str, Any]:
-    """Return one reading of ``go build`` of a file that was never built before."""
-    words = [str(go), "build", "-o", f"{FOLDER}/hello", f"{SHARED}/hello-{number}.go"]
-    return _reading(_run(sandbox, tracer, [f"{BIN_DIR}/calls", "once", *words], timeout=BUILD_SECONDS))
+def read_build(
+    sandbox: StartedSandbox, tracer: Tracer, go: Path, number: int, *, whole: bool = False
+) -> dict[str, Any]:
+    """Return one reading of ``go build`` of a file that was never built before.
+
+    Args:
+        sandbox: Where.
+        tracer: Under what.
+        go: The Go command.
+        number: Which of the files.
+        whole: Whether all packages are built, too.
+    """
+    flags = ["-a"] if whole else []
+    words = [str(go), "build", *flags, "-o", f"{FOLDER}/hello", f"{SHARED}/hello-{number}.go"]
+    found = _reading(_run(sandbox, tracer, [f"{BIN_DIR}/calls", "once", *words], timeout=BUILD_SECONDS))
+    return found | {"cases": {"whole": found["cases"]["once"]}} if whole else found
 
 
 def _run(sandbox: StartedSandbox, tracer: Tracer, program: list[str], *, timeout: float) -> list[Any]:
@@ -165,7 +180,7 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
     builds = max(2, count // BUILDS)
     go = find_go(toolchain).path.resolve()
     with tempfile.TemporaryDirectory() as folder:
-        warm(Path(folder), go, builds * len(tracers(0)[0]))
+        warm(Path(folder), go, builds * (len(tracers(0)[0]) + len(WHOLE)))
         with place(kind, toolchain, Path(folder)) as sandbox:
             magic = sandbox.root_magic()
             compared, rules = tracers(magic)
@@ -181,15 +196,15 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
                         hung.add(tracer.name)
                 say(f"{kind}: calls {number + 1}/{count}")
             files = itertools.count()
-            for number in range(builds):
+            for number, whole in itertools.product(range(builds), (False, True)):
                 for tracer in turned(compared, number):
-                    if tracer.name in hung:
+                    if tracer.name in hung or (whole and tracer.name not in WHOLE):
                         continue
-                    read = functools.partial(read_build, sandbox, tracer, go, next(files))
+                    read = functools.partial(read_build, sandbox, tracer, go, next(files), whole=whole)
                     readings.append(attempt(kind, tracer, number, read))
                     if readings[-1].failure is not None:
                         hung.add(tracer.name)
-                say(f"{kind}: go build {number + 1}/{builds}")
+                say(f"{kind}: go build{' -a' if whole else ''} {number + 1}/{builds}")
     return readings
 
 

@@ -16,16 +16,18 @@ RIVALS = ("strace --seccomp-bpf", "proot")
 
 CASES = {
     "untrapped": "a call that nobody traps (getppid)",
+    "read": "a read of 4 KiB, which nobody traps",
     "statfs": "statfs, its answer changed by ours",
     "open": "open and close of a file that no rule is about",
     "open-match": "open and close of a file that ours and proot lead elsewhere",
     "spawn": "fork, exec and wait of a small program",
-    "once": "go build of a hello world",
+    "once": "go build of a hello world, its packages built before",
+    "whole": "go build -a of a hello world, with all its packages",
 }
 TRAPPED = ("statfs", "open", "open-match")
 PLACES = {"here": "natively", "gvisor": "in gVisor"}
 
-LIMITS = {"untrapped": 1.05, "once": 1.3}
+LIMITS = {"untrapped": 1.05, "read": 1.05, "once": 1.3, "whole": 1.3}
 """What ours may cost at the most, as ratios to native."""
 RSS_LIMIT_MIB = 40.0
 NODE_LIMIT_PERCENT = 2.0
@@ -144,12 +146,14 @@ def targets(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> Iter
 
     for place in dict.fromkeys(reading.place for reading in readings):
         where = PLACES[place]
-        yield Target(f"untrapped call {where}, to native", middle(place, "untrapped"), LIMITS["untrapped"])
+        for case, text in (("untrapped", "untrapped call"), ("read", "untrapped read of 4 KiB")):
+            yield Target(f"{text} {where}, to native", middle(place, case), LIMITS[case])
         for rival in RIVALS:
             for case in TRAPPED:
                 if ratios(readings, place, case, rival):
                     yield Target(f"{case} {where}, to {rival}", middle(place, case, rival), 1.0)
-        yield Target(f"go build {where}, to native", middle(place, "once"), LIMITS["once"])
+        for case, text in (("once", "go build"), ("whole", "go build -a")):
+            yield Target(f"{text} {where}, to native", middle(place, case), LIMITS[case])
         used = [r.rss_kib / 1024 for r in readings if (r.place, r.tracer) == (place, OURS) and r.cases]
         yield Target(f"the tracer's memory {where}", max(used, default=None), RSS_LIMIT_MIB, "MiB")
     if node is not None:

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 static const char *statfs_path, *open_path, *program[2];
+static int read_fd;
 
 static double now(void)
 {
@@ -36,6 +37,13 @@ static void fail(const char *what)
 static void untrapped(void)
 {
 	syscall(SYS_getppid);
+}
+
+static void read_page(void)
+{
+	static char page[4096];
+	if (pread(read_fd, page, sizeof page, 0) != sizeof page)
+		fail("pread");
 }
 
 static void ask_statfs(void)
@@ -143,6 +151,8 @@ int main(int argc, char **argv)
 	statfs_path = argv[2];
 	program[0] = argv[5];
 	measure("untrapped", untrapped, 64, seconds);
+	read_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	measure("read", read_page, 64, seconds);
 	measure("statfs", ask_statfs, 16, seconds);
 	open_path = argv[3];
 	measure("open", open_and_close, 16, seconds);
