@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox.bench import Result, Say, interceptor_node
-from pytest_k3s_sandbox.bench.interceptor_figures import NATIVE, OURS, Reading, records, summary, table
+from pytest_k3s_sandbox.bench.interceptor_figures import (
+    FILTER,
+    NATIVE,
+    OURS,
+    Reading,
+    records,
+    summary,
+    table,
+)
 from pytest_k3s_sandbox.bench.programs import build, find_go
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.layers.interceptor.rules import RedirectRule, Rules, StatfsRule, trapped_calls
@@ -42,7 +50,7 @@ BUILD_SECONDS = 120
 BUILDS = 3
 """How many readings there are of a call for one of a build: it takes so much longer."""
 
-WHOLE = (NATIVE, OURS, "strace --seccomp-bpf")
+WHOLE = (NATIVE, FILTER, OURS, "strace --seccomp-bpf")
 """Under which the whole build is tried: the others take minutes for it."""
 
 FOLDER = f"{STATE_DIR}/bench"
@@ -92,6 +100,7 @@ def tracers(magic: int) -> tuple[list[Tracer], str]:
     ours = (sys.executable, "-m", MODULE, "--rules", f"{FOLDER}/rules.toml", "--")
     return [
         Tracer(NATIVE),
+        Tracer(FILTER, (sys.executable, "-m", "pytest_k3s_sandbox.bench.allow_all")),
         Tracer(OURS, ours, f_type=True, redirects=True),
         Tracer("strace --seccomp-bpf", (*strace, "--seccomp-bpf")),
         Tracer("strace", strace),

@@ -10,6 +10,8 @@ from typing import Any
 from pytest_k3s_sandbox.report.findings import Measurement, Verdict
 
 NATIVE = "native"
+FILTER = "an empty filter"
+"""A program without a tracer, behind a filter that lets everything pass: the kernel's own price of filters."""
 OURS = "ours"
 RIVALS = ("strace --seccomp-bpf", "proot")
 """What ours has to be faster than wherever it traps."""
@@ -125,7 +127,7 @@ def summary(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> dict
             "rss_mib": {
                 name: max(r.rss_kib for r in here if r.tracer == name) / 1024
                 for name in _names(here)
-                if name != NATIVE and any(r.tracer == name and r.cases for r in here)
+                if name not in {NATIVE, FILTER} and any(r.tracer == name and r.cases for r in here)
             },
             "failures": {reading.tracer: reading.failure for reading in here if reading.failure is not None},
         }

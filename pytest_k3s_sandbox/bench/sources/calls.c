@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { WINDOWS = 5 };
+
 static const char *statfs_path, *open_path, *program[2];
 static int read_fd;
 
@@ -80,19 +82,30 @@ static void run_program(void)
 	run(program);
 }
 
+/*
+ * Of WINDOWS times of equal length the fastest counts: gVisor changes between spinning and sleeping by itself,
+ * which changes a call's cost fivefold, and the machine is not ours alone.
+ */
 static void measure(const char *name, void (*once)(void), int batch, double seconds)
 {
-	long count = 0;
-	double begin, end;
+	long count, best_count = 0;
+	double begin, end, best = 0;
 	once();
-	begin = now();
-	do {
-		for (int i = 0; i < batch; i++)
-			once();
-		count += batch;
-		end = now();
-	} while (end - begin < seconds);
-	printf("{\"case\": \"%s\", \"count\": %ld, \"seconds\": %.9f}\n", name, count, end - begin);
+	for (int window = 0; window < WINDOWS; window++) {
+		count = 0;
+		begin = now();
+		do {
+			for (int i = 0; i < batch; i++)
+				once();
+			count += batch;
+			end = now();
+		} while (end - begin < seconds / WINDOWS);
+		if (!best_count || (end - begin) / count < best / best_count) {
+			best_count = count;
+			best = end - begin;
+		}
+	}
+	printf("{\"case\": \"%s\", \"count\": %ld, \"seconds\": %.9f}\n", name, best_count, best);
 }
 
 static void show_seen(const char *match)

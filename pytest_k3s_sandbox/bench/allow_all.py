@@ -1,0 +1,21 @@
+"""Run a program behind a seccomp filter that lets everything pass: ``python -m ... CMD``.
+
+No tracer, no rule: what remains is the kernel's own price of a filter, below which none that looks at calls can go.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
+
+
+def main() -> None:
+    """Load the filter and become the program that the arguments name."""
+    seccomp.load(seccomp.packed(seccomp.build(())))
+    os.execv(sys.argv[1], sys.argv[1:])  # noqa: S606 - running the program without a shell is the purpose
+
+
+if __name__ == "__main__":
+    main()
