@@ -1,6 +1,6 @@
 """Run a program behind a seccomp filter that lets everything pass: ``python -m ... CMD``.
 
-No tracer, no rule: what remains is the kernel's own price of a filter, below which none that looks at calls can go.
+No tracer, no rule: what remains is the kernel's own price of a filter, below which no other can go.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pytest_k3s_sandbox.report.findings import Measurement, Verdict
 
 NATIVE = "native"
 FILTER = "an empty filter"
-"""A program without a tracer, behind a filter that lets everything pass: the kernel's own price of filters."""
+"""A program without a tracer, behind a filter that lets everything pass: the kernel's price of filters."""
 OURS = "ours"
 RIVALS = ("strace --seccomp-bpf", "proot")
 """What ours has to be faster than wherever it traps."""
