@@ -25,6 +25,8 @@ POD = {
     "spec": {"containers": [{"name": "c", "image": "busybox:1.36", "command": ["sleep", "86400"]}]},
 }
 PATIENCE = 90.0
+LINES = 20
+"""How many of the kubelet's error lines are kept of a start that failed."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Start:
         ready: Seconds from the sandbox's start to the node's Ready; None when it never was.
         pod: Seconds from a pod's creation to Running; None when it never was.
         phases: Seconds that each step of the bring-up took.
-        cadvisor_errors: cAdvisor's error lines in the kubelet's log.
+        cadvisor_errors: cAdvisor's lines in the kubelet's log; of a failed start the log's last error lines.
         failure: Why it failed, if it did.
     """
 
@@ -77,8 +79,17 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
         except (SandboxError, ApiException, HTTPError) as error:
             if isinstance(error, SandboxError):
                 error.log = None  # it is in the folder that ends with this block
-            return Start(kind, ready, pod, phases, errors, str(error))
+            return Start(kind, ready, pod, phases, errors or said(Path(folder) / "run"), str(error))
     return Start(kind, ready, pod, phases, errors)
+
+
+def said(folder: Path) -> list[str]:
+    """Return the kubelet's last error lines in a run, as far as they were recorded."""
+    try:
+        lines = read_run(folder).errors
+    except (SandboxError, OSError):
+        return []
+    return [line.text for line in lines if line.component == "kubelet"][-LINES:]
 
 
 def measure(count: int, say: Say) -> list[Start]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from urllib3.exceptions import ProtocolError
 from pytest_k3s_sandbox.bench import coldstart
 from pytest_k3s_sandbox.bench.coldstart import Start, distribution, summary, table
 from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 SECONDS = st.floats(min_value=0.001, max_value=1e6)
@@ -94,3 +96,15 @@ def test_a_start_that_goes_wrong_is_a_result(monkeypatch: pytest.MonkeyPatch, er
     monkeypatch.setattr(coldstart, "everything", breaks)
     start = coldstart.cold_start("here", Toolchain())
     assert (start.sandbox, start.ready, start.failure) == ("here", None, str(error))
+    assert start.cadvisor_errors == []  # nothing was recorded
+
+
+def test_a_start_that_failed_says_what_the_kubelet_said(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run") as writer:
+        for number in range(coldstart.LINES + 5):
+            text = f"E1125 20:00:00.000000 1 kubelet.go:1] failure {number}"
+            writer.append(ErrorLine(t=float(number), component="kubelet", kind="other", text=text))
+        writer.append(ErrorLine(t=99.0, component="containerd", kind="other", text="not this"))
+    found = coldstart.said(tmp_path / "run")
+    assert len(found) == coldstart.LINES
+    assert found[-1].endswith(f"failure {coldstart.LINES + 4}")
