@@ -26,6 +26,16 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
 CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
 NODE = ("kubelet", "containerd")
 IMAGES = "images.tar"
+KUBELET_ROOT = "/var/lib/kubelet"
+SHARE_ROOT = """
+grep -q " $0 " /proc/self/mountinfo ||
+{ mkdir -p "$0" && mount --bind "$0" "$0" && mount --make-rshared "$0"; }
+"""
+"""Makes a folder a shared mount, unless it is a mount: for the kubelet's.
+
+A kubelet does so itself where nobody has (DoMakeRShared in k8s.io/mount-utils), while it already renames a
+socket in there, and ends if the mount comes in between (``invalid cross-device link``).
+"""
 CONTAINERD_SERVES = b"containerd successfully booted"
 """What containerd logs when its socket serves; its log can be read without starting a program inside."""
 
@@ -86,6 +96,7 @@ class Embedded(Programs):
             log = sandbox.logs / "containerd.log"
             seen = log.stat().st_size if log.exists() else 0  # of a node before
             self._spawn(sandbox, "containerd", words, effect)
+            sandbox.run(["sh", "-c", SHARE_ROOT, KUBELET_ROOT])
             self._serves(sandbox, settings, "containerd", seen, deadline)
         # Nodes can register long before the API server calls itself ready, which it does when all roles are
         # written; a kubelet needs none of them (Node authorizer).
