@@ -187,9 +187,12 @@ class Tracer:
         is created (``populateCache`` in its pkg/sentry/kernel/seccomp.go). A process of which this is not
         known gets a filter once more, which is all the same to it.
         """
+        child = requests.event_message(tid)
         inherited = self._filters.get(self._process_of(tid))
         if inherited is not None:
-            self._filters[requests.event_message(tid)] = inherited
+            self._filters[child] = inherited
+        else:
+            self._filters.pop(child, None)  # of another process that had this id
 
     # At an exec.
 
