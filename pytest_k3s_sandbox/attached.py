@@ -26,9 +26,8 @@ from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
 from pytest_k3s_sandbox.sandbox import machine
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH, below_var
-from pytest_k3s_sandbox.sandbox.started import magic_argv
 from pytest_k3s_sandbox.users import Users
 
 

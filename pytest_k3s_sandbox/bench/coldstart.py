@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ class Start:
         ready: Seconds from the sandbox's start to the node's Ready; None when it never was.
         pod: Seconds from a pod's creation to Running; None when it never was.
         phases: Seconds that each step of the bring-up took.
-        cadvisor_errors: cAdvisor's lines in the kubelet's log; of a failed start the log's last error lines.
+        cadvisor_errors: cAdvisor's error lines in the kubelet's log.
         failure: Why it failed, if it did.
+        said: The last error lines of the kubelet's log, if it failed.
     """
 
     sandbox: str
@@ -48,6 +49,7 @@ class Start:
     phases: dict[str, float]
     cadvisor_errors: list[str]
     failure: str | None = None
+    said: list[str] = field(default_factory=list)
 
 
 def cold_start(kind: str, toolchain: Toolchain) -> Start:
@@ -79,7 +81,7 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
         except (SandboxError, ApiException, HTTPError) as error:
             if isinstance(error, SandboxError):
                 error.log = None  # it is in the folder that ends with this block
-            return Start(kind, ready, pod, phases, errors or said(Path(folder) / "run"), str(error))
+            return Start(kind, ready, pod, phases, errors, str(error), said(Path(folder) / "run"))
     return Start(kind, ready, pod, phases, errors)
 
 
@@ -109,7 +111,7 @@ def measure(count: int, say: Say) -> list[Start]:
             seconds = "never" if start.ready is None else f"{start.ready:.1f} s"
             pod = "never" if start.pod is None else f"{start.pod:.1f} s"
             say(f"{number}/{count} {kind}: Ready after {seconds}, pod Running after {pod}")
-            for line in start.cadvisor_errors:
+            for line in (*start.cadvisor_errors, *start.said):
                 say(f"    {line}")
             if start.failure is not None:
                 say(f"    {start.failure}")

@@ -22,6 +22,8 @@ POD_RANGE = "10.42.0.0/24"
 MANIFESTS = f"{STATE_DIR}/manifests"
 """Where the embedded kubelet looks for static pods."""
 KUBELET_PORT = 10250
+KUBELET_ROOT = "/var/lib/kubelet"
+"""The kubelet's own folder, where it is unless told otherwise."""
 CONTROL_PLANE_PORTS = {"kube-controller-manager": 10257, "kube-scheduler": 10259}
 
 
@@ -258,7 +260,7 @@ def kubelet_config(settings: Settings) -> dict[str, Any]:
         "tlsPrivateKeyFile": f"{PKI_DIR}/kubelet-serving.key",
         "port": KUBELET_PORT,
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
-        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        "volumePluginDir": f"{KUBELET_ROOT}/volume-plugins",
         "staticPodPath": MANIFESTS,
         # In gVisor inotify does not tell of files that the machine writes there.
         "fileCheckFrequency": "2s",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
-from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, KUBELET_ROOT, PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.datastore import FILE
 from pytest_k3s_sandbox.cluster.programs import Programs
 from pytest_k3s_sandbox.cluster.wait import until
@@ -26,7 +26,6 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
 CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
 NODE = ("kubelet", "containerd")
 IMAGES = "images.tar"
-KUBELET_ROOT = "/var/lib/kubelet"
 SHARE_ROOT = """
 grep -q " $0 " /proc/self/mountinfo ||
 { mkdir -p "$0" && mount --bind "$0" "$0" && mount --make-rshared "$0"; }

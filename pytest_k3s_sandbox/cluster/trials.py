@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster import sweep
 from pytest_k3s_sandbox.cluster.cluster import START_SECONDS, Cluster, found
-from pytest_k3s_sandbox.cluster.components import ON_9P
+from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, ON_9P
 from pytest_k3s_sandbox.cluster.embedded import NODE, Embedded
 from pytest_k3s_sandbox.cluster.observe import POD_NAMESPACE, Limits, Observation, Watch
 from pytest_k3s_sandbox.cluster.wait import ended, tail
@@ -38,7 +38,7 @@ LEFT = (
     "/run/netns",
     "/dev/kmsg",
     "/var/lib/cni",
-    "/var/lib/kubelet",
+    KUBELET_ROOT,
     "/var/log/containers",
     "/var/log/pods",
     *(f"{STATE_DIR}/{name}" for name in ("cni", "runtime", "tree")),

@@ -178,3 +178,11 @@ class Sandbox(Protocol):
 
     def close(self) -> None:
         """End the sandbox and everything in it; leaves no process, mount, netns or veth behind."""
+
+
+def magic_argv(path: str) -> list[str]:
+    """Return the command that prints ``f_type`` of a path's file system in hexadecimal (stat(1), statfs(2)).
+
+    Python's os.statvfs does not have it, and in gVisor Python takes four times as long to start.
+    """
+    return ["stat", "--file-system", "--format=%t", path]

@@ -18,20 +18,12 @@ from typing import ClassVar, Self
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import layout, machine, network
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.client import AgentClient
 from pytest_k3s_sandbox.sandbox.machine import Owner
 
 START_SECONDS = 20.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def magic_argv(path: str) -> list[str]:
-    """Return the command that prints ``f_type`` of a path's file system in hexadecimal (stat(1), statfs(2)).
-
-    Python's os.statvfs does not have it, and in gVisor Python takes four times as long to start.
-    """
-    return ["stat", "--file-system", "--format=%t", path]
 
 
 def agent_argv() -> list[str]:

@@ -46,7 +46,9 @@ def launch(command: Sequence[str], program: bytes, *, outlive: bool = False) -> 
     if program:
         return _launch(command, program, outlive=outlive)
     scout = _launch((), seccomp.packed(seccomp.build((), probing=True)), outlive=False)
-    os.waitpid(scout.pid, 0)
+    os.kill(scout.pid, signal.SIGKILL)  # also where a signal has just stopped it
+    while os.WIFSTOPPED(os.waitpid(scout.pid, requests.WALL)[1]):
+        pass
     os.close(scout.report)
     return _launch(command, b"", outlive=outlive)._replace(entry_first=scout.entry_first)
 

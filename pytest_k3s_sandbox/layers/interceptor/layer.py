@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Final, Self
 
@@ -9,7 +10,7 @@ from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, preset_names
 from pytest_k3s_sandbox.layers.interceptor.mounttable import rewrite_mountinfo
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox, magic_argv
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,8 +22,8 @@ ROLES: Final = ("kubelet", "containerd")
 PRESET: Final = "exp08"
 """The rule set that a node gets unless another one is asked for."""
 
-_PROBE: Final = "stat --file-system --format=%t / && cat /proc/self/mountinfo"
-"""Shows f_type (stat(1)) and the mount table; Python would take longer to start than both together."""
+_PROBE: Final = f"{shlex.join(magic_argv('/'))} && cat /proc/self/mountinfo"
+"""Shows f_type and the mount table; Python would take longer to start than both together."""
 
 
 class PtraceInterceptor:

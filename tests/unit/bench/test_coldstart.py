@@ -96,7 +96,7 @@ def test_a_start_that_goes_wrong_is_a_result(monkeypatch: pytest.MonkeyPatch, er
     monkeypatch.setattr(coldstart, "everything", breaks)
     start = coldstart.cold_start("here", Toolchain())
     assert (start.sandbox, start.ready, start.failure) == ("here", None, str(error))
-    assert start.cadvisor_errors == []  # nothing was recorded
+    assert start.said == []  # nothing was recorded
 
 
 def test_a_start_that_failed_says_what_the_kubelet_said(tmp_path: Path) -> None:
