@@ -8,6 +8,7 @@ All keys are EC P-256: they take well under a millisecond to make, an RSA key so
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -294,8 +294,9 @@ def write_kubeconfig(path: Path, *, server: str, ca: Path, client: Pair, embed: 
     """
     files = (ca, client.cert, client.key)
     parts = [file.read_bytes() if embed else str(file.absolute()) for file in files]
-    text = yaml.safe_dump(kubeconfig(server, *parts), sort_keys=False)
-    return _write(path, text.encode(), 0o600)
+    # JSON is YAML, too, and is written in a hundredth of the time.
+    text = json.dumps(kubeconfig(server, *parts), indent=1)
+    return _write(path, f"{text}\n".encode(), 0o600)
 
 
 def _material(field: str, value: bytes | str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pytest_k3s_sandbox.cluster.base import Distribution, Phase
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.effects import merge
 from pytest_k3s_sandbox.cluster.loading import load_archive
+from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, NoAnswer, conditions
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
@@ -144,6 +145,14 @@ class Cluster:
     def logs(self) -> Path:
         """The folder on the machine with every process' log."""
         return self.sandbox.logs
+
+    def reader(self, seconds: float = READ_SECONDS) -> ApiReader:
+        """Return a new reader of the API, which does without the ``kubernetes`` package.
+
+        Args:
+            seconds: How long an answer may take.
+        """
+        return ApiReader(self.settings, self.sandbox.host_path(PKI_DIR), seconds)
 
     @functools.cached_property
     def client(self) -> ApiClient:
@@ -281,12 +290,17 @@ class Node:
         """The name under which the kubelet registers."""
         return self._cluster.settings.node
 
-    def conditions(self) -> dict[str, Any]:
-        """Return the node's conditions by type; empty while it is not registered."""
-        node = found(lambda: self._cluster.core.read_node(self.name))
-        if node is None or node.status.conditions is None:
-            return {}
-        return {condition.type: condition for condition in node.status.conditions}
+    def conditions(self) -> dict[str, Condition]:
+        """Return the node's conditions by type; empty while it is not registered.
+
+        Raises:
+            NoAnswer: The API server did not give an answer.
+        """
+        return conditions(self._api.read(f"/api/v1/nodes/{self.name}") or {})
+
+    @functools.cached_property
+    def _api(self) -> ApiReader:
+        return self._cluster.reader()
 
     @property
     def ready(self) -> bool:
@@ -323,35 +337,44 @@ class Node:
 
 def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
     """Return a condition that is False, and no error, while the API server cannot answer."""
-    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
 
     def ask() -> bool:
         try:
             return condition()
-        except HTTPError:
-            return False
-        except ApiException as error:
-            if (
-                error.status == HTTPStatus.TOO_MANY_REQUESTS
-                or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-            ):
+        except Exception as error:
+            if _away(error):
                 return False
             raise
 
     return ask
 
 
+def _away(error: Exception) -> bool:
+    """Tell whether an error means that the API server cannot answer now."""
+    if isinstance(error, NoAnswer):
+        return True
+    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client; here, who raised it has it
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
+
+    if isinstance(error, ApiException):
+        status: int = error.status
+        return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, HTTPError)
+
+
 def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
     """Return a hint that says so, and raises no error, when the API server does not answer."""
-    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
 
     def ask() -> str | None:
         try:
             return hint()
-        except (HTTPError, ApiException) as error:
-            return f"the API server does not answer: {error}"
+        except Exception as error:
+            from kubernetes.client import ApiException  # noqa: PLC0415 - as in _away
+            from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
+
+            if isinstance(error, (NoAnswer, HTTPError, ApiException)):
+                return f"the API server does not answer: {error}"
+            raise
 
     return ask
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import ssl
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
-from http import HTTPStatus
 from pathlib import Path
 
 from pytest_k3s_sandbox.cluster import certificates, components, images
@@ -17,6 +14,7 @@ from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, KUBELET_ROOT, PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.datastore import FILE
 from pytest_k3s_sandbox.cluster.programs import Programs
+from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
@@ -35,6 +33,8 @@ grep -q " $0 " /proc/self/mountinfo ||
 A kubelet does so itself where nobody has (DoMakeRShared in k8s.io/mount-utils), while it already renames a
 socket in there, and ends if the mount comes in between (``invalid cross-device link``).
 """
+POLL_SECONDS = 0.03
+"""Between two questions while the control plane starts: they go over one connection and cost little."""
 CONTAINERD_SERVES = b"containerd successfully booted"
 """What containerd logs when its socket serves; its log can be read without starting a program inside."""
 
@@ -95,7 +95,10 @@ class Embedded(Programs):
             log = sandbox.logs / "containerd.log"
             seen = log.stat().st_size if log.exists() else 0  # of a node before
             self._spawn(sandbox, "containerd", words, effect)
-            sandbox.run(["sh", "-c", SHARE_ROOT, KUBELET_ROOT])
+            share_kubelet_root(sandbox)
+            if not self._images_loaded:
+                # In one archive: in gVisor the program that imports it costs more than what it imports.
+                images.write_images(state / IMAGES, [images.pause(settings.pause_image), images.busybox()])
             self._serves(sandbox, settings, "containerd", seen, deadline)
         # Nodes can register long before the API server calls itself ready, which it does when all roles are
         # written; a kubelet needs none of them (Node authorizer).
@@ -137,13 +140,13 @@ class Embedded(Programs):
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`."""
         process = self.processes[name]
-        pki = sandbox.host_path(PKI_DIR)
-        serves = {
-            "containerd": lambda: CONTAINERD_SERVES in process.log.read_bytes()[seen:],
-            "kube-apiserver": lambda: api_answers(settings, pki),
-        }
-        if name in serves:
-            until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
+        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR))) as api:
+            serves = {
+                "containerd": lambda: CONTAINERD_SERVES in process.log.read_bytes()[seen:],
+                "kube-apiserver": api.answers,
+            }
+            if name in serves:
+                until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         state = sandbox.host_path(STATE_DIR)
@@ -161,12 +164,15 @@ class Embedded(Programs):
         for name, pair in clients.items():
             path = pki.folder / f"{name}.kubeconfig"
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
-        # In one archive: in gVisor the program that imports it costs more than what it imports.
-        images.write_images(state / IMAGES, [images.pause(settings.pause_image), images.busybox()])
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
-        pki = sandbox.host_path(PKI_DIR)
-        self._until(lambda: api_answers(settings, pki, path), "kube-apiserver to answer", deadline)
+        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR))) as api:
+            self._until(lambda: api.answers(path), "kube-apiserver to answer", deadline, poll=POLL_SECONDS)
+
+
+def share_kubelet_root(sandbox: Sandbox) -> None:
+    """Make the kubelet's folder a shared mount, unless it is a mount already; see :data:`SHARE_ROOT`."""
+    sandbox.run(["sh", "-c", SHARE_ROOT, KUBELET_ROOT])
 
 
 def after_socket(socket: str, argv: Sequence[str]) -> list[str]:
@@ -182,23 +188,6 @@ def with_effect(settings: Settings, effect: Effect) -> Settings:
         cni_conf_dir=effect.cni_conf_dir or settings.cni_conf_dir,
         runtime=effect.runtime or settings.runtime,
     )
-
-
-def api_answers(settings: Settings, pki: Path, path: str = "/readyz") -> bool:
-    """Tell whether the API server answers the administrator's request for a path with 200 OK.
-
-    Args:
-        settings: Where it listens.
-        pki: The folder on the machine with the certificates.
-        path: What is asked for; ``/readyz`` answers when everything has started.
-    """
-    context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
-    context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
-    try:
-        with urllib.request.urlopen(f"{settings.api_url}{path}", timeout=2, context=context) as answer:  # noqa: S310 - the address is ours, and https
-            return bool(answer.status == HTTPStatus.OK)
-    except OSError:  # refused, not serving yet, or an HTTP error: urllib's errors are all OSErrors
-        return False
 
 
 def load_image(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import os
 import secrets
@@ -23,12 +24,13 @@ from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, ImageStore, Settings
 from pytest_k3s_sandbox.cluster.embedded import (
-    api_answers,
     assert_ports_free,
     load_image,
+    share_kubelet_root,
     with_effect,
 )
 from pytest_k3s_sandbox.cluster.programs import Programs
+from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
@@ -155,6 +157,7 @@ class K3s(Programs):
         """Start k3s, or the agent, under what wraps the kubelet: the node is in that process."""
         settings = with_effect(settings, effect)
         self._write_node_files(sandbox, settings)
+        share_kubelet_root(sandbox)
         wrap = effect.wrap.get("kubelet", ())
         if self._apart:
             with phase("API server"):
@@ -185,13 +188,9 @@ class K3s(Programs):
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`; k3s in one process is its API server, too."""
         del seen
-        pki = sandbox.host_path(PKI_DIR)
-        until(
-            lambda: api_answers(settings, pki),
-            what="the API server to answer",
-            deadline=deadline,
-            alive={name: self.processes[name]},
-        )
+        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR))) as api:
+            alive = {name: self.processes[name]}
+            until(api.answers, what="the API server to answer", deadline=deadline, alive=alive)
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         token = sandbox.host_path(TOKEN)
@@ -216,7 +215,8 @@ class K3s(Programs):
     def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
         written, pki = sandbox.host_path(KUBECONFIG), sandbox.host_path(PKI_DIR)
         self._until(lambda: adopt(written, pki, settings), "k3s to write its kubeconfig", deadline)
-        self._until(lambda: api_answers(settings, pki), "the API server to answer", deadline)
+        with contextlib.closing(ApiReader(settings, pki)) as api:
+            self._until(api.answers, "the API server to answer", deadline)
 
 
 def containerd_template(settings: Settings, data: str) -> str:

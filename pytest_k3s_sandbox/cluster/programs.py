@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.wait import Condition, until
+from pytest_k3s_sandbox.cluster.wait import POLL_SECONDS, Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
@@ -76,8 +76,8 @@ class Programs:
         while self._left:
             self._left.pop().stop(grace=0.0)
 
-    def _until(self, condition: Condition, what: str, deadline: Deadline) -> None:
-        until(condition, what=what, deadline=deadline, alive=self.processes)
+    def _until(self, condition: Condition, what: str, deadline: Deadline, poll: float = POLL_SECONDS) -> None:
+        until(condition, what=what, deadline=deadline, alive=self.processes, poll=poll)
 
 
 def stop_all(processes: Sequence[Process], grace: float = STOP_SECONDS) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.reading import NoAnswer, conditions
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.report.kinds import classify
 from pytest_k3s_sandbox.report.records import Cost, ErrorLine, PodState, RunWriter, Sample
@@ -90,6 +91,7 @@ class Sampler:
         self._writer = writer
         self._interval = interval
         self._rush = rush
+        self._api = cluster.reader(REQUEST_SECONDS)
         self._follow = [LogFollower(name, cluster.logs / f"{name}.log") for name in WATCHED_LOGS]
         self._errors: Counter[str] = Counter()
         self._halt = threading.Event()
@@ -140,6 +142,7 @@ class Sampler:
                 last = self._halt.is_set()
                 self.seen_ready = bool(self.take().node_ready) or self.seen_ready
                 if last:
+                    self._api.close()
                     return
                 self._halt.wait(self._interval if self.seen_ready else self._rush)
         except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
@@ -156,19 +159,17 @@ class Sampler:
                 self.error_lines.append(line)
 
     def _sample(self) -> Sample:
-        node = self._ask(lambda: self._cluster.core.list_node(_request_timeout=REQUEST_SECONDS).items)
-        pods = self._ask(
-            lambda: self._cluster.core.list_pod_for_all_namespaces(_request_timeout=REQUEST_SECONDS).items
-        )
-        conditions = {c.type: c for n in node or [] for c in n.status.conditions or []}
-        ready = conditions.get("Ready")
+        nodes = self._list("/api/v1/nodes")
+        pods = self._list("/api/v1/pods")
+        known = {name: each for node in nodes or [] for name, each in conditions(node).items()}
+        ready = known.get("Ready")
         return Sample(
             t=self._writer.now(),
             node_ready=None if ready is None or ready.status == "Unknown" else ready.status == "True",
             reason=None if ready is None else ready.reason,
-            conditions={name: condition.status for name, condition in conditions.items()},
-            pods={f"{p.metadata.namespace}/{p.metadata.name}": pod_state(p) for p in pods or []},
-            api_reachable=node is not None and pods is not None,
+            conditions={name: condition.status for name, condition in known.items()},
+            pods={f"{p['metadata']['namespace']}/{p['metadata']['name']}": pod_state(p) for p in pods or []},
+            api_reachable=nodes is not None and pods is not None,
             errors=dict(self._errors),
             cost=self._cost(),
         )
@@ -184,16 +185,10 @@ class Sampler:
         except SandboxError:
             return {}  # it is ending
 
-    def _ask(self, read: Callable[[], list[Any]]) -> list[Any] | None:
-        from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
-        from kubernetes.config import ConfigException  # noqa: PLC0415 - the kubeconfig may not be written yet
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
-
-        if not self._cluster.kubeconfig.exists():
-            return None
+    def _list(self, path: str) -> list[dict[str, Any]] | None:
         try:
-            return read()
-        except (ApiException, ConfigException, HTTPError, OSError):
+            return self._api.items(path)
+        except NoAnswer:
             return None
 
 
@@ -231,8 +226,8 @@ def costs(table: Sequence[Usage], layers: Sequence[str]) -> dict[str, Cost]:
     }
 
 
-def pod_state(pod: Any) -> PodState:  # noqa: ANN401 - the kubernetes package publishes no types
+def pod_state(pod: dict[str, Any]) -> PodState:
     """Return a pod's phase and whether its condition Ready is True."""
-    conditions = pod.status.conditions or []
-    ready = any(c.type == "Ready" and c.status == "True" for c in conditions)
-    return PodState(phase=pod.status.phase or "Unknown", ready=ready)
+    ready = conditions(pod).get("Ready")
+    phase = pod.get("status", {}).get("phase")
+    return PodState(phase=phase or "Unknown", ready=ready is not None and ready.status == "True")

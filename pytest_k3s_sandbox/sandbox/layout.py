@@ -18,6 +18,8 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 """The merged-/usr links (file-hierarchy(7)) of every sandbox's root."""
 
+MANUAL = "/man/"
+"""What the paths of manual pages contain: hier(7)."""
 ETC_FILES = (
     "alternatives",
     "ethertypes",
@@ -214,9 +216,14 @@ def _put_programs(programs: Iterable[Path], folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a tree, if it exists; unlike ``copytree`` it fails with the first error as it is."""
+    """Copy a file or a tree, if it exists; unlike ``copytree`` it fails with the first error as it is.
+
+    Links to manual pages, four of five in Debian's alternatives, are left out: each takes time at
+    every start.
+    """
     if source.is_symlink():
-        target.symlink_to(source.readlink())
+        if MANUAL not in str(leads_to := source.readlink()):
+            target.symlink_to(leads_to)
     elif source.is_dir():
         target.mkdir()
         for child in sorted(source.iterdir()):

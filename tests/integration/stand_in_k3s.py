@@ -239,7 +239,7 @@ class Parts:
 def control_plane(parts: Parts, settings: Any) -> None:  # noqa: ANN401 - imported where it is used
     """Start what k3s' server consists of, and write the kubeconfig as k3s does: for itself."""
     from pytest_k3s_sandbox.cluster import certificates, components  # noqa: PLC0415 - not for --version
-    from pytest_k3s_sandbox.cluster.embedded import api_answers  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.cluster.reading import ApiReader  # noqa: PLC0415 - likewise
 
     folder = Path(components.PKI_DIR)
     if not (folder / "apiserver.crt").exists():  # a later start goes on with the same
@@ -270,7 +270,7 @@ def control_plane(parts: Parts, settings: Any) -> None:  # noqa: ANN401 - import
     parts.start(components.kine())
     parts.until(Path(components.KINE_SOCKET).exists)
     parts.start(components.kube_apiserver(settings))
-    parts.until(lambda: api_answers(settings, folder))
+    parts.until(ApiReader(settings, folder).answers)
     parts.start(components.kube_controller_manager())
     parts.start(components.kube_scheduler())
 

@@ -7,9 +7,12 @@ from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.cluster.cluster import answered, patient
+from pytest_k3s_sandbox.cluster.reading import NoAnswer
 
 
-@pytest.mark.parametrize("trouble", [HTTPError("refused"), ApiException(status=503, reason="overloaded")])
+@pytest.mark.parametrize(
+    "trouble", [HTTPError("refused"), ApiException(status=503, reason="overloaded"), NoAnswer("refused")]
+)
 def test_a_hint_from_an_api_server_that_is_away_says_so(trouble: Exception) -> None:
     def hint() -> str:
         raise trouble
@@ -26,7 +29,7 @@ def test_a_hint_that_there_is_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [HTTPError("refused"), ApiException(status=503), ApiException(status=429)]
+    "trouble", [HTTPError("refused"), ApiException(status=503), ApiException(status=429), NoAnswer("503")]
 )
 def test_a_condition_is_not_met_while_the_api_server_is_away(trouble: Exception) -> None:
     def condition() -> bool:
@@ -36,8 +39,12 @@ def test_a_condition_is_not_met_while_the_api_server_is_away(trouble: Exception)
 
 
 def test_a_condition_that_is_wrong_is_an_error() -> None:
-    def condition() -> bool:
-        raise ApiException(status=403)
+    for wrong in (ApiException(status=403), LookupError("a defect")):
 
-    with pytest.raises(ApiException):
-        patient(condition)()
+        def condition(error: Exception = wrong) -> bool:
+            raise error
+
+        with pytest.raises(type(wrong)):
+            patient(condition)()
+        with pytest.raises(LookupError):
+            answered(lambda: dict[str, str]()["a defect"])()

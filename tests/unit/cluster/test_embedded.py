@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import socket
-import ssl
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from pytest_k3s_sandbox.cluster import certificates, components
+from pytest_k3s_sandbox.cluster import components
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.embedded import api_answers, assert_ports_free, listening_ports, with_effect
+from pytest_k3s_sandbox.cluster.embedded import assert_ports_free, listening_ports, with_effect
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
@@ -86,56 +82,3 @@ def test_an_effect_goes_into_the_settings_where_it_says_something() -> None:
     changed = with_effect(settings, Effect(cni_bin_dir="/b", cni_conf_dir="/c", runtime="/r"))
     assert (changed.cni_bin_dir, changed.cni_conf_dir, changed.runtime) == ("/b", "/c", "/r")
     assert "/b" in components.containerd_config(changed)
-
-
-class Api:
-    """An HTTPS server with the cluster's certificate, that answers /readyz as told."""
-
-    def __init__(self, folder: Path) -> None:
-        """Start it on a free port."""
-        pki = certificates.write_pki(folder, node="n", address="127.0.0.1")
-        self.folder = pki.folder
-        self.code = 200
-        outer = self
-
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                """Answer."""
-                self.send_response(outer.code if self.path == "/readyz" else 404)
-                self.end_headers()
-
-            def log_message(self, *_words: object) -> None:
-                return
-
-        self.server = HTTPServer(("127.0.0.1", 0), Answer)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.folder / "apiserver.crt", self.folder / "apiserver.key")
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.settings = Settings(node="n", address="127.0.0.1", api_port=self.server.server_address[1])
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[Api]:
-    made = Api(tmp_path / "pki")
-    yield made
-    made.server.shutdown()
-    made.thread.join()
-    made.server.server_close()
-
-
-def test_the_api_is_ready_when_it_says_so_with_the_clusters_certificate(api: Api, tmp_path: Path) -> None:
-    assert api_answers(api.settings, api.folder) is True
-    api.code = 500
-    assert api_answers(api.settings, api.folder) is False
-    api.code = 200
-    other = certificates.write_pki(tmp_path / "other", node="n", address="127.0.0.1")
-    assert api_answers(api.settings, other.folder) is False  # another cluster's CA
-
-
-def test_no_api_is_not_ready(tmp_path: Path) -> None:
-    pki: Any = certificates.write_pki(tmp_path / "pki", node="n", address="127.0.0.1")
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert api_answers(Settings(node="n", address="127.0.0.1", api_port=port), pki.folder) is False

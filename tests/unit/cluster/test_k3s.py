@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from pytest_k3s_sandbox.cluster import components, k3s
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.k3s import AGENT_DATA, DATA, KUBECONFIG, KUBELET_CONFIG, TOKEN, K3s, adopt
+from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
@@ -87,14 +88,16 @@ class Folder:
         self.logs = self.host_path(f"{STATE_DIR}/logs")
         self.logs.mkdir(parents=True)
         self.spawned: list[tuple[str, list[str], dict[str, str]]] = []
+        self.shared_first = False
 
     def host_path(self, inside: str) -> Path:
         """Give the path outside."""
         return self.folder / inside.lstrip("/")
 
     def run(self, argv: Sequence[str], **_options: object) -> Completed:
-        """Say that nobody listens."""
-        assert argv[0] == "cat"
+        """Say that nobody listens, and note whether the kubelet's folder is shared in time."""
+        assert argv[0] == "cat" or argv[-1] == KUBELET_ROOT
+        self.shared_first = argv[-1] == KUBELET_ROOT and "k3s" not in {name for name, *_ in self.spawned}
         return Completed(tuple(argv), 0, "", "")
 
     def spawn(self, argv: Sequence[str], *, name: str, env: dict[str, str]) -> Process:
@@ -116,12 +119,20 @@ def sandbox(tmp_path: Path) -> Folder:
 def started(sandbox: Folder, monkeypatch: pytest.MonkeyPatch, *, apart: bool = False) -> K3s:
     """Start all of it in a sandbox where the API server answers at once."""
     monkeypatch.setattr(k3s, "adopt", lambda *_: True)
-    monkeypatch.setattr(k3s, "api_answers", lambda *_: True)
+    monkeypatch.setattr(ApiReader, "answers", lambda *_: True)
     made = K3s(apart=apart)
     where = cast("Sandbox", sandbox)
     made.start_control_plane(where, SETTINGS, no_phase)
     made.start_node(where, SETTINGS, EFFECT, Deadline.after(5), no_phase)
     return made
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_kubelets_folder_is_shared_before_the_kubelet_starts(
+    sandbox: Folder, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    started(sandbox, monkeypatch, apart=apart)
+    assert sandbox.shared_first
 
 
 def names(flags: list[str]) -> set[str]:

@@ -1,0 +1,137 @@
+"""Reads of the API as plain JSON, for what is asked while a node starts.
+
+Importing the ``kubernetes`` package's models takes 0.4 s of processor time, which a node that starts
+beside it on two cores has to wait for (docs/findings.md). So who watches a start asks with the standard
+library, and the package is imported by those who work with objects.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any, Self
+
+from pytest_k3s_sandbox.cluster.components import Settings
+
+READ_SECONDS = 2.0
+
+
+class NoAnswer(OSError):
+    """The API server cannot be reached, or answered with an error; the message says which."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition of an object (``metav1.Condition`` and its like).
+
+    Attributes:
+        type: What it is about, as ``Ready``.
+        status: ``True``, ``False`` or ``Unknown``.
+        reason: One word for why.
+        message: Why, for people.
+        last_transition_time: When the status changed last, RFC 3339.
+    """
+
+    type: str
+    status: str
+    reason: str | None = None
+    message: str | None = None
+    last_transition_time: str | None = None
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> Self:
+        """Return a condition from its JSON."""
+        return cls(
+            raw["type"], raw["status"], raw.get("reason"), raw.get("message"), raw.get("lastTransitionTime")
+        )
+
+
+def conditions(item: dict[str, Any]) -> dict[str, Condition]:
+    """Return the conditions of an object by type; none while its status has none."""
+    raw = item.get("status", {}).get("conditions") or []
+    return {each["type"]: Condition.of(each) for each in raw}
+
+
+class ApiReader:
+    """Reads from an API server as its administrator, over one connection that is kept open.
+
+    Args:
+        settings: Where the API server listens.
+        pki: The folder on the machine with ``ca.crt``, ``admin.crt`` and ``admin.key``, which may come later.
+        seconds: How long an answer may take.
+    """
+
+    def __init__(self, settings: Settings, pki: Path, seconds: float = READ_SECONDS) -> None:
+        """Prepare; nothing is connected yet."""
+        self._settings = settings
+        self._pki = pki
+        self._seconds = seconds
+        self._connection: HTTPSConnection | None = None
+        self._lock = threading.Lock()
+
+    def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        """Return what is at a path, as parsed JSON, or None if nothing is.
+
+        Raises:
+            NoAnswer: The API server did not give an answer.
+        """
+        status, body = self._get(path)
+        if status == HTTPStatus.NOT_FOUND:
+            return None
+        if status != HTTPStatus.OK:
+            raise NoAnswer(f"{path}: {status} {body.decode(errors='replace').strip()}")
+        return json.loads(body)
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        """Return the items of a list.
+
+        Raises:
+            NoAnswer: The API server did not give an answer.
+        """
+        found: list[dict[str, Any]] = (self.read(path) or {}).get("items") or []
+        return found
+
+    def answers(self, path: str = "/readyz") -> bool:
+        """Tell whether a path is answered with 200 OK; ``/readyz`` is when everything has started."""
+        try:
+            return self._get(path)[0] == HTTPStatus.OK
+        except NoAnswer:
+            return False
+
+    def close(self) -> None:
+        """Close the connection; the next read opens it again."""
+        with self._lock:
+            self._drop()
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        with self._lock:
+            # A connection that was open before may have been closed by a server that ended meanwhile.
+            for last in (self._connection is None, True):
+                try:
+                    return self._ask(path)
+                except (HTTPException, OSError) as error:
+                    self._drop()
+                    if last:
+                        raise NoAnswer(f"{self._settings.api_url}{path}: {error}") from error
+        raise AssertionError  # the second round always ends above
+
+    def _ask(self, path: str) -> tuple[int, bytes]:
+        if self._connection is None:
+            context = ssl.create_default_context(cafile=str(self._pki / "ca.crt"))
+            context.load_cert_chain(self._pki / "admin.crt", self._pki / "admin.key")
+            self._connection = HTTPSConnection(
+                self._settings.address, self._settings.api_port, timeout=self._seconds, context=context
+            )
+        self._connection.request("GET", path, headers={"Accept": "application/json"})
+        answer = self._connection.getresponse()
+        return answer.status, answer.read()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
