@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import itertools
+import json
 import os
 import platform
 import sys
@@ -19,6 +20,7 @@ from pytest_k3s_sandbox.cluster.cluster import Cluster, copy_logs
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.k3s import K3s
+from pytest_k3s_sandbox.cluster.reading import NoAnswer
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
@@ -278,9 +280,14 @@ def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
 def diagnose(cluster: Cluster, folder: Path) -> None:
     """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
     look_inside(cluster.sandbox, folder)
-    with contextlib.suppress(SandboxError):
-        objects = cluster.kubectl("get", "nodes,pods,events", "-A", "-o", "yaml", check=False, timeout=10)
-        (folder / "diagnostics" / "objects.yaml").write_text(objects.stdout + objects.stderr)
+    objects: dict[str, object] = {}
+    with contextlib.closing(cluster.reader()) as api:
+        try:
+            for kind in ("nodes", "pods", "events"):
+                objects[kind] = api.items(f"/api/v1/{kind}")
+        except NoAnswer as error:
+            objects["error"] = str(error)
+    (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
 
 
 def look_inside(sandbox: Sandbox, folder: Path) -> None:

@@ -12,6 +12,9 @@ from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 
 STOP_SECONDS = 2.0
+AGAIN_SECONDS = 0.25
+"""After which SIGTERM is sent once more. The API server and kine wait for their clients at the first one,
+and end at the second; so does a tracer whose program has ended, instead of staying with the shims of pods."""
 
 
 class Programs:
@@ -81,15 +84,13 @@ class Programs:
 
 
 def stop_all(processes: Sequence[Process], grace: float = STOP_SECONDS) -> None:
-    """End processes side by side: SIGTERM to all, SIGKILL to those that live after ``grace`` seconds.
-
-    The API server drains its watches for longer than anybody here waits, and the tracer of containerd
-    stays with the shims of pods.
-    """
-    for process in processes:
-        process.signal(signal.SIGTERM)
+    """End processes side by side: SIGTERM, and once more, then SIGKILL after ``grace`` seconds."""
     deadline = Deadline.after(grace)
-    for process in processes:
-        process.wait(deadline)
+    for until_then in (Deadline.after(min(AGAIN_SECONDS, grace)), deadline):
+        for process in processes:
+            if process.poll() is None:
+                process.signal(signal.SIGTERM)
+        for process in processes:
+            process.wait(until_then)
     for process in processes:
         process.stop(grace=0.0)

@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from pytest_k3s_sandbox.layers.interceptor import messages
 from pytest_k3s_sandbox.layers.interceptor.checks import checked
-from pytest_k3s_sandbox.layers.interceptor.forward import Forwarder
+from pytest_k3s_sandbox.layers.interceptor.forward import Forwarder, ProgramEnded
 from pytest_k3s_sandbox.layers.interceptor.launch import failure, launch
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, load_rules
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profiles, filter_of
@@ -104,9 +104,15 @@ def run(
     scratch = Scratch()
     tracer = Tracer(profiles, stats, scratch)
     tracer.on_signal = forwarder.delivered
+    tracer.on_end = forwarder.ended
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _write(stats, stats_file))
     try:
-        status = tracer.run(launched.pid, until_root_ends=exit_with_root)
+        try:
+            tracer.run(launched.pid, until_root_ends=exit_with_root)
+        finally:
+            forwarder.remove()
+    except ProgramEnded:
+        pass
     finally:
         scratch.close()
         _write(stats, stats_file)
@@ -114,7 +120,7 @@ def run(
     if error is not None:
         print(f"interceptor: {command[0]}: {error.strerror}", file=sys.stderr)
         return _NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE
-    return os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(tracer.status)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,6 +36,8 @@ class Tracer:
 
     Attributes:
         on_signal: Told of the forwarded signals that the program is being delivered.
+        on_end: Told when the program has ended.
+        status: The wait status of the program, as of waitpid(2), when it has ended.
     """
 
     def __init__(self, profiles: Profiles, stats: Stats, scratch: Scratch) -> None:
@@ -58,14 +60,11 @@ class Tracer:
         self._known: dict[int, Profile] = {}
         self._filters: dict[int, frozenset[bytes]] = {}
         self.on_signal: Callable[[int], None] = lambda _signum: None
+        self.on_end: Callable[[], None] = lambda: None
+        self.status = 0
 
-    def run(self, root: int, *, until_root_ends: bool = False) -> int:
-        """Trace until no tracee is left, or until ``root`` has ended.
-
-        Returns:
-            The wait status of ``root``, as of waitpid(2).
-        """
-        result = 0
+    def run(self, root: int, *, until_root_ends: bool = False) -> None:
+        """Trace until no tracee is left, or until ``root`` has ended."""
         self._processes[root] = root
         counts, spent, calls = self._stats.stops, self._stats.seconds, self._calls
         wait = Waiter().next
@@ -73,14 +72,15 @@ class Tracer:
             try:
                 tid, status = wait()
             except ChildProcessError:
-                return result
+                return
             if status & 0xFF != _STOPPED:
                 self._forget(tid)
                 self._filters.pop(tid, None)
                 if tid == root:
-                    result = status
+                    self.status = status
+                    self.on_end()
                     if until_root_ends:
-                        return result
+                        return
                 continue
             began = perf_counter()
             calls.label = ""

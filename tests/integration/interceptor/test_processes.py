@@ -113,6 +113,22 @@ def test_exit_with_root_ends_daemons(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_a_signal_after_the_programs_end_ends_the_tracer_and_its_daemons(
+    popen: Popen, tmp_path: Path
+) -> None:
+    tracer = popen(
+        command("", tmp_path, "sh", "-c", "sleep 60 & echo $! && exit 7"), stdout=subprocess.PIPE, text=True
+    )
+    assert tracer.stdout is not None
+    daemon = int(tracer.stdout.readline())
+    with pytest.raises(subprocess.TimeoutExpired):
+        tracer.wait(0.5)
+    tracer.terminate()
+    assert tracer.wait(10) == 7
+    assert ends(daemon)
+    assert not list(tmp_path.glob("k3s-interceptor-*"))
+
+
 # Processes and threads.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -9,7 +10,7 @@ from typing import cast
 import pytest
 
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.programs import Programs
+from pytest_k3s_sandbox.cluster.programs import Programs, stop_all
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
@@ -129,3 +130,37 @@ def test_a_program_that_does_not_serve_does_not_run(programs: Two, sandbox: Fake
     with pytest.raises(ClusterError, match="does not serve"):
         restart(programs, sandbox, "kine")
     assert programs.processes["kine"].poll() == -9
+
+
+class Stubborn(Part):
+    """A process that ends at a given SIGTERM."""
+
+    def __init__(self, tries: int, log: Path) -> None:
+        """Run."""
+        super().__init__("stubborn", 7, log)
+        self.left = tries
+        self.waited = 0.0
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Wait, if there is anything to wait for."""
+        if self.code is None:
+            self.waited += deadline.remaining()
+        return self.code
+
+    def signal(self, number: int) -> None:
+        """Count."""
+        self.left -= 1
+        if number == signal.SIGKILL or self.left == 0:
+            super().signal(number)
+
+
+@pytest.mark.parametrize(
+    ("tries", "code", "waited"),
+    [(1, -15, 0.0), (2, -15, 0.25), (3, -9, 2.25)],
+    ids=["at once", "again", "never"],
+)
+def test_sigterm_is_sent_twice_and_then_sigkill(tries: int, code: int, waited: float, tmp_path: Path) -> None:
+    quick, stubborn = Part("quick", 6, tmp_path), Stubborn(tries, tmp_path)
+    stop_all([cast("Process", quick), cast("Process", stubborn)])
+    assert (quick.poll(), stubborn.poll()) == (-15, code)
+    assert stubborn.waited == pytest.approx(waited, abs=0.2)

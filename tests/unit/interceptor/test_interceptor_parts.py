@@ -16,7 +16,7 @@ import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.interceptor import procfs
-from pytest_k3s_sandbox.layers.interceptor.forward import Forwarder
+from pytest_k3s_sandbox.layers.interceptor.forward import Forwarder, ProgramEnded
 from pytest_k3s_sandbox.layers.interceptor.layer import PtraceInterceptor
 from pytest_k3s_sandbox.layers.interceptor.memory import Memory
 from pytest_k3s_sandbox.layers.interceptor.scratch import Scratch
@@ -152,6 +152,16 @@ def test_a_signal_that_it_got_by_itself_is_not(sent: list[tuple[int, int]], prog
         forwarder.delivered(signal.SIGTERM)
     forwarder._late(signal.SIGALRM, None)
     assert sent == []
+
+
+def test_after_the_programs_end_a_signal_is_for_the_tracer(sent: list[tuple[int, int]]) -> None:
+    forwarder = Forwarder(42)
+    forwarder._received(signal.SIGINT, None)
+    forwarder.ended()  # by the same signal, sent to the whole process group
+    forwarder._late(signal.SIGALRM, None)
+    with pytest.raises(ProgramEnded):
+        forwarder._received(signal.SIGTERM, None)
+    assert sent == []  # the process id may be somebody else's
 
 
 # The layer.
