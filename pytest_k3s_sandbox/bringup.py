@@ -282,11 +282,14 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
     look_inside(cluster.sandbox, folder)
     objects: dict[str, object] = {}
     with contextlib.closing(cluster.reader()) as api:
-        try:
-            for kind in ("nodes", "pods", "events"):
-                objects[kind] = api.items(f"/api/v1/{kind}")
-        except NoAnswer as error:
-            objects["error"] = str(error)
+        for kind in ("nodes", "pods", "events"):
+            try:
+                objects[kind] = found = api.items(f"/api/v1/{kind}")
+            except NoAnswer as error:
+                objects[kind] = str(error)
+                continue
+            for each in found:
+                each["metadata"].pop("managedFields", None)  # as long as the rest, and nobody reads it
     (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
 
 

@@ -150,7 +150,7 @@ class Cluster:
         """Return a new reader of the API, which does without the ``kubernetes`` package.
 
         Args:
-            seconds: How long an answer may take.
+            seconds: How long each step of an answer may take.
         """
         return ApiReader(self.settings, self.sandbox.host_path(PKI_DIR), seconds)
 
@@ -250,28 +250,37 @@ class Cluster:
     ) -> Iterator[str]:
         """Give a namespace of the caller's own, deleted afterwards with all that is in it.
 
+        Its pods are gone then; the namespace itself goes some seconds later by itself, because the namespace
+        controller pauses for five on purpose. One of the same name that is going is waited for.
+
         Args:
             name: The namespace's name, which must be free.
             seconds: How long its coming and its going may take, each.
             spare: Asked at the end; the namespace stays if it says so.
 
         Raises:
-            ClusterError: It did not become usable, or did not go away.
+            ClusterError: It did not become usable, or its pods did not go away.
         """
+        deadline = Deadline.after(seconds)
+        self.wait(lambda: not self._going(name), f"an earlier namespace {name} to be gone", deadline)
         self.core.create_namespace({"metadata": {"name": name}})
         try:
-            self.wait_usable(name, Deadline.after(seconds))
+            self.wait_usable(name, deadline)
             yield name
         finally:
             if not spare():
+                self.core.delete_namespace(name)  # first, so that no controller makes its pods again
                 # A shell as process 1 ignores SIGTERM, and nobody wants to wait 30 s for the end of a test.
                 self.core.delete_collection_namespaced_pod(name, grace_period_seconds=1)
-                self.core.delete_namespace(name)
                 self.wait(
-                    lambda: found(lambda: self.core.read_namespace(name)) is None,
-                    f"namespace {name} to be gone",
+                    lambda: not self.core.list_namespaced_pod(name).items,
+                    f"the pods of namespace {name} to be gone",
                     Deadline.after(seconds),
                 )
+
+    def _going(self, name: str) -> bool:
+        namespace = found(lambda: self.core.read_namespace(name))
+        return namespace is not None and namespace.metadata.deletion_timestamp is not None
 
 
 class Node:
@@ -304,7 +313,7 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether the condition Ready is True now."""
+        """Whether the condition Ready is True now; raises NoAnswer as :meth:`conditions` does."""
         condition = self.conditions().get("Ready")
         return condition is not None and condition.status == "True"
 
@@ -352,14 +361,17 @@ def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
 def _away(error: Exception) -> bool:
     """Tell whether an error means that the API server cannot answer now."""
     if isinstance(error, NoAnswer):
-        return True
+        return error.status is None or _busy(error.status)
     from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client; here, who raised it has it
     from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
 
     if isinstance(error, ApiException):
-        status: int = error.status
-        return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return _busy(error.status)
     return isinstance(error, HTTPError)
+
+
+def _busy(status: int) -> bool:
+    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:

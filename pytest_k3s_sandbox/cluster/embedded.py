@@ -33,6 +33,7 @@ grep -q " $0 " /proc/self/mountinfo ||
 A kubelet does so itself where nobody has (DoMakeRShared in k8s.io/mount-utils), while it already renames a
 socket in there, and ends if the mount comes in between (``invalid cross-device link``).
 """
+ASK_SECONDS = 2.0
 POLL_SECONDS = 0.03
 """Between two questions while the control plane starts: they go over one connection and cost little."""
 CONTAINERD_SERVES = b"containerd successfully booted"
@@ -140,7 +141,7 @@ class Embedded(Programs):
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`."""
         process = self.processes[name]
-        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR))) as api:
+        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)) as api:
             serves = {
                 "containerd": lambda: CONTAINERD_SERVES in process.log.read_bytes()[seen:],
                 "kube-apiserver": api.answers,
@@ -166,7 +167,7 @@ class Embedded(Programs):
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
-        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR))) as api:
+        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)) as api:
             self._until(lambda: api.answers(path), "kube-apiserver to answer", deadline, poll=POLL_SECONDS)
 
 

@@ -24,6 +24,7 @@ from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, ImageStore, Settings
 from pytest_k3s_sandbox.cluster.embedded import (
+    ASK_SECONDS,
     assert_ports_free,
     load_image,
     share_kubelet_root,
@@ -188,7 +189,7 @@ class K3s(Programs):
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`; k3s in one process is its API server, too."""
         del seen
-        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR))) as api:
+        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)) as api:
             alive = {name: self.processes[name]}
             until(api.answers, what="the API server to answer", deadline=deadline, alive=alive)
 
@@ -215,7 +216,7 @@ class K3s(Programs):
     def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
         written, pki = sandbox.host_path(KUBECONFIG), sandbox.host_path(PKI_DIR)
         self._until(lambda: adopt(written, pki, settings), "k3s to write its kubeconfig", deadline)
-        with contextlib.closing(ApiReader(settings, pki)) as api:
+        with contextlib.closing(ApiReader(settings, pki, ASK_SECONDS)) as api:
             self._until(api.answers, "the API server to answer", deadline)
 
 

@@ -13,8 +13,9 @@ from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 
 STOP_SECONDS = 2.0
 AGAIN_SECONDS = 0.25
-"""After which SIGTERM is sent once more. The API server and kine wait for their clients at the first one,
-and end at the second; so does a tracer whose program has ended, instead of staying with the shims of pods."""
+"""After which SIGTERM is sent once more, to whatever is left. The API server and kine wait for their clients
+at the first one, and end at the second; so does a tracer whose program has ended, instead of staying with
+the shims of pods. Nothing needs longer for an orderly end: SQLite keeps what was acknowledged in any case."""
 
 
 class Programs:

@@ -10,19 +10,31 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import weakref
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.errors import ClusterError
 
-READ_SECONDS = 2.0
+READ_SECONDS = 10.0
 
 
-class NoAnswer(OSError):
-    """The API server cannot be reached, or answered with an error; the message says which."""
+class NoAnswer(ClusterError):
+    """The API server cannot be reached, or answered with an error; the message says which.
+
+    Attributes:
+        status: The HTTP status; None if there was no answer at all.
+    """
+
+    def __init__(self, url: str, cause: str, status: int | None = None) -> None:
+        """Say what was asked, and what came instead of an answer."""
+        super().__init__(f"reading {url}", cause=cause)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -34,20 +46,27 @@ class Condition:
         status: ``True``, ``False`` or ``Unknown``.
         reason: One word for why.
         message: Why, for people.
-        last_transition_time: When the status changed last, RFC 3339.
+        last_transition_time: When the status changed last.
+        last_heartbeat_time: When it was reported last.
     """
 
     type: str
     status: str
     reason: str | None = None
     message: str | None = None
-    last_transition_time: str | None = None
+    last_transition_time: datetime | None = None
+    last_heartbeat_time: datetime | None = None
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> Self:
         """Return a condition from its JSON."""
+        times = (raw.get(name) for name in ("lastTransitionTime", "lastHeartbeatTime"))
         return cls(
-            raw["type"], raw["status"], raw.get("reason"), raw.get("message"), raw.get("lastTransitionTime")
+            raw["type"],
+            raw["status"],
+            raw.get("reason"),
+            raw.get("message"),
+            *(datetime.fromisoformat(time) if time else None for time in times),
         )
 
 
@@ -63,7 +82,7 @@ class ApiReader:
     Args:
         settings: Where the API server listens.
         pki: The folder on the machine with ``ca.crt``, ``admin.crt`` and ``admin.key``, which may come later.
-        seconds: How long an answer may take.
+        seconds: How long each step of an answer may take: connecting, the handshake, each piece of it.
     """
 
     def __init__(self, settings: Settings, pki: Path, seconds: float = READ_SECONDS) -> None:
@@ -72,6 +91,7 @@ class ApiReader:
         self._pki = pki
         self._seconds = seconds
         self._connection: HTTPSConnection | None = None
+        self._closing: weakref.finalize[[], ApiReader] | None = None
         self._lock = threading.Lock()
 
     def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
@@ -84,7 +104,8 @@ class ApiReader:
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status != HTTPStatus.OK:
-            raise NoAnswer(f"{path}: {status} {body.decode(errors='replace').strip()}")
+            text = body.decode(errors="replace").strip()
+            raise NoAnswer(f"{self._settings.api_url}{path}", f"{status} {text}", status)
         return json.loads(body)
 
     def items(self, path: str) -> list[dict[str, Any]]:
@@ -111,14 +132,18 @@ class ApiReader:
     def _get(self, path: str) -> tuple[int, bytes]:
         with self._lock:
             # A connection that was open before may have been closed by a server that ended meanwhile.
-            for last in (self._connection is None, True):
+            kept = self._connection is not None
+            try:
                 try:
                     return self._ask(path)
                 except (HTTPException, OSError) as error:
                     self._drop()
-                    if last:
-                        raise NoAnswer(f"{self._settings.api_url}{path}: {error}") from error
-        raise AssertionError  # the second round always ends above
+                    if not kept or isinstance(error, TimeoutError):
+                        raise
+                    return self._ask(path)
+            except (HTTPException, OSError) as error:
+                self._drop()
+                raise NoAnswer(f"{self._settings.api_url}{path}", str(error)) from error
 
     def _ask(self, path: str) -> tuple[int, bytes]:
         if self._connection is None:
@@ -127,11 +152,13 @@ class ApiReader:
             self._connection = HTTPSConnection(
                 self._settings.address, self._settings.api_port, timeout=self._seconds, context=context
             )
+            # Also when nobody calls close().
+            self._closing = weakref.finalize(self, self._connection.close)
         self._connection.request("GET", path, headers={"Accept": "application/json"})
         answer = self._connection.getresponse()
         return answer.status, answer.read()
 
     def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._closing is not None:
+            self._closing()
+        self._connection = self._closing = None

@@ -142,7 +142,6 @@ class Sampler:
                 last = self._halt.is_set()
                 self.seen_ready = bool(self.take().node_ready) or self.seen_ready
                 if last:
-                    self._api.close()
                     return
                 self._halt.wait(self._interval if self.seen_ready else self._rush)
         except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`

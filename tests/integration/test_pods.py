@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from kubernetes.client import AppsV1Api
 
 from pytest_k3s_sandbox.bringup import Up, Wish, everything
 from pytest_k3s_sandbox.cluster.cluster import found
@@ -31,12 +32,13 @@ SECONDS = 120
 """For all pods to come up beside each other; a test waits for its own, which are long there by then."""
 
 
+SLEEPING = [{"name": "it", "image": "busybox:1.36", "command": ["sleep", "1000"]}]
 STATIC = {
     "apiVersion": "v1",
     "kind": "Pod",
     "metadata": {"name": "static", "namespace": NAMESPACE},
     "spec": {
-        "containers": [{"name": "it", "image": "busybox:1.36", "command": ["sleep", "1000"]}],
+        "containers": SLEEPING,
         "terminationGracePeriodSeconds": 1,
     },
 }
@@ -421,3 +423,25 @@ def test_a_static_pod_comes_and_goes_with_its_file(world: World) -> None:
     assert mirror().metadata.annotations["kubernetes.io/config.source"] == "file"
     (world.cluster.sandbox.host_path(MANIFESTS) / "static.json").unlink()
     world.wait(lambda: mirror() is None, f"{name} to be gone", 60)
+
+
+def test_a_namespace_takes_its_pods_along_and_its_name_can_be_used_again(world: World) -> None:
+    deployment = {
+        "metadata": {"name": "lasting"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "lasting"}},
+            "template": {"metadata": {"labels": {"app": "lasting"}}, "spec": {"containers": SLEEPING}},
+        },
+    }
+    with world.cluster.namespace("again") as name:
+        AppsV1Api(world.cluster.client).create_namespaced_deployment(name, deployment)
+
+        def phases() -> list[str]:
+            return [pod.status.phase for pod in world.core.list_namespaced_pod("again").items]
+
+        world.wait(lambda: phases() == ["Running"], "the deployment's pod to run")
+    assert phases() == []
+    assert world.core.read_namespace("again").status.phase == "Terminating"
+    with world.cluster.namespace("again"):
+        assert world.core.read_namespace("again").status.phase == "Active"
+        assert phases() == []

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pytest_k3s_sandbox.kept import wait_for
 from pytest_k3s_sandbox.report.records import read_run
@@ -75,9 +76,9 @@ def assert_nothing_is_left(folder: Path) -> None:
 
 
 def clusters(folder: Path) -> set[str]:
-    """Return the API servers that tests saw, by the lines of their kubeconfigs."""
-    texts = [path.read_text() for path in folder.glob("seen-*")]
-    return {line for text in texts for line in text.splitlines() if "server:" in line}
+    """Return the API servers that tests saw, by their kubeconfigs."""
+    seen = [yaml.safe_load(path.read_text()) for path in folder.glob("seen-*")]
+    return {config["clusters"][0]["cluster"]["server"] for config in seen}
 
 
 def test_every_worker_has_a_cluster_of_its_own(folder: Path) -> None:

@@ -107,10 +107,8 @@ def run(
     tracer.on_end = forwarder.ended
     signal.signal(signal.SIGUSR1, lambda _number, _frame: _write(stats, stats_file))
     try:
-        try:
-            tracer.run(launched.pid, until_root_ends=exit_with_root)
-        finally:
-            forwarder.remove()
+        tracer.run(launched.pid, until_root_ends=exit_with_root)
+        forwarder.remove()
     except ProgramEnded:
         pass
     finally:

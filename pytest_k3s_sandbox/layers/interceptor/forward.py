@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
 
@@ -52,6 +52,10 @@ class Forwarder:
         """Note that the program has ended; its process id may be another's from now on."""
         self._ended = True
 
+    def _end(self) -> NoReturn:
+        self.remove()
+        raise ProgramEnded
+
     def remove(self) -> None:
         """Ignore what comes from now on: the tracer is ending."""
         for number in (*FORWARDED, signal.SIGALRM):
@@ -59,15 +63,15 @@ class Forwarder:
 
     def _received(self, signum: int, _frame: FrameType | None) -> None:
         if self._ended:
-            raise ProgramEnded
+            self._end()
         now = time.monotonic()
         if now - self._seen.get(signum, -1.0) > _GRACE:
             self._waiting[signum] = now
             signal.setitimer(signal.ITIMER_REAL, _GRACE)
 
     def _late(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._ended:  # by the same signal, which it got as one of its process group
-            return
+        if self._ended and self._waiting:  # it ended before it could get one
+            self._end()
         for number in list(self._waiting):
             del self._waiting[number]
             try:

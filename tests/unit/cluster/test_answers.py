@@ -11,7 +11,8 @@ from pytest_k3s_sandbox.cluster.reading import NoAnswer
 
 
 @pytest.mark.parametrize(
-    "trouble", [HTTPError("refused"), ApiException(status=503, reason="overloaded"), NoAnswer("refused")]
+    "trouble",
+    [HTTPError("refused"), ApiException(status=503, reason="overloaded"), NoAnswer("/api", "refused")],
 )
 def test_a_hint_from_an_api_server_that_is_away_says_so(trouble: Exception) -> None:
     def hint() -> str:
@@ -29,7 +30,14 @@ def test_a_hint_that_there_is_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [HTTPError("refused"), ApiException(status=503), ApiException(status=429), NoAnswer("503")]
+    "trouble",
+    [
+        HTTPError("refused"),
+        ApiException(status=503),
+        ApiException(status=429),
+        NoAnswer("/api", "503", 503),
+        NoAnswer("/api", "refused"),
+    ],
 )
 def test_a_condition_is_not_met_while_the_api_server_is_away(trouble: Exception) -> None:
     def condition() -> bool:
@@ -39,7 +47,7 @@ def test_a_condition_is_not_met_while_the_api_server_is_away(trouble: Exception)
 
 
 def test_a_condition_that_is_wrong_is_an_error() -> None:
-    for wrong in (ApiException(status=403), LookupError("a defect")):
+    for wrong in (ApiException(status=403), NoAnswer("/api", "403", 403), LookupError("a defect")):
 
         def condition(error: Exception = wrong) -> bool:
             raise error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,6 +40,7 @@ class Api:
         self.folder = folder
         self.answers: dict[str, tuple[int, bytes]] = {"/readyz": (200, b"ok")}
         self.connections = 0
+        self.pause = 0.0
         outer = self
 
         class Answer(BaseHTTPRequestHandler):
@@ -50,6 +54,7 @@ class Api:
 
             def do_GET(self) -> None:
                 """Answer."""
+                time.sleep(outer.pause)
                 status, body = outer.answers.get(self.path, (404, b"{}"))
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -130,8 +135,10 @@ def test_a_list_has_items_and_what_is_not_there_is_none(api: Api, reader: ApiRea
 
 def test_an_error_says_what_was_asked_and_answered(api: Api, reader: ApiReader) -> None:
     api.answers["/api/v1/nodes"] = (503, b"etcd is away")
-    with pytest.raises(NoAnswer, match=r"^/api/v1/nodes: 503 etcd is away$"):
+    with pytest.raises(NoAnswer) as caught:
         reader.read("/api/v1/nodes")
+    assert caught.value.what == f"reading {api.settings.api_url}/api/v1/nodes"
+    assert (caught.value.cause, caught.value.status) == ("503 etcd is away", 503)
 
 
 def test_a_server_that_ended_and_came_back_is_read_again(api: Api, reader: ApiReader) -> None:
@@ -161,13 +168,34 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
     certificates.write_pki(tmp_path / "pki", node="n", address="127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings(node="n", address="127.0.0.1", api_port=silent.getsockname()[1])
-        with pytest.raises(NoAnswer, match="timed out"):
+        with pytest.raises(NoAnswer, match="timed out") as caught:
             ApiReader(settings, tmp_path / "pki", seconds=0.05).read("/readyz")
+        assert caught.value.status is None
+
+
+def test_a_question_that_took_too_long_is_not_asked_once_more(api: Api) -> None:
+    impatient = ApiReader(api.settings, api.folder, seconds=0.2)
+    assert impatient.answers()
+    api.pause = 1.0
+    with pytest.raises(NoAnswer, match="timed out"):
+        impatient.read("/readyz")
+    api.pause = 0.0
+    assert api.connections == 1
+    assert impatient.answers()
+    impatient.close()
+
+
+def test_nobody_has_to_close_it(api: Api) -> None:
+    forgotten = ApiReader(api.settings, api.folder)
+    assert forgotten.answers()
+    del forgotten
+    gc.collect()  # a connection that is still open would be a ResourceWarning, which is an error here
 
 
 def test_conditions_are_known_by_their_type() -> None:
     found = conditions(json.loads(json.dumps({"status": {"conditions": [READY]}})))
-    assert found == {"Ready": Condition("Ready", "False", "KubeletNotReady", None, "2026-11-25T00:00:00Z")}
+    midnight = datetime(2026, 11, 25, tzinfo=UTC)
+    assert found == {"Ready": Condition("Ready", "False", "KubeletNotReady", None, midnight)}
     assert conditions({}) == conditions({"status": {}}) == conditions({"status": {"conditions": None}}) == {}
 
 

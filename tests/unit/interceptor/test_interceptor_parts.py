@@ -154,14 +154,33 @@ def test_a_signal_that_it_got_by_itself_is_not(sent: list[tuple[int, int]], prog
     assert sent == []
 
 
-def test_after_the_programs_end_a_signal_is_for_the_tracer(sent: list[tuple[int, int]]) -> None:
+def test_after_the_programs_end_a_signal_is_for_the_tracer(
+    sent: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     forwarder = Forwarder(42)
+    removed: list[int] = []
+    monkeypatch.setattr(signal, "signal", lambda number, _handler: removed.append(number))
     forwarder._received(signal.SIGINT, None)
-    forwarder.ended()  # by the same signal, sent to the whole process group
+    forwarder.delivered(signal.SIGINT)  # as one of the process group
+    forwarder.ended()
     forwarder._late(signal.SIGALRM, None)
+    assert removed == []
     with pytest.raises(ProgramEnded):
         forwarder._received(signal.SIGTERM, None)
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGALRM} <= set(removed)
     assert sent == []  # the process id may be somebody else's
+
+
+def test_a_signal_that_the_program_did_not_live_to_get_is_for_the_tracer(
+    sent: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    forwarder = Forwarder(42)
+    forwarder._received(signal.SIGTERM, None)
+    forwarder.ended()
+    with pytest.raises(ProgramEnded):
+        forwarder._late(signal.SIGALRM, None)
+    assert sent == []
 
 
 # The layer.
