@@ -7,7 +7,8 @@ usual, as in ``ptrace_interceptor:exp04`` (other rules) or ``workarounds:kmsg+oc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
@@ -60,6 +61,12 @@ LAYERS: dict[str, Callable[..., Layer]] = {
 }
 """Every layer by its name, in the order in which a full stack puts them up; called with the
 sandbox and, if one was named, the variant."""
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "fuse_cgroupfs": ("workarounds",),  # which changes how mounts propagate
+    "ptrace_interceptor": ("workarounds",),  # which makes the tree that paths are led to
+}
+"""What has to be up before a layer, if it is in the stack."""
 
 VARIANTS: dict[str, Callable[[str], None]] = {
     "workarounds": _check_workarounds,
@@ -150,7 +157,7 @@ def bring_up(
     names: Sequence[str],
     around: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _name: contextlib.nullcontext(),
 ) -> Iterator[LayerStack]:
-    """Bring layers up in their order, and take them down in the reverse one.
+    """Bring layers up, side by side where they do not need each other, and take them down in reverse.
 
     Args:
         sandbox: Where.
@@ -161,8 +168,48 @@ def bring_up(
         LayerError: One did not come up; the others are down again.
     """
     with contextlib.ExitStack() as stack:
-        layers = []
-        for name in names:
-            with around(f"layer {name}"):
-                layers.append(stack.enter_context(entered(make(name, sandbox), sandbox)))
-        yield LayerStack(sandbox, tuple(layers))
+        up: dict[str, Layer] = {}
+        for wave in waves(names):
+            made = {word: entered(make(word, sandbox), sandbox) for word in wave}
+            up |= dict(zip(wave, _side_by_side(made, around, stack), strict=True))
+        yield LayerStack(sandbox, tuple(up[word] for word in names))
+
+
+def waves(words: Sequence[str]) -> list[list[str]]:
+    """Return layers in groups that come up one after another; those of a group do not need each other.
+
+    Args:
+        words: The layers' words, in the order of a stack.
+    """
+    found: list[list[str]] = []
+    number: dict[str, int] = {}
+    for word in words:
+        name = split(word)[0]
+        own = max((number[need] + 1 for need in NEEDS.get(name, ()) if need in number), default=0)
+        number[name] = own
+        found += [[]] * (own + 1 - len(found))
+        found[own] = [*found[own], word]
+    return found
+
+
+def _side_by_side(
+    made: Mapping[str, contextlib.AbstractContextManager[Layer]],
+    around: Callable[[str], contextlib.AbstractContextManager[None]],
+    stack: contextlib.ExitStack,
+) -> list[Layer]:
+    """Enter layers in threads; all that came up are left with ``stack``, whatever happens to the others."""
+
+    def enter(word: str) -> Layer:
+        with around(f"layer {word}"):
+            return made[word].__enter__()
+
+    with ThreadPoolExecutor(len(made), "layer") as pool:
+        tasks = {word: pool.submit(enter, word) for word in made}
+        try:
+            wait(tasks.values())
+        finally:  # also when a signal's handler raises here
+            pool.shutdown()
+            for word, task in tasks.items():
+                if task.exception() is None:
+                    stack.push(made[word])
+    return [task.result() for task in tasks.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self, cast
@@ -88,6 +89,7 @@ class Noted:
 
     def __enter__(self) -> Self:
         """Come up, unless broken."""
+        self.meet()
         if self._broken:
             raise LayerError(f"the layer {self.name} did not come up")
         self._notes.append(f"+{self.name}")
@@ -99,6 +101,9 @@ class Noted:
         """Go down."""
         self._notes.append(f"-{self.name}")
 
+    def meet(self) -> None:
+        """Wait for another one, in some tests."""
+
     def check(self) -> Health:
         """Say that all is well."""
         return Health(ok=True, details={"name": self.name})
@@ -106,17 +111,21 @@ class Noted:
 
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens to layers: b needs a, c needs all before it, d and broken need none."""
     said: list[str] = []
 
     def maker(name: str) -> Layer:
-        return Noted(name, said, broken=name == "broken")
+        return Noted(name, said, broken=name.startswith("broken"))
 
-    layers = {name: lambda _sandbox, name=name: maker(name) for name in ("a", "b", "broken", "c")}
+    names = ("a", "b", "broken-after-b", "c", "d", "broken")
+    layers = {name: lambda _sandbox, name=name: maker(name) for name in names}
     monkeypatch.setattr(stack, "LAYERS", layers)
+    needs = {"b": ("a",), "c": ("a", "b", "broken-after-b"), "broken-after-b": ("b",)}
+    monkeypatch.setattr(stack, "NEEDS", needs)
     return said
 
 
-def test_a_stack_comes_up_in_its_order_and_goes_down_in_reverse(notes: list[str]) -> None:
+def test_a_layer_comes_up_after_what_it_needs_and_all_go_down_in_reverse(notes: list[str]) -> None:
     with stack.bring_up(SANDBOX, ["a", "b", "c"]) as up:
         assert up.names == ("a", "b", "c")
         assert {name: health.details["name"] for name, health in up.check().items()} == {
@@ -128,10 +137,62 @@ def test_a_stack_comes_up_in_its_order_and_goes_down_in_reverse(notes: list[str]
     assert notes[3:] == ["-c", "-b", "-a"]
 
 
+def test_layers_that_do_not_need_each_other_come_up_side_by_side(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(Noted, "meet", lambda self: meeting.wait() if self.name in {"a", "d"} else None)
+    with stack.bring_up(SANDBOX, ["a", "b", "d"]) as up:
+        assert up.names == ("a", "b", "d")
+        assert sorted(notes[:2]) == ["+a", "+d"]
+        assert notes[2:] == ["+b"]
+    assert notes[3:] == ["-b", "-d", "-a"]
+
+
 def test_a_broken_layer_takes_the_ones_before_it_down(notes: list[str]) -> None:
-    with pytest.raises(LayerError, match="broken"), stack.bring_up(SANDBOX, ["a", "b", "broken", "c"]):
+    with (
+        pytest.raises(LayerError, match="broken"),
+        stack.bring_up(SANDBOX, ["a", "b", "broken-after-b", "c"]),
+    ):
         pytest.fail("the body must not run")
     assert notes == ["+a", "+b", "-b", "-a"]
+
+
+def test_a_broken_layer_takes_those_beside_it_down(notes: list[str]) -> None:
+    with pytest.raises(LayerError, match="broken"), stack.bring_up(SANDBOX, ["a", "broken", "d"]):
+        pytest.fail("the body must not run")
+    assert sorted(notes[:2]) == ["+a", "+d"]
+    assert notes[2:] == ["-d", "-a"]
+
+
+def test_an_interruption_takes_down_what_is_coming_up(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_tasks: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stack, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), stack.bring_up(SANDBOX, ["a", "d"]):
+        pytest.fail("the body must not run")
+    assert sorted(notes[:2]) == ["+a", "+d"]
+    assert notes[2:] == ["-d", "-a"]
+
+
+@given(st.sets(st.sampled_from(stack.FULL)))
+def test_waves_keep_every_layer_once_and_after_what_it_needs(names: set[str]) -> None:
+    words = stack.parse(",".join(names))
+    waves = stack.waves(words)
+    assert sorted(word for wave in waves for word in wave) == sorted(words)
+    assert all(waves)
+    for number, wave in enumerate(waves):
+        for word in wave:
+            for need in set(stack.NEEDS.get(word, ())) & names:
+                assert any(need in earlier for earlier in waves[:number])
+
+
+def test_a_full_stack_comes_up_in_two_waves() -> None:
+    words = ("workarounds:oci", "fuse_cgroupfs", "ptrace_interceptor:exp06", "fake_cni")
+    assert stack.waves(words) == [[words[0], words[3]], [words[1], words[2]]]
 
 
 def test_every_layer_comes_up_in_a_phase_of_its_own(notes: list[str]) -> None:
@@ -141,6 +202,6 @@ def test_every_layer_comes_up_in_a_phase_of_its_own(notes: list[str]) -> None:
         yield
         notes.append(">")
 
-    with stack.bring_up(SANDBOX, ["a", "c"], phase):
+    with stack.bring_up(SANDBOX, ["a", "b"], phase):
         pass
-    assert notes == ["<layer a", "+a", ">", "<layer c", "+c", ">", "-c", "-a"]
+    assert notes == ["<layer a", "+a", ">", "<layer b", "+b", ">", "-b", "-a"]
