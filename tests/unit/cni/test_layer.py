@@ -59,7 +59,7 @@ def test_it_comes_up_checked_and_leaves_nothing(sandbox: Sandbox, tmp_path: Path
         assert health.ok
         assert health.details == {
             **dict.fromkeys(["VERSION", "ADD", "CHECK", "DEL"], "ok"),
-            "address": "10.99.0.3/24",
+            "address": "10.99.0.2/24",  # the first one: its own attachment is forgotten
         }
         assert layer.effect.cni_bin_dir == str(tmp_path / "cni/bin")
         assert layer.effect.cni_conf_dir == str(tmp_path / "cni/net.d")
@@ -76,6 +76,8 @@ def test_it_comes_up_checked_and_leaves_nothing(sandbox: Sandbox, tmp_path: Path
 def test_check_says_that_the_range_is_full(sandbox: Sandbox, tmp_path: Path) -> None:
     with FakeCni(sandbox, "10.99.0.0/30") as layer:
         held = {"version": 1, "last": 0, "held": [["pod", "eth0", int.from_bytes(bytes([10, 99, 0, 2]))]]}
+        assert not (tmp_path / "cni/state").exists()
+        (tmp_path / "cni/state").mkdir()
         (tmp_path / "cni/state/k3s-sandbox.json").write_text(json.dumps(held))
         health = layer.check()
     assert not health.ok
