@@ -22,8 +22,8 @@ from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Sandbox
 FOLDER = f"{STATE_DIR}/cni"
 """The layer's folder inside: ``bin`` and ``net.d`` for containerd, ``lib`` and ``state`` for the plugin."""
 
-STATE = f"{FOLDER}/state"
-"""Where the plugin keeps which addresses are given out."""
+STATE = "state"
+"""Where in it the plugin keeps which addresses are given out."""
 
 PLUGIN = "k3s-sandbox-fake-cni"
 """The plugin's ``type``, which is the name of its program."""
@@ -84,7 +84,7 @@ class FakeCni:
             self._install(self._sandbox.host_path(FOLDER))
             health = self._try(("ADD",))
             # Gives the address back as DEL would, which takes 0.1 s in gVisor; nobody else has one yet.
-            shutil.rmtree(self._sandbox.host_path(STATE), ignore_errors=True)
+            shutil.rmtree(self._sandbox.host_path(f"{FOLDER}/{STATE}"), ignore_errors=True)
         except (OSError, ValueError, SandboxError) as error:
             self._remove()
             raise LayerError("the fake CNI plugin did not come up", cause=str(error)) from error
@@ -211,7 +211,7 @@ def executable(lib: str, python: str) -> str:
 
 
 def _plugin(pod_range: str) -> dict[str, Any]:
-    return {"type": PLUGIN, "ipam": {"type": "fake", "subnet": pod_range, "dataDir": STATE}}
+    return {"type": PLUGIN, "ipam": {"type": "fake", "subnet": pod_range, "dataDir": f"{FOLDER}/{STATE}"}}
 
 
 def _write_plugin(folder: Path, lib: str, python: str) -> None:
