@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pytest_k3s_sandbox.bench import Result, Say, interceptor_node
 from pytest_k3s_sandbox.bench.interceptor_figures import (
     FILTER,
     NATIVE,
+    OTHERS,
     OURS,
     Reading,
     records,
@@ -84,23 +85,25 @@ class Tracer:
     redirects: bool = False
 
 
-def tracers(magic: int) -> tuple[list[Tracer], str]:
-    """Return everything that is compared, and the rule file for ours.
+def tracers(magic: int) -> tuple[list[Tracer], dict[str, str]]:
+    """Return everything that is compared, and the rule files for ours by their names.
 
     Args:
         magic: ``f_type`` of the sandbox's root, which ours changes.
     """
     source, target = f"{FOLDER}/source", f"{FOLDER}/target"
-    rules = (
-        f"[[statfs]]\noriginal = {magic}\nreplacement = {SPOOFED}\n"
-        f'[[redirect]]\npath = "{source}"\ntarget = "{target}"\n'
-    )
+    rules = {
+        name: f"[[statfs]]\noriginal = {magic}\nreplacement = {SPOOFED}\n{whose}"
+        f'[[redirect]]\npath = "{source}"\ntarget = "{target}"\n{whose}'
+        for name, whose in {"rules.toml": "", "others.toml": 'programs = ["another"]\n'}.items()
+    }
     same = Rules((StatfsRule(magic, SPOOFED),), (RedirectRule(source, target),))
     strace = ("strace", "-f", "-q", "-o", "/dev/null", "-e", "trace=" + ",".join(sorted(trapped_calls(same))))
-    ours = (sys.executable, "-m", MODULE, "--rules", f"{FOLDER}/rules.toml", "--")
+    ours, for_others = ((sys.executable, "-m", MODULE, "--rules", f"{FOLDER}/{name}", "--") for name in rules)
     return [
         Tracer(NATIVE),
         Tracer(FILTER, (sys.executable, "-m", "pytest_k3s_sandbox.bench.allow_all")),
+        Tracer(OTHERS, for_others),
         Tracer(OURS, ours, f_type=True, redirects=True),
         Tracer("strace --seccomp-bpf", (*strace, "--seccomp-bpf")),
         Tracer("strace", strace),
@@ -217,11 +220,11 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
     return readings
 
 
-def put_files(sandbox: StartedSandbox, rules: str) -> None:
+def put_files(sandbox: StartedSandbox, rules: Mapping[str, str]) -> None:
     """Write the rules, and what is opened."""
     inside = sandbox.host_path(FOLDER)
     inside.mkdir()
-    for name, text in {"rules.toml": rules, "source": "S", "target": "T", "miss": "M"}.items():
+    for name, text in {**rules, "source": "S", "target": "T", "miss": "M"}.items():
         (inside / name).write_text(text)
 
 

@@ -13,6 +13,8 @@ NATIVE = "native"
 FILTER = "an empty filter"
 """A program without a tracer, behind a filter that lets everything pass: the kernel's price of filters."""
 OURS = "ours"
+OTHERS = "ours, rules for others"
+"""The same rules, for programs that do not run: what they cost those that they are not for."""
 RIVALS = ("strace --seccomp-bpf", "proot")
 """What ours has to be faster than wherever it traps."""
 
@@ -127,7 +129,7 @@ def summary(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> dict
             "rss_mib": {
                 name: max(r.rss_kib for r in here if r.tracer == name) / 1024
                 for name in _names(here)
-                if name not in {NATIVE, FILTER} and any(r.tracer == name and r.cases for r in here)
+                if name not in {NATIVE, FILTER, OTHERS} and any(r.tracer == name and r.cases for r in here)
             },
             "failures": {reading.tracer: reading.failure for reading in here if reading.failure is not None},
         }
@@ -142,14 +144,16 @@ def summary(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> dict
 def targets(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> Iterator[Target]:
     """Yield what was aimed at; a rival that failed somewhere is not compared there."""
 
-    def middle(place: str, case: str, to: str = NATIVE) -> float | None:
-        found = ratios(readings, place, case, OURS, to)
+    def middle(place: str, case: str, to: str = NATIVE, tracer: str = OURS) -> float | None:
+        found = ratios(readings, place, case, tracer, to)
         return statistics.median(found) if found else None
 
     for place in dict.fromkeys(reading.place for reading in readings):
         where = PLACES[place]
         for case, text in (("untrapped", "untrapped call"), ("read", "untrapped read of 4 KiB")):
             yield Target(f"{text} {where}, to native", middle(place, case), LIMITS[case])
+            by_others = f"{text} of a program that no rule is for, {where}, to native"
+            yield Target(by_others, middle(place, case, tracer=OTHERS), LIMITS[case])
         for rival in RIVALS:
             for case in TRAPPED:
                 if ratios(readings, place, case, rival):
@@ -185,7 +189,7 @@ def records(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> tupl
                         case=case,
                         variant=tracer,
                         baseline=NATIVE,
-                        limit=LIMITS.get(case) if tracer == OURS else None,
+                        limit=LIMITS.get(case) if tracer in {OURS, OTHERS} else None,
                     )
                 )
     for number, target in enumerate(targets(readings, node)):

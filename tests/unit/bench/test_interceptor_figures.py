@@ -11,6 +11,7 @@ from pytest_k3s_sandbox.bench.interceptor import tracers, turned
 from pytest_k3s_sandbox.bench.interceptor_figures import (
     CASES,
     NATIVE,
+    OTHERS,
     OURS,
     Reading,
     ratios,
@@ -20,6 +21,8 @@ from pytest_k3s_sandbox.bench.interceptor_figures import (
     targets,
 )
 from pytest_k3s_sandbox.bench.interceptor_node import cpu_seconds
+from pytest_k3s_sandbox.layers.interceptor.loading import parse_rules
+from pytest_k3s_sandbox.layers.interceptor.rules import trapped_calls
 from pytest_k3s_sandbox.report.findings import Measurement, Verdict
 
 NODE: dict[str, Any] = {
@@ -65,6 +68,21 @@ def test_targets_say_what_held() -> None:
     assert found["the tracers' CPU for a Ready node with 1 pod"].held
     assert not found["the tracers' CPU for each pod"].held
     assert found["failed of 50 pod starts"].held
+
+
+def test_a_program_that_no_rule_is_for_has_a_target_of_its_own() -> None:
+    given = [*readings(), *(reading(OTHERS, number, 1.06) for number in range(3))]
+    found = {target.text: target for target in targets(given, NODE)}
+    theirs = found["untrapped call of a program that no rule is for, natively, to native"]
+    assert (theirs.measured, theirs.limit, theirs.held) == (pytest.approx(1.06), 1.05, False)
+    assert found["untrapped call natively, to native"].measured == pytest.approx(1.04)
+
+
+def test_the_rules_for_others_are_the_same_rules() -> None:
+    _, files = tracers(0x01021997)
+    own, others = (parse_rules(text, name) for name, text in files.items())
+    assert trapped_calls(own) == trapped_calls(others) != frozenset()
+    assert {rule.programs for rule in (*others.statfs, *others.redirects)} == {("another",)}
 
 
 def test_what_was_not_measured_is_not_held() -> None:
