@@ -7,7 +7,7 @@ usual, as in ``ptrace_interceptor:exp04`` (other rules) or ``workarounds:kmsg+oc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -170,8 +170,7 @@ def bring_up(
     with contextlib.ExitStack() as stack:
         up: dict[str, Layer] = {}
         for wave in waves(names):
-            made = {word: entered(make(word, sandbox), sandbox) for word in wave}
-            up |= dict(zip(wave, _side_by_side(made, around, stack), strict=True))
+            up |= _side_by_side(sandbox, wave, around, stack)
         yield LayerStack(sandbox, tuple(up[word] for word in names))
 
 
@@ -193,23 +192,25 @@ def waves(words: Sequence[str]) -> list[list[str]]:
 
 
 def _side_by_side(
-    made: Mapping[str, contextlib.AbstractContextManager[Layer]],
+    sandbox: Sandbox,
+    words: Sequence[str],
     around: Callable[[str], contextlib.AbstractContextManager[None]],
     stack: contextlib.ExitStack,
-) -> list[Layer]:
+) -> dict[str, Layer]:
     """Enter layers in threads; all that came up are left with ``stack``, whatever happens to the others."""
 
-    def enter(word: str) -> Layer:
+    def enter(word: str) -> tuple[contextlib.AbstractContextManager[Layer], Layer]:
         with around(f"layer {word}"):
-            return made[word].__enter__()
+            context = entered(make(word, sandbox), sandbox)
+            return context, context.__enter__()
 
-    with ThreadPoolExecutor(len(made), "layer") as pool:
-        tasks = {word: pool.submit(enter, word) for word in made}
+    with ThreadPoolExecutor(len(words), "layer") as pool:
+        tasks = {word: pool.submit(enter, word) for word in words}
         try:
             wait(tasks.values())
         finally:  # also when a signal's handler raises here
             pool.shutdown()
-            for word, task in tasks.items():
+            for task in tasks.values():
                 if task.exception() is None:
-                    stack.push(made[word])
-    return [task.result() for task in tasks.values()]
+                    stack.push(task.result()[0])
+    return {word: task.result()[1] for word, task in tasks.items()}
