@@ -287,9 +287,9 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
                 objects[kind] = found = api.items(f"/api/v1/{kind}")
             except NoAnswer as error:
                 objects[kind] = str(error)
-                continue
-            for each in found:
-                each["metadata"].pop("managedFields", None)  # as long as the rest, and nobody reads it
+            else:
+                for each in found:
+                    each["metadata"].pop("managedFields", None)  # as long as the rest, and nobody reads it
     (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
 
 

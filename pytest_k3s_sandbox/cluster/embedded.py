@@ -14,7 +14,6 @@ from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, KUBELET_ROOT, PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.datastore import FILE
 from pytest_k3s_sandbox.cluster.programs import Programs
-from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
@@ -33,7 +32,6 @@ grep -q " $0 " /proc/self/mountinfo ||
 A kubelet does so itself where nobody has (DoMakeRShared in k8s.io/mount-utils), while it already renames a
 socket in there, and ends if the mount comes in between (``invalid cross-device link``).
 """
-ASK_SECONDS = 2.0
 POLL_SECONDS = 0.03
 """Between two questions while the control plane starts: they go over one connection and cost little."""
 CONTAINERD_SERVES = b"containerd successfully booted"
@@ -141,13 +139,12 @@ class Embedded(Programs):
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`."""
         process = self.processes[name]
-        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)) as api:
-            serves = {
-                "containerd": lambda: CONTAINERD_SERVES in process.log.read_bytes()[seen:],
-                "kube-apiserver": api.answers,
-            }
-            if name in serves:
-                until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
+        serves = {
+            "containerd": lambda: CONTAINERD_SERVES in process.log.read_bytes()[seen:],
+            "kube-apiserver": self._api(sandbox, settings).answers,
+        }
+        if name in serves:
+            until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         state = sandbox.host_path(STATE_DIR)
@@ -167,8 +164,8 @@ class Embedded(Programs):
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
-        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)) as api:
-            self._until(lambda: api.answers(path), "kube-apiserver to answer", deadline, poll=POLL_SECONDS)
+        api = self._api(sandbox, settings)
+        self._until(lambda: api.answers(path), "kube-apiserver to answer", deadline, poll=POLL_SECONDS)
 
 
 def share_kubelet_root(sandbox: Sandbox) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import json
 import os
 import secrets
@@ -24,14 +23,12 @@ from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, ImageStore, Settings
 from pytest_k3s_sandbox.cluster.embedded import (
-    ASK_SECONDS,
     assert_ports_free,
     load_image,
     share_kubelet_root,
     with_effect,
 )
 from pytest_k3s_sandbox.cluster.programs import Programs
-from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
@@ -189,9 +186,9 @@ class K3s(Programs):
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`; k3s in one process is its API server, too."""
         del seen
-        with contextlib.closing(ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)) as api:
-            alive = {name: self.processes[name]}
-            until(api.answers, what="the API server to answer", deadline=deadline, alive=alive)
+        alive = {name: self.processes[name]}
+        answers = self._api(sandbox, settings).answers
+        until(answers, what="the API server to answer", deadline=deadline, alive=alive)
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
         token = sandbox.host_path(TOKEN)
@@ -216,8 +213,7 @@ class K3s(Programs):
     def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
         written, pki = sandbox.host_path(KUBECONFIG), sandbox.host_path(PKI_DIR)
         self._until(lambda: adopt(written, pki, settings), "k3s to write its kubeconfig", deadline)
-        with contextlib.closing(ApiReader(settings, pki, ASK_SECONDS)) as api:
-            self._until(api.answers, "the API server to answer", deadline)
+        self._until(self._api(sandbox, settings).answers, "the API server to answer", deadline)
 
 
 def containerd_template(settings: Settings, data: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import POLL_SECONDS, Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 
+ASK_SECONDS = 2.0
 STOP_SECONDS = 2.0
 AGAIN_SECONDS = 0.25
 """After which SIGTERM is sent once more, to whatever is left. The API server and kine wait for their clients
@@ -73,6 +75,10 @@ class Programs:
             self.traced.add(name)
         self._commands[name] = (argv, environment)
         self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
+
+    def _api(self, sandbox: Sandbox, settings: Settings) -> ApiReader:
+        """Return a reader for an API server that is coming up, which is asked again before long."""
+        return ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)
 
     def _stop(self, names: Sequence[str]) -> None:
         """End programs side by side, and those that were left by earlier ones."""

@@ -92,7 +92,7 @@ class ApiReader:
         self._seconds = seconds
         self._connection: HTTPSConnection | None = None
         self._closing: weakref.finalize[[], ApiReader] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
         """Return what is at a path, as parsed JSON, or None if nothing is.
@@ -131,19 +131,15 @@ class ApiReader:
 
     def _get(self, path: str) -> tuple[int, bytes]:
         with self._lock:
-            # A connection that was open before may have been closed by a server that ended meanwhile.
             kept = self._connection is not None
             try:
-                try:
-                    return self._ask(path)
-                except (HTTPException, OSError) as error:
-                    self._drop()
-                    if not kept or isinstance(error, TimeoutError):
-                        raise
-                    return self._ask(path)
+                return self._ask(path)
             except (HTTPException, OSError) as error:
                 self._drop()
-                raise NoAnswer(f"{self._settings.api_url}{path}", str(error)) from error
+                if not kept or isinstance(error, TimeoutError):
+                    raise NoAnswer(f"{self._settings.api_url}{path}", str(error)) from error
+            # It was open before, and may have been closed by a server that ended meanwhile.
+            return self._get(path)
 
     def _ask(self, path: str) -> tuple[int, bytes]:
         if self._connection is None:

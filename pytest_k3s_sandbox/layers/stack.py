@@ -180,15 +180,12 @@ def waves(words: Sequence[str]) -> list[list[str]]:
     Args:
         words: The layers' words, in the order of a stack.
     """
-    found: list[list[str]] = []
-    number: dict[str, int] = {}
-    for word in words:
-        name = split(word)[0]
-        own = max((number[need] + 1 for need in NEEDS.get(name, ()) if need in number), default=0)
-        number[name] = own
-        found += [[]] * (own + 1 - len(found))
-        found[own] = [*found[own], word]
-    return found
+    number: dict[str, int] = {}  # of each layer's group
+    for name in (split(word)[0] for word in words):
+        number[name] = max((number[need] + 1 for need in NEEDS.get(name, ()) if need in number), default=0)
+    return [
+        [word for word in words if number[split(word)[0]] == each] for each in sorted(set(number.values()))
+    ]
 
 
 def _side_by_side(

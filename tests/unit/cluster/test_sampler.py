@@ -188,7 +188,6 @@ def test_an_api_that_goes_away_and_comes_back_is_seen_and_survived(
 
 
 def test_an_error_of_our_own_is_kept_and_not_swallowed(sampler: Sampler, cluster: FakeCluster) -> None:
-    cluster.trouble = None
     cluster.trouble = LookupError("a defect")
     with sampler:
         until(lambda: sampler.failure is not None)
