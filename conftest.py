@@ -41,6 +41,36 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the earlier name of a marker, which only this repository's tests may use."""
+    config.addinivalue_line("markers", "requires(*capabilities): the earlier name of k3s_requires")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Take the earlier name of a marker for its new one."""
+    for mark in item.iter_markers("requires"):
+        item.add_marker(pytest.mark.k3s_requires(*mark.args, **mark.kwargs))
+
+
+@pytest.fixture(scope="session")
+def sandbox(k3s_sandbox: object) -> object:
+    """The earlier name of ``k3s_sandbox``."""
+    return k3s_sandbox
+
+
+@pytest.fixture(scope="session")
+def layers(k3s_layers: object) -> object:
+    """The earlier name of ``k3s_layers``."""
+    return k3s_layers
+
+
+@pytest.fixture(scope="session")
+def readiness(k3s_readiness: object) -> object:
+    """The earlier name of ``k3s_readiness``."""
+    return k3s_readiness
+
+
 def _asserts_leftovers(config: pytest.Config) -> bool:
     """Return whether this run can leave something, and may look for it (xdist's controller does, once)."""
     return not hasattr(config, "workerinput") and not config.option.collectonly and os.geteuid() == 0

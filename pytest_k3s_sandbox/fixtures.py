@@ -29,22 +29,30 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 __all__ = [
-    "fake_cni",
-    "fuse_cgroupfs",
     "k3s",
+    "k3s_cgroupfs",
     "k3s_claim",
+    "k3s_fake_cni",
+    "k3s_interceptor",
+    "k3s_layers",
     "k3s_namespace",
     "k3s_node",
+    "k3s_readiness",
     "k3s_run",
+    "k3s_sandbox",
     "k3s_toolchain",
     "k3s_up",
     "k3s_wish",
-    "layers",
-    "ptrace_interceptor",
-    "readiness",
-    "sandbox",
-    "workarounds",
+    "k3s_workarounds",
 ]
+
+FIXTURES = {
+    "workarounds": "k3s_workarounds",
+    "fuse_cgroupfs": "k3s_cgroupfs",
+    "ptrace_interceptor": "k3s_interceptor",
+    "fake_cni": "k3s_fake_cni",
+}
+"""The fixture of each layer."""
 
 
 def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature for dynamic scopes
@@ -102,7 +110,7 @@ def k3s_run(
 
 
 @pytest.fixture(scope=_scope)
-def sandbox(
+def k3s_sandbox(
     request: pytest.FixtureRequest, k3s_wish: Wish, k3s_toolchain: Toolchain, k3s_run: RunWriter
 ) -> Iterator[StartedSandbox]:
     """A started sandbox of the kind that ``--k3s-sandbox`` names."""
@@ -127,7 +135,7 @@ def _layer(
 
     word = next((word for word in wish.layers or () if split(word)[0] == name), name)  # with its variant
     if isinstance(sandbox, AttachedSandbox):
-        refuse(f"the fixture {name}")
+        refuse(f"the fixture {FIXTURES[name]}")
 
     @contextlib.contextmanager
     def up() -> Iterator[Layer]:
@@ -140,40 +148,40 @@ def _layer(
 
 
 @pytest.fixture(scope=_scope)
-def workarounds(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_workarounds(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the older workarounds, up in the sandbox: kmsg, kernel tunables, OCI spec."""
-    with _layer("workarounds", sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("workarounds", k3s_sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def fuse_cgroupfs(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_cgroupfs(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the FUSE cgroup v1 filesystem, up in the sandbox."""
-    with _layer("fuse_cgroupfs", sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("fuse_cgroupfs", k3s_sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def ptrace_interceptor(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_interceptor(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the ptrace interceptor, proven in the sandbox."""
-    with _layer("ptrace_interceptor", sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("ptrace_interceptor", k3s_sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def fake_cni(sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_fake_cni(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
     """The layer of the fake CNI plugin, installed in the sandbox."""
-    with _layer("fake_cni", sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("fake_cni", k3s_sandbox, k3s_run, k3s_wish) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
+def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     """The ordered stack of layers.
 
     Without a parameter it is made of the layers' own fixtures. Parametrized indirectly
-    with names (a comma-separated text or a sequence), which is what the marker ``layers``
-    does, it is that stack in a fresh sandbox
+    with names (a comma-separated text or a sequence), which is what the marker
+    ``k3s_layers`` does, it is that stack in a fresh sandbox
     of its own, so that nothing of another stack is left in it.
     """
     from pytest_k3s_sandbox.bringup import (  # noqa: PLC0415 - the plugin imports little
@@ -200,11 +208,11 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
 
         if not hasattr(request, "param"):
             run: RunWriter = request.getfixturevalue("k3s_run")
-            shared: StartedSandbox = request.getfixturevalue("sandbox")
+            shared: StartedSandbox = request.getfixturevalue("k3s_sandbox")
             names = wish.layers if wish.layers is not None else default_layers(shared)
             with explained(shared, run.path.parent):
                 cluster = begin(shared, run)
-            each = tuple(request.getfixturevalue(split(name)[0]) for name in names)
+            each = tuple(request.getfixturevalue(FIXTURES[split(name)[0]]) for name in names)
             yield RecordedStack(shared, each, run, cluster)
             return
         names = parse(request.param)
@@ -219,7 +227,7 @@ def layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
 
 @pytest.fixture(scope=_scope)
 def k3s_up(
-    request: pytest.FixtureRequest, layers: LayerStack, k3s_wish: Wish, k3s_toolchain: Toolchain
+    request: pytest.FixtureRequest, k3s_layers: LayerStack, k3s_wish: Wish, k3s_toolchain: Toolchain
 ) -> Iterator[Up]:
     """Everything that is up: the stack, the cluster, the records and the sampler."""
     from pytest_k3s_sandbox.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - the plugin imports little
@@ -227,22 +235,22 @@ def k3s_up(
     from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
 
     share = request.config.stash.get(SHARE, None)
-    if share is not None and layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
+    if share is not None and k3s_layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
         request.config.stash[LINES].append(f"k3s-sandbox: uses the shared cluster {share.name}")
         yield up
         return
-    # A user's own `layers` need not record, nor start a control plane.
-    if isinstance(layers, RecordedStack):
-        run, cluster = layers.run, layers.cluster
+    # A user's own `k3s_layers` need not record, nor start a control plane.
+    if isinstance(k3s_layers, RecordedStack):
+        run, cluster = k3s_layers.run, k3s_layers.cluster
     else:
         run, cluster = request.getfixturevalue("k3s_run"), None
     name = experiment_of(request)
     # What an experiment's node does by itself is the experiment's result.
     wish = k3s_wish if name == "test" else replace(k3s_wish, supervised=False)
-    with cluster_up(layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
+    with cluster_up(k3s_layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
         began = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
         seconds = run.now() - (0.0 if began is None else began.start)
-        words = f"{layers.sandbox.kind}, {'+'.join(layers.names) or 'no layers'}"
+        words = f"{k3s_layers.sandbox.kind}, {'+'.join(k3s_layers.names) or 'no layers'}"
         request.config.stash[LINES].append(
             f"k3s-sandbox: a cluster is up after {seconds:.1f} s ({words}); records: {up.folder}"
         )
@@ -259,7 +267,7 @@ def k3s(k3s_up: Up) -> Cluster:
 
 
 @pytest.fixture(scope=_scope)
-def readiness(k3s_up: Up) -> Sampler:
+def k3s_readiness(k3s_up: Up) -> Sampler:
     """The sampler that has run since the bring-up began: ``samples`` and ``errors(kind)``."""
     return k3s_up.readiness
 

@@ -13,11 +13,12 @@ from pytest_k3s_sandbox.layers.stack import parse
 
 CAPABILITIES = ("root", "fuse", "ptrace", "gvisor")
 EXPERIMENTS = {f"exp{number:02}": f"experiment {number:02}" for number in range(1, 9)}
+STACK = "k3s_layers"  # the marker, and the fixture that it parametrizes
 MARKERS = {
     **{name: f"{name}: tests of {text}" for name, text in EXPERIMENTS.items()},
     "nightly": "nightly: takes long: runs only when -m has this word, or when named by its id",
-    "layers": "layers(*names): the stack of layers that this test runs its node with",
-    "requires": f"requires(*capabilities): what the machine must have: {', '.join(CAPABILITIES)}",
+    "k3s_layers": "k3s_layers(*names): the stack of layers that this test runs its node with",
+    "k3s_requires": f"k3s_requires(*capabilities): what the machine must have: {', '.join(CAPABILITIES)}",
 }
 
 
@@ -34,18 +35,18 @@ def check(item: pytest.Item) -> None:
             _check_arguments(mark)
         except ConfigError as error:
             raise pytest.UsageError(f"{item.nodeid}: marker {mark.name}: {error}") from None
-    if not isinstance(item, pytest.Function) or item.get_closest_marker("layers") is None:
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("k3s_layers") is None:
         return
-    if any("layers" in argument_names(mark) for mark in item.iter_markers("parametrize")):
+    if any("k3s_layers" in argument_names(mark) for mark in item.iter_markers("parametrize")):
         raise pytest.UsageError(
-            f"{item.nodeid}: has the marker layers and parametrizes layers, too\n"
+            f"{item.nodeid}: has the marker k3s_layers and parametrizes k3s_layers, too\n"
             "Remedy: name every stack in the parametrization, and drop the marker"
         )
-    own = any(mark.name == "layers" for mark in item.own_markers)
-    if own and "layers" not in item.fixturenames:
+    own = any(mark.name == "k3s_layers" for mark in item.own_markers)
+    if own and "k3s_layers" not in item.fixturenames:
         raise pytest.UsageError(
-            f"{item.nodeid}: marker layers: the test has no node whose layers that could be\n"
-            "Remedy: give it one of the fixtures layers, k3s, k3s_node or k3s_namespace"
+            f"{item.nodeid}: marker k3s_layers: the test has no node whose layers that could be\n"
+            "Remedy: give it one of the fixtures k3s_layers, k3s, k3s_node or k3s_namespace"
         )
 
 
@@ -56,7 +57,7 @@ def check_shareable(item: pytest.Item) -> None:
         ConfigError: The test is one, and its node is not of a stack of its own.
     """
     marks = [mark.name for mark in item.iter_markers() if mark.name in EXPERIMENTS]
-    if marks and "layers" in getattr(item, "fixturenames", ()) and not _has_own_stack(item):
+    if marks and "k3s_layers" in getattr(item, "fixturenames", ()) and not _has_own_stack(item):
         raise ConfigError(
             f"{item.nodeid}",
             cause=f"it measures for {marks[0]}, and the cluster is shared with other tests",
@@ -67,9 +68,9 @@ def check_shareable(item: pytest.Item) -> None:
 def _check_arguments(mark: pytest.Mark) -> None:
     if mark.kwargs:
         raise ConfigError(f"unknown argument {next(iter(mark.kwargs))!r}", cause="it takes names only")
-    if mark.name == "layers":
+    if mark.name == "k3s_layers":
         parse([str(name) for name in mark.args])
-    elif mark.name == "requires":
+    elif mark.name == "k3s_requires":
         unknown = [name for name in mark.args if name not in CAPABILITIES]
         if unknown:
             raise ConfigError(
@@ -86,21 +87,23 @@ def argument_names(mark: pytest.Mark) -> tuple[str, ...]:
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Give a test with the marker ``layers`` its stack, by parametrizing the fixture ``layers``.
+    """Give a test with the marker ``k3s_layers`` its stack, by parametrizing the fixture of that name.
 
     What is wrong about its markers is left to :func:`check`: here, an error would be a broken module.
     """
-    mark = metafunc.definition.get_closest_marker("layers")
-    if mark is None or "layers" not in metafunc.fixturenames:
+    mark = metafunc.definition.get_closest_marker("k3s_layers")
+    if mark is None or "k3s_layers" not in metafunc.fixturenames:
         return
-    if any("layers" in argument_names(other) for other in metafunc.definition.iter_markers("parametrize")):
+    if any(
+        "k3s_layers" in argument_names(other) for other in metafunc.definition.iter_markers("parametrize")
+    ):
         return
     try:
         names = ",".join(parse([str(name) for name in mark.args])) or "none"
     except ConfigError:
         return
     # A text, because pytest compares parameters: tests with equal stacks share one node.
-    metafunc.parametrize("layers", [names], indirect=True, ids=[f"layers={names.replace(',', '+')}"])
+    metafunc.parametrize("k3s_layers", [names], indirect=True, ids=[f"layers={names.replace(',', '+')}"])
 
 
 def nightly(items: Sequence[pytest.Item], expression: str, arguments: Sequence[str]) -> set[pytest.Item]:
@@ -133,7 +136,7 @@ def group(items: Sequence[pytest.Item], scope: str) -> list[pytest.Item]:
         items: The tests, as pytest ordered them.
         scope: How long a node lives.
     """
-    users = [item for item in items if "layers" in getattr(item, "fixturenames", ())]
+    users = [item for item in items if "k3s_layers" in getattr(item, "fixturenames", ())]
     if scope == "function" or len({_has_own_stack(item) for item in users}) < 2:  # noqa: PLR2004 - both kinds
         return list(items)
     places: dict[object, int] = {}
@@ -144,7 +147,7 @@ def group(items: Sequence[pytest.Item], scope: str) -> list[pytest.Item]:
 
 def _has_own_stack(item: pytest.Item) -> bool:
     callspec: Any = getattr(item, "callspec", None)
-    return callspec is not None and "layers" in callspec.params
+    return callspec is not None and "k3s_layers" in callspec.params
 
 
 def _place(item: pytest.Item, scope: str) -> object:

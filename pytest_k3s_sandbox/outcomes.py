@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.keys import DIGESTS, REPORTS, RUN, SETTINGS, WORKER_DIGE
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
 
-NODE = frozenset({"k3s_run", "sandbox", "layers", "k3s_up"})
+NODE = frozenset({"k3s_run", "k3s_sandbox", "k3s_layers", "k3s_up"})
 """A test that needs one of these fixtures has a node, and what goes wrong with that is no finding."""
 
 

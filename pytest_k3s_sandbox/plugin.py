@@ -92,7 +92,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give tests with the marker ``layers`` the stack that it names."""
+    """Give tests with the marker ``k3s_layers`` the stack that it names."""
     markers.parametrize(metafunc)
 
 
@@ -130,7 +130,7 @@ def pytest_require_capabilities(item: pytest.Item) -> None:
         return
     if SHARE in item.config.stash:
         markers.check_shareable(item)
-    for mark in item.iter_markers("requires"):
+    for mark in item.iter_markers("k3s_requires"):
         from pytest_k3s_sandbox.capabilities import missing  # noqa: PLC0415 - only tests that ask
 
         for name in mark.args:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.bench.trials import NodeTrials
     from pytest_k3s_sandbox.runs import Claim
 
-pytestmark = [pytest.mark.exp01, pytest.mark.requires("root", "gvisor"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.exp01, pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(180)]
 
 NAMESPACE = "default"
 NAMESPACES = {"default", "kube-node-lease", "kube-public", "kube-system"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.bench.trials import NodeTrials
     from pytest_k3s_sandbox.runs import Claim
 
-pytestmark = [pytest.mark.exp02, pytest.mark.requires("root", "gvisor"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.exp02, pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(180)]
 
 CGROUPS = "failed to find cgroup mounts"
 KMSG = "open /dev/kmsg: no such file or directory"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.runs import Claim
     from pytest_k3s_sandbox.sandbox.base import Sandbox
 
-pytestmark = [pytest.mark.exp03, pytest.mark.requires("root", "gvisor"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.exp03, pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(180)]
 
 CACHE = "failed to get rootfs info: unable to find data in memory cache"
 FOLDER = "/var/lib/kubelet"
@@ -75,7 +75,7 @@ def test_another_file_system_does_not_help(trials: NodeTrials, claim: Claim) -> 
 
 # Without the interceptor a signal can interrupt cAdvisor's first look, and the kubelet ends of it.
 @pytest.mark.nightly
-@pytest.mark.requires("fuse")
+@pytest.mark.k3s_requires("fuse")
 def test_other_cgroups_do(trials: NodeTrials, claim: Claim) -> None:
     """With other cgroups on top of the sandbox's own, and no interceptor, the node is Ready."""
     below = TmpfsBelow(trials.cluster.sandbox)

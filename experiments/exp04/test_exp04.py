@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.exp04, pytest.mark.requires("root", "ptrace")]
+pytestmark = [pytest.mark.exp04, pytest.mark.k3s_requires("root", "ptrace")]
 
 MODULE = "pytest_k3s_sandbox.layers.interceptor"
 TREE = f"{STATE_DIR}/exp04"
@@ -93,7 +93,7 @@ FATES = {
 without and with the rules: as it was found with Kubernetes 1.34."""
 
 
-@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("base", "rules"),
@@ -121,9 +121,9 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
 
 
 @pytest.mark.nightly
-@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(1200)
-@pytest.mark.layers(*FUSE.split(","), RULES)
+@pytest.mark.k3s_layers(*FUSE.split(","), RULES)
 def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:
     """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
     if k3s_up.stack.sandbox.kind != "gvisor":

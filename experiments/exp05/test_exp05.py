@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.exp05,
-    pytest.mark.requires("root", "gvisor", "fuse", "ptrace"),
+    pytest.mark.k3s_requires("root", "gvisor", "fuse", "ptrace"),
     pytest.mark.timeout(180),
 ]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.exp06, pytest.mark.requires("root", "ptrace")]
+pytestmark = [pytest.mark.exp06, pytest.mark.k3s_requires("root", "ptrace")]
 
 MODULE = "pytest_k3s_sandbox.layers.interceptor"
 RULES_FILE = f"{STATE_DIR}/exp06.toml"
@@ -90,7 +90,7 @@ FATES = {
 without and with the rules: as it was found with Kubernetes 1.34."""
 
 
-@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("base", "rules"),
@@ -118,9 +118,9 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
 
 
 @pytest.mark.nightly
-@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(1200)
-@pytest.mark.layers(*FUSE.split(","), RULES)
+@pytest.mark.k3s_layers(*FUSE.split(","), RULES)
 def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:
     """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
     if k3s_up.stack.sandbox.kind != "gvisor":
@@ -136,7 +136,7 @@ def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s
 
 
 @pytest.mark.nightly
-@pytest.mark.requires("gvisor", "fuse")
+@pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("preset", ["exp04", "exp06"])
 def test_a_second_9p_mount_is_a_wall_that_statfs_does_not_take_away(

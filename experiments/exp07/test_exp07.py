@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.exp07, pytest.mark.requires("root", "fuse", "ptrace", "gvisor")]
+pytestmark = [pytest.mark.exp07, pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor")]
 
 INSIDE = f"{STATE_DIR}/inside.py"
 BUNDLE = f"{STATE_DIR}/bundle"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.runs import Claim
 
-pytestmark = [pytest.mark.exp07, pytest.mark.requires("root", "fuse", "ptrace", "gvisor")]
+pytestmark = [pytest.mark.exp07, pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor")]
 
 FATES = {
     "workarounds,fuse_cgroupfs,fake_cni": (Stage.READY, "/sys/fs/cgroup"),
@@ -90,7 +90,7 @@ def test_pods_come_and_go_for_ten_minutes(
     k3s_up: Up,
     k3s: Cluster,
     k3s_node: Node,
-    readiness: Sampler,
+    k3s_readiness: Sampler,
     k3s_namespace: str,
     k3s_claim: Claim,
 ) -> None:
@@ -112,7 +112,7 @@ def test_pods_come_and_go_for_ten_minutes(
     before = log.stat().st_size
     begun = writer.now()
     alive = []
-    while readiness.failure is None and writer.now() < begun + HOLD:
+    while k3s_readiness.failure is None and writer.now() < begun + HOLD:
         churn.step(create=churn.alive < PODS)
         alive.append(churn.alive)
         time.sleep(0.5)
@@ -136,7 +136,7 @@ def test_pods_come_and_go_for_ten_minutes(
         "all",
     )
     k3s_claim("hold-gone", "Every deleted pod goes", churn.idle, f"{churn.alive} left", "0 left")
-    ready = [sample.node_ready for sample in readiness.samples if sample.t >= begun]
+    ready = [sample.node_ready for sample in k3s_readiness.samples if sample.t >= begun]
     k3s_claim(
         "hold-ready",
         "The node is Ready in every sample",

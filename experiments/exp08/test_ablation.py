@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.runs import Claim
     from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.exp08, pytest.mark.requires("root", "gvisor", "fuse", "ptrace")]
+pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "gvisor", "fuse", "ptrace")]
 
 SUBSETS = [subset for size in range(len(FULL) + 1) for subset in combinations(FULL, size)]
 VERSIONS = ("1.34", "1.36")

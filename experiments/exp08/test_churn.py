@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.fixtures import Claim
 
-pytestmark = [pytest.mark.exp08, pytest.mark.requires("root", "fuse", "ptrace")]
+pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
 
 SHORT = 30.0
 HOUR = 3600.0
@@ -81,7 +81,7 @@ def test_the_node_is_stable(
     seconds: float,
     k3s_up: Up,
     k3s: Cluster,
-    readiness: Sampler,
+    k3s_readiness: Sampler,
     k3s_namespace: str,
     steady: str,
     k3s_claim: Claim,
@@ -98,12 +98,12 @@ def test_the_node_is_stable(
         ),
         patience=READY_SECONDS * patience,
     )
-    before = len(readiness.error_lines)
-    begin = next(number for number, sample in enumerate(readiness.samples) if sample.node_ready)
+    before = len(k3s_readiness.error_lines)
+    begin = next(number for number, sample in enumerate(k3s_readiness.samples) if sample.node_ready)
     started = writer.now()
     asked, questions = started, 0
     trouble: list[str] = []
-    while readiness.failure is None and (writer.now() < started + seconds or not churn.idle):
+    while k3s_readiness.failure is None and (writer.now() < started + seconds or not churn.idle):
         churn.step(create=writer.now() < started + seconds)
         if writer.now() - asked >= min(MINUTE, seconds / 2):
             asked = writer.now()
@@ -112,8 +112,8 @@ def test_the_node_is_stable(
         if writer.now() > started + seconds + 4 * READY_SECONDS * patience:
             break  # pods that never go are seen below
         time.sleep(0.5)
-    assert readiness.failure is None
-    samples = readiness.samples[begin:]
+    assert k3s_readiness.failure is None
+    samples = k3s_readiness.samples[begin:]
     watched = samples[-1].t - samples[0].t
 
     changes = transitions(samples)[1:]
@@ -153,7 +153,7 @@ def test_the_node_is_stable(
         f"{questions - len(trouble)} of {questions}" + "".join(f"; {text}" for text in trouble[:3]),
         "all",
     )
-    cadvisor = [line for line in readiness.error_lines[before:] if line.kind == "cadvisor"]
+    cadvisor = [line for line in k3s_readiness.error_lines[before:] if line.kind == "cadvisor"]
     k3s_claim(
         f"stable-cadvisor-{length}",
         "cAdvisor logs no error",

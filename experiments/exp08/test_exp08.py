@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.fixtures import Claim
 
-pytestmark = [pytest.mark.exp08, pytest.mark.requires("root", "fuse", "ptrace")]
+pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
 
 READY_SECONDS = 30
 POD_SECONDS = 10
@@ -83,14 +83,14 @@ def test_layers_are_healthy(k3s_up: Up, k3s_claim: Claim) -> None:
 
 @pytest.mark.timeout(180)
 def test_node_becomes_ready(
-    k3s_up: Up, k3s: Cluster, readiness: Sampler, k3s_claim: Claim, patience: float
+    k3s_up: Up, k3s: Cluster, k3s_readiness: Sampler, k3s_claim: Claim, patience: float
 ) -> None:
     """The node is Ready within 30 s of the sandbox's start."""
     limit = READY_SECONDS * patience
     k3s.node.wait_ready(limit * OVERTIME)
-    while readiness.failure is None and not any(sample.node_ready for sample in readiness.samples):
+    while k3s_readiness.failure is None and not any(sample.node_ready for sample in k3s_readiness.samples):
         time.sleep(0.05)
-    assert readiness.failure is None
+    assert k3s_readiness.failure is None
     known = facts(read_run(k3s_up.folder))  # the page's own figure
     seconds = known.seconds_to_ready
     assert seconds is not None
@@ -175,20 +175,20 @@ def test_node_stays_ready(
     request: pytest.FixtureRequest,
     k3s_up: Up,
     k3s: Cluster,
-    readiness: Sampler,
+    k3s_readiness: Sampler,
     pod: dict[str, Any],
     k3s_claim: Claim,
 ) -> None:
     """The node is Ready in every sample of the hold, counted from its first, and the pod never restarts."""
     seconds = request.config.stash[SETTINGS].duration
-    begin = next(number for number, sample in enumerate(readiness.samples) if sample.node_ready)
-    since = readiness.samples[begin].t
-    while readiness.failure is None and k3s_up.writer.now() < since + seconds:
+    begin = next(number for number, sample in enumerate(k3s_readiness.samples) if sample.node_ready)
+    since = k3s_readiness.samples[begin].t
+    while k3s_readiness.failure is None and k3s_up.writer.now() < since + seconds:
         dead = [name for name, process in k3s.processes.items() if process.poll() is not None]
         assert not dead, f"ended during the hold: {dead}"
         time.sleep(0.5)
-    assert readiness.failure is None
-    held = readiness.samples[begin:]
+    assert k3s_readiness.failure is None
+    held = k3s_readiness.samples[begin:]
     ready = sum(sample.node_ready or False for sample in held)
     k3s_claim(
         "stays-ready",
@@ -229,9 +229,9 @@ def test_pod_goes(k3s_up: Up, k3s: Cluster, pod: dict[str, Any], k3s_claim: Clai
 
 
 @pytest.mark.timeout(60)
-def test_no_cadvisor_errors(readiness: Sampler, k3s_claim: Claim) -> None:
+def test_no_cadvisor_errors(k3s_readiness: Sampler, k3s_claim: Claim) -> None:
     """The kubelet's log has no error of cAdvisor's, from its first line to the end of the hold."""
-    lines = readiness.errors("cadvisor")
+    lines = k3s_readiness.errors("cadvisor")
     first = lines[0].text if lines else None
     k3s_claim(
         "no-cadvisor-errors",
@@ -243,9 +243,9 @@ def test_no_cadvisor_errors(readiness: Sampler, k3s_claim: Claim) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_young_containers_grow_up(readiness: Sampler, k3s_claim: Claim) -> None:
+def test_young_containers_grow_up(k3s_readiness: Sampler, k3s_claim: Claim) -> None:
     """A container has no statistics only in its first moments: kind ``young-container`` never persists."""
-    lines = readiness.errors("young-container")
+    lines = k3s_readiness.errors("young-container")
     containers = Counter(name for line in lines for name in set(re.findall("[0-9a-f]{64}", line.text)))
     most = max(containers.values(), default=0)
     k3s_claim(

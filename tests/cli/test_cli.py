@@ -51,7 +51,7 @@ def test_help_and_version_import_nothing_heavy(argument: str) -> None:
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.requires("ptrace")
+@pytest.mark.k3s_requires("ptrace")
 def test_program_inside_keeps_its_own_help(cli: Cli) -> None:
     done = cli("intercept", "--preset", "exp06", "--", "ls", "--help")
     assert done.returncode == 0
@@ -90,7 +90,7 @@ def test_doctor_says_a_line_each_and_exits_accordingly(cli: Cli) -> None:
     assert done.returncode == int(any(line.startswith("FAIL") for line in lines))
 
 
-@pytest.mark.requires("root")
+@pytest.mark.k3s_requires("root")
 def test_provision_takes_the_program_that_a_variable_names(cli: Cli, tmp_path: Path) -> None:
     mine = tmp_path / "runc"
     mine.write_text("#!/bin/sh\necho runc version 1.2.3-mine\n")
@@ -101,20 +101,20 @@ def test_provision_takes_the_program_that_a_variable_names(cli: Cli, tmp_path: P
     assert done.stdout.endswith(f"(env): {mine}\n")
 
 
-@pytest.mark.requires("ptrace")
+@pytest.mark.k3s_requires("ptrace")
 @pytest.mark.parametrize(("program", "code"), [("true", 0), ("false", 1), ("exit 42", 42)])
 def test_intercept_passes_the_exit_code_on(cli: Cli, program: str, code: int) -> None:
     done = cli("intercept", "--preset", "exp06", "--", "sh", "-c", program)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
-@pytest.mark.requires("ptrace")
+@pytest.mark.k3s_requires("ptrace")
 def test_intercept_ends_by_the_signal_that_ended_the_program(cli: Cli) -> None:
     done = cli("intercept", "--preset", "exp06", "--", "sh", "-c", "kill -USR2 $$")
     assert done.returncode == -signal.SIGUSR2
 
 
-@pytest.mark.requires("ptrace")
+@pytest.mark.k3s_requires("ptrace")
 def test_intercept_forwards_a_signal(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "pytest_k3s_sandbox.cli", "intercept", "--preset", "exp06", "--"]
     with subprocess.Popen(
@@ -127,7 +127,7 @@ def test_intercept_forwards_a_signal(tmp_path: Path) -> None:
         assert process.stdout.read() == ""  # the program has ended, too: nobody holds the pipe
 
 
-@pytest.mark.requires("ptrace")
+@pytest.mark.k3s_requires("ptrace")
 def test_intercept_changes_what_the_program_sees_and_counts(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("the other one\n")
     rules = tmp_path / "rules.toml"
@@ -138,7 +138,7 @@ def test_intercept_changes_what_the_program_sees_and_counts(cli: Cli, tmp_path: 
     assert "openat" in json.dumps(stats)
 
 
-@pytest.mark.requires("root", "fuse")
+@pytest.mark.k3s_requires("root", "fuse")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_cgroupfs_serves_until_a_signal_and_unmounts(tmp_path: Path, number: signal.Signals) -> None:
     mountpoint = tmp_path / "m"

@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
 pytestmark = [
-    pytest.mark.requires("root", "fuse", "ptrace", "gvisor"),
+    pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),
     pytest.mark.timeout(600),
     pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not applicable: this is no checkout"),
 ]

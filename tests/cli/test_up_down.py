@@ -19,7 +19,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.requires("root", "gvisor"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(900)]
 
 Done = subprocess.CompletedProcess[str]
 Cli = Callable[..., Done]

@@ -179,13 +179,13 @@ def test_rules_in_no_text(refused: Refused, tmp_path: Path) -> None:
     refused("intercept", "--rules", str(rules), "--", "true", words=["rules.toml", "Remedy: "])
 
 
-@pytest.mark.requires("ptrace")
+@pytest.mark.k3s_requires("ptrace")
 def test_intercepted_program_that_does_not_exist(refused: Refused) -> None:
     words = ["interceptor: no-such-program: No such file or directory"]
     refused("intercept", "--preset", "exp06", "--", "no-such-program", words=words, code=127)
 
 
-@pytest.mark.requires("ptrace")
+@pytest.mark.k3s_requires("ptrace")
 def test_intercepted_program_that_cannot_be_executed(refused: Refused, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_text("no program")
@@ -193,7 +193,7 @@ def test_intercepted_program_that_cannot_be_executed(refused: Refused, tmp_path:
     refused("intercept", "--preset", "exp06", "--", str(plain), words=words, code=126)
 
 
-@pytest.mark.requires("root", "fuse")
+@pytest.mark.k3s_requires("root", "fuse")
 def test_cgroupfs_below_a_file(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused("cgroupfs", "file/m", words=["FUSE mount on", "file/m", "Not a directory"])
@@ -290,7 +290,7 @@ exit $code
 """
 
 
-@pytest.mark.requires("root", "gvisor")
+@pytest.mark.k3s_requires("root", "gvisor")
 @pytest.mark.parametrize(("size", "inodes"), [("1m", "8"), ("4k", "1000")], ids=["inodes", "bytes"])
 def test_full_disk(cli: Callable[..., Done], home: Path, tmp_path: Path, size: str, inodes: str) -> None:
     script = FULL_DISK.format(home=shlex.quote(str(home)), size=size, inodes=inodes)

@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.report.records import Event, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(300)]
 
 NAMESPACE = "default"
 DETECTED_SECONDS = 5.0

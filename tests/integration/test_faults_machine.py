@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [
-    pytest.mark.requires("root", "fuse", "ptrace", "gvisor"),
+    pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),
     pytest.mark.timeout(600),
     pytest.mark.nightly,
 ]

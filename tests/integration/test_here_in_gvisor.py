@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
 
 INNER = """
 import json

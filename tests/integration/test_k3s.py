@@ -28,7 +28,7 @@ from pytest_k3s_sandbox.report.records import RunWriter, read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
 
 STAND_IN = Path(__file__).with_name("stand_in_k3s.py")
 ADDRESS, PORT = "10.213.0.2", 6443

@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.sandbox.here import HereSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.requires("root"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.k3s_requires("root"), pytest.mark.timeout(120)]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         machine.reap()
 
 
-@pytest.fixture(params=["here", pytest.param("gvisor", marks=pytest.mark.requires("gvisor"))])
+@pytest.fixture(params=["here", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
 def started(request: pytest.FixtureRequest) -> Iterator[StartedSandbox]:
     """Give a sandbox of each kind."""
     kind = request.param

@@ -24,7 +24,7 @@ from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = [pytest.mark.requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
 
 PODS = Path(__file__).with_name("pods.yaml")
 NAMESPACE = "pods"

@@ -14,7 +14,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-pytestmark = pytest.mark.requires("root")
+pytestmark = pytest.mark.k3s_requires("root")
 
 
 @pytest.mark.parametrize("seeded", ["1", "0"])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [
-    pytest.mark.requires("root", "gvisor", "fuse", "ptrace"),
+    pytest.mark.k3s_requires("root", "gvisor", "fuse", "ptrace"),
     pytest.mark.nightly,
     pytest.mark.timeout(240),
 ]

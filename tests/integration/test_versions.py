@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions
 
 # A version that is not in the cache is built first, which takes minutes.
 pytestmark = [
-    pytest.mark.requires("root", "fuse", "ptrace", "gvisor"),
+    pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),
     pytest.mark.nightly,
     pytest.mark.timeout(1800),
 ]

@@ -38,8 +38,8 @@ def lacking(pytester: pytest.Pytester, name: str, *arguments: str) -> pytest.Run
     machine.update(LACKS[name][0])
     pytester.makeconftest(CONFTEST.format(**machine))
     pytester.makepyfile(
-        f"import pytest\n@pytest.mark.requires({name!r})\ndef test_it(): pass\n"
-        f"@pytest.mark.requires({name!r})\ndef test_with_node(k3s): pass\n"
+        f"import pytest\n@pytest.mark.k3s_requires({name!r})\ndef test_it(): pass\n"
+        f"@pytest.mark.k3s_requires({name!r})\ndef test_with_node(k3s): pass\n"
     )
     return pytester.runpytest_subprocess("-rsE", *arguments)
 
@@ -66,13 +66,13 @@ import pytest
 from pytest_k3s_sandbox.errors import MissingCapability
 
 @pytest.fixture(scope="session")
-def sandbox(k3s_run):
+def k3s_sandbox(k3s_run):
     raise MissingCapability("the sandbox", cause="no such thing", remedy="get one")
 
 def test_fixture(k3s): pass
 def test_asked_for(request): request.getfixturevalue("k3s_node")
-@pytest.mark.layers("fake_cni")
-def test_other(sandbox, k3s): pass
+@pytest.mark.k3s_layers("fake_cni")
+def test_other(k3s_sandbox, k3s): pass
 """
 
 
@@ -96,7 +96,7 @@ def unable_machine(_nothing_is_real):
         patch.setattr(bringup, "start_sandbox", unable)
         yield
 
-@pytest.mark.layers("fake_cni")
+@pytest.mark.k3s_layers("fake_cni")
 def test_own_stack(k3s): pass
 def test_shared(k3s): pass
 """
@@ -117,14 +117,14 @@ import pytest
 from pytest_k3s_sandbox.errors import LayerError
 
 @pytest.fixture(scope="session")
-def fuse_cgroupfs(sandbox):
+def k3s_cgroupfs(k3s_sandbox):
     with open("attempts", "a") as file: file.write("x")
     raise LayerError("layer fuse_cgroupfs", cause="the mount is empty", remedy="look at its log")
 
 def test_first(k3s_namespace): pass
-def test_layer_alone(fuse_cgroupfs): pass
+def test_layer_alone(k3s_cgroupfs): pass
 def test_third(k3s): pass
-def test_other_layer(fake_cni): pass
+def test_other_layer(k3s_fake_cni): pass
 def test_inside(request): request.getfixturevalue("k3s")
 """
 
@@ -148,7 +148,7 @@ import pytest
 from pytest_k3s_sandbox.errors import LayerError
 from pytest_k3s_sandbox.layers import stack
 
-def broken(sandbox): raise LayerError("layer fake_cni", cause="no disk")
+def broken(k3s_sandbox): raise LayerError("layer fake_cni", cause="no disk")
 
 @pytest.fixture(scope="session", autouse=True)
 def broken_layer(_nothing_is_real, pytestconfig):
@@ -161,7 +161,7 @@ def test_it(k3s): pass
 """
 
 
-@pytest.mark.parametrize("mark", ["", "@pytest.mark.layers('workarounds', 'fake_cni')"])
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.k3s_layers('workarounds', 'fake_cni')"])
 @pytest.mark.parametrize("keep", ["never", "failed", "always"])
 def test_a_failed_bring_up_leaves_its_diagnostics_and_names_the_folder(
     project: Project, mark: str, keep: str

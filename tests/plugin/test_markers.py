@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def test_every_marker_is_registered(pytester: pytest.Pytester) -> None:
     marks = [f"@pytest.mark.exp{number:02}" for number in range(1, 9)]
-    marks += ["@pytest.mark.nightly", "@pytest.mark.requires()"]
+    marks += ["@pytest.mark.nightly", "@pytest.mark.k3s_requires()"]
     lines = "\n".join(marks)
     pytester.makepyfile(f"import pytest\n{lines}\ndef test_it(): pass\n")
     pytester.runpytest_inprocess("--strict-markers", "-m", "nightly").assert_outcomes(passed=1)
@@ -56,16 +56,16 @@ def test_what_is_nightly_runs_when_it_is_asked_for(
 @pytest.mark.parametrize(
     ("mark", "message"),
     [
-        ('layers("fake_cnj")', "marker layers: unknown layer 'fake_cnj': known are workarounds, *"),
-        ('layers(names="fake_cni")', "marker layers: unknown argument 'names': it takes names only"),
-        ('requires("toor")', "marker requires: unknown capability 'toor': known are root, fuse, ptrace, *"),
-        ("requires(root=True)", "marker requires: unknown argument 'root': *"),
+        ('k3s_layers("fake_cnj")', "marker k3s_layers: unknown layer 'fake_cnj': known are workarounds, *"),
+        ('k3s_layers(names="fake_cni")', "marker k3s_layers: unknown argument 'names': it takes names only"),
+        ('k3s_requires("toor")', "marker k3s_requires: unknown capability 'toor': known are root, fuse, *"),
+        ("k3s_requires(root=True)", "marker k3s_requires: unknown argument 'root': *"),
         ('exp08("fast")', "marker exp08: unknown argument 'fast': it takes none"),
         ("nightly(hours=2)", "marker nightly: unknown argument 'hours': *"),
     ],
 )  # fmt: skip
 def test_unknown_arguments_are_usage_errors(pytester: pytest.Pytester, mark: str, message: str) -> None:
-    pytester.makepyfile(f"import pytest\n@pytest.mark.{mark}\ndef test_it(layers): pass\n")
+    pytester.makepyfile(f"import pytest\n@pytest.mark.{mark}\ndef test_it(k3s_layers): pass\n")
     result = pytester.runpytest_inprocess("--strict-markers")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: *::test_it*: {message}"])
@@ -73,7 +73,9 @@ def test_unknown_arguments_are_usage_errors(pytester: pytest.Pytester, mark: str
 
 
 def test_the_suggestion_for_a_layer(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("import pytest\n@pytest.mark.layers('fuse_cgroup')\ndef test_it(layers): pass\n")
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.k3s_layers('fuse_cgroup')\ndef test_it(k3s_layers): pass\n"
+    )
     result = pytester.runpytest_inprocess()
     result.stderr.fnmatch_lines(["*did you mean 'fuse_cgroupfs'[?]"])
 
@@ -81,28 +83,28 @@ def test_the_suggestion_for_a_layer(pytester: pytest.Pytester) -> None:
 STACKS = """
 import pytest
 
-def test_shared_1(layers): assert len(layers.names) == 4
+def test_shared_1(k3s_layers): assert len(k3s_layers.names) == 4
 
-@pytest.mark.layers("fake_cni", "workarounds")
-def test_pair(k3s_node, layers): assert layers.names == ("workarounds", "fake_cni")
+@pytest.mark.k3s_layers("fake_cni", "workarounds")
+def test_pair(k3s_node, k3s_layers): assert k3s_layers.names == ("workarounds", "fake_cni")
 
 def test_shared_2(k3s_namespace): pass
 
-@pytest.mark.layers()
-def test_none(k3s, layers): assert layers.names == ()
+@pytest.mark.k3s_layers()
+def test_none(k3s, k3s_layers): assert k3s_layers.names == ()
 
-@pytest.mark.layers("workarounds", "fake_cni")
-def test_pair_again(k3s_namespace, layers): assert layers.names == ("workarounds", "fake_cni")
+@pytest.mark.k3s_layers("workarounds", "fake_cni")
+def test_pair_again(k3s_namespace, k3s_layers): assert k3s_layers.names == ("workarounds", "fake_cni")
 
 def test_shared_3(k3s): pass
 
 class TestMany:
-    pytestmark = pytest.mark.layers("fake_cni")
+    pytestmark = pytest.mark.k3s_layers("fake_cni")
 
-    def test_class(self, k3s, layers): assert layers.names == ("fake_cni",)
+    def test_class(self, k3s, k3s_layers): assert k3s_layers.names == ("fake_cni",)
 
-    @pytest.mark.layers("workarounds")
-    def test_closest(self, layers): assert layers.names == ("workarounds",)
+    @pytest.mark.k3s_layers("workarounds")
+    def test_closest(self, k3s_layers): assert k3s_layers.names == ("workarounds",)
 
     def test_no_node(self): pass
 """
@@ -140,22 +142,25 @@ def test_the_marker_gives_the_stack_and_equal_stacks_share_a_node(project: Proje
     [
         (
             """
-            @pytest.mark.layers("fake_cni")
-            @pytest.mark.parametrize("layers", ["none", "fake_cni"], indirect=True)
-            def test_it(layers): pass
+            @pytest.mark.k3s_layers("fake_cni")
+            @pytest.mark.parametrize("k3s_layers", ["none", "fake_cni"], indirect=True)
+            def test_it(k3s_layers): pass
             """,
-            "*has the marker layers and parametrizes layers, too",
+            "*has the marker k3s_layers and parametrizes k3s_layers, too",
         ),
         (
             """
-            @pytest.mark.parametrize(("x", "layers"), [(1, "none")], indirect=["layers"])
-            @pytest.mark.layers("fake_cni")
-            def test_it(x, layers): pass
+            @pytest.mark.parametrize(("x", "k3s_layers"), [(1, "none")], indirect=["k3s_layers"])
+            @pytest.mark.k3s_layers("fake_cni")
+            def test_it(x, k3s_layers): pass
             """,
-            "*has the marker layers and parametrizes layers, too",
+            "*has the marker k3s_layers and parametrizes k3s_layers, too",
         ),
-        ("@pytest.mark.layers('fake_cni')\ndef test_it(): pass", "*the test has no node whose layers *"),
-        ("@pytest.mark.layers('fake_cni')\ndef test_it(sandbox): pass", "*the test has no node whose *"),
+        ("@pytest.mark.k3s_layers('fake_cni')\ndef test_it(): pass", "*the test has no node whose layers *"),
+        (
+            "@pytest.mark.k3s_layers('fake_cni')\ndef test_it(k3s_sandbox): pass",
+            "*the test has no node whose *",
+        ),
     ],
 )
 def test_a_marker_that_could_have_no_effect_is_refused(
@@ -180,7 +185,7 @@ def test_requires_of_a_test_that_is_skipped_anyway_asks_for_nothing(pytester: py
         import pytest
 
         @pytest.mark.skip(reason="not today")
-        @pytest.mark.requires("root")
+        @pytest.mark.k3s_requires("root")
         def test_it(): pass
         """
     )

@@ -21,12 +21,12 @@ def test_a_layer_can_be_redefined(project: Project) -> None:
             name = "my_cni"
 
         @pytest.fixture(scope="session")
-        def fake_cni(sandbox):
+        def k3s_fake_cni(k3s_sandbox):
             return Mine()
 
-        def test_it(k3s, layers, fake_cni):
-            assert layers.layers[-1] is fake_cni
-            assert layers.names == ("workarounds", "fuse_cgroupfs", "ptrace_interceptor", "my_cni")
+        def test_it(k3s, k3s_layers, k3s_fake_cni):
+            assert k3s_layers.layers[-1] is k3s_fake_cni
+            assert k3s_layers.names == ("workarounds", "fuse_cgroupfs", "ptrace_interceptor", "my_cni")
         """
     )
     result.assert_outcomes(passed=1)
@@ -36,9 +36,9 @@ def test_a_layer_can_be_redefined(project: Project) -> None:
 def test_the_option_names_a_variant_of_a_layer(project: Project) -> None:
     result = project.run(
         """
-        def test_it(k3s, layers, ptrace_interceptor):
-            assert layers.names == ("ptrace_interceptor:exp04", "fake_cni")
-            assert layers.layers[0] is ptrace_interceptor
+        def test_it(k3s, k3s_layers, k3s_interceptor):
+            assert k3s_layers.names == ("ptrace_interceptor:exp04", "fake_cni")
+            assert k3s_layers.layers[0] is k3s_interceptor
         """,
         "--k3s-layers=fake_cni,ptrace_interceptor:exp04",
     )
@@ -56,8 +56,8 @@ def test_the_wish_can_be_redefined(project: Project) -> None:
         def k3s_wish():
             return Wish("gvisor", ("workarounds",), api_port=7000)
 
-        def test_it(k3s, layers):
-            assert layers.names == ("workarounds",)
+        def test_it(k3s, k3s_layers):
+            assert k3s_layers.names == ("workarounds",)
         """,
         "--k3s-layers=fake_cni",
     )
@@ -79,10 +79,10 @@ def test_a_stack_can_be_redefined_without_records_of_its_own(project: Project) -
         from pytest_k3s_sandbox.layers.stack import LayerStack
 
         @pytest.fixture(scope="session")
-        def layers(sandbox, workarounds):
-            return LayerStack(sandbox, (workarounds,))
+        def k3s_layers(k3s_sandbox, k3s_workarounds):
+            return LayerStack(k3s_sandbox, (k3s_workarounds,))
 
-        def test_it(k3s_node, readiness): assert k3s_node.ready
+        def test_it(k3s_node, k3s_readiness): assert k3s_node.ready
         """
     )
     result.assert_outcomes(passed=1)
@@ -97,7 +97,7 @@ def test_options_choose_the_layers(project: Project) -> None:
 SCOPED = """
 class TestOne:
     def test_1(self, k3s): pass
-    def test_2(self, k3s, sandbox): pass
+    def test_2(self, k3s, k3s_sandbox): pass
 
 class TestTwo:
     def test_3(self, k3s_node): pass
@@ -121,10 +121,10 @@ def test_each_stack_has_a_fresh_sandbox_and_a_run_of_its_own(project: Project) -
         import pytest
 
         STACKS = ["none", "fake_cni", ["fake_cni", "workarounds"]]
-        stacks = pytest.mark.parametrize("layers", STACKS, indirect=True)
+        stacks = pytest.mark.parametrize("k3s_layers", STACKS, indirect=True)
 
         @stacks
-        def test_first(k3s, layers): pass
+        def test_first(k3s, k3s_layers): pass
 
         @stacks
         def test_second(k3s_node): pass
@@ -155,7 +155,7 @@ def test_an_unknown_layer_in_a_parametrization_is_an_error_that_names_the_known(
         """
         import pytest
 
-        @pytest.mark.parametrize("layers", ["fake_cn"], indirect=True)
+        @pytest.mark.parametrize("k3s_layers", ["fake_cn"], indirect=True)
         def test_it(k3s): pass
         """
     )
@@ -170,10 +170,10 @@ def test_tests_without_a_node_stay_where_pytest_put_them(project: Project) -> No
         import pytest
 
         def test_a(): pass
-        @pytest.mark.layers("fake_cni")
+        @pytest.mark.k3s_layers("fake_cni")
         def test_b(k3s): pass
         def test_c(): pass
-        @pytest.mark.layers("fake_cni")
+        @pytest.mark.k3s_layers("fake_cni")
         def test_d(k3s): pass
         """,
         "-v",
@@ -190,14 +190,14 @@ def test_a_run_is_named_after_the_experiment_that_started_it(project: Project) -
         import pytest
 
         @pytest.mark.exp03
-        @pytest.mark.layers("fake_cni")
+        @pytest.mark.k3s_layers("fake_cni")
         def test_a(k3s): pass
 
         @pytest.mark.exp05
-        @pytest.mark.layers("none")
+        @pytest.mark.k3s_layers("none")
         def test_b(k3s): pass
 
-        @pytest.mark.layers("workarounds")
+        @pytest.mark.k3s_layers("workarounds")
         def test_c(k3s): pass
         """
     )

@@ -52,7 +52,7 @@ import pytest
 from pytest_k3s_sandbox.errors import LayerError
 from pytest_k3s_sandbox.layers import stack
 
-def broken(sandbox): raise LayerError("fake_cni is not healthy")
+def broken(k3s_sandbox): raise LayerError("fake_cni is not healthy")
 
 @pytest.fixture(scope="session", autouse=True)
 def breaking(_nothing_is_real):
@@ -129,14 +129,14 @@ def test_allure_gets_what_was_recorded_until_a_failure(project: Project) -> None
 def test_phases_of_the_bring_up_are_steps(project: Project) -> None:
     project.run("def test_it(k3s): pass", "--alluredir=allure")
     found = set(steps_of(project.pytester.path / "allure"))
-    assert ("sandbox", "sandbox", "passed") in found
-    assert ("fake_cni", "layer fake_cni", "passed") in found
+    assert ("k3s_sandbox", "sandbox", "passed") in found
+    assert ("k3s_fake_cni", "layer fake_cni", "passed") in found
 
 
 def test_a_bring_up_that_breaks_is_a_broken_step_with_its_logs(project: Project) -> None:
     project.run(BROKEN_LAYER, "--alluredir=allure", "--junitxml=junit.xml")
     folder = project.pytester.path / "allure"
-    assert ("fake_cni", "layer fake_cni", "broken") in set(steps_of(folder))
+    assert ("k3s_fake_cni", "layer fake_cni", "broken") in set(steps_of(folder))
     first, second = sorted(documents(folder, "result"), key=lambda one: int(one["start"]))
     assert (first["status"], second["status"]) == ("broken", "skipped")
     logs = attachments(first)
@@ -151,7 +151,9 @@ def test_without_allure_nothing_of_it_is_imported(project: Project) -> None:
 
 
 def test_the_summary_has_a_line_an_experiment(project: Project) -> None:
-    more = "\n@pytest.mark.layers('fake_cni')\ndef test_stack(k3s_claim):\n    k3s_claim('x', 'X', True)\n"
+    more = (
+        "\n@pytest.mark.k3s_layers('fake_cni')\ndef test_stack(k3s_claim):\n    k3s_claim('x', 'X', True)\n"
+    )
     result = project.run(TESTS + more, "--k3s-keep=never")
     result.stdout.fnmatch_lines(
         ["k3s-sandbox exp08: 2 runs, 1 held, 1 not held; 2 of 3 claims, Ready after 1.0 s, *"]

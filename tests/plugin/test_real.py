@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
-pytestmark = [pytest.mark.requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(280)]
 
 TEST = '''
 """A deployment of mine runs."""

@@ -54,7 +54,7 @@ def test_a_run_leaves_records_and_a_page_that_the_summary_names(project: Project
     result.stdout.fnmatch_lines([f"k3s-sandbox report: {folder}/index.html"])
 
 
-@pytest.mark.parametrize("mark", ["", "@pytest.mark.layers('fake_cni')"])
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.k3s_layers('fake_cni')"])
 @pytest.mark.parametrize(
     ("body", "options", "reason"),
     [
@@ -82,7 +82,7 @@ INTERRUPTED = """
 import pytest
 from pytest_k3s_sandbox.layers import stack
 
-def interrupted(sandbox): raise KeyboardInterrupt
+def interrupted(k3s_sandbox): raise KeyboardInterrupt
 
 @pytest.fixture(scope="session", autouse=True)
 def impatient(_nothing_is_real):
@@ -95,7 +95,7 @@ def test_it(k3s): pass
 """
 
 
-@pytest.mark.parametrize("mark", ["", "@pytest.mark.layers('workarounds', 'fake_cni')"])
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.k3s_layers('workarounds', 'fake_cni')"])
 def test_an_interrupted_bring_up_says_so_and_takes_everything_down(project: Project, mark: str) -> None:
     result = project.run(INTERRUPTED.format(mark=mark), subprocess=True)
     assert result.ret == pytest.ExitCode.INTERRUPTED
@@ -133,7 +133,7 @@ def test_workers_of_xdist_do_not_collide_and_their_pages_are_named(project: Proj
 
 @pytest.mark.skipif(importlib.util.find_spec("xdist") is None, reason="pytest-xdist is not installed")
 def test_workers_of_xdist_have_the_settings_of_the_whole_run(project: Project) -> None:
-    test = "def test_it(k3s, layers): assert layers.names == ('fake_cni',)"
+    test = "def test_it(k3s, k3s_layers): assert k3s_layers.names == ('fake_cni',)"
     project.run(test, "-n1", "--k3s-layers=fake_cni", "--k3s-keep=never", subprocess=True).assert_outcomes(
         passed=1
     )
@@ -142,8 +142,10 @@ def test_workers_of_xdist_have_the_settings_of_the_whole_run(project: Project) -
 
 @pytest.mark.skipif(importlib.util.find_spec("xdist") is None, reason="pytest-xdist is not installed")
 def test_a_wrong_marker_does_not_crash_a_worker_of_xdist(project: Project) -> None:
-    test = "import pytest\n@pytest.mark.layers('nope')\ndef test_it(k3s): pass\n\ndef test_ok(): pass\n"
+    test = "import pytest\n@pytest.mark.k3s_layers('nope')\ndef test_it(k3s): pass\n\ndef test_ok(): pass\n"
     result = project.run(test, "-n1", subprocess=True)
     result.assert_outcomes(errors=1, passed=1)
-    result.stdout.fnmatch_lines(["*UsageError: *::test_it: marker layers: unknown layer 'nope': known are *"])
+    result.stdout.fnmatch_lines(
+        ["*UsageError: *::test_it: marker k3s_layers: unknown layer 'nope': known are *"]
+    )
     assert project.journal == []

@@ -46,9 +46,9 @@ def test_all_workers_use_one_cluster_that_the_last_one_ends(sharing: Project) ->
         import pytest
 
         @pytest.mark.parametrize("number", range(6))
-        def test_it(k3s, sandbox, layers, k3s_claim, number):
-            assert k3s.sandbox is sandbox is layers.sandbox
-            assert layers.names == ("fake_cni",)
+        def test_it(k3s, k3s_sandbox, k3s_layers, k3s_claim, number):
+            assert k3s.sandbox is k3s_sandbox is k3s_layers.sandbox
+            assert k3s_layers.names == ("fake_cni",)
             k3s_claim(f"claim-{number}", "It holds", True)
         """,
         "-n2",
@@ -140,18 +140,18 @@ def test_what_is_the_owners_alone_is_refused_with_the_remedy(sharing: Project) -
         import pytest
         from pytest_k3s_sandbox.errors import ConfigError
 
-        def test_refusals(k3s, layers, sandbox):
+        def test_refusals(k3s, k3s_layers, k3s_sandbox):
             for refused in (
-                layers.check,
+                k3s_layers.check,
                 k3s.stop_node,
                 lambda: k3s.start_node([]),
                 k3s.__enter__,
-                lambda: sandbox.spawn(["true"], name="true"),
+                lambda: k3s_sandbox.spawn(["true"], name="true"),
             ):
                 with pytest.raises(ConfigError, match="run this test without --k3s-share"):
                     refused()
 
-        def test_layer(fake_cni): pass
+        def test_layer(k3s_fake_cni): pass
 
         @pytest.mark.exp08
         def test_experiment(k3s): pass
@@ -161,5 +161,7 @@ def test_what_is_the_owners_alone_is_refused_with_the_remedy(sharing: Project) -
         subprocess=True,
     )
     result.assert_outcomes(passed=1, errors=2)
-    result.stdout.fnmatch_lines(["*ConfigError: the fixture fake_cni: another process keeps this cluster*"])
+    result.stdout.fnmatch_lines(
+        ["*ConfigError: the fixture k3s_fake_cni: another process keeps this cluster*"]
+    )
     result.stdout.fnmatch_lines(["*measures for exp08, and the cluster is shared*"])

@@ -41,23 +41,23 @@ def pytest_unconfigure(config):
 TESTS = """
 import pytest
 
-@pytest.mark.requires("root", "fuse", "ptrace", "gvisor")
-def test_one(k3s, k3s_namespace, readiness):
+@pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor")
+def test_one(k3s, k3s_namespace, k3s_readiness):
     raise AssertionError("the test ran")
 
-@pytest.mark.layers("fake_cni")
+@pytest.mark.k3s_layers("fake_cni")
 @pytest.mark.exp08
-def test_two(k3s_node, sandbox, fuse_cgroupfs):
+def test_two(k3s_node, k3s_sandbox, k3s_cgroupfs):
     raise AssertionError("the test ran")
 
-@pytest.mark.parametrize("layers", ["fake_cni", "workarounds"], indirect=True)
-def test_three(layers, k3s_claim):
+@pytest.mark.parametrize("k3s_layers", ["fake_cni", "workarounds"], indirect=True)
+def test_three(k3s_layers, k3s_claim):
     raise AssertionError("the test ran")
 """
 
 LOOKS = {
     "help": (["--help"], "--k3s-sandbox="),
-    "markers": (["--markers"], "@pytest.mark.layers(*names)"),
+    "markers": (["--markers"], "@pytest.mark.k3s_layers(*names)"),
     "collect": (["--collect-only"], "4 tests collected"),
     "plan": (["--setup-plan"], "SETUP    F k3s_namespace"),
 }

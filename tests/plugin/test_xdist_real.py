@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
 pytest.importorskip("xdist")
 pytestmark = [
-    pytest.mark.requires("root", "fuse", "ptrace", "gvisor"),
+    pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),
     pytest.mark.timeout(600),
     pytest.mark.nightly,
 ]

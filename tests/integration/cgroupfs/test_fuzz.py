@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:  # the folder is no package: pytest puts it on sys.path
     from cgroupfs_served import namespace_in
 
-pytestmark = pytest.mark.requires("root", "fuse")
+pytestmark = pytest.mark.k3s_requires("root", "fuse")
 
 SLOW = 5.0  # seconds that no single operation may take, on whatever machine
 NUMBERS = [b"0", b"1", b"-1", b"2", b"1024", b"9223372036854771712", b"18446744073709551616", b"4G", b"16M\n"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from interceptor_tools import command, f_type, python, redirect, run, stats
 
-pytestmark = pytest.mark.requires("ptrace")
+pytestmark = pytest.mark.k3s_requires("ptrace")
 
 
 # What is trapped.

@@ -46,7 +46,7 @@ from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain, ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import TRACERS
 
-pytestmark = pytest.mark.requires("ptrace")
+pytestmark = pytest.mark.k3s_requires("ptrace")
 
 RULES = """
 [[statfs]]

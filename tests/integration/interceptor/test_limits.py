@@ -16,7 +16,7 @@ from interceptor_tools import Popen, command, compiled, ends, python, redirect, 
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
 
-pytestmark = pytest.mark.requires("ptrace")
+pytestmark = pytest.mark.k3s_requires("ptrace")
 
 EPERM = 0x0005_0001
 """SECCOMP_RET_ERRNO with EPERM: linux/seccomp.h."""

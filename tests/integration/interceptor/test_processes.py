@@ -15,7 +15,7 @@ from interceptor_tools import MODULE, Popen, command, ends, python, redirect, ru
 
 from pytest_k3s_sandbox.toolchain import Toolchain, golang, pins
 
-pytestmark = pytest.mark.requires("ptrace")
+pytestmark = pytest.mark.k3s_requires("ptrace")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 126, 255])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from interceptor_tools import compiled, python, redirect, run, stats
 
-pytestmark = pytest.mark.requires("ptrace")
+pytestmark = pytest.mark.k3s_requires("ptrace")
 
 CAT = 'programs = ["cat"]\n'
 

@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [
-    pytest.mark.requires("ptrace"),
+    pytest.mark.k3s_requires("ptrace"),
     pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"),
     pytest.mark.timeout(120),
 ]

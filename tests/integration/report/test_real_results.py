@@ -19,7 +19,7 @@ from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
 pytestmark = [
     pytest.mark.nightly,
-    pytest.mark.requires("root", "fuse", "ptrace", "gvisor"),
+    pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),
     pytest.mark.timeout(400),
 ]
 
