@@ -144,7 +144,7 @@ def run_experiment(
     with shown(display, experiments.new_runs(report), seconds):
         outcome = experiments.run(experiment, options, report, display.line)
     runs = [read_run(page.parent) for page in outcome.pages]
-    summaries = [summarize(run) for run in runs]
+    summaries = [experiments.judged(summarize(run), outcome.code) for run in runs]
     lines = [f"{sentence(run)}\nreport: {page}" for run, page in zip(runs, outcome.pages, strict=True)]
     give("\n".join(lines), summaries[0] if len(summaries) == 1 else summaries, json_file)
     if outcome.code != 0 or not summaries or not all(summary["ok"] for summary in summaries):

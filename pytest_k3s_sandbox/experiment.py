@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,20 @@ def new_runs(report: Path) -> Callable[[], list[Path]]:
         return sorted(folder for folder in report.glob("*") if folder.is_dir() and folder not in before)
 
     return look
+
+
+def judged(summary: dict[str, Any], code: int) -> dict[str, Any]:
+    """Return a run's summary as the experiment allows: none of its runs is ``ok`` if pytest says otherwise.
+
+    A test can fail that no run knows of, because the programs could not be had, for instance.
+
+    Args:
+        summary: What :func:`~pytest_k3s_sandbox.report.summary.summarize` made of the run.
+        code: pytest's exit code.
+    """
+    ok = summary["ok"] and code == 0
+    outcome = "incomplete" if summary["outcome"] == "held" and not ok else summary["outcome"]
+    return {**summary, "ok": ok, "outcome": outcome, "pytest_exit_code": code}
 
 
 class Watcher:

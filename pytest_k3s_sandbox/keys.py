@@ -11,6 +11,7 @@ from pytest_k3s_sandbox.options import Settings
 from pytest_k3s_sandbox.share import Share
 
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.openruns import OpenRun
     from pytest_k3s_sandbox.report.records import RunWriter
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -40,11 +41,20 @@ KEPT = pytest.StashKey[bool]()
 RUN: pytest.StashKey[RunWriter] = pytest.StashKey()
 """The run that the current tests belong to."""
 
+OPEN_RUNS: pytest.StashKey[list[OpenRun]] = pytest.StashKey()
+"""The runs that take the outcomes of tests."""
+
+STRAYS = pytest.StashKey[list[dict[str, str]]]()
+"""The tests of experiments that failed and had no run to be recorded in."""
+
 DIGESTS = pytest.StashKey[list[dict[str, Any]]]()
 """The key figures of the runs, for the terminal's summary."""
 
 WORKER_DIGESTS = "k3s_sandbox_digests"
 """The key figures of a worker's runs, in what it hands over at its end."""
+
+WORKER_STRAYS = "k3s_sandbox_strays"
+"""A worker's tests of experiments that failed without a run, in what it hands over at its end."""
 
 WORKER_REPORTS = "k3s_sandbox_reports"
 """The pages that a worker of pytest-xdist wrote, in what it hands over at its end."""

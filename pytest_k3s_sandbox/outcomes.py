@@ -15,9 +15,18 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pytest_k3s_sandbox import allure
+from pytest_k3s_sandbox import allure, openruns
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.keys import DIGESTS, REPORTS, RUN, SETTINGS, WORKER_DIGESTS
+from pytest_k3s_sandbox.keys import (
+    DIGESTS,
+    OPEN_RUNS,
+    REPORTS,
+    RUN,
+    SETTINGS,
+    STRAYS,
+    WORKER_DIGESTS,
+    WORKER_STRAYS,
+)
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
@@ -50,13 +59,16 @@ class Outcomes:
         self._results = allure.Results(config) if allure.is_on(config) else None
         self._environment: dict[str, str] = {}
         config.stash[DIGESTS] = []
+        config.pluginmanager.register(openruns.Recorder(config), "k3s_sandbox_recorder")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Say of a test with a node where it ran, and whether its failure is one of the node's."""
-        mine = bool(NODE & set(getattr(item, "fixturenames", ())))
+        mine = bool(NODE & set(getattr(item, "fixturenames", ()))) or any(
+            run.uses(item) for run in self._config.stash[OPEN_RUNS]
+        )
         if mine and ((call.when == "setup" and call.excinfo is not None) or call.when == "call"):
             self._describe(item)
         trouble = call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception)
@@ -101,6 +113,7 @@ class Outcomes:
         """Take over the key figures of a worker of pytest-xdist."""
         found: list[dict[str, Any]] = getattr(node, "workeroutput", {}).get(WORKER_DIGESTS, [])
         self._config.stash[DIGESTS] += found
+        self._config.stash[STRAYS] += getattr(node, "workeroutput", {}).get(WORKER_STRAYS, [])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -109,7 +122,8 @@ class Outcomes:
         known = {one["run"] for one in found}
         # A cluster that workers share is recorded by a process of its own.
         others = [page.parent for page in self._config.stash[REPORTS] if page.parent.name not in known]
-        if not found and not others:
+        strays = self._config.stash[STRAYS]
+        if not found and not others and not strays:
             return
         from pytest_k3s_sandbox.report.digest import Digest, digest, lines  # noqa: PLC0415 - only after a run
         from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
@@ -118,7 +132,7 @@ class Outcomes:
         for folder in others:
             with suppress(SandboxError):  # a run whose records are gone has no key figures
                 digests.append(digest(read_run(folder)))
-        for line in lines(digests):
+        for line in lines(digests, strays):
             terminalreporter.write_line(f"k3s-sandbox {line}")
 
 
@@ -145,8 +159,7 @@ def end(config: pytest.Config, folder: Path) -> None:
 def labels(item: pytest.Item) -> dict[str, str]:
     """Return where a test ran: the experiment, sandbox, layers and version, as far as they are known."""
     settings = item.config.stash[SETTINGS]
-    names = (mark.name for mark in item.iter_markers())
-    experiment = next((name for name in names if name.startswith("exp") and name[3:].isdigit()), "test")
+    experiment = openruns.experiment(item) or "test"
     run = _run(item)
     environment = getattr(run, "environment", None)
     if environment is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox import allure, outcomes
+from pytest_k3s_sandbox import allure, openruns, outcomes
+from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.keys import KEPT, LINES, REPORTS, RUNNING, SETTINGS, WORKER_REPORTS
 
@@ -18,22 +19,25 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Up, Wish
     from pytest_k3s_sandbox.report.records import RunWriter
 
-Claim = Callable[..., None]
-Value = float | str | None
+
+Claim = Claims
 
 
 @contextlib.contextmanager
-def recorded(request: pytest.FixtureRequest, wish: Wish, *words: str) -> Iterator[RunWriter]:
+def recorded(
+    request: pytest.FixtureRequest, wish: Wish, *words: str, uses: openruns.Uses | None = None
+) -> Iterator[RunWriter]:
     """Record a run in a folder of its own; at the end its page is rendered, or the folder removed.
+
+    That happens after the last report of the test whose end is the run's.
 
     Args:
         request: The fixture that starts the run.
         wish: What is brought up.
         words: Further words of the folder's name.
+        uses: Tells whether a test uses the run; by default that is told from the fixture.
     """
     from pytest_k3s_sandbox.bringup import run_folder  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.report.finish import finish  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.page import render  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.records import RunWriter  # noqa: PLC0415 - likewise
 
     config, session = request.config, request.session
@@ -44,27 +48,44 @@ def recorded(request: pytest.FixtureRequest, wish: Wish, *words: str) -> Iterato
     failed_before = session.testsfailed
     writer = RunWriter(folder, around=allure.steps(config))
     outcomes.begin(config, writer)
-    why: str | None = None
+    lacking = False
+
+    def close(why: str | None) -> None:
+        writer.close(why)
+        failed = why is not None or session.testsfailed > failed_before
+        _keep(config, folder, failed=failed and not lacking)
+
+    run = openruns.OpenRun(writer, uses or openruns.sharing(request), close)
+    openruns.begin(config, run, openruns.upcoming(session))
     try:
         yield writer
     except MissingCapability:
-        raise  # nothing was run, nothing is to be kept
+        lacking = True  # nothing was run, nothing is to be kept
+        raise
     except BaseException as error:
-        why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        run.why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise
     finally:
-        why = why or _interruption(session)
-        writer.close(why)
-        outcomes.end(config, folder)
-        failed = why is not None or session.testsfailed > failed_before
-        if failed and settings.keep != "never":
-            page: Path | None = render([folder], folder)  # also of a node that never came up
-        else:
-            page = finish(folder, keep=settings.keep, failed=failed)
-        if page is not None:
-            config.stash[REPORTS].append(page)
-            if worker is not None:
-                config.workeroutput.setdefault(WORKER_REPORTS, []).append(str(page))  # type: ignore[attr-defined] # pytest-xdist's
+        run.why = run.why or _interruption(session)
+        run.over = True
+
+
+def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
+    """Render the page of a run whose records are closed, or remove its folder, as the options say."""
+    from pytest_k3s_sandbox.report.finish import finish  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.report.page import render  # noqa: PLC0415 - likewise
+
+    outcomes.end(config, folder)
+    keep = config.stash[SETTINGS].keep
+    if failed and keep != "never":
+        page: Path | None = render([folder], folder)  # also of a node that never came up
+    else:
+        page = finish(folder, keep=keep, failed=failed)
+    if page is None:
+        return
+    config.stash[REPORTS].append(page)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput.setdefault(WORKER_REPORTS, []).append(str(page))
 
 
 def _interruption(session: pytest.Session) -> str | None:
@@ -102,27 +123,15 @@ def goes_on(name: str) -> str:
 
 
 def claims(writer: RunWriter) -> Claim:
-    """Return what records whether a claim held, and then asserts it.
+    """Return what records whether claims hold, and then asserts them.
 
     Args:
         writer: The run's records.
     """
-
-    def claim(
-        name: str, text: str, held: bool, measured: Value = None, limit: Value = None, unit: str = ""
-    ) -> None:
-        from pytest_k3s_sandbox.report.records import Verdict  # noqa: PLC0415 - the plugin imports little
-
-        writer.append(Verdict(name=name, text=text, held=held, measured=measured, limit=limit, unit=unit))
-        assert held, f"{text}: measured {measured} {unit}, the limit is {limit} {unit}"  # noqa: S101 - for tests
-
-    return claim
+    return Claim(writer)
 
 
 def experiment_of(request: pytest.FixtureRequest) -> str:
     """Return the experiment that the test which starts this run belongs to; ``test`` for a user's own."""
     item = request.config.stash.get(RUNNING, None)
-    for mark in item.iter_markers() if item is not None else ():
-        if mark.name.startswith("exp") and mark.name[3:].isdigit():
-            return mark.name
-    return "test"
+    return "test" if item is None else openruns.experiment(item) or "test"

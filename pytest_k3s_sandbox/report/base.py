@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(ge=-1e10, le=1e10)]
+"""A time of a run, in seconds: within 300 years of its zero, so that differences and sums are numbers."""
+
+Number = Annotated[float, Field(ge=-1e18, le=1e18)]
+"""A number of any unit; squares and sums of such numbers are still numbers."""
+
+Count = Annotated[int, Field(ge=-(2**63), le=2**63)]
+"""A whole number: all that a 64-bit program can say."""
 
 
 class FrozenModel(BaseModel):

@@ -10,12 +10,13 @@ from pytest_k3s_sandbox.report.charts import number
 from pytest_k3s_sandbox.report.distributions import Distribution, distributions
 from pytest_k3s_sandbox.report.drawing import markup
 from pytest_k3s_sandbox.report.errors import shorten
-from pytest_k3s_sandbox.report.summary import value_text
+from pytest_k3s_sandbox.report.summary import value_text, worst
 from pytest_k3s_sandbox.report.timeline import side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_k3s_sandbox.report.findings import Announced, Verdict
     from pytest_k3s_sandbox.report.run import Run
 
 MAX_CELL = 80
@@ -42,23 +43,26 @@ def claims(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Runs may ask for the same claim with different words or limits (of another machine, say): it is the
     claim's name that makes a row.
     """
-    names = dict.fromkeys(verdict.name for run in runs for verdict in run.verdicts)
+    claimed: list[list[Verdict | Announced]] = [[*run.unreached, *run.verdicts] for run in runs]
+    names = dict.fromkeys(one.name for run in claimed for one in run)
     rows = []
     for name in names:
-        found = [[v for v in run.verdicts if v.name == name] for run in runs]
-        text = next(verdicts[-1].text for verdicts in found if verdicts)
-        cells = [
-            None
-            if not verdicts
-            else {
-                "outcome": "held" if all(v.held for v in verdicts) else "not held",
-                "measured": shorten(value_text(verdicts[-1].measured, verdicts[-1].unit), MAX_CELL),
-            }
-            for verdicts in found
-        ]
+        cells = [_claim(run, name) for run in runs]
+        said = [one for run in reversed(claimed) for one in run if one.name == name]
         seen = {cell["outcome"] for cell in cells if cell is not None}
-        rows.append({"name": name, "text": text, "cells": cells, "differs": len(seen) > 1})
+        rows.append({"name": name, "text": said[-1].text, "cells": cells, "differs": len(seen) > 1})
     return rows
+
+
+def _claim(run: Run, name: str) -> dict[str, str] | None:
+    """Return what a run says of a claim: the worst of its verdicts; None where it did not claim it."""
+    verdict = worst(run, name)
+    if verdict is not None:
+        measured = shorten(value_text(verdict.measured, verdict.unit), MAX_CELL)
+        return {"outcome": verdict.word, "measured": measured}
+    if any(one.name == name for one in run.unreached):
+        return {"outcome": "not reached", "measured": ""}
+    return None
 
 
 def _distributions(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from pytest_k3s_sandbox.report.base import FrozenModel
+from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, Seconds
 
 
 class Spread(FrozenModel):
@@ -23,11 +23,11 @@ class Spread(FrozenModel):
         max: The most.
     """
 
-    min: float
-    p25: float
-    median: float
-    p75: float
-    max: float
+    min: Number
+    p25: Number
+    median: Number
+    p75: Number
+    max: Number
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
@@ -61,16 +61,16 @@ class Measurement(FrozenModel):
 
     type: Literal["measurement"] = "measurement"
     name: str
-    value: float
+    value: Number
     unit: str
-    n: int | None = None
+    n: Count | None = None
     spread: Spread | None = None
-    values: tuple[float, ...] = ()
+    values: tuple[Number, ...] = ()
     benchmark: str | None = None
     case: str | None = None
     variant: str | None = None
     baseline: str | None = None
-    limit: float | None = None
+    limit: Number | None = None
 
     @classmethod
     def of(
@@ -125,7 +125,7 @@ class FirstError(FrozenModel):
     component: str
     kind: str
     text: str
-    t: float | None = None
+    t: Seconds | None = None
 
 
 class Wall(FrozenModel):
@@ -169,11 +169,28 @@ class Ablation(FrozenModel):
     version: str
     settings: dict[str, str] = Field(default_factory=dict)
     reached: Stage
-    seconds_to_ready: float | None = None
+    seconds_to_ready: Seconds | None = None
     error: FirstError | None = None
     variant: str | None = None
-    exit_code: int | None = None
+    exit_code: Count | None = None
     stats_summary: bool | None = None
+
+
+class Announced(FrozenModel):
+    """A claim that a test was about to judge; without a verdict of its name it was not reached.
+
+    Attributes:
+        name: The verdict's name.
+        text: The claim as a sentence.
+        limit: What it is held against.
+        unit: The limit's unit.
+    """
+
+    type: Literal["announced"] = "announced"
+    name: str
+    text: str
+    limit: Number | str | None = None
+    unit: str = ""
 
 
 class Verdict(FrozenModel):
@@ -182,16 +199,64 @@ class Verdict(FrozenModel):
     Attributes:
         name: A short name, like ``node-ready``.
         held: Whether it held.
-        measured: What was seen; None when there was nothing to see.
+        measured: What was seen, or how far it got; None when there was nothing to see.
         limit: What it was held against.
         unit: The unit of both, like ``s``.
         text: The claim as a sentence.
+        judged: Whether it could be judged. A claim that trouble or Ctrl-C has ended was not.
+        ended: The error that ended the claim; None where a test has judged it.
     """
 
     type: Literal["verdict"] = "verdict"
     name: str
     held: bool
-    measured: float | str | None = None
-    limit: float | str | None = None
+    measured: Number | str | None = None
+    limit: Number | str | None = None
     unit: str = ""
     text: str
+    judged: bool = True
+    ended: str | None = None
+
+    @property
+    def word(self) -> str:
+        """Return the result in words: ``held``, ``not held`` or ``not judged``."""
+        if not self.judged:
+            return "not judged"
+        return "held" if self.held else "not held"
+
+
+TEST_OUTCOMES = ("announced", "elsewhere", "passed", "skipped", "broken", "failed")
+"""What a run knows of a test, the worst last; see :class:`Tested`."""
+
+
+class Tested(FrozenModel):
+    """What became of one test that uses the run.
+
+    A run of an experiment announces its tests when it begins. A test that stays announced was not reached.
+
+    Attributes:
+        t: Seconds since the run's zero.
+        nodeid: The test's id, as pytest has it.
+        text: The first line of the test's docstring.
+        outcome: ``announced``; ``elsewhere`` for a test that is left to another run; ``passed``; ``skipped``;
+            ``failed`` by an assertion; ``broken`` by any other error.
+        phase: Where that happened: ``setup``, ``call`` or ``teardown``.
+        message: Why, at most :data:`MAX_MESSAGE` characters.
+    """
+
+    type: Literal["test"] = "test"
+    t: Seconds
+    nodeid: str
+    text: str = ""
+    outcome: Literal["announced", "elsewhere", "passed", "skipped", "broken", "failed"]
+    phase: Literal["setup", "call", "teardown"] | None = None
+    message: str | None = None
+
+    @property
+    def word(self) -> str:
+        """Return the outcome in words."""
+        return "not reached" if self.outcome == "announced" else self.outcome
+
+
+MAX_MESSAGE = 2000
+"""Characters of a test's message that are recorded."""

@@ -18,11 +18,14 @@ from pydantic import ValidationError
 from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.report.findings import (
+    MAX_MESSAGE,
     Ablation,
+    Announced,
     FirstError,
     Measurement,
     Spread,
     Stage,
+    Tested,
     Verdict,
     Wall,
 )
@@ -53,9 +56,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
+    "MAX_MESSAGE",
     "RECORDS_FILE",
     "SCHEMA_VERSION",
     "Ablation",
+    "Announced",
     "Cost",
     "End",
     "Environment",
@@ -76,6 +81,7 @@ __all__ = [
     "Sample",
     "Spread",
     "Stage",
+    "Tested",
     "Verdict",
     "Wall",
     "read_run",

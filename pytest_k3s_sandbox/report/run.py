@@ -7,7 +7,15 @@ from functools import cached_property
 from typing import TypeVar
 
 from pytest_k3s_sandbox.report.base import FrozenModel
-from pytest_k3s_sandbox.report.findings import Ablation, Measurement, Verdict, Wall
+from pytest_k3s_sandbox.report.findings import (
+    TEST_OUTCOMES,
+    Ablation,
+    Announced,
+    Measurement,
+    Tested,
+    Verdict,
+    Wall,
+)
 from pytest_k3s_sandbox.report.schema import (
     End,
     Environment,
@@ -96,6 +104,26 @@ class Run:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Return the verdicts as they were recorded."""
         return self.of(Verdict)
+
+    @cached_property
+    def unreached(self) -> tuple[Announced, ...]:
+        """Return the claims that a test has announced and that have no verdict, each once."""
+        judged = {verdict.name for verdict in self.verdicts}
+        found = {one.name: one for one in self.of(Announced) if one.name not in judged}
+        return tuple(found.values())
+
+    @cached_property
+    def tests(self) -> tuple[Tested, ...]:
+        """Return the worst that is known of each test, in the order of announcement; not of those elsewhere.
+
+        A test has several records: it is announced, its call passes, its teardown fails.
+        """
+        worst: dict[str, Tested] = {}
+        for one in self.of(Tested):
+            before = worst.get(one.nodeid)
+            if before is None or TEST_OUTCOMES.index(one.outcome) > TEST_OUTCOMES.index(before.outcome):
+                worst[one.nodeid] = one
+        return tuple(one for one in worst.values() if one.outcome != "elsewhere")
 
     @cached_property
     def walls(self) -> tuple[Wall, ...]:

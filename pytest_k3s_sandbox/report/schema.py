@@ -13,15 +13,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from pytest_k3s_sandbox.report.base import FrozenModel
-from pytest_k3s_sandbox.report.findings import Ablation, Measurement, Verdict, Wall
+from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, Seconds
+from pytest_k3s_sandbox.report.findings import (
+    Ablation,
+    Announced,
+    Measurement,
+    Tested,
+    Verdict,
+    Wall,
+)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version of the schema that this module writes; it reads this one and earlier ones.
 
 Version 2 added the kinds ``layer``, ``wall`` and ``ablation`` and fields with defaults to older kinds, so
-that a file of version 1 is one of version 2 as it stands. A change that is not of this sort needs an
-upgrade in the reader.
+that a file of version 1 is one of version 2 as it stands. Version 3 added ``announced`` and ``test`` and
+fields of ``verdict`` in the same way: a run of an earlier version does not know its tests. A change that
+is not of this sort needs an upgrade in the reader.
 """
 
 RECORDS_FILE = "records.jsonl"
@@ -37,7 +45,7 @@ class Header(FrozenModel):
     """
 
     type: Literal["header"] = "header"
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Count = SCHEMA_VERSION
     project_version: str
 
 
@@ -63,8 +71,8 @@ class Machine(FrozenModel):
         memory_bytes: Physical memory.
     """
 
-    cores: int
-    memory_bytes: int
+    cores: Count
+    memory_bytes: Count
 
 
 class Environment(FrozenModel):
@@ -91,7 +99,7 @@ class Environment(FrozenModel):
     type: Literal["environment"] = "environment"
     experiment: str
     sandbox: str
-    root_magic: int | None
+    root_magic: Count | None
     kernel: str | None
     programs: dict[str, Program] = Field(default_factory=dict)
     pins: dict[str, str] = Field(default_factory=dict)
@@ -117,8 +125,8 @@ class Phase(FrozenModel):
 
     type: Literal["phase"] = "phase"
     name: str
-    start: float
-    end: float | None
+    start: Seconds
+    end: Seconds | None
 
 
 class PodState(FrozenModel):
@@ -132,7 +140,7 @@ class PodState(FrozenModel):
 
     phase: str
     ready: bool
-    restarts: int | None = None
+    restarts: Count | None = None
 
 
 class Cost(FrozenModel):
@@ -143,8 +151,8 @@ class Cost(FrozenModel):
         rss_bytes: Their resident memory at this moment.
     """
 
-    cpu_seconds: float
-    rss_bytes: int
+    cpu_seconds: Number
+    rss_bytes: Count
 
 
 class Sample(FrozenModel):
@@ -163,15 +171,15 @@ class Sample(FrozenModel):
     """
 
     type: Literal["sample"] = "sample"
-    t: float
+    t: Seconds
     node_ready: bool | None
     reason: str | None = None
     conditions: dict[str, str] = Field(default_factory=dict)
     pods: dict[str, PodState] = Field(default_factory=dict)
     api_reachable: bool
-    errors: dict[str, int] = Field(default_factory=dict)
+    errors: dict[str, Count] = Field(default_factory=dict)
     cost: dict[str, Cost] = Field(default_factory=dict)
-    heartbeat_age: float | None = None
+    heartbeat_age: Seconds | None = None
 
 
 class LayerState(FrozenModel):
@@ -185,7 +193,7 @@ class LayerState(FrozenModel):
     """
 
     type: Literal["layer"] = "layer"
-    t: float
+    t: Seconds
     name: str
     ok: bool
     details: dict[str, str] = Field(default_factory=dict)
@@ -214,11 +222,11 @@ class Event(FrozenModel):
     """
 
     type: Literal["event"] = "event"
-    t: float
+    t: Seconds
     kind: str
     what: str
     component: str | None = None
-    seconds: float | None = None
+    seconds: Seconds | None = None
 
 
 class ErrorLine(FrozenModel):
@@ -233,7 +241,7 @@ class ErrorLine(FrozenModel):
     """
 
     type: Literal["error"] = "error"
-    t: float
+    t: Seconds
     component: str
     kind: str
     text: str
@@ -250,7 +258,7 @@ class End(FrozenModel):
     """
 
     type: Literal["end"] = "end"
-    t: float
+    t: Seconds
     outcome: Literal["finished", "interrupted"] = "finished"
     reason: str | None = None
 
@@ -266,7 +274,9 @@ Record = Annotated[
     | Measurement
     | Wall
     | Ablation
+    | Announced
     | Verdict
+    | Tested
     | End,
     Field(discriminator="type"),
 ]

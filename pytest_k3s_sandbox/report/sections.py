@@ -1,4 +1,4 @@
-"""What a page shows of a run's findings: walls, ablation, distributions, benchmarks, costs."""
+"""What a page shows of a run's findings: claims, tests, walls, ablation, distributions, benchmarks, costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.report.distributions import (
 )
 from pytest_k3s_sandbox.report.drawing import markup
 from pytest_k3s_sandbox.report.errors import shorten
-from pytest_k3s_sandbox.report.summary import seconds_text, value_text
+from pytest_k3s_sandbox.report.summary import seconds_text, test_name, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,68 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.findings import Ablation, Measurement
     from pytest_k3s_sandbox.report.run import Run
     from pytest_k3s_sandbox.report.schema import LayerState
+
+
+MAX_CELL = 32
+"""Characters that a narrow column holds; what was measured and is longer stands below its claim."""
+
+MAX_REASON = 400
+"""Characters of what ended a claim or a test that the page shows; all of it is in the records."""
+
+
+def claims(run: Run, cites: Citations) -> list[dict[str, Any]]:
+    """Return a row for each verdict, then one for each claim that was announced and not reached."""
+    rows = []
+    for one in run.verdicts:
+        measured = value_text(one.measured, one.unit)
+        rows.append(
+            {
+                "result": one.word,
+                "text": one.text,
+                "name": one.name,
+                "measured": measured,
+                "long": len(measured) > MAX_CELL,
+                "limit": value_text(one.limit, one.unit),
+                "ended": None if one.ended is None else shorten(one.ended, MAX_REASON),
+                "cite": cites.record(one),
+            }
+        )
+    rows += [
+        {
+            "result": "not reached",
+            "text": one.text,
+            "name": one.name,
+            "measured": "",
+            "long": False,
+            "limit": value_text(one.limit, one.unit),
+            "ended": None,
+            "cite": cites.record(one),
+        }
+        for one in run.unreached
+    ]
+    return rows
+
+
+def tests(run: Run, cites: Citations) -> dict[str, Any] | None:
+    """Return how many tests passed, and a row for each other one; None where no test was recorded."""
+    if not run.tests:
+        return None
+    others = [test for test in run.tests if test.outcome != "passed"]
+    return {
+        "passed": len(run.tests) - len(others),
+        "total": len(run.tests),
+        "rows": [
+            {
+                "result": test.word,
+                "name": test_name(test),
+                "text": test.text,
+                "phase": test.phase or "",
+                "message": None if not test.message else shorten(test.message, MAX_REASON),
+                "cite": cites.record(test),
+            }
+            for test in others
+        ],
+    }
 
 
 def walls(run: Run, cites: Citations) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_k3s_sandbox.report.facts import Facts, PodFacts, facts
 
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.report.findings import Tested, Verdict
     from pytest_k3s_sandbox.report.run import Run
 
 _ROOTS = {
@@ -39,50 +40,106 @@ def seconds_text(seconds: float) -> str:
 
 
 def is_ok(run: Run) -> bool:
-    """Tell whether all held: the run is complete, has verdicts, and every one of them held."""
-    return run.complete and bool(run.verdicts) and all(verdict.held for verdict in run.verdicts)
+    """Tell whether all held: the run is complete, every claim was reached and held, and no test failed."""
+    return (
+        run.complete
+        and bool(run.verdicts)
+        and all(verdict.held for verdict in run.verdicts)
+        and not run.unreached
+        and all(test.outcome in {"passed", "skipped"} for test in run.tests)
+    )
 
 
 def outcome(run: Run) -> str:
     """Return ``held``, ``not held``, or ``incomplete`` for a run that has no say in the matter.
 
-    A claim that did not hold counts even if the run was cut off after it.
+    A claim that did not hold, or a test that failed, counts even if the run was cut off after it. A broken
+    test, a claim that could not be judged and one that was not reached make a run incomplete.
     """
-    if any(not verdict.held for verdict in run.verdicts):
+    if any(verdict.word == "not held" for verdict in run.verdicts) or _failed(run):
         return "not held"
     return "held" if is_ok(run) else "incomplete"
 
 
+def _failed(run: Run) -> list[Tested]:
+    return [test for test in run.tests if test.outcome == "failed"]
+
+
 def incomplete_reason(run: Run) -> str | None:
-    """Return why a run is not complete, as a sentence; None when it is."""
+    """Return why a run does not say all that it should, in sentences; None when it does."""
     last = seconds_text(facts(run).last)
-    if run.complete:
-        return None
-    if run.end is not None:
-        return f"This run was interrupted after {last}: {run.end.reason or 'no reason was recorded'}."
-    half = " and its last line is half-written" if run.truncated else ""
-    return (
-        f"This run was cut off: its records stop at {last} without an end{half}. "
-        "It was killed, or is running still."
-    )
+    said = []
+    if run.end is not None and not run.complete:
+        said.append(f"This run was interrupted after {last}: {run.end.reason or 'no reason was recorded'}.")
+    elif not run.complete:
+        half = " and its last line is half-written" if run.truncated else ""
+        said.append(
+            f"This run was cut off: its records stop at {last} without an end{half}. "
+            "It was killed, or is running still."
+        )
+    broken = [test for test in run.tests if test.outcome == "broken"]
+    if broken:
+        first = broken[0]
+        others = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+        said.append(f"The test {test_name(first)} broke{_first_line(first.message)}{others}.")
+    unjudged = [verdict for verdict in run.verdicts if verdict.word == "not judged"]
+    if unjudged:
+        said.append(f"{_count(len(unjudged), 'claim')} could not be judged.")
+    missed = [test for test in run.tests if test.outcome == "announced"]
+    if run.unreached:
+        said.append(f"{_count(len(run.unreached), 'announced claim')} not reached.")
+    if missed:
+        said.append(f"{_count(len(missed), 'test')} not reached.")
+    return " ".join(said) or None
+
+
+def worst(run: Run, name: str, text: str | None = None) -> Verdict | None:
+    """Return what decides about a claim of that name (and text): a verdict that is not *held*, else the last.
+
+    A claim may be judged several times; it holds if it did each time.
+    """
+    found = [v for v in run.verdicts if v.name == name and text in (None, v.text)]
+    bad = [v for word in ("not held", "not judged") for v in found if v.word == word]
+    return bad[0] if bad else found[-1] if found else None
+
+
+def test_name(test: Tested) -> str:
+    """Return a test's id without its file."""
+    return test.nodeid.partition("::")[2] or test.nodeid
+
+
+test_name.__test__ = False  # type: ignore[attr-defined] # for pytest, where a test module imports it
+
+
+def _first_line(message: str | None) -> str:
+    line = (message or "").strip().partition("\n")[0].rstrip(".")
+    return f": {line}" if line else ""
 
 
 def sentence(run: Run) -> str:
     """Return a run's verdict and its evidence as one sentence."""
     known = facts(run)
-    failed = [verdict for verdict in run.verdicts if not verdict.held]
+    lost = [verdict for verdict in run.verdicts if verdict.word == "not held"]
     total = len(run.verdicts)
+    if lost:
+        others = f", and {len(lost) - 1} more of {total} claims" if len(lost) > 1 else ""
+        return f"{lost[0].text.rstrip('.')}: this did not hold{_against(run)}{others}; {_evidence(known)}."
+    failed = _failed(run)
     if failed:
-        others = f", and {len(failed) - 1} more of {total} claims" if len(failed) > 1 else ""
-        return f"{failed[0].text.rstrip('.')}: this did not hold{_against(run)}{others}; {_evidence(known)}."
+        others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        said = f"The test {test_name(failed[0])} failed{_first_line(failed[0].message)}{others}"
+        return f"{said}; {_evidence(known)}."
     if not total:
         return f"No claim was judged; {_evidence(known)}."
-    held = "The only claim" if total == 1 else f"All {total} claims"
-    return f"{held} {'judged so far ' if not run.complete else ''}held: {_evidence(known)}."
+    held = sum(verdict.held for verdict in run.verdicts)
+    if held < total:
+        return f"{held} of {_count(total, 'claim')} held, the others could not be judged: {_evidence(known)}."
+    all_held = "The only claim" if total == 1 else f"All {total} claims"
+    return f"{all_held} {'' if is_ok(run) else 'judged so far '}held: {_evidence(known)}."
 
 
 def _against(run: Run) -> str:
-    verdict = next(verdict for verdict in run.verdicts if not verdict.held)
+    verdict = next(verdict for verdict in run.verdicts if verdict.word == "not held")
     parts = [
         f"{word} {value_text(value, verdict.unit)}"
         for word, value in (("measured", verdict.measured), ("limit", verdict.limit))
@@ -131,7 +188,7 @@ def summarize(run: Run) -> dict[str, Any]:
 
     ``seconds_to_ready`` counts from ``bring_up_began``, which is 0 unless others used the sandbox before;
     ``seconds_to_pod_running`` is that of the first pod, from its creation. ``ok`` is true only for
-    a complete run with verdicts that all held.
+    a complete run with verdicts that all held, whose tests all passed or were skipped, and all were reached.
     """
     known = facts(run)
     environment = run.environment
@@ -159,6 +216,8 @@ def summarize(run: Run) -> dict[str, Any]:
         "pods": [_pod(pod) for pod in known.pods],
         "measurements": [m.model_dump(exclude={"type"}) for m in run.measurements],
         "verdicts": [v.model_dump(exclude={"type"}) for v in run.verdicts],
+        "not_reached": [a.model_dump(exclude={"type"}) for a in run.unreached],
+        "tests": [test.model_dump(exclude={"type"}) for test in run.tests],
     }
 
 

@@ -7,11 +7,19 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.report.facts import facts
-from pytest_k3s_sandbox.report.findings import Ablation, Measurement, Verdict, Wall
+from pytest_k3s_sandbox.report.findings import (
+    Ablation,
+    Announced,
+    Measurement,
+    Tested,
+    Verdict,
+    Wall,
+)
 from pytest_k3s_sandbox.report.schema import (
     Environment,
     ErrorLine,
@@ -20,7 +28,7 @@ from pytest_k3s_sandbox.report.schema import (
     Phase,
     Sample,
 )
-from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, value_text
+from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, value_text, worst
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +47,9 @@ _KINDS: dict[str, type[FrozenModel]] = {
     "measurements": Measurement,
     "walls": Wall,
     "ablation": Ablation,
+    "announced": Announced,
     "verdicts": Verdict,
+    "tests": Tested,
 }
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _LATEX = {
@@ -132,10 +142,21 @@ def results(runs: Sequence[Run]) -> list[list[str]]:
         ["Times Ready was lost", *(str(one.losses) for one in known)],
         ["Error lines", *(str(sum(one.errors.values())) for one in known)],
     ]
-    claims = dict.fromkeys((v.name, v.text) for run in runs for v in run.verdicts)
+    if any(run.tests for run in runs):
+        rows.append(["Tests", *(_tests(run) for run in runs)])
+    claims = dict.fromkeys(one for run in runs for one in (*_names(run.verdicts), *_names(run.unreached)))
     for name, text in claims:
         rows.append([text, *(_claim(run, name, text) for run in runs)])
     return rows
+
+
+def _names(claims: Sequence[Verdict] | Sequence[Announced]) -> list[tuple[str, str]]:
+    return [(one.name, one.text) for one in claims]
+
+
+def _tests(run: Run) -> str:
+    counts = Counter(test.word for test in run.tests)
+    return ", ".join(f"{number} {word}" for word, number in sorted(counts.items())) or "not recorded"
 
 
 def _or_never(value: float | None) -> str:
@@ -143,11 +164,11 @@ def _or_never(value: float | None) -> str:
 
 
 def _claim(run: Run, name: str, text: str) -> str:
-    for verdict in run.verdicts:
-        if (verdict.name, verdict.text) == (name, text):
-            measured = value_text(verdict.measured, verdict.unit)
-            return ("held" if verdict.held else "not held") + (f" ({measured})" if measured else "")
-    return "not judged"
+    verdict = worst(run, name, text)
+    if verdict is not None:
+        measured = value_text(verdict.measured, verdict.unit)
+        return verdict.word + (f" ({measured})" if measured else "")
+    return "not reached" if (name, text) in _names(run.unreached) else "not judged"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

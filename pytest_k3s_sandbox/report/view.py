@@ -21,7 +21,6 @@ from pytest_k3s_sandbox.report.summary import (
     root_name,
     seconds_text,
     sentence,
-    value_text,
 )
 from pytest_k3s_sandbox.report.tables import bibtex
 from pytest_k3s_sandbox.report.timeline import bring_up_window, flags, legend, timeline
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 200
 """Rows that a table of error lines or events shows; all are in the records."""
 
-MAX_CELL = 32
-"""Characters that a narrow column holds; what was measured and is longer stands below its claim."""
+KNOWS_TESTS = 3
+"""The first version of the records that has the outcomes of tests."""
 
 MAX_PODS = 40
 """Pods that the table shows: the slowest to run; all are in the records."""
@@ -87,16 +86,10 @@ def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
         "to_running": _seconds(None if first is None else first.to_running),
         "held_for": seconds_text(known.hold_seconds) if known.first_ready is not None else "never",
         "errors_total": sum(known.errors.values()),
-        "verdicts": [
-            {
-                "verdict": v,
-                "measured": value_text(v.measured, v.unit),
-                "long": len(value_text(v.measured, v.unit)) > MAX_CELL,
-                "limit": value_text(v.limit, v.unit),
-                "cite": cites.record(v),
-            }
-            for v in run.verdicts
-        ],
+        "claims": sections.claims(run, cites),
+        "claims_held": sum(verdict.held for verdict in run.verdicts),
+        "tests": sections.tests(run, cites),
+        "knows_tests": run.header.schema_version >= KNOWS_TESTS,
         "bring_up": markup(timeline(run, window=window, ident=f"{ident}-up")) if window else None,
         "whole": markup(timeline(run, phases=window is None, ident=f"{ident}-all"))
         if known.samples

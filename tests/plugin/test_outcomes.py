@@ -156,7 +156,12 @@ def test_the_summary_has_a_line_an_experiment(project: Project) -> None:
     )
     result = project.run(TESTS + more, "--k3s-keep=never")
     result.stdout.fnmatch_lines(
-        ["k3s-sandbox exp08: 2 runs, 1 held, 1 not held; 2 of 3 claims, Ready after 1.0 s, *"]
+        [
+            (
+                "k3s-sandbox exp08: 2 runs, 1 held, 1 not held, 1 test without a run failed; 2 of 3 claims, "
+                "Ready after 1.0 s, *, 3 tests failed, 1 test skipped"
+            )
+        ]
     )
 
 
@@ -165,7 +170,12 @@ def test_workers_hand_over_figures_and_results(project: Project) -> None:
     options = ("-n2", "--dist=loadfile", "--junitxml=junit.xml", "--alluredir=allure")
     result = project.run(TESTS, *options, subprocess=True)
     result.stdout.fnmatch_lines(
-        ["k3s-sandbox exp08: 2 runs, 2 not held; 2 of 4 claims, Ready after 1.0 s, *"]
+        [
+            (
+                "k3s-sandbox exp08: 2 runs, 2 not held, 2 tests without a run failed; 2 of 4 claims, "
+                "Ready after 1.0 s, *"
+            )
+        ]
     )
     folder = project.pytester.path
     cases(folder / "junit.xml")

@@ -64,7 +64,7 @@ def test_what_is_no_record_is_not_valid(
 def test_a_file_of_version_1_is_read(validator: jsonschema.Draft202012Validator, tmp_path: Path) -> None:
     file = DATA / "records-v1.jsonl"
     run = read_run(file)
-    assert (run.header.schema_version, SCHEMA_VERSION) == (1, 2)
+    assert (run.header.schema_version, SCHEMA_VERSION) == (1, 3)
     assert run.complete
     assert run.environment is not None
     assert (run.environment.kubernetes, run.environment.pins["kubernetes"]) == (None, "1.34.4")
