@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from pytest_k3s_sandbox.keys import SETTINGS
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import reaper
 
 pytest_plugins = ["pytester"]  # for tests/plugin; pytest takes it from the top folder's conftest only
 
@@ -78,7 +78,7 @@ def _asserts_leftovers(config: pytest.Config) -> bool:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Remember what killed runs have left: the next sandbox reaps it, and this run is not to blame."""
-    session.config.stash[FOUND] = set(machine.leftovers()) if _asserts_leftovers(session.config) else set()
+    session.config.stash[FOUND] = set(reaper.leftovers()) if _asserts_leftovers(session.config) else set()
 
 
 @pytest.hookimpl(trylast=True)
@@ -87,10 +87,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not _asserts_leftovers(session.config):
         return
     found = session.config.stash[FOUND]
-    left = sorted(set(machine.leftovers()) - found)
+    left = sorted(set(reaper.leftovers()) - found)
     if left:  # what is on its way out, or just coming up in another run, is no finding
         time.sleep(3)
-        left = sorted(set(left) & set(machine.leftovers()))
+        left = sorted(set(left) & set(reaper.leftovers()))
     if left:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         lines = "\n".join(left)

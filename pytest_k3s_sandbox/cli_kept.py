@@ -77,11 +77,14 @@ def up(
     folder = run_folder(report.absolute(), "up", sandbox)
     log = folder.with_suffix(".log")
     began = time.monotonic()
-    process = launch(Keep(name, "k3s-sandbox up", asdict(wish), "up", str(folder), kubernetes), log)
+    process = launch(Keep(name, kept.UP_ORIGIN, asdict(wish), "up", str(folder), kubernetes), log)
     display = for_terminal(level)
     try:
         with shown(display, lambda: [folder]):
-            while (state := kept.read_state(name)) is None and process.poll() is None:
+            # Another `up` of that name may have come first: its cluster is not the one of this command.
+            while ((state := kept.read_state(name)) is None or state.pid != process.pid) and (
+                process.poll() is None
+            ):
                 time.sleep(0.1)
     except BaseException:
         process.terminate()
@@ -90,7 +93,7 @@ def up(
         raise
     said = log.read_text(errors="replace").strip()[-3000:]
     log.unlink()
-    if state is None:
+    if state is None or state.pid != process.pid:
         raise SandboxError(
             "the cluster did not come up",
             cause=said or f"its keeper ended with {process.returncode}",
@@ -99,9 +102,8 @@ def up(
     display.line(f"{time.monotonic() - began:6.1f} s  node Ready")
     give(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}", asdict(state), json_file)
     option = "" if name == kept.UP else f" --name {name}"
-    end = "k3s-sandbox down" if name == kept.UP else f"k3s-sandbox stop {name}"
     display.line(f"records: {state.folder}")
-    display.line(f"a shell inside: k3s-sandbox shell{option}    the end: {end}")
+    display.line(f"a shell inside: k3s-sandbox shell{option}    the end: {kept.end_command(state)}")
 
 
 def shell(context: typer.Context, name: NameOption = None) -> None:
@@ -129,11 +131,23 @@ def shell(context: typer.Context, name: NameOption = None) -> None:
 
 def ps(json_file: JsonOption = None) -> None:
     """List the sandboxes that run: whose they are, how old, and how their nodes are."""
-    from pytest_k3s_sandbox.running import running, table  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.running import running, strange, table  # noqa: PLC0415 - only this command
 
     check_json(json_file)
+    _remove_remains()
     rows = running()
-    give(table(rows) if rows else "no sandbox runs", [asdict(row) for row in rows], json_file)
+    text = table(rows) if rows else "no sandbox runs"
+    give("\n".join([text, *strange()]), [asdict(row) for row in rows], json_file)
+
+
+def _remove_remains() -> None:
+    """Remove what runs that were killed left."""
+    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.sandbox import reaper  # noqa: PLC0415 - likewise
+
+    if os.geteuid() == 0:
+        reaper.reap()
+        kept.sweep()
 
 
 def stop(
@@ -150,6 +164,7 @@ def stop(
             cause="it takes either names or --all",
             remedy="see the names with `k3s-sandbox ps`",
         )
+    _remove_remains()
     states = kept.states() if every else [_to_end(name) for name in names or []]
     for state in states:
         kept.end(state)
@@ -171,11 +186,15 @@ def _to_end(name: str) -> State:
     return kept.find(name if row is None else row.name)
 
 
-def down(quiet: QuietOption = False) -> None:
+def down(
+    name: Annotated[str | None, typer.Option("--name", help="The name that `up` was given, if any.")] = None,
+    quiet: QuietOption = False,
+) -> None:
     """End the cluster of ``up``; nothing of it is left but its records."""
     from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
 
-    state = kept.find()
+    _remove_remains()
+    state = kept.made_by_up(name)
     kept.end(state)
     if not quiet:
         say(f"ended; records: {state.folder}")

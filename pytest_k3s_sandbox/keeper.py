@@ -15,14 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox import kept
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.kept import State
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import locks, machine, reaper
+from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.users import Users
 
 if TYPE_CHECKING:
@@ -69,12 +70,14 @@ class Hold:
         workdir: The sandbox's folder.
         stdin: The descriptor that leads to process 1.
         stdout: The descriptor that comes from it.
+        lock: The descriptor of the lock that says that the sandbox has an owner.
     """
 
     state: dict[str, Any]
     workdir: str
     stdin: int
     stdout: int
+    lock: int
 
 
 def launch(order: Keep | Hold, log: Path) -> subprocess.Popen[bytes]:
@@ -84,7 +87,7 @@ def launch(order: Keep | Hold, log: Path) -> subprocess.Popen[bytes]:
         order: The order.
         log: The file for its output.
     """
-    mode, fds = ("keep", ()) if isinstance(order, Keep) else ("hold", (order.stdin, order.stdout))
+    mode, fds = ("keep", ()) if isinstance(order, Keep) else ("hold", (order.stdin, order.stdout, order.lock))
     with log.open("wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "pytest_k3s_sandbox.keeper", mode, json.dumps(asdict(order))],
@@ -135,13 +138,15 @@ def hand_over(up: Up, origin: str) -> State:
     name = sandbox.workdir.name
     fields = described(up, name=name, origin=origin)
     log = up.folder / "keeper.log"
+    lock: int = sandbox.lock_fd  # type: ignore[attr-defined] # a started sandbox has it
 
     def receive(stdin: int, stdout: int) -> None:
-        process = launch(Hold(fields, str(sandbox.workdir), stdin, stdout), log)
+        process = launch(Hold(fields, str(sandbox.workdir), stdin, stdout, lock), log)
         kept.wait_for(lambda: kept.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS)
         if kept.read_state(name) is None:
             process.kill()
             process.wait()
+            kept.sweep()  # it may have written its state in the last moment
             raise StartError("the cluster cannot be kept", cause=log.read_text(errors="replace")[-2000:])
         disown(process)
         log.unlink()
@@ -154,7 +159,7 @@ def hand_over(up: Up, origin: str) -> State:
 
 
 def _state(fields: Mapping[str, Any]) -> State:
-    return State.of({**fields, "pid": os.getpid(), "start": machine.start_time(os.getpid()) or 0})
+    return State.of({**fields, **asdict(Identity.own())})
 
 
 def keep(order: Keep) -> None:
@@ -167,6 +172,8 @@ def keep(order: Keep) -> None:
     users = Users(Path(order.users)) if order.users is not None else None
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # during the bring-up: unwind
     with contextlib.ExitStack() as last:
+        name = kept.take_name(order.name)
+        last.callback(name.release, remove=True)
         with everything(
             wish, Toolchain(kubernetes=order.version), Path(order.folder), experiment=order.experiment
         ) as up:
@@ -203,19 +210,19 @@ def _wait(
 def hold(order: Hold) -> None:
     """Carry out an order to own a sandbox, and end it after a signal or with its process 1."""
     workdir = Path(order.workdir)
+    life = locks.Lock.inherited(workdir / machine.LIFE_FILE, order.lock)
+    for fd in (order.stdin, order.stdout):
+        os.set_inheritable(fd, False)
     found = machine.read_owner(workdir)
     if found is None:
         raise StartError(f"the sandbox {workdir.name}", cause="it has ended")
     state = _state(order.state)
-    owner = replace(found, pid=state.pid, start=state.start)
+    owner = found.owned_by(state.process)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    file = workdir / machine.OWNER_FILE
-    began = file.stat().st_mtime
-    with machine.lock():
-        machine.claim(workdir, owner)
-    os.utime(file, (began, began))  # the sandbox is as old as before
+    name = kept.take_name(state.name)
+    machine.claim(workdir, owner)
+    kept.write_state(state)  # what fails until here leaves the sandbox to the process that gave the order
     try:
-        kept.write_state(state)
         while signal.sigtimedwait(STOP, 0) is None and not _drained(order.stdout, POLL_SECONDS):
             pass
     finally:
@@ -224,10 +231,9 @@ def hold(order: Hold) -> None:
         until = time.monotonic() + machine.LOCK_SECONDS / 6
         while time.monotonic() < until and not _drained(order.stdout, POLL_SECONDS):
             pass
-        with machine.lock():
-            if owner.runsc is not None:
-                machine.end_container(owner.runsc, workdir)
-            machine.dispose(workdir, owner)
+        reaper.dispose(workdir, owner)
+        life.release()
+        name.release(remove=True)
 
 
 def _drained(stdout: int, seconds: float) -> bool:

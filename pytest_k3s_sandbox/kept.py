@@ -16,13 +16,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, suggestion
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import locks, machine, processes
+from pytest_k3s_sandbox.sandbox.processes import Identity
 
 END_SECONDS = 40.0
+UP_ORIGIN = "k3s-sandbox up"
 UP = "up"
 """The name of the cluster of ``k3s-sandbox up`` when it is given no other."""
 
@@ -38,6 +40,8 @@ class State:
         origin: Why it is kept, in a few words.
         pid: The process that keeps it.
         start: That process' start time, which tells it from a later process of the same number.
+        boot: The boot in which that process runs (:func:`.processes.boot_id`).
+        pid_namespace: The pid namespace in which ``pid`` means it.
         folder: The run's folder.
         kubeconfig: The administrator's kubeconfig on the machine.
         shell: The command on the machine that opens a shell inside.
@@ -55,6 +59,8 @@ class State:
     origin: str
     pid: int
     start: int
+    boot: str
+    pid_namespace: str
     folder: str
     kubeconfig: str
     shell: tuple[str, ...]
@@ -72,14 +78,40 @@ class State:
         """Return the state of fields that have been JSON.
 
         Raises:
-            TypeError: They are others than those of a state.
+            TypeError: They are others than those of a state, or of other types.
+            ValueError: The process is none that can keep a cluster, or the name is none.
         """
-        return cls(**tuples(fields))
+        state = cls(**tuples(fields))
+        for field, kind in get_type_hints(cls).items():
+            if not _is(getattr(state, field), kind):
+                raise TypeError(f"{field} is no {kind}")
+        if state.pid <= 1 or state.start <= 1 or not NAME.fullmatch(state.name):
+            raise ValueError(f"process {state.pid} of start {state.start} cannot keep {state.name!r}")
+        return state
+
+    @property
+    def process(self) -> Identity:
+        """The process that keeps it."""
+        return Identity(self.pid, self.start, self.boot, self.pid_namespace)
 
     @property
     def alive(self) -> bool:
-        """Whether the process that keeps it runs."""
-        return machine.start_time(self.pid) == self.start
+        """Whether the process that keeps it runs, here or in another pid namespace that shares the home."""
+        return self.process.alive or (self.process.this_boot and locks.held(lock_file(self.name)))
+
+
+def _is(value: object, kind: object) -> bool:
+    """Return whether a value is of the type that a field of :class:`State` is declared with."""
+    base, inner = get_origin(kind) or kind, get_args(kind)
+    if base is tuple:
+        return isinstance(value, tuple) and all(_is(each, inner[0]) for each in value)
+    if base is dict:
+        return isinstance(value, dict) and all(
+            _is(each, inner[0]) and _is(of, inner[1]) for each, of in value.items()
+        )
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if base is float else base)  # type: ignore[arg-type] # a class
 
 
 def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,13 +143,55 @@ def state_file(name: str = UP) -> Path:
     return folder() / f"{name}.json"
 
 
+def lock_file(name: str) -> Path:
+    """Return the file that the process which keeps a cluster of that name has locked for its life."""
+    return folder() / f"{name}.lock"
+
+
+def take_name(name: str) -> locks.Lock:
+    """Take a name for the life of this process, which keeps a cluster.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    folder().mkdir(parents=True, exist_ok=True)
+    try:
+        return locks.take(lock_file(name))
+    except BlockingIOError:
+        raise _taken(name) from None
+
+
+def _taken(name: str) -> ConfigError:
+    return ConfigError(
+        f"the name {name!r} is taken",
+        cause="another process brings a cluster of that name up, or keeps one",
+        remedy="wait for it, end it (see `k3s-sandbox ps`), or give the new one another --name",
+    )
+
+
 def write_state(state: State) -> None:
     """Write a state file, atomically."""
     file = state_file(state.name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(asdict(state)))
     partial.rename(file)
+
+
+def sweep() -> None:
+    """Remove the state files of keepers that were killed: those that are a state's and whose name is free."""
+    for file in sorted(folder().glob("*.json")):
+        try:
+            state = State.of(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            continue
+        if state.name != file.stem or state.alive:
+            continue
+        with contextlib.suppress(OSError):
+            held = locks.take(lock_file(state.name))
+            if not state.process.alive:  # its lock is held, but by this process
+                file.unlink(missing_ok=True)
+            held.release(remove=True)
 
 
 def read_state(name: str = UP) -> State | None:
@@ -128,9 +202,9 @@ def read_state(name: str = UP) -> State | None:
 def _read(file: Path) -> State | None:
     try:
         state = State.of(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return state if state.alive else None
+    return state if state.name == file.stem and state.alive else None
 
 
 def states() -> list[State]:
@@ -157,11 +231,7 @@ def find(name: str | None = None) -> State:
     if wanted in there:
         return there[wanted]
     if not there:
-        raise ConfigError(
-            "no cluster is up",
-            cause=f"no running process keeps one (by {folder()})",
-            remedy="start one with `k3s-sandbox up`",
-        )
+        raise _none_up()
     raise ConfigError(
         f"no cluster is called {wanted!r}",
         cause=f"there are {', '.join(there)}",
@@ -169,8 +239,51 @@ def find(name: str | None = None) -> State:
     )
 
 
+def made_by_up(name: str | None = None) -> State:
+    """Return a cluster of ``k3s-sandbox up``, which is what ``k3s-sandbox down`` ends.
+
+    Args:
+        name: The name that ``up`` was given; None when it was given none.
+
+    Raises:
+        ConfigError: There is none: neither another one of ``up`` nor one of another origin is meant.
+    """
+    there = {state.name: state for state in states()}
+    found = there.get(name or UP)
+    if found is not None and found.origin == UP_ORIGIN:
+        return found
+    if found is not None:
+        raise ConfigError(
+            f"the cluster {found.name!r} was not made by `k3s-sandbox up`",
+            cause=f"it is {found.origin}",
+            remedy=f"end it with `k3s-sandbox stop {found.name}`",
+        )
+    if not there:
+        raise _none_up()
+    named = [state.name for state in there.values() if state.origin == UP_ORIGIN]
+    raise ConfigError(
+        "no cluster of `k3s-sandbox up` without a name is up"
+        if name is None
+        else f"no cluster is called {name!r}",
+        cause=f"there are {', '.join(there)}",
+        remedy=suggestion(name, there)
+        if name is not None
+        else f"name one: `k3s-sandbox down --name {named[0]}`"
+        if named
+        else "end one that `up` has not made with `k3s-sandbox stop NAME`",
+    )
+
+
+def _none_up() -> ConfigError:
+    return ConfigError(
+        "no cluster is up",
+        cause=f"no running process keeps one (by {folder()})",
+        remedy="start one with `k3s-sandbox up`",
+    )
+
+
 def refuse_another(name: str) -> None:
-    """Make sure that no cluster of that name is up.
+    """Make sure that no cluster of that name is up, or on its way up.
 
     Raises:
         ConfigError: One is.
@@ -180,18 +293,33 @@ def refuse_another(name: str) -> None:
         raise ConfigError(
             "a cluster is up already",
             cause=f"process {state.pid} keeps {name!r}, its records are in {state.folder}",
-            remedy="use it, end it with `k3s-sandbox down`, or give the new one another --name",
+            remedy=f"use it, end it with `{end_command(state)}`, or give the new one another --name",
         )
+    if locks.held(lock_file(name)):
+        raise _taken(name)
+
+
+def end_command(state: State) -> str:
+    """Return the command that ends a kept cluster."""
+    if state.origin != UP_ORIGIN:
+        return f"k3s-sandbox stop {state.name}"
+    return "k3s-sandbox down" if state.name == UP else f"k3s-sandbox down --name {state.name}"
 
 
 def end(state: State) -> None:
     """End a kept cluster and wait until nothing of it is left.
 
     Raises:
+        ConfigError: The process that keeps it cannot be signalled from here.
         ClusterError: It did not end in time.
     """
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(state.pid, signal.SIGTERM)
+    if not state.process.local and state.alive:
+        raise ConfigError(
+            f"the cluster {state.name!r}",
+            cause="the process that keeps it runs in another pid namespace, such as another container's",
+            remedy="end it there",
+        )
+    processes.send(state.pid, signal.SIGTERM, lambda _pid: state.process.alive)
     if not wait_for(lambda: not state.alive, END_SECONDS):
         raise ClusterError(
             f"the process {state.pid}, which keeps {state.name!r}, does not end", log=Path(state.folder)

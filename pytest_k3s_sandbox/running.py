@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pytest_k3s_sandbox.sandbox.layout import below_var
 
 ASK_SECONDS = 3.0
 WORDS = 60
+ELSEWHERE = "a process of another pid namespace"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -64,7 +66,7 @@ def running(*, ask: bool = True) -> list[Running]:
 
 def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
     owner = machine.read_owner(folder)
-    if owner is None or machine.start_time(owner.pid) != owner.start:
+    if owner is None or not owner.alive(folder):
         return None
     try:
         age = time.time() - (folder / machine.OWNER_FILE).stat().st_mtime
@@ -77,7 +79,7 @@ def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
         kind=owner.kind,
         address=owner.network.address,
         pid=owner.pid,
-        owner=command(owner.pid) if state is None else state.origin,
+        owner=state.origin if state is not None else command(owner.pid) if owner.process.local else ELSEWHERE,
         kept=state is not None,
         age=age,
         node="none" if config is None else node_state(config) if ask else "?",
@@ -154,3 +156,11 @@ def table(rows: list[Running]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     )
+
+
+def strange() -> list[str]:
+    """Return a line for each file or folder among the sandboxes' folders that does not bear our mark."""
+    return [
+        f"not ours, and left alone: {path}: {reason} (if nobody needs it: rm -r {shlex.quote(str(path))})"
+        for path, reason in machine.strangers().items()
+    ]

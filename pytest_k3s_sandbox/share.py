@@ -145,7 +145,8 @@ class Share:
 
 def _over(launched: Mapping[str, Any]) -> bool:
     """Tell whether the process that keeps the cluster has ended."""
-    return bool(machine.start_time(launched["pid"]) != launched["start"])
+    start = launched["start"]  # None when it had ended at once
+    return start is None or bool(machine.start_time(launched["pid"]) != start)
 
 
 def wait_ended(launched: Mapping[str, Any]) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import machine, oci
+from pytest_k3s_sandbox.sandbox import oci
 from pytest_k3s_sandbox.sandbox.base import Bind
-from pytest_k3s_sandbox.sandbox.machine import Owner
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
 V9FS_MAGIC = 0x01021997
@@ -84,8 +82,5 @@ class GvisorSandbox(StartedSandbox):
                 remedy="use the pinned runsc (`k3s-sandbox provision`)",
             )
 
-    def _end_launcher(self) -> None:
-        machine.end_container(str(self._runsc), self.workdir)
-
-    def _owner(self) -> Owner:
-        return replace(super()._owner(), runsc=str(self._runsc))
+    def _program(self) -> str | None:
+        return str(self._runsc.absolute())

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import layout, machine
-from pytest_k3s_sandbox.sandbox.machine import Owner
+from pytest_k3s_sandbox.sandbox import layout
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -50,7 +48,7 @@ class HereSandbox(StartedSandbox):
 
     def _launch(self) -> list[str]:
         groups = cgroup_folders(self.name)
-        machine.claim(self.workdir, self._owner())
+        self._claim(cgroups=tuple(groups))
         for group in groups:
             make_cgroup(Path(group))
         recipe = self.workdir / "enter.json"
@@ -85,12 +83,6 @@ class HereSandbox(StartedSandbox):
         for group in cgroup_folders(self.name):
             if (Path(group) / "cgroup.controllers").exists():
                 delegate(Path(group))
-
-    def _end_launcher(self) -> None:
-        """Leave it to the kernel: with process 1, everything in its namespaces has ended."""
-
-    def _owner(self) -> Owner:
-        return replace(super()._owner(), cgroups=tuple(cgroup_folders(self.name)))
 
     def _init_pid(self) -> int:
         """Return process 1 of the sandbox as the machine numbers it."""

@@ -1,31 +1,44 @@
-"""What a start leaves on the machine, who owns it, and how the next start removes it.
+"""What a start leaves on the machine, who owns it, and what bears our mark.
 
-Every sandbox has a folder below :func:`home`, whose ``owner.json`` says which process
-started it and what it made outside the folder. A sandbox whose owner is gone is reaped.
+Every sandbox has a folder below :func:`home`. Its ``owner.json`` is our mark: it says which process
+started the sandbox and what was made outside the folder. The owner holds a lock in the folder for its
+life. A folder without the mark is not ours, whatever it is called, and is never touched; see
+:mod:`.reaper` for what happens to a folder whose owner is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import secrets
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import filelock
 import platformdirs
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import network
+from pytest_k3s_sandbox.sandbox import locks, network
 from pytest_k3s_sandbox.sandbox.network import Network
+from pytest_k3s_sandbox.sandbox.processes import Identity
+from pytest_k3s_sandbox.sandbox.processes import start_time as start_time  # noqa: PLC0414 - used by its old name
 
 OWNER_FILE = "owner.json"
+
+LIFE_FILE = "life.lock"
+"""The file in a sandbox's folder that its owner has locked (:mod:`.locks`)."""
+
+MADE_BY = "pytest-k3s-sandbox"
+FORMAT = 2
+"""The format of the owner file. Version 1 had neither this number nor a boot, a pid namespace and a lock."""
+
+OWNER_BYTES = 65536
+KEY = re.compile(r"[0-9a-f]{8}")
 
 LOCK = Path("/run/k3s-sandbox.lock")
 """One lock for the machine, whatever the home: addresses are taken from one pool."""
@@ -37,21 +50,44 @@ LOCK_SECONDS = 60.0
 class Owner:
     """Who answers for a sandbox and what belongs to it.
 
+    Fields of types other than those below need a line in :func:`_parsed`.
+
     Attributes:
-        pid: The process that started it.
+        pid: The process that started it, or that took it over. It can be 1: pytest in a container.
         start: That process' start time in clock ticks since boot (proc(5), stat field 22).
+        boot: The boot in which it was started (:func:`.processes.boot_id`).
+        pid_namespace: The pid namespace in which ``pid`` means that process.
         kind: The kind of sandbox.
         network: Its namespace and interface.
-        cgroups: Folders in the machine's cgroup trees that were made for it.
+        cgroups: Folders in the machine's cgroup trees that were made for it; each is called as the sandbox.
         runsc: The runsc program, for a gVisor sandbox.
     """
 
     pid: int
     start: int
+    boot: str
+    pid_namespace: str
     kind: str
     network: Network
     cgroups: tuple[str, ...] = ()
     runsc: str | None = None
+
+    @property
+    def process(self) -> Identity:
+        """The process that owns it."""
+        return Identity(self.pid, self.start, self.boot, self.pid_namespace)
+
+    def owned_by(self, process: Identity) -> Owner:
+        """Return the same for another process."""
+        return replace(self, **asdict(process))
+
+    def alive(self, workdir: Path) -> bool:
+        """Return whether the sandbox has an owner: by its lock, which also works between containers."""
+        return self.process.alive or locks.held(workdir / LIFE_FILE)
+
+
+class NotOurs(Exception):
+    """A folder does not bear our mark; the message says why."""
 
 
 def home() -> Path:
@@ -61,21 +97,44 @@ def home() -> Path:
     return (Path(override) if override else platformdirs.user_state_path("pytest-k3s-sandbox")).resolve()
 
 
+def sandboxes() -> Path:
+    """Return the folder of the sandboxes' folders."""
+    return home() / "sandboxes"
+
+
+def partial() -> Path:
+    """Return the folder of those that are half made or half removed: they hold our mark at most."""
+    return home() / "partial"
+
+
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-    """Hold the machine-wide lock under which networks are taken and orphans reaped.
+    """Hold the machine-wide lock under which networks are taken.
 
     Raises:
-        StartError: Another process held it for too long.
+        StartError: Another process held it for too long, or the file is not a lock of ours.
     """
-    held = filelock.FileLock(LOCK)
+    with _locked(LOCK):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
     try:
-        held.acquire(timeout=LOCK_SECONDS)
-    except filelock.Timeout as error:
+        held = locks.take(path, LOCK_SECONDS)
+    except BlockingIOError as error:
         raise StartError(
-            f"the lock {LOCK}",
+            f"the lock {path}",
             cause=f"another process has held it for {LOCK_SECONDS:g} s",
-            remedy=f"see who it is with `fuser {LOCK}`",
+            remedy=f"see who it is with `fuser {path}`",
+        ) from error
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR}:
+            raise
+        raise StartError(
+            f"the lock {path}",
+            cause="it is a link, or it belongs to another user" if error.errno == errno.ELOOP else str(error),
+            remedy=f"see what it is with `ls -l {path}`, and remove it",
         ) from error
     try:
         yield
@@ -83,155 +142,168 @@ def lock() -> Iterator[None]:
         held.release()
 
 
-def new_workdir() -> Path:
-    """Create an empty folder with a name that is unique on this machine.
+def new_workdir(kind: str, runsc: str | None = None) -> tuple[Path, locks.Lock, Owner]:
+    """Create a folder with a name that is unique on this machine, owned by this process.
+
+    It gets its place only when it bears the mark and is locked.
+
+    Args:
+        kind: The kind of sandbox.
+        runsc: The runsc program, for a gVisor sandbox.
+
+    Returns:
+        The folder, the lock to hold for the owner's life, and the record that is in the folder.
 
     Raises:
         OSError: The folder of the sandboxes cannot be written.
     """
-    folder = home() / "sandboxes" / secrets.token_hex(4)
-    folder.mkdir(parents=True)
-    return folder
+    key = secrets.token_hex(4)
+    folder = partial() / key
+    for parent in (sandboxes(), partial()):
+        parent.mkdir(parents=True, exist_ok=True)
+    with _locked(home() / "lock"):
+        folder.mkdir()
+        life = locks.take(folder / LIFE_FILE)
+        try:
+            own = asdict(Identity.own())
+            owner = Owner(**own, kind=kind, network=network.named(key), runsc=runsc)
+            claim(folder, owner)
+            workdir = sandboxes() / key
+            folder.rename(workdir)
+        except BaseException:
+            life.release()
+            forget(folder)
+            raise
+    life.path = workdir / LIFE_FILE
+    return workdir, life, owner
 
 
-def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None when there is none.
+def forget(folder: Path) -> None:
+    """Remove a folder that holds nothing but our mark; any other file in it, and so the folder, stays."""
+    for name in (LIFE_FILE, OWNER_FILE, f"{OWNER_FILE}.partial"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
-    proc(5): the fields after the command's closing parenthesis count from 3.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
+
+def sweep_partial() -> None:
+    """Remove what starts and removals that were killed half-way left in :func:`partial`."""
+    if not partial().is_dir() or not any(partial().iterdir()):
+        return
+    with _locked(home() / "lock"):
+        for folder in partial().iterdir():
+            with contextlib.suppress(OSError):
+                if KEY.fullmatch(folder.name) and stat.S_ISDIR(folder.lstat().st_mode):
+                    forget(folder)
 
 
 def claim(workdir: Path, owner: Owner) -> None:
-    """Write the owner file, atomically."""
-    partial = workdir / f"{OWNER_FILE}.partial"
-    partial.write_text(json.dumps(asdict(owner)))
-    partial.rename(workdir / OWNER_FILE)
+    """Write the owner file, atomically; its time stays that of the first one, the sandbox's start."""
+    unfinished, target = workdir / f"{OWNER_FILE}.partial", workdir / OWNER_FILE
+    unfinished.unlink(missing_ok=True)
+    with unfinished.open("x") as file:
+        os.fchmod(file.fileno(), 0o600)
+        json.dump({"made_by": MADE_BY, "format": FORMAT, **asdict(owner)}, file)
+    with contextlib.suppress(FileNotFoundError):
+        began = target.stat().st_mtime_ns
+        os.utime(unfinished, ns=(began, began))
+    unfinished.rename(target)
 
 
 def read_owner(workdir: Path) -> Owner | None:
-    """Return the owner of a sandbox's folder; None when the file is missing or not ours."""
+    """Return the owner of a sandbox's folder; None when the folder does not bear our mark."""
     try:
-        data = json.loads((workdir / OWNER_FILE).read_text())
-        data["network"] = Network(**data["network"])
-        data["cgroups"] = tuple(data["cgroups"])
-        return Owner(**data)
-    except (OSError, ValueError, KeyError, TypeError):
+        return verified_owner(workdir)
+    except NotOurs:
         return None
 
 
-def orphans() -> list[tuple[Path, Owner | None]]:
-    """Return the sandboxes whose owner is gone; the caller holds :func:`lock`.
+def verified_owner(workdir: Path) -> Owner:
+    """Return the owner of a sandbox's folder.
 
-    A folder is claimed under the lock, so one without an owner belongs to nobody.
+    Raises:
+        NotOurs: The folder does not bear our mark: it is no folder, another user's, its name is none of
+            ours, or its owner file is missing, broken, of another version or about another sandbox.
     """
-    found: list[tuple[Path, Owner | None]] = []
-    for folder in sorted((home() / "sandboxes").glob("*")):
-        owner = read_owner(folder)
-        if owner is None or start_time(owner.pid) != owner.start:
-            found.append((folder, owner))
+    if not KEY.fullmatch(workdir.name):
+        raise NotOurs("its name is not that of a sandbox's folder")
+    try:
+        found = workdir.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotOurs("it is not a folder")
+        if found.st_uid != os.geteuid():
+            raise NotOurs(f"it belongs to the user {found.st_uid}")
+        text = _read_own(workdir / OWNER_FILE)
+    except FileNotFoundError:
+        raise NotOurs(f"it has no {OWNER_FILE}") from None
+    except OSError as error:
+        raise NotOurs(f"its {OWNER_FILE} cannot be read: {error.strerror}") from None
+    try:
+        return _parsed(json.loads(text), workdir.name)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NotOurs(f"its {OWNER_FILE} is broken or forged ({error})") from None
+
+
+def _read_own(path: Path) -> str:
+    """Read a small regular file of this user's that no other user can write.
+
+    Raises:
+        NotOurs: It is another one.
+        OSError: It cannot be opened; ELOOP when it is a link.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(fd, "rb") as file:  # noqa: PTH123 - pathlib cannot refuse a link
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise NotOurs(f"its {path.name} can be written by another user")
+        return file.read(OWNER_BYTES).decode(errors="replace")
+
+
+def _parsed(data: Mapping[str, Any], key: str) -> Owner:
+    """Return the record of an owner file.
+
+    Raises:
+        NotOurs: Another version wrote it.
+        ValueError: It does not belong to this folder.
+        KeyError: A field is missing.
+        TypeError: A field is not known, or a value is of another type.
+    """
+    if not isinstance(data, dict):
+        raise TypeError("it is not an object")
+    fields = dict(data)
+    if fields.pop("made_by", None) != MADE_BY or fields.pop("format", None) != FORMAT:
+        if {"pid", "start", "kind", "network"} <= set(fields):
+            raise NotOurs("another version of this project made it, so that its owner cannot be verified")
+        raise TypeError("it lacks our mark")
+    net = Network(**fields.pop("network"))
+    groups = fields.pop("cgroups")
+    owner = Owner(network=net, cgroups=tuple(groups), **fields)
+    words = (owner.boot, owner.pid_namespace, owner.kind, *groups, net.netns, net.veth, owner.runsc or "")
+    numbers = (owner.pid, owner.start, net.inode, net.index)
+    if not all(isinstance(word, str) for word in words) or not isinstance(groups, list):
+        raise TypeError("a text is not a text")
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise TypeError("a number is not an integer")
+    if owner.pid < 1 or min(numbers) < 0 or not owner.boot or not owner.pid_namespace:
+        raise ValueError("a number or the boot is none")
+    ours = network.named(key)
+    if (net.netns, net.veth) != (ours.netns, ours.veth) or any(
+        Path(group).name != ours.netns for group in groups
+    ):
+        raise ValueError("it names what belongs to another sandbox")
+    return owner
+
+
+def strangers() -> dict[Path, str]:
+    """Return what lies among the sandboxes' folders without our mark, and why it is not ours.
+
+    Nothing here ever touches it.
+    """
+    found: dict[Path, str] = {}
+    for folder in sorted(sandboxes().glob("*")) if sandboxes().is_dir() else ():
+        try:
+            verified_owner(folder)
+        except NotOurs as reason:
+            if os.path.lexists(folder):  # it has not ended meanwhile
+                found[folder] = str(reason)
     return found
-
-
-def reap() -> list[str]:
-    """Remove what runs that were killed left behind; the caller holds :func:`lock`.
-
-    Returns:
-        The names of the sandboxes that were removed.
-    """
-    reaped = []
-    for folder, owner in orphans():
-        if owner is not None and owner.runsc is not None:
-            end_container(owner.runsc, folder)
-        dispose(folder, owner)
-        reaped.append(folder.name)
-    return reaped
-
-
-def end_container(runsc: str, workdir: Path) -> None:
-    """Make runsc forget the container of a sandbox, ending it when it still runs."""
-    if not (workdir / "runsc").is_dir():
-        return
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run(
-            [runsc, "--root", str(workdir / "runsc"), "delete", "--force", workdir.name],
-            capture_output=True,
-            check=False,
-            timeout=20,
-        )
-
-
-def dispose(workdir: Path, owner: Owner | None) -> None:
-    """End what still runs in a sandbox, and remove its network, cgroups and folder.
-
-    Args:
-        workdir: The sandbox's folder.
-        owner: What :func:`read_owner` gives; without it, what follows from the folder's name is removed.
-    """
-    net = network.named(workdir.name) if owner is None else owner.network
-    network.end_processes(net)
-    network.remove(net)
-    for group in () if owner is None else owner.cgroups:
-        remove_cgroup(Path(group))
-    unmount_below(workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
-
-
-def unmount_below(folder: Path) -> None:
-    """Unmount everything that is mounted below a folder of ours, the last mounted first.
-
-    runsc leaves one such mount: a network namespace named ``null-netns`` in its root.
-    """
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = [unescape(line.split()[4]) for line in mounts]
-    for point in reversed([point for point in points if Path(point).is_relative_to(folder)]):
-        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False, timeout=20)
-
-
-def unescape(field: str) -> str:
-    """Return a field of mountinfo with its octal escapes undone (proc(5))."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
-
-
-def remove_cgroup(group: Path, seconds: float = 2.0) -> None:
-    """Remove a cgroup and its descendants, whose tasks have been killed.
-
-    Args:
-        group: Its folder.
-        seconds: How long to wait for tasks that are still on their way out (EBUSY).
-    """
-    until = time.monotonic() + seconds
-    while group.exists():
-        for folder, _, _ in os.walk(group, topdown=False):
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
-        if time.monotonic() > until:
-            return
-        time.sleep(0.01)
-
-
-def leftovers() -> list[str]:
-    """Return what is on the machine of sandboxes whose owner is gone or that have no folder any more.
-
-    Returns:
-        A line each for processes, mounts, network namespaces, interfaces, cgroups and folders.
-    """
-    found = [f"folder {folder}" for folder, _ in orphans()]
-    found += [f"network namespace {path.name}" for path in Path("/run/netns").glob("k3ssb-*")]
-    found += [f"interface {path.name}" for path in Path("/sys/class/net").glob("k3s????????")]
-    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob("**/k3ssb-*")]
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    found += [f"mount {point}" for point in points if Path(point).is_relative_to(home())]
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            argv = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if str(home() / "sandboxes") in argv:
-                found.append(f"process {folder.name}: {argv}")
-    # Asked last: a sandbox that started while this looked around is alive, too.
-    alive = {folder.name for folder in (home() / "sandboxes").glob("*")} - {f.name for f, _ in orphans()}
-    return [line[:200] for line in found if not any(name in line for name in alive)]

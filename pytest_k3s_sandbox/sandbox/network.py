@@ -10,17 +10,21 @@ import contextlib
 import ipaddress
 import json
 import os
-import signal
+import socket
 import subprocess
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
+from pytest_k3s_sandbox.sandbox.processes import every, in_network_namespace
 
 POOL = IPv4Network("10.213.0.0/16")
 """Where the pairs' /30 networks are taken from."""
+
+NETNS = Path("/run/netns")
+"""Where ip(8) keeps the names of network namespaces."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,16 @@ class Network:
         veth: The interface on the machine.
         gateway: The machine's address on the pair.
         address: The sandbox's address on the pair.
+        inode: The inode of the namespace, which tells it from another one of that name; 0 before it exists.
+        index: The number of the interface on the machine; 0 before it exists.
     """
 
     netns: str
     veth: str
     gateway: str
     address: str
+    inode: int = 0
+    index: int = 0
 
 
 def _ip(*words: str) -> str:
@@ -96,7 +104,10 @@ def choose(key: str) -> Network:
         MissingCapability: There is no ``ip`` program.
     """
     gateway, address = (str(host) for host in free_subnet(used_networks()).hosts())
-    return named(key, gateway, address)
+    network = named(key, gateway, address)
+    if os.path.lexists(NETNS / network.netns) or _index(network.veth):
+        raise StartError(f"the network {network.netns}", cause="the machine has one of that name already")
+    return network
 
 
 def named(key: str, gateway: str = "", address: str = "") -> Network:
@@ -126,29 +137,45 @@ def create(network: Network) -> None:
         raise
 
 
-def end_processes(network: Network, seconds: float = 5.0) -> None:
-    """Kill what still runs in the namespace, which is a sandbox's alone, and wait for its end.
+def identified(network: Network) -> Network:
+    """Return a network that exists with the numbers that tell it from another one of its names."""
+    inode = (NETNS / network.netns).lstat().st_ino
+    return replace(network, inode=inode, index=_index(network.veth))
 
-    Args:
-        network: The network; a namespace that is gone is no error.
-        seconds: How long to wait at most.
+
+def _index(link: str) -> int:
+    """Return the number of an interface; 0 when there is none, or none can be told."""
+    try:
+        return socket.if_nametoindex(link)  # not from /sys, which may be that of another network namespace
+    except OSError:
+        return 0
+
+
+def verified(network: Network) -> os.stat_result | None:
+    """Return what stat(2) gives for a network's namespace if that is the sandbox's, else None.
+
+    A namespace whose inode was not recorded, because the start was killed just then, is the
+    sandbox's only while there is no process in it: then its removal harms none.
     """
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            pids = [int(word) for word in _ip("netns", "pids", network.netns).split()]
-        except StartError:
-            return
-        if not pids or os.getpid() in pids:  # the latter where the kernel's answer cannot be right
-            return
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
+    try:
+        found = (NETNS / network.netns).lstat()
+        own = Path("/proc/self/ns/net").stat()
+    except OSError:
+        return None
+    if os.path.samestat(found, own) or network.inode not in {0, found.st_ino}:
+        return None
+    if network.inode == 0 and any(in_network_namespace(pid, found) for pid in every()):
+        return None
+    return found
 
 
 def remove(network: Network) -> None:
-    """Remove the namespace and the pair; those that are gone already are no error."""
-    for words in (("link", "delete", network.veth), ("netns", "delete", network.netns)):
+    """Remove the namespace and the pair if they are the sandbox's; those that are gone are no error."""
+    ours = verified(network) is not None
+    index = _index(network.veth)
+    if index and (network.index == index or (network.index == 0 and ours)):
         with contextlib.suppress(StartError):
-            _ip(*words)
+            _ip("link", "delete", network.veth)
+    if ours:
+        with contextlib.suppress(StartError):
+            _ip("netns", "delete", network.netns)

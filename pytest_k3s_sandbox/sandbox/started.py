@@ -11,16 +11,17 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
-from pytest_k3s_sandbox.sandbox import layout, machine, network
+from pytest_k3s_sandbox.sandbox import layout, machine, network, reaper
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.client import AgentClient
-from pytest_k3s_sandbox.sandbox.machine import Owner
+from pytest_k3s_sandbox.sandbox.network import Network
 
 START_SECONDS = 20.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -68,11 +69,10 @@ class StartedSandbox(ABC):
         self._root_magic: int | None = None
         self._client: AgentClient | None = None
         try:
-            with machine.lock():
-                machine.reap()
-                self.workdir = machine.new_workdir()
-                self._take_network()
+            reaper.reap()
+            self.workdir, self._life, self._record = machine.new_workdir(self.kind, self._program())
             try:
+                self._take_network()
                 self._start(layout.plan(self.workdir, programs, binds, one_root=one_root))
             except BaseException:
                 self.close()
@@ -184,10 +184,9 @@ class StartedSandbox(ABC):
         try:
             if self._client is not None:
                 self._client.end(Deadline.after(10))
-            self._end_launcher()
         finally:  # also when a second Ctrl-C comes meanwhile
-            with machine.lock():
-                machine.dispose(self.workdir, self._owner())
+            reaper.dispose(self.workdir, self._record)
+            self._life.release()
 
     def hand_over(self, receive: Callable[[int, int], None]) -> None:
         """Let another process own the sandbox; it goes on when this one ends.
@@ -202,8 +201,15 @@ class StartedSandbox(ABC):
         Raises:
             StartError: The sandbox has ended.
         """
-        self._agent().hand_over(receive)
+        try:
+            self._agent().hand_over(receive)
+        except BaseException:
+            machine.claim(
+                self.workdir, self._record
+            )  # the other process may have claimed it before it failed
+            raise
         self._closed = self.handed_over = True
+        self._life.release()
 
     def statfs_magic(self, path: str) -> int:
         """Return ``f_type`` of the file system that holds a path, as a program inside sees it."""
@@ -228,14 +234,30 @@ class StartedSandbox(ABC):
         """Raise StartError unless the sandbox is what its kind promises."""
 
     def _take_network(self) -> None:
-        """Create the network; what it is must be on disk before, and nothing may be left when it fails."""
-        try:
-            self.network = network.choose(self.workdir.name)
-            machine.claim(self.workdir, self._owner())
+        """Create the network; what it is called must be on disk before, and which one it is afterwards."""
+        with machine.lock():
+            self._claim(network=network.choose(self.workdir.name))
             network.create(self.network)
-        except BaseException:
-            machine.dispose(self.workdir, None)
-            raise
+        self._claim(network=network.identified(self.network))
+
+    def _claim(self, **changes: Any) -> None:  # noqa: ANN401 - fields of a record
+        """Write down what belongs to the sandbox, before it is made."""
+        self._record = replace(self._record, **changes)
+        machine.claim(self.workdir, self._record)
+
+    @property
+    def network(self) -> Network:
+        """The sandbox's network."""
+        return self._record.network
+
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor of the lock of the sandbox's owner; a process that inherits it has the lock."""
+        return self._life.fd
+
+    def _program(self) -> str | None:
+        """Return the runsc program, for a sandbox that has one."""
+        return None
 
     def _start(self, plan: layout.Layout) -> None:
         self.layout = plan
@@ -254,18 +276,6 @@ class StartedSandbox(ABC):
         self._client = AgentClient(launcher, what=self.name, log=launch_log)
         self._client.wait_ready(Deadline.after(START_SECONDS))
         self._assert_genuine()
-
-    @abstractmethod
-    def _end_launcher(self) -> None:
-        """Remove what the launcher itself may have left."""
-
-    def _owner(self) -> Owner:
-        return Owner(
-            pid=os.getpid(),
-            start=machine.start_time(os.getpid()) or 0,
-            kind=self.kind,
-            network=self.network,
-        )
 
     def _agent(self) -> AgentClient:
         if self._client is None or self._closed:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.options import OPTIONS
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, reaper
 
 Done = subprocess.CompletedProcess[str]
 
@@ -27,10 +27,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [*(option.variable for option in OPTIONS), "PYTEST_ADDOPTS"]:
         monkeypatch.delenv(name, raising=False)
     yield folder
-    left = [line for line in machine.leftovers() if str(folder) in line]
+    left = [line for line in reaper.leftovers() if str(folder) in line]
     if left and os.geteuid() == 0:
         with machine.lock():
-            machine.reap()
+            reaper.reap()
     assert left == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from blocks import ROOT, blocks
 
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
 pytestmark = [
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "project").mkdir()
     yield tmp_path / "project"
     with machine.lock():
-        machine.reap()
+        reaper.reap()
 
 
 def virtual_environment(folder: Path, wheel: Path, *, dependencies: bool) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from pytest_k3s_sandbox import kept
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(900)]
@@ -39,7 +39,7 @@ def nothing_kept(home: Path) -> Iterator[None]:
             os.kill(owner.pid, signal.SIGKILL)
     wait_until(lambda: kept.states() == [])
     with machine.lock():
-        machine.reap()
+        reaper.reap()
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
 def ours(home: Path) -> list[str]:
     """Return what is on the machine of sandboxes in this home, whoever else runs some."""
     keys = [folder.name for folder in (home / "sandboxes").glob("*")]
-    left = machine.leftovers()
+    left = reaper.leftovers()
     return [line for line in left if str(home) in line or any(key in line for key in keys)]
 
 
@@ -156,7 +156,7 @@ def test_up_use_and_down(cli: Cli, up: Done, home: Path, tmp_path: Path) -> None
     assert down.returncode == 0, down.stderr
     assert down.stderr.startswith("ended; records: ")
     assert processes(keys) == set()
-    assert [line for line in machine.leftovers() if keys[0] in line or str(home) in line] == []
+    assert [line for line in reaper.leftovers() if keys[0] in line or str(home) in line] == []
     assert list((home / "sandboxes").iterdir()) == []
     assert not kept.state_file().exists()
     assert (Path(down.stderr.split(": ")[1].strip()) / "records.jsonl").is_file()
@@ -177,8 +177,8 @@ def test_keeper_that_is_killed(cli: Cli, up: Done, home: Path) -> None:
     assert "no cluster is up" in down.stderr
     assert ours(home) != []  # its folder at least, for the next start to remove
     with machine.lock():
-        assert machine.reap() == keys
-    assert [line for line in machine.leftovers() if keys[0] in line or str(home) in line] == []
+        assert reaper.reap() == keys
+    assert [line for line in reaper.leftovers() if keys[0] in line or str(home) in line] == []
 
 
 @pytest.mark.usefixtures("nothing_kept")
@@ -196,7 +196,7 @@ def test_up_that_is_interrupted(home: Path, tmp_path: Path) -> None:
     assert process.returncode not in {0, 2}
     assert "Traceback" not in rest
     assert processes(keys) == set()
-    assert [line for line in machine.leftovers() if keys[0] in line or str(home) in line] == []
+    assert [line for line in reaper.leftovers() if keys[0] in line or str(home) in line] == []
     assert list((home / "sandboxes").iterdir()) == []
     (run,) = (tmp_path / "reports").iterdir()
     assert '"outcome":"interrupted"' in (run / "records.jsonl").read_text()

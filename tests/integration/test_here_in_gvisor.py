@@ -21,7 +21,7 @@ INNER = """
 import json
 from pathlib import Path
 from pytest_k3s_sandbox.bringup import Wish, everything
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import reaper
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 with everything(Wish("here"), Toolchain(), Path("/var/lib/run"), experiment="test") as up:
@@ -33,7 +33,7 @@ with everything(Wish("here"), Toolchain(), Path("/var/lib/run"), experiment="tes
         "node": up.cluster.node.conditions()["Ready"].status,
         "cadvisor": [line.text for line in up.readiness.errors("cadvisor")],
     }
-print(json.dumps(seen | {"left": machine.leftovers()}))
+print(json.dumps(seen | {"left": reaper.leftovers()}))
 """
 
 

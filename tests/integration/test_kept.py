@@ -14,7 +14,7 @@ from pytest_k3s_sandbox.attached import AttachedSandbox
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.kept import State
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for state in kept.states():
         kept.end(state)
     with machine.lock():
-        machine.reap()
+        reaper.reap()
 
 
 @pytest.fixture(params=["here", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
@@ -50,7 +50,9 @@ def hold(sandbox: StartedSandbox, log: Path) -> State:
     more = {"shell": sandbox.shell_argv([]), "api_port": 1, "layers": [], "processes": {}, "zero": 0.0}
 
     def receive(stdin: int, stdout: int) -> None:
-        process = keeper.launch(keeper.Hold({**fields, **more}, str(sandbox.workdir), stdin, stdout), log)
+        process = keeper.launch(
+            keeper.Hold({**fields, **more}, str(sandbox.workdir), stdin, stdout, sandbox.lock_fd), log
+        )
         keeper.disown(process)
         assert kept.wait_for(lambda: kept.read_state(name) is not None, 30), log.read_text()
 
@@ -59,7 +61,7 @@ def hold(sandbox: StartedSandbox, log: Path) -> State:
 
 
 def left(key: str) -> list[str]:
-    return [line for line in machine.leftovers() if key in line]
+    return [line for line in reaper.leftovers() if key in line]
 
 
 def test_it_goes_on_without_the_process_that_started_it(started: StartedSandbox, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_it_goes_on_without_the_process_that_started_it(started: StartedSandbox,
     assert claimed is not None
     assert (claimed.pid, claimed.network) == (state.pid, owner.network)
     with machine.lock():
-        assert machine.reap() == []
+        assert reaper.reap() == []
     other = AttachedSandbox(state)
     assert other.run(["sh", "-c", f"kill -0 {sleeper.pid}; echo $?"]).stdout == "0\n"
     assert (other.root_magic() == V9FS_MAGIC) == (started.kind == "gvisor")
@@ -107,7 +109,7 @@ def test_it_ends_when_the_process_that_took_over_is_killed(started: StartedSandb
 
     def reaped() -> bool:
         with machine.lock():
-            machine.reap()
+            reaper.reap()
         return left(key) == []
 
     assert kept.wait_for(reaped, 10, poll=0.2)

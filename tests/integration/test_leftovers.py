@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ import pytest
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
-from pytest_k3s_sandbox.sandbox import machine, network
+from pytest_k3s_sandbox.sandbox import locks, machine, network, reaper
 from pytest_k3s_sandbox.sandbox.base import Bind
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox, cgroup_mounts
@@ -88,9 +89,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with machine.lock():  # what a failed test left, whoever owns it
         for left in (folder / "sandboxes").glob("*"):
             owner = machine.read_owner(left)
-            if owner is not None and owner.runsc is not None:
-                machine.end_container(owner.runsc, left)
-            machine.dispose(left, owner)
+            if owner is not None:
+                reaper.dispose(left, owner)
 
 
 @pytest.fixture(params=["gvisor", "here"])
@@ -133,7 +133,7 @@ def on_disk_and_in_kernel(key: str, home: Path) -> list[str]:
     mountinfo = Path("/proc/self/mountinfo").read_text()
     mounts = [line for line in mountinfo.splitlines() if key in line]
     netns = [str(path) for path in Path("/run/netns").glob(f"*{key}*")]
-    links = [name for name in os.listdir("/sys/class/net") if key in name]  # noqa: PTH208 - names are enough
+    links = [name for _, name in socket.if_nameindex() if key in name]
     groups = [str(path) for point in cgroup_mounts(mountinfo) for path in Path(point).glob(f"*{key}*")]
     return [*folders, *mounts, *netns, *links, *groups]
 
@@ -263,10 +263,10 @@ class Names:
         self.keys: list[str] = []
         new_workdir = machine.new_workdir
 
-        def listen() -> Path:
-            folder = new_workdir()
-            self.keys.append(folder.name)
-            return folder
+        def listen(kind: str, runsc: str | None = None) -> tuple[Path, locks.Lock, machine.Owner]:
+            made = new_workdir(kind, runsc)
+            self.keys.append(made[0].name)
+            return made
 
         monkeypatch.setattr(machine, "new_workdir", listen)
 
@@ -365,31 +365,32 @@ def test_sigkill_of_the_process_that_holds_it(make: Maker, home: Path) -> None:
 def test_reaping_ends_what_still_runs(make: Maker, home: Path) -> None:
     """The next start may come before a sandbox has noticed the end of its owner."""
     with make.held_elsewhere() as (holder, key):
+        assert reaper.reap() == []  # the owner is alive
         processes = members(key)
-        os.kill(holder.pid, signal.SIGSTOP)  # its pipe stays open: the agent sees no end
-        owner = machine.read_owner(home / "sandboxes" / key)
-        assert owner is not None
-        with machine.lock():
-            assert machine.reap() == []  # the owner is alive
-        machine.claim(home / "sandboxes" / key, type(owner)(**{**owner.__dict__, "start": owner.start + 1}))
-        with machine.lock():
-            assert machine.reap() == [key]
-        assert_gone(key, processes - {(holder.pid, machine.start_time(holder.pid))}, home)
+        for pid, _ in processes:  # they notice nothing any more
+            os.kill(pid, signal.SIGSTOP)
+        holder.kill()
+        holder.wait()
+        assert alive(processes) == processes
+        assert reaper.reap() == [key]
+        assert_gone(key, processes, home)
 
 
-def test_a_folder_with_a_broken_owner_file_is_reaped_whole(make: Maker, home: Path) -> None:
+def test_a_folder_with_a_broken_owner_file_is_left_alone_and_named(make: Maker, home: Path) -> None:
     with make.held_elsewhere() as (holder, key):
         processes = members(key)
+        folder = home / "sandboxes" / key
+        record = (folder / machine.OWNER_FILE).read_text()
+        (folder / machine.OWNER_FILE).write_text("{")
         holder.kill()
         holder.wait()
     assert wait_until(lambda: not alive(processes), ENDS_BY_ITSELF)
-    (home / "sandboxes" / key / machine.OWNER_FILE).write_text("{")
-    with machine.lock():
-        assert machine.reap() == [key]
-    left = on_disk_and_in_kernel(key, home)
-    assert [path for path in left if "/sys/fs/cgroup" not in path] == []
-    for path in left:  # cgroups are named by the owner file only
-        machine.remove_cgroup(Path(path))
+    assert reaper.reap() == []
+    assert list(machine.strangers()) == [folder]
+    assert "is broken or forged" in machine.strangers()[folder]
+    (folder / machine.OWNER_FILE).write_text(record)
+    assert reaper.reap() == [key]
+    assert_gone(key, processes, home)
 
 
 def test_a_home_behind_a_link(

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox import keeper, kept
 from pytest_k3s_sandbox.report.finish import finish
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.users import Users
 
 
@@ -41,7 +42,7 @@ def main(order: dict[str, Any]) -> None:
     users, folder = Users(Path(order["users"])), Path(order["folder"])
     if order["wish"]["api_port"] == 6666:
         sys.exit("it broke")
-    own = {"pid": os.getpid(), "start": machine.start_time(os.getpid())}
+    own = asdict(Identity.own())
     with contextlib.ExitStack() as last:
         with RunWriter(folder) as writer:
             writer.append(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.report.records import read_run
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(280)]
@@ -52,7 +52,7 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield pytester.path
     # Whatever failed above, no sandbox of this test stays.
     with machine.lock():
-        machine.reap()
+        reaper.reap()
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def sandbox_names(folder: Path) -> list[str]:
 def assert_nothing_is_left(folder: Path, name: str) -> None:
     """Look for a sandbox by its name, which is in all that belongs to it."""
     assert sandbox_names(folder) == []
-    assert [line for line in machine.leftovers() if name in line] == []
+    assert [line for line in reaper.leftovers() if name in line] == []
     assert name not in Path("/proc/self/mountinfo").read_text()
     assert not list(Path("/run/netns").glob(f"*{name}*"))
     assert not list(Path("/sys/class/net").glob(f"*{name}*"))

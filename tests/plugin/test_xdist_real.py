@@ -13,7 +13,7 @@ import yaml
 
 from pytest_k3s_sandbox.kept import wait_for
 from pytest_k3s_sandbox.report.records import read_run
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
 pytest.importorskip("xdist")
@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "state"))
     yield tmp_path
     with machine.lock():
-        machine.reap()
+        reaper.reap()
 
 
 def run(folder: Path, *options: str, kill: bool) -> str:
@@ -70,7 +70,7 @@ def run(folder: Path, *options: str, kill: bool) -> str:
 
 def assert_nothing_is_left(folder: Path) -> None:
     assert wait_for(lambda: not list((folder / "state" / "sandboxes").iterdir()), 10)
-    assert [line for line in machine.leftovers() if str(folder) in line] == []
+    assert [line for line in reaper.leftovers() if str(folder) in line] == []
     for place in ("kept", "shared"):
         assert not list((folder / "state").glob(f"{place}/*"))
 

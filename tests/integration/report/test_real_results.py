@@ -14,7 +14,7 @@ from result_formats import cases, documents, ends, properties, steps_of
 
 from pytest_k3s_sandbox.experiment import experiments_folder
 from pytest_k3s_sandbox.report.records import read_run
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
 pytestmark = [
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     yield tmp_path
     with machine.lock():
-        machine.reap()
+        reaper.reap()
 
 
 def argv(*options: str, experiment: str = "exp08") -> list[str]:

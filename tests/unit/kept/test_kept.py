@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pytest_k3s_sandbox import kept
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
 from pytest_k3s_sandbox.kept import State
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import locks, machine, processes
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,8 @@ def state(name: str, pid: int | None = None) -> State:
         origin="a test",
         pid=pid,
         start=machine.start_time(pid) or 0,
+        boot=processes.boot_id(),
+        pid_namespace=processes.pid_namespace(),
         folder="/runs/1",
         kubeconfig="/k",
         shell=("nsenter", "--all"),
@@ -59,6 +62,106 @@ def test_a_state_whose_process_is_gone_or_another_one_is_none(home: Path) -> Non
     (home / "kept" / "list.json").write_text("[]")
     (home / "kept" / "other.json").write_text('{"name": "other"}')
     assert kept.states() == []
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"pid": -1, "start": None},
+        {"pid": -1},
+        {"pid": 0},
+        {"pid": 1},
+        {"pid": True},
+        {"pid": "17"},
+        {"pid": 17.0},
+        {"start": None},
+        {"start": 0},
+        {"boot": None},
+        {"pid_namespace": 4},
+        {"name": "../up"},
+        {"shell": "rm -rf"},
+        {"shell": [1]},
+        {"processes": {"kubelet": "7"}},
+        {"processes": []},
+        {"zero": "1"},
+    ],
+)
+def test_a_forged_state_is_refused(forged: dict[str, object], home: Path) -> None:
+    kept.write_state(state("up"))
+    fields = json.loads(kept.state_file().read_text())
+    assert State.of(fields) == state("up")
+    with pytest.raises((TypeError, ValueError)):
+        State.of({**fields, **forged})
+    (home / "kept" / "up.json").write_text(json.dumps({**fields, **forged}))
+    assert kept.states() == []
+    kept.sweep()
+    assert kept.state_file().exists()  # it is not known to be ours
+
+
+def test_a_state_under_another_name_is_none(home: Path) -> None:
+    kept.write_state(state("up"))
+    (home / "kept" / "up.json").rename(home / "kept" / "down.json")
+    assert kept.states() == []
+
+
+def test_a_keeper_of_another_pid_namespace_lives_while_it_has_its_name(home: Path) -> None:
+    away = replace(state("away"), pid_namespace="pid:[1]", pid=2**22 + 1)
+    kept.write_state(away)
+    assert kept.states() == []
+    held = kept.take_name("away")
+    assert kept.states() == [away]
+    kept.sweep()
+    with pytest.raises(ConfigError, match="another pid namespace"):
+        kept.end(away)
+    held.release()
+    kept.sweep()
+    assert list((home / "kept").iterdir()) == []
+
+
+def test_after_a_reboot_no_keeper_lives(home: Path) -> None:
+    held = kept.take_name("up")
+    kept.write_state(replace(state("up"), boot="another"))
+    assert kept.states() == []
+    held.release(remove=True)
+    kept.sweep()
+    assert list((home / "kept").iterdir()) == []
+
+
+def test_a_name_is_one_keepers(home: Path) -> None:
+    held = kept.take_name("mine")
+    for refused in (kept.take_name, kept.refuse_another):
+        with pytest.raises(ConfigError, match="the name 'mine' is taken"):
+            refused("mine")
+    kept.take_name("other").release(remove=True)
+    held.release(remove=True)
+    held.release(remove=True)
+    kept.refuse_another("mine")
+    assert list((home / "kept").iterdir()) == []
+    assert not locks.held(kept.lock_file("mine"))
+
+
+def test_down_ends_only_what_up_made() -> None:
+    with pytest.raises(ConfigError, match="no cluster is up"):
+        kept.made_by_up()
+    shared = replace(state("share-1"), origin="shared by workers")
+    kept.write_state(shared)
+    with pytest.raises(ConfigError, match="without a name is up: there are share-1\nRemedy: end one that"):
+        kept.made_by_up()
+    with pytest.raises(ConfigError, match=r"was not made by `k3s-sandbox up`.*\n.*k3s-sandbox stop share-1"):
+        kept.made_by_up("share-1")
+    named = replace(state("mine"), origin=kept.UP_ORIGIN)
+    kept.write_state(named)
+    with pytest.raises(ConfigError, match="down --name mine"):
+        kept.made_by_up()
+    assert kept.made_by_up("mine") == named
+    with pytest.raises(ConfigError, match="did you mean 'mine'"):
+        kept.made_by_up("mind")
+    plain = replace(state("up"), origin=kept.UP_ORIGIN)
+    kept.write_state(plain)
+    assert kept.made_by_up() == plain
+    assert kept.end_command(plain) == "k3s-sandbox down"
+    assert kept.end_command(named) == "k3s-sandbox down --name mine"
+    assert kept.end_command(shared) == "k3s-sandbox stop share-1"
 
 
 def test_find() -> None:

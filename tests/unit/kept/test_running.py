@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox import running
 from pytest_k3s_sandbox.running import Running
-from pytest_k3s_sandbox.sandbox import machine, network
+from pytest_k3s_sandbox.sandbox import locks, machine, network
 from pytest_k3s_sandbox.sandbox.machine import Owner
+from pytest_k3s_sandbox.sandbox.processes import Identity
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +31,10 @@ def sandbox(home: Path, key: str, age: float, start: int | None = None) -> Path:
     """Make the folder of a sandbox of this process'."""
     folder = home / "sandboxes" / key
     folder.mkdir(parents=True)
-    own = machine.start_time(os.getpid()) or 0
+    own = Identity.own()
     net = network.named(key, "10.213.0.1", "10.213.0.2")
-    machine.claim(folder, Owner(os.getpid(), own if start is None else start, "here", net))
+    me = asdict(own if start is None else replace(own, start=start))
+    machine.claim(folder, Owner(**me, kind="here", network=net))
     file = folder / machine.OWNER_FILE
     then = file.stat().st_mtime - age
     os.utime(file, (then, then))
@@ -51,6 +54,24 @@ def test_sandboxes_that_live_are_listed_by_age_with_their_owner(home: Path) -> N
     assert rows[0].age == pytest.approx(4000, abs=5)
     assert rows[0].owner == running.command(os.getpid())
     assert running.table(rows).splitlines()[1].startswith("00000002  here 00000002  none  1h 6m  ")
+
+
+def test_a_sandbox_of_another_pid_namespace_is_listed_while_its_owner_has_the_lock(home: Path) -> None:
+    folder = sandbox(home, "00000001", age=1)
+    owner = machine.read_owner(folder)
+    assert owner is not None
+    machine.claim(folder, replace(owner, pid_namespace="pid:[1]"))
+    assert running.running() == []
+    held = locks.take(folder / machine.LIFE_FILE)
+    assert [row.owner for row in running.running()] == [running.ELSEWHERE]
+    held.release()
+
+
+def test_what_is_not_ours_is_named_with_the_reason(home: Path) -> None:
+    sandbox(home, "00000001", age=1)
+    (home / "sandboxes" / "notes.txt").write_text("a user's")
+    (line,) = running.strange()
+    assert "notes.txt: its name is not that of a sandbox's folder (if nobody needs it: rm -r " in line
 
 
 def test_a_cluster_that_does_not_answer_says_so(home: Path) -> None:

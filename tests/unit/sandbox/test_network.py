@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -78,7 +80,10 @@ def test_what_ip_refuses_is_quoted() -> None:
         network._ip("no-such-object")
 
 
-def test_a_network_that_fails_halfway_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_fails_halfway_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "NETNS", tmp_path)
+    monkeypatch.setattr(network, "_index", lambda _name: 17)
+    (tmp_path / "k3ssb-x").touch()
     said: list[tuple[str, ...]] = []
 
     def refuse_routes(*words: str) -> str:
@@ -93,20 +98,42 @@ def test_a_network_that_fails_halfway_is_removed(monkeypatch: pytest.MonkeyPatch
     assert said[-2:] == [("link", "delete", "k3sx"), ("netns", "delete", "k3ssb-x")]
 
 
-@pytest.mark.parametrize("answer", ["gone", "", "ours"])
-def test_ending_processes_of_a_network_ends_when_there_is_nothing_to_kill(
-    answer: str, monkeypatch: pytest.MonkeyPatch
+def test_a_network_verifies_only_by_its_inode_and_is_never_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os  # noqa: PLC0415 - what the test watches
+    monkeypatch.setattr(network, "NETNS", tmp_path)
+    links: dict[str, int] = {}
+    monkeypatch.setattr(network, "_index", lambda name: links.get(name, 0))
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(network, "_ip", lambda *words: asked.append(words))
+    net = network.named("0123abcd")
+    assert network.verified(net) is None  # there is none
+    file = tmp_path / net.netns
+    file.touch()
+    links[net.veth] = 17
+    right = network.identified(net)
+    assert (right.inode, right.index) == (file.stat().st_ino, 17)
+    assert network.verified(right) is not None
+    assert network.verified(replace(right, inode=right.inode + 1)) is None
 
-    killed: list[int] = []
-    monkeypatch.setattr(os, "kill", lambda pid, _signal: killed.append(pid))
+    network.remove(replace(right, inode=right.inode + 1, index=18))
+    assert asked == []
+    network.remove(replace(right, index=18))  # another interface of that name
+    assert asked == [("netns", "delete", net.netns)]
+    asked.clear()
+    network.remove(net)  # a start that was killed before it knew the numbers
+    assert asked == [("link", "delete", net.veth), ("netns", "delete", net.netns)]
+    file.unlink()
+    file.symlink_to("/proc/self/ns/net")
+    assert network.verified(replace(right, inode=Path("/proc/self/ns/net").stat().st_ino)) is None
 
-    def pids(*_words: str) -> str:
-        if answer == "gone":
-            raise StartError("Cannot open network namespace")
-        return f"{os.getpid()}\n1\n" if answer == "ours" else ""
 
-    monkeypatch.setattr(network, "_ip", pids)
-    network.end_processes(network.named("0123abcd"))
-    assert killed == []  # least of all when the answer names ourselves
+def test_a_name_that_the_machine_has_already_is_not_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "NETNS", tmp_path)
+    monkeypatch.setattr(network, "used_networks", set)
+    assert network.choose("0123abcd").netns == "k3ssb-0123abcd"
+    (tmp_path / "k3ssb-0123abcd").touch()
+    with pytest.raises(StartError, match="has one of that name already"):
+        network.choose("0123abcd")

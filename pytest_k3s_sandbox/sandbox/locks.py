@@ -1,0 +1,124 @@
+"""Locks that a process holds for its life: the kernel lets go of them, however the process ends.
+
+They are flock(2) locks.
+They hold between processes that do not see each other, as in two containers that share a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Self
+
+from pytest_k3s_sandbox.deadline import Deadline
+
+POLL_SECONDS = 0.01
+GLANCE_SECONDS = 0.03
+"""How long :func:`take` waits at least: :func:`held` has the lock for a moment."""
+
+_OURS: set[int] = set()
+"""The descriptors of this process' locks."""
+
+
+def _forget() -> None:
+    """Close the locks in a child that was forked: it must not keep alive what its parent owns."""
+    while _OURS:
+        with contextlib.suppress(OSError):
+            os.close(_OURS.pop())
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+class Lock:
+    """A lock that this process holds.
+
+    Args:
+        path: The file.
+        fd: Its descriptor, which has the lock. A process that inherits it has the lock, too.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        """Keep both."""
+        self.path = path
+        self.fd = fd
+        _OURS.add(fd)
+
+    @classmethod
+    def inherited(cls, path: Path, fd: int) -> Self:
+        """Return the lock of a descriptor that this process got from the one that had it."""
+        os.set_inheritable(fd, False)
+        return cls(path, fd)
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let it go; a second time is no error.
+
+        Args:
+            remove: Whether the file goes, too.
+        """
+        if self.fd not in _OURS:
+            return
+        _OURS.discard(self.fd)
+        if remove:
+            self.path.unlink(missing_ok=True)
+        os.close(self.fd)
+
+
+def take(path: Path, seconds: float = 0.0) -> Lock:
+    """Take a lock; its file is made when it is missing.
+
+    Args:
+        path: The file. It is never followed when it is a link.
+        seconds: How long to wait for another holder at most.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        PermissionError: The file is not a regular file of this user's.
+        OSError: The file cannot be opened; ELOOP when it is a link.
+    """
+    deadline = Deadline.after(max(seconds, GLANCE_SECONDS))
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                raise PermissionError(f"{path} is not a regular file of this user's")  # noqa: TRY301 - one place closes
+            _wait(fd, deadline)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(found, os.lstat(path)):
+                    return Lock(path, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # its holder has removed the file: the lock is on a new one
+
+
+def _wait(fd: int, deadline: Deadline) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if deadline.expired:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def held(path: Path) -> bool:
+    """Return whether a process has a lock; one whose file is missing is free."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
