@@ -9,33 +9,38 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox.bench.places import need_9p
 from pytest_k3s_sandbox.bench.trials import NodeTrials
-from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.keys import RUNNING, SETTINGS
 from pytest_k3s_sandbox.runs import Claim, claims, experiment_of, recorded
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Wish
+    from pytest_k3s_sandbox.openruns import Uses
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 SHARED: pytest.StashKey[NodeTrials] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
-def trials_with(request: pytest.FixtureRequest, k3s_wish: Wish) -> Callable[[Toolchain, bool], NodeTrials]:
-    """Make trials of a toolchain's Kubernetes, in a sandbox whose root is a single 9p mount or not."""
-    if k3s_wish.sandbox != "gvisor":
-        pytest.skip("not applicable: these walls are those of a 9p root, which the gvisor sandbox has")
+def trials_with(request: pytest.FixtureRequest, k3s_wish: Wish) -> Callable[..., NodeTrials]:
+    """Make trials of a toolchain's Kubernetes, in a sandbox whose root is a single 9p mount or not.
+
+    Those that use the trials' run are told by a function; by default that is the running test alone.
+    """
     if k3s_wish.distribution != "embedded":
         pytest.skip("not applicable: k3s' server and its node are one process, of which no part can be tried")
 
-    def make(toolchain: Toolchain, one_root: bool) -> NodeTrials:
+    def make(toolchain: Toolchain, one_root: bool, uses: Uses | None = None) -> NodeTrials:
+        first = request.config.stash[RUNNING]
         wish = replace(k3s_wish, one_root=one_root)
         return NodeTrials(
             wish,
             toolchain,
-            functools.partial(recorded, request, wish),
+            functools.partial(recorded, request, wish, uses=uses or (lambda item: item is first)),
             functools.partial(experiment_of, request),
             request.config.stash[SETTINGS].patience,
+            need_9p,
         )
 
     return make
@@ -43,11 +48,11 @@ def trials_with(request: pytest.FixtureRequest, k3s_wish: Wish) -> Callable[[Too
 
 @pytest.fixture(scope="session")
 def _shared(
-    request: pytest.FixtureRequest,
-    trials_with: Callable[[Toolchain, bool], NodeTrials],
-    k3s_toolchain: Toolchain,
+    request: pytest.FixtureRequest, trials_with: Callable[..., NodeTrials], k3s_toolchain: Toolchain
 ) -> Iterator[NodeTrials]:
-    shared = request.config.stash[SHARED] = trials_with(k3s_toolchain, True)
+    shared = request.config.stash[SHARED] = trials_with(
+        k3s_toolchain, True, lambda item: "_shared" in getattr(item, "fixturenames", ())
+    )
     try:
         yield shared
     finally:

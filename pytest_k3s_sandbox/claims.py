@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.errors import WaitError
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
@@ -145,8 +145,8 @@ class OpenClaim:
     """A claim that is being looked into; made by :meth:`Claims.of`.
 
     Leaving the block records the claim, if :meth:`judge` or :meth:`within` has not done so. Then it did not
-    hold when an assertion or an error of Kubernetes has ended it (a wait that ran out of time, for instance),
-    and it was not judged when anything else has: trouble with the machine, a time limit of pytest's, Ctrl-C.
+    hold when an assertion has ended it, or a wait for the cluster in which nothing came of it; and it was not
+    judged when anything else has: trouble with the machine, a time limit of pytest's, Ctrl-C.
 
     Args:
         claims: Where it is recorded.
@@ -223,7 +223,7 @@ class OpenClaim:
         """Record the claim if nothing has judged it.
 
         Raises:
-            NotHeld: An error of Kubernetes has ended it; that error is the cause.
+            NotHeld: A wait for the cluster has ended it; that error is the cause.
             ValueError: The block came to its end without a judgement.
         """
         if self._judged:
@@ -233,10 +233,10 @@ class OpenClaim:
             self._record(judged=False, ended="the test did not judge it")
             message = f"the claim {self._name} was not judged in its block"
             raise ValueError(message)
-        found = isinstance(error, (AssertionError, ClusterError)) and not isinstance(error, NotHeld)
+        found = isinstance(error, (AssertionError, WaitError)) and not isinstance(error, NotHeld)
         said = f"{type(error).__name__}: {error}".removesuffix(": ")
         self._record(judged=found, ended=said[:MAX_ENDED])
-        if isinstance(error, ClusterError):
+        if isinstance(error, WaitError):
             message = f"{self._text}: {error}"
             raise NotHeld(message) from error
 

@@ -75,6 +75,10 @@ class ClusterError(SandboxError):
     """A component of Kubernetes did not start, or a wait ran out of time."""
 
 
+class WaitError(ClusterError):
+    """What was waited for did not come: the deadline passed, or a process ended that it needs."""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown word: the known one that was meant, if that can be told.
 

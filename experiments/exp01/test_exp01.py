@@ -40,15 +40,8 @@ def test_control_plane_alone(trials: NodeTrials, claim: Claim) -> None:
     from kubernetes.client import AppsV1Api  # noqa: PLC0415 - collecting tests imports little
 
     cluster = trials.cluster
-    found = {each.metadata.name for each in cluster.core.list_namespace().items}
-    claim("namespaces", "The API server has its namespaces", found >= NAMESPACES, ", ".join(sorted(found)))
-    nodes = len(cluster.core.list_node().items)
-    claim("no-node", "There is no node", nodes == 0, nodes, 0)
-    plugins = list(cluster.sandbox.host_path("/var/lib/k3s-sandbox/cni/net.d").iterdir())
-    claim("no-cni", "There is no CNI configuration", not plugins, len(plugins), 0)
     apps = AppsV1Api(cluster.client)
     reasons: list[str] = []
-    apps.create_namespaced_deployment(NAMESPACE, DEPLOYMENT)
 
     def undecided() -> bool:
         conditions: list[Any] = [one for pod in pods() for one in pod.status.conditions or []]
@@ -59,26 +52,37 @@ def test_control_plane_alone(trials: NodeTrials, claim: Claim) -> None:
         found: list[Any] = cluster.core.list_namespaced_pod(NAMESPACE).items
         return found
 
-    try:
-        cluster.wait(undecided, "the scheduler's word about two pods", Deadline.after(30))
-    finally:  # they would run on the next trial's node
-        apps.delete_namespaced_deployment("waiting", NAMESPACE, propagation_policy="Foreground")
-        cluster.wait(lambda: not pods(), "the deployment's pods to be gone", Deadline.after(30))
-    claim(
-        "controllers",
-        "A deployment's pods are made, and the scheduler says that there is no node for them",
-        all("no nodes available" in reason for reason in reasons),
-        reasons[0],
-    )
+    with (
+        claim.together() as each,
+        each.of(
+            "controllers",
+            "A deployment's pods are made, and the scheduler says that there is no node for them",
+        ) as controllers,
+        each.of("no-cni", "There is no CNI configuration", limit=0) as no_cni,
+        each.of("no-node", "There is no node", limit=0) as no_node,
+        each.of("namespaces", "The API server has its namespaces") as namespaces,
+    ):
+        found = {each.metadata.name for each in cluster.core.list_namespace().items}
+        namespaces.judge(found >= NAMESPACES, ", ".join(sorted(found)))
+        nodes = len(cluster.core.list_node().items)
+        no_node.judge(nodes == 0, nodes)
+        plugins = list(cluster.sandbox.host_path("/var/lib/k3s-sandbox/cni/net.d").iterdir())
+        no_cni.judge(not plugins, len(plugins))
+        controllers.so_far = lambda: "; ".join(reasons) or "no word of the scheduler's"
+        apps.create_namespaced_deployment(NAMESPACE, DEPLOYMENT)
+        try:
+            cluster.wait(undecided, "the scheduler's word about two pods", Deadline.after(30))
+            controllers.judge(all("no nodes available" in reason for reason in reasons), reasons[0])
+        finally:  # they would run on the next trial's node
+            apps.delete_namespaced_deployment("waiting", NAMESPACE, propagation_policy="Foreground")
+            cluster.wait(lambda: not pods(), "the deployment's pods to be gone", Deadline.after(30))
 
 
 def test_node_without_layers(trials: NodeTrials, claim: Claim) -> None:
     """The kubelet ends at once: there are no cgroups."""
-    seen = trials.run(())
-    assert seen.error is not None
-    claim(
-        "first-wall",
-        "Without layers the kubelet ends: it finds no cgroup mounts",
-        (seen.reached, seen.exit_code) == (Stage.STARTED, 1) and "cgroup mounts" in seen.error.text,
-        f"{seen.reached}, exit code {seen.exit_code}: {seen.error.text}",
-    )
+    with claim.of("first-wall", "Without layers the kubelet ends: it finds no cgroup mounts") as wall:
+        seen = trials.run(())
+        wall.judge(
+            (seen.reached, seen.exit_code) == (Stage.STARTED, 1) and seen.speaks_of("cgroup mounts"),
+            f"{seen.reached}, exit code {seen.exit_code}: {seen.said}",
+        )

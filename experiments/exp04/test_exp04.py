@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.bench.nodes import follow
-from pytest_k3s_sandbox.bench.onlookers import ONLOOKERS, READS, build_all, changed, look
+from pytest_k3s_sandbox.bench.onlookers import ONLOOKERS, READS, build_all, compared, look
+from pytest_k3s_sandbox.bench.places import need_9p, placed
 from pytest_k3s_sandbox.bringup import Wish
+from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.keys import SETTINGS
 from pytest_k3s_sandbox.layers.stack import parse
 from pytest_k3s_sandbox.report.findings import Stage
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
-from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bench.trials import NodeTrials
     from pytest_k3s_sandbox.bringup import Up
+    from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.runs import Claim
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -43,15 +44,11 @@ UNTOUCHED = ("/proc/sys/kernel/hostname", "/proc/sys/kernel/no-such-tunable", "/
 
 
 @pytest.fixture(scope="module", params=["gvisor", "here"])
-def place(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[StartedSandbox]:
+def place(
+    request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_wish: Wish, k3s_run: RunWriter
+) -> Iterator[StartedSandbox]:
     """A sandbox with the programs and the tree, but nothing of Kubernetes."""
-    programs = build_all()
-    sandbox: StartedSandbox
-    if request.param == "here":
-        sandbox = HereSandbox(programs=programs)
-    else:
-        sandbox = GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
-    with sandbox:
+    with placed(request.param, "exp04", build_all(), k3s_toolchain, k3s_wish, k3s_run) as sandbox:
         for path, value in TUNABLES.items():
             file = sandbox.host_path(TREE + path)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,19 +59,21 @@ def place(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("threads", [1, 16])
 @pytest.mark.parametrize("name", ONLOOKERS)
-def test_programs_see_the_tree(place: StartedSandbox, name: str, threads: int) -> None:
+def test_programs_see_the_tree(place: StartedSandbox, k3s_run: RunWriter, name: str, threads: int) -> None:
     """What the tree has, comes from the tree; everything else is as without the interceptor."""
     program = ONLOOKERS[name]
     if threads > 1 and not program.words:
         pytest.skip("not applicable: busybox has no threads")
     calls = [call for call in program.calls if call in READS]
     questions = [(call, path) for call in calls for path in (*TUNABLES, *UNTOUCHED)]
-    plain = look(place, program, questions)
-    wrap = [sys.executable, "-m", MODULE, "--preset", "exp04", "--tree", TREE, "--"]
-    under = look(place, program, questions, threads=threads, wrap=wrap)
-    tree = {(call, path): value for call in calls for path, value in TUNABLES.items()}
-    assert under == changed(plain, tree)
-    assert under != plain
+    claim = Claims(k3s_run, suffix=f"-{place.kind}", prefix=f"{place.kind}: ")
+    text = f"{name} sees the tree in {threads} threads, and all else as it is"
+    with claim.of(f"tree-{name}-{threads}", text, limit=f"{len(questions)} answers") as one:
+        plain = look(place, program, questions)
+        wrap = [sys.executable, "-m", MODULE, "--preset", "exp04", "--tree", TREE, "--"]
+        under = look(place, program, questions, threads=threads, wrap=wrap)
+        tree = {(call, path): value for call in calls for path, value in TUNABLES.items()}
+        one.judge(*compared(plain, under, tree))
 
 
 # The worker node. The workarounds here are those that the research had beside its interceptor, without what
@@ -102,15 +101,14 @@ without and with the rules: as it was found with Kubernetes 1.34."""
 )
 def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rules: bool) -> None:
     """The rules take one wall away, that of the kernel tunables; the one before it stays."""
-    seen = trials.run(parse([*base.split(","), *([RULES] if rules else [])]))
     stage, words = FATES[base, rules]
-    claim(
-        f"fate-{'fuse' if base == FUSE else 'own'}-{'rules' if rules else 'none'}",
+    text = (
         f"{'With' if rules else 'Without'} the rules a node of {base} gets as far as '{stage}', "
-        f"and the error speaks of '{words}'",
-        seen.reached is stage and seen.error is not None and words in seen.error.text,
-        f"{seen.reached}: {seen.error.text if seen.error else 'no error'}",
+        f"and the error speaks of '{words}'"
     )
+    with claim.of(f"fate-{'fuse' if base == FUSE else 'own'}-{'rules' if rules else 'none'}", text) as fate:
+        seen = trials.run(parse([*base.split(","), *([RULES] if rules else [])]))
+        fate.judge(seen.reached is stage and seen.speaks_of(words), f"{seen.reached}: {seen.said}")
 
 
 @pytest.fixture(scope="session")
@@ -126,13 +124,9 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
 @pytest.mark.k3s_layers(*FUSE.split(","), RULES)
 def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:
     """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
-    if k3s_up.stack.sandbox.kind != "gvisor":
-        pytest.skip("not applicable: on plain Linux the kubelet would set the machine's own tunables")
+    need_9p(k3s_up.stack.sandbox)  # on plain Linux the kubelet would set the machine's own tunables
     settings = request.config.stash[SETTINGS]
-    fate = follow(k3s_up, settings.duration, settings.patience)
-    k3s_claim(
-        "stays-ready",
-        f"The node is Ready in every sample of a hold of {settings.duration:g} s",
-        fate.ready_seconds >= settings.duration and fate.losses == 0,
-        fate.sentence(),
-    )
+    text = f"The node is Ready in every sample of a hold of {settings.duration:g} s"
+    with k3s_claim.of("stays-ready", text, limit=f"{settings.duration:g} s") as claim:
+        fate = follow(k3s_up, settings.duration, settings.patience)
+        claim.judge(fate.ready_seconds >= settings.duration and fate.losses == 0, fate.sentence())

@@ -29,23 +29,25 @@ REASON = "cni plugin not initialized"
 
 def test_without_cni(trials: NodeTrials, claim: Claim) -> None:
     """The node registers, and says why it is not Ready for as long as it is watched; the kubelet lives."""
-    seen = trials.run([name for name in FULL if name != "fake_cni"])
-    assert seen.error is not None
-    claim(
-        "not-ready",
-        f"Without a CNI plugin the node registers and stays NotReady: '{REASON}'",
-        (seen.reached, seen.exit_code) == (Stage.REGISTERED, None) and REASON in seen.error.text,
-        f"{seen.reached}: {seen.error.text}",
-    )
-    claim("reason", "The reason is of kind cni", seen.error.kind == "cni", seen.error.kind, "cni")
+    with (
+        claim.together() as each,
+        each.of("reason", "The reason is of kind cni", limit="cni") as reason,
+        each.of(
+            "not-ready", f"Without a CNI plugin the node registers and stays NotReady: '{REASON}'"
+        ) as not_ready,
+    ):
+        seen = trials.run([name for name in FULL if name != "fake_cni"])
+        stays = (seen.reached, seen.exit_code) == (Stage.REGISTERED, None)
+        not_ready.judge(stays and seen.speaks_of(REASON), f"{seen.reached}: {seen.said}")
+        kind = "none" if seen.error is None else seen.error.kind
+        reason.judge(kind == "cni", kind)
 
 
 def test_with_fake_cni(trials: NodeTrials, claim: Claim) -> None:
     """With the fake plugin and nothing else changed, the node is Ready and runs a pod."""
-    seen = trials.run(FULL)
-    claim(
-        "ready",
-        "With the fake CNI plugin the node is Ready, a pod runs, and /stats/summary is served",
-        Milestone.SUMMARY in seen.milestones and seen.error is None,
-        f"{seen.reached}: {seen.error.text if seen.error else ''}",
-    )
+    text = "With the fake CNI plugin the node is Ready, a pod runs, and /stats/summary is served"
+    with claim.of("ready", text) as ready:
+        seen = trials.run(FULL)
+        ready.judge(
+            Milestone.SUMMARY in seen.milestones and seen.error is None, f"{seen.reached}: {seen.said}"
+        )

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.bench.nodes import follow
-from pytest_k3s_sandbox.bench.onlookers import ONLOOKERS, build_all, changed, look
+from pytest_k3s_sandbox.bench.onlookers import ONLOOKERS, build_all, compared, look
+from pytest_k3s_sandbox.bench.places import need_9p, placed
 from pytest_k3s_sandbox.bringup import Wish
+from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.keys import SETTINGS
 from pytest_k3s_sandbox.layers.stack import parse
 from pytest_k3s_sandbox.report.findings import Stage
 from pytest_k3s_sandbox.runs import claims
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
-from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bench.trials import NodeTrials
     from pytest_k3s_sandbox.bringup import Up
+    from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.runs import Claim
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -40,15 +41,11 @@ ASKING = ("statfs", "fstatfs")
 
 
 @pytest.fixture(scope="module", params=["gvisor", "here"])
-def place(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[StartedSandbox]:
+def place(
+    request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_wish: Wish, k3s_run: RunWriter
+) -> Iterator[StartedSandbox]:
     """A sandbox with the programs, but nothing of Kubernetes."""
-    programs = build_all()
-    sandbox: StartedSandbox
-    if request.param == "here":
-        sandbox = HereSandbox(programs=programs)
-    else:
-        sandbox = GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
-    with sandbox:
+    with placed(request.param, "exp06", build_all(), k3s_toolchain, k3s_wish, k3s_run) as sandbox:
         yield sandbox
 
 
@@ -58,22 +55,25 @@ def place(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[
     [name if name == "ext4" else pytest.param(name, marks=pytest.mark.nightly) for name in MAGICS],
 )
 @pytest.mark.parametrize("name", ONLOOKERS)
-def test_programs_see_the_magic(place: StartedSandbox, name: str, magic: str) -> None:
+def test_programs_see_the_magic(place: StartedSandbox, k3s_run: RunWriter, name: str, magic: str) -> None:
     """The root's file system is what the rule says, in 16 threads at once; all others are what they are."""
     program = ONLOOKERS[name]
     calls = [call for call in program.calls if call in ASKING]
     roots = ("/", "/usr")
     questions = [(call, path) for call in calls for path in (*roots, *ELSEWHERE)]
-    plain = look(place, program, questions)
-    original = int(plain["statfs", "/"], 16)
-    rule = f"[[statfs]]\noriginal = {original}\nreplacement = {MAGICS[magic]}\n"
-    place.host_path(RULES_FILE).write_text(rule)
-    wrap = [sys.executable, "-m", MODULE, "--rules", RULES_FILE, "--"]
-    under = look(place, program, questions, threads=16 if program.words else 1, wrap=wrap)
-    same = [question for question in questions if int(plain[question], 16) == original]
-    assert under == changed(plain, dict.fromkeys(same, hex(MAGICS[magic])))
-    assert {path for _, path in same} >= {"/"}
-    assert "/proc" not in {path for _, path in same}
+    claim = Claims(k3s_run, suffix=f"-{place.kind}", prefix=f"{place.kind}: ")
+    text = f"{name} sees {magic} where the root's file system is, and all others as they are"
+    with claim.of(f"magic-{name}-{magic}", text, limit=f"{len(questions)} answers") as one:
+        plain = look(place, program, questions)
+        original = int(plain["statfs", "/"], 16)
+        rule = f"[[statfs]]\noriginal = {original}\nreplacement = {MAGICS[magic]}\n"
+        place.host_path(RULES_FILE).write_text(rule)
+        wrap = [sys.executable, "-m", MODULE, "--rules", RULES_FILE, "--"]
+        under = look(place, program, questions, threads=16 if program.words else 1, wrap=wrap)
+        same = [question for question in questions if int(plain[question], 16) == original]
+        assert "/" in {path for _, path in same}
+        assert "/proc" not in {path for _, path in same}
+        one.judge(*compared(plain, under, dict.fromkeys(same, hex(MAGICS[magic]))))
 
 
 # The worker node, in the same places as in experiment 04.
@@ -99,15 +99,14 @@ without and with the rules: as it was found with Kubernetes 1.34."""
 )
 def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rules: bool) -> None:
     """The node gets no further than with experiment 04's rules: the file system's type is not in its way."""
-    seen = trials.run(parse([*base.split(","), *([RULES] if rules else [])]))
     stage, words = FATES[base, rules]
-    claim(
-        f"fate-{'fuse' if base == FUSE else 'own'}-{'rules' if rules else 'none'}",
+    text = (
         f"{'With' if rules else 'Without'} the rules a node of {base} gets as far as '{stage}', "
-        f"and the error speaks of '{words}'",
-        seen.reached is stage and seen.error is not None and words in seen.error.text,
-        f"{seen.reached}: {seen.error.text if seen.error else 'no error'}",
+        f"and the error speaks of '{words}'"
     )
+    with claim.of(f"fate-{'fuse' if base == FUSE else 'own'}-{'rules' if rules else 'none'}", text) as fate:
+        seen = trials.run(parse([*base.split(","), *([RULES] if rules else [])]))
+        fate.judge(seen.reached is stage and seen.speaks_of(words), f"{seen.reached}: {seen.said}")
 
 
 @pytest.fixture(scope="session")
@@ -123,16 +122,12 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
 @pytest.mark.k3s_layers(*FUSE.split(","), RULES)
 def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:
     """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
-    if k3s_up.stack.sandbox.kind != "gvisor":
-        pytest.skip("not applicable: on plain Linux the kubelet would set the machine's own tunables")
+    need_9p(k3s_up.stack.sandbox)  # on plain Linux the kubelet would set the machine's own tunables
     settings = request.config.stash[SETTINGS]
-    fate = follow(k3s_up, settings.duration, settings.patience)
-    k3s_claim(
-        "stays-ready",
-        f"The node is Ready in every sample of a hold of {settings.duration:g} s",
-        fate.ready_seconds >= settings.duration and fate.losses == 0,
-        fate.sentence(),
-    )
+    text = f"The node is Ready in every sample of a hold of {settings.duration:g} s"
+    with k3s_claim.of("stays-ready", text, limit=f"{settings.duration:g} s") as claim:
+        fate = follow(k3s_up, settings.duration, settings.patience)
+        claim.judge(fate.ready_seconds >= settings.duration and fate.losses == 0, fate.sentence())
 
 
 @pytest.mark.nightly
@@ -140,18 +135,17 @@ def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("preset", ["exp04", "exp06"])
 def test_a_second_9p_mount_is_a_wall_that_statfs_does_not_take_away(
-    trials_with: Callable[[Toolchain, bool], NodeTrials], k3s_toolchain: Toolchain, preset: str
+    trials_with: Callable[..., NodeTrials], k3s_toolchain: Toolchain, preset: str
 ) -> None:
     """On a 9p mount that is not the root the type matters, but in the mount table, which has no rule here."""
     made = trials_with(k3s_toolchain, False)
+    text = "A node whose /var is a 9p mount of its own ends with 'could not find device' all the same"
     try:
-        seen = made.run(parse([*FUSE.split(","), f"ptrace_interceptor:{preset}"]))
-        found = f"{seen.reached}: {seen.error.text if seen.error else 'no error'}"
-        claims(made.writer)(
-            f"second-mount-{preset}",
-            "A node whose /var is a 9p mount of its own ends with 'could not find device' all the same",
-            seen.reached is Stage.STARTED and "could not find device" in found,
-            found,
-        )
+        with claims(made.writer).of(f"second-mount-{preset}", text) as wall:
+            seen = made.run(parse([*FUSE.split(","), f"ptrace_interceptor:{preset}"]))
+            wall.judge(
+                seen.reached is Stage.STARTED and seen.speaks_of("could not find device"),
+                f"{seen.reached}: {seen.said}",
+            )
     finally:
         made.close()

@@ -10,12 +10,14 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_k3s_sandbox.bench.places import root_magic
+from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.layers.cgroupfs.probe import CGROUP_SUPER_MAGIC, FUSE_SUPER_MAGIC
@@ -23,7 +25,7 @@ from pytest_k3s_sandbox.layers.interceptor.layer import PtraceInterceptor
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.layers.workarounds.layer import TREE, Workarounds
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
-from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 from pytest_k3s_sandbox.toolchain import ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import CGROUP_READERS, static_busybox
@@ -57,14 +59,13 @@ TIMES = (
 )
 SIZES = ("memory.usage_in_bytes", "memory.stat rss", "memory.stat total_rss", "memory.max_usage_in_bytes")
 
-Ask = Callable[..., Any]
-
 
 class Place:
     """A sandbox with the filesystem in it.
 
     Attributes:
         sandbox: The sandbox.
+        system: What its kernel is, ``gvisor`` or ``linux``: as statfs tells, not as the sandbox's kind is.
         names: The layers' names.
         under: The words before a command that runs under the interceptor.
     """
@@ -72,6 +73,7 @@ class Place:
     def __init__(self, sandbox: StartedSandbox, names: tuple[str, ...], under: tuple[str, ...]) -> None:
         """Put the program inside that asks."""
         self.sandbox = sandbox
+        self.system = "gvisor" if root_magic(sandbox) == V9FS_MAGIC else "linux"
         self.names = names
         self.under = under
         self.answers: dict[tuple[str, ...], Any] = {}
@@ -102,22 +104,23 @@ def place(
 
     ensure_system_packages([one for one in CGROUP_READERS if one.name != "lxcfs"])
     programs = [k3s_toolchain.get(name).path for name in ("runc", "cadvisor")]
-    native = request.param == "here"
+    wanted = request.param
     with contextlib.ExitStack() as ending:
         with k3s_run.phase("sandbox"):
             sandbox: StartedSandbox = ending.enter_context(
                 HereSandbox(programs=programs)
-                if native
+                if wanted == "here"
                 else GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
             )
         with k3s_run.phase("layer workarounds"):
-            parts = "kmsg+private+tree" if native else "kmsg+private+sysctl"
+            own = sandbox.root_magic() == V9FS_MAGIC  # on plain Linux the tunables are the machine's
+            parts = "kmsg+private+sysctl" if own else "kmsg+private+tree"
             workarounds = ending.enter_context(Workarounds.only(sandbox, parts))
         with k3s_run.phase("layer fuse_cgroupfs"):
             cgroupfs = ending.enter_context(FuseCgroupfs(sandbox))
         words = PtraceInterceptor(sandbox, "exp08", tree=TREE).effect.wrap["kubelet"]
         stack = LayerStack(sandbox, (workarounds, cgroupfs))
-        if not native or k3s_run.environment is None:
+        if wanted != "here" or k3s_run.environment is None:
             k3s_run.append(fingerprint(stack, k3s_wish, k3s_toolchain, "exp07"))
         yield Place(sandbox, stack.names, words)
 
@@ -129,123 +132,97 @@ def _where(request: pytest.FixtureRequest, place: Place) -> None:
 
 
 @pytest.fixture
-def claim(place: Place, k3s_run: RunWriter) -> Callable[..., None]:
-    """Record whether a claim held in this kind of sandbox, then assert it."""
-    from pytest_k3s_sandbox.report.records import Verdict  # noqa: PLC0415  # it imports much
-
-    def record(name: str, text: str, *, held: bool, measured: object = None, limit: object = None) -> None:
-        kind = place.sandbox.kind
-        k3s_run.append(
-            Verdict(
-                name=f"{name}-{kind}",
-                text=f"{kind}: {text}",
-                held=held,
-                measured=None if measured is None else str(measured),
-                limit=None if limit is None else str(limit),
-            )
-        )
-        assert held, f"{text}: measured {measured}, the limit is {limit}"
-
-    return record
+def claim(place: Place, k3s_run: RunWriter) -> Claims:
+    """Record whether claims hold in this kind of sandbox, then assert them."""
+    kind = place.sandbox.kind
+    return Claims(k3s_run, suffix=f"-{kind}", prefix=f"{kind}: ")
 
 
 @pytest.mark.parametrize("controller", DEFAULT)
-def test_every_file_is_there_and_read(place: Place, controller: str, claim: Callable[..., None]) -> None:
+def test_every_file_is_there_and_read(place: Place, controller: str, claim: Claims) -> None:
     """Every file of the model is there, in the root and in a group, and can be read if it is to be."""
     from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting  # noqa: PLC0415  # only here
     from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree  # noqa: PLC0415  # likewise
 
     root = Tree(ProcAccounting(), [controller]).hierarchies[controller].root
     child = root.hierarchy.mkdir(root, "child")
-    seen = place.ask("files", controller)
-    refused = (
-        {"EINVAL", ""} if place.sandbox.kind == "gvisor" else {"EINVAL"}
-    )  # its FUSE takes it for the end
-    for where, group in (("root", root), ("group", child)):
-        assert set(seen[where]) == set(group.files())
-        wrong = {
-            name: content
-            for name, content in seen[where].items()
-            if (content not in refused if group.hierarchy.files[name].read is None else content == "EINVAL")
-        }
-        claim(
-            f"files-{controller}-{where}",
-            f"All files of {controller} are read ({where})",
-            held=not wrong,
-            measured=wrong or len(seen[where]),
-        )
+    # gVisor's FUSE takes a refusal for the end of the file.
+    refused = {"EINVAL", ""} if place.system == "gvisor" else {"EINVAL"}
+    with claim.together() as each:
+        for where, group in (("root", root), ("group", child)):
+            text = f"All files of {controller} are read ({where})"
+            with each.of(f"files-{controller}-{where}", text, limit=len(group.files())) as one:
+                seen = place.ask("files", controller)[where]
+                assert set(seen) == set(group.files())
+                wrong = {
+                    name: content
+                    for name, content in seen.items()
+                    if (
+                        content not in refused
+                        if group.hierarchy.files[name].read is None
+                        else content == "EINVAL"
+                    )
+                }
+                one.judge(not wrong, str(wrong) if wrong else len(seen))
 
 
 @pytest.mark.parametrize("file", TIMES)
-def test_processor_time_grows_by_what_is_burnt(place: Place, file: str, claim: Callable[..., None]) -> None:
+def test_processor_time_grows_by_what_is_burnt(place: Place, file: str, claim: Claims) -> None:
     """A process burns 1.5 s in a group; each file grows by that."""
-    seen = place.ask("burn")[file]
-    off = abs(seen["grown"] / seen["burnt"] - 1)
-    claim(
-        f"burn-{file}",
-        f"{file} grows by what is burnt",
-        held=off <= BURN_TOLERANCE,
-        measured=f"{seen['grown']:.3f} s for {seen['burnt']:.3f} s",
-        limit=f"{BURN_TOLERANCE:.0%}",
-    )
+    text = f"{file} grows by what is burnt"
+    with claim.of(f"burn-{file}", text, limit=f"{BURN_TOLERANCE:.0%}") as one:
+        seen = place.ask("burn")[file]
+        off = abs(seen["grown"] / seen["burnt"] - 1)
+        one.judge(off <= BURN_TOLERANCE, f"{seen['grown']:.3f} s for {seen['burnt']:.3f} s")
 
 
 @pytest.mark.parametrize("file", SIZES)
-def test_memory_follows_what_is_taken(place: Place, file: str, claim: Callable[..., None]) -> None:
+def test_memory_follows_what_is_taken(place: Place, file: str, claim: Claims) -> None:
     """A process takes 96 MiB in a group and gives them back; each file follows."""
-    seen = place.ask("allocate")[file]
-    off = abs(seen["grown"] / seen["size"] - 1)
-    claim(
-        f"take-{file}",
-        f"{file} follows what is taken, and given back",
-        held=off <= READ_TOLERANCE and abs(seen["left"]) <= READ_TOLERANCE * seen["size"],
-        measured=f"{seen['grown'] >> 20} MiB of {seen['size'] >> 20}, {seen['left'] >> 20} MiB left",
-        limit=f"{READ_TOLERANCE:.0%}",
-    )
+    text = f"{file} follows what is taken, and given back"
+    with claim.of(f"take-{file}", text, limit=f"{READ_TOLERANCE:.0%}") as one:
+        seen = place.ask("allocate")[file]
+        off = abs(seen["grown"] / seen["size"] - 1)
+        one.judge(
+            off <= READ_TOLERANCE and abs(seen["left"]) <= READ_TOLERANCE * seen["size"],
+            f"{seen['grown'] >> 20} MiB of {seen['size'] >> 20}, {seen['left'] >> 20} MiB left",
+        )
 
 
-def test_processes_are_counted(place: Place, claim: Callable[..., None]) -> None:
+def test_processes_are_counted(place: Place, claim: Claims) -> None:
     """Seven processes join a group by writing 0, and leave it by their end."""
-    seen = place.ask("fork")
-    claim(
-        "fork",
-        "pids.current, tasks and cgroup.procs follow",
-        measured=seen,
-        held=seen == {"pids.current": 7, "tasks": 7, "cgroup.procs": 7, "left": 0},
-    )
+    wanted = {"pids.current": 7, "tasks": 7, "cgroup.procs": 7, "left": 0}
+    with claim.of("fork", "pids.current, tasks and cgroup.procs follow", limit=str(wanted)) as one:
+        seen = place.ask("fork")
+        one.judge(seen == wanted, str(seen))
 
 
 @pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
-def test_the_magic(place: Place, claim: Callable[..., None], *, intercepted: bool) -> None:
+def test_the_magic(place: Place, claim: Claims, *, intercepted: bool) -> None:
     """Statfs and fstatfs say FUSE; only the interceptor makes that cgroup."""
-    seen = place.ask("magic", wrap=place.under if intercepted else ())
     expected = CGROUP_SUPER_MAGIC if intercepted else FUSE_SUPER_MAGIC
-    ours = {name: value for name, value in seen.items() if name.partition("/")[0] in DEFAULT}
-    assert len(ours) == 2 * len(DEFAULT)
-    claim(
-        f"magic-{'intercepted' if intercepted else 'alone'}",
-        f"A program {'under the interceptor' if intercepted else 'by itself'} sees {expected:#x}",
-        held=set(ours.values()) == {expected},
-        measured=", ".join(map(hex, sorted(set(ours.values())))),
-    )
+    text = f"A program {'under the interceptor' if intercepted else 'by itself'} sees {expected:#x}"
+    with claim.of(f"magic-{'intercepted' if intercepted else 'alone'}", text, limit=hex(expected)) as one:
+        seen = place.ask("magic", wrap=place.under if intercepted else ())
+        ours = {name: value for name, value in seen.items() if name.partition("/")[0] in DEFAULT}
+        assert len(ours) == 2 * len(DEFAULT)
+        one.judge(set(ours.values()) == {expected}, ", ".join(map(hex, sorted(set(ours.values())))))
 
 
 @pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
-def test_cgroup_tools_read_it(place: Place, claim: Callable[..., None], *, intercepted: bool) -> None:
+def test_cgroup_tools_read_it(place: Place, claim: Claims, *, intercepted: bool) -> None:
     """Lscgroup lists a group, cgset changes it, cgget reads it."""
-    code, said = place.shell(
-        "set -e; mkdir -p /sys/fs/cgroup/cpu/tools /sys/fs/cgroup/memory/tools; lscgroup;"
-        "cgset -r cpu.shares=77 tools; cgget -n -v -r cpu.shares -r memory.limit_in_bytes tools;"
-        "cgdelete -g cpu,memory:tools; ! test -e /sys/fs/cgroup/cpu/tools",
-        intercepted=intercepted,
-    )
-    lines = said.splitlines()
-    claim(
-        f"tools-{'intercepted' if intercepted else 'alone'}",
-        "cgroup-tools read and write it",
-        held=code == 0 and {"cpu:/tools", "memory:/tools", "77", "9223372036854771712"} <= set(lines),
-        measured=said[-300:],
-    )
+    with claim.of(
+        f"tools-{'intercepted' if intercepted else 'alone'}", "cgroup-tools read and write it"
+    ) as one:
+        code, said = place.shell(
+            "set -e; mkdir -p /sys/fs/cgroup/cpu/tools /sys/fs/cgroup/memory/tools; lscgroup;"
+            "cgset -r cpu.shares=77 tools; cgget -n -v -r cpu.shares -r memory.limit_in_bytes tools;"
+            "cgdelete -g cpu,memory:tools; ! test -e /sys/fs/cgroup/cpu/tools",
+            intercepted=intercepted,
+        )
+        wanted = {"cpu:/tools", "memory:/tools", "77", "9223372036854771712"}
+        one.judge(code == 0 and wanted <= set(said.splitlines()), said[-300:])
 
 
 @pytest.fixture(scope="module")
@@ -290,10 +267,10 @@ STARTS = {
     ("runc", "gvisor", True): None,
     ("crun", "gvisor", False): "creating cgroup directory",
     ("crun", "gvisor", True): "creating cgroup directory",
-    ("runc", "here", False): "no such file or directory",
-    ("runc", "here", True): None,
-    ("crun", "here", False): None,
-    ("crun", "here", True): None,
+    ("runc", "linux", False): "no such file or directory",
+    ("runc", "linux", True): None,
+    ("crun", "linux", False): None,
+    ("crun", "linux", True): None,
 }
 """Who starts a container on it, as it was found; the words of those who do not.
 
@@ -334,65 +311,60 @@ grep '^[EF]\\|Failed' /run/cadvisor.log
 @pytest.mark.usefixtures("bundle")
 @pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
-def test_runtimes_start_containers(
-    place: Place, runtime: str, claim: Callable[..., None], *, intercepted: bool
-) -> None:
+def test_runtimes_start_containers(place: Place, runtime: str, claim: Claims, *, intercepted: bool) -> None:
     """A container gets its limits, its process is in the group, and nothing of it is left."""
     program = f"{BIN_DIR}/runc --root /run/exp07" if runtime == "runc" else "crun --root /run/exp07"
     name = f"{runtime}-{intercepted:d}"
-    code, said = place.shell(RUN.format(program=program, name=name), intercepted=intercepted)
-    words = STARTS[runtime, place.sandbox.kind, intercepted]
-    lines = [line for line in said.splitlines() if line]
-    # Natively it is not seen whose child a clone(CLONE_PARENT) really is, and runc's first process is one.
-    followed = "0" if (runtime, place.sandbox.kind) == ("runc", "here") else "1"
-    started = code == 0 and lines[-5:] == [*(str(value) for value in LIMITS.values()), followed, "1"]
+    words = STARTS[runtime, place.system, intercepted]
     how = "intercepted" if intercepted else "alone"
-    claim(
-        f"{runtime}-{how}",
+    # Natively it is not seen whose child a clone(CLONE_PARENT) really is, and runc's first process is one.
+    followed = "0" if (runtime, place.system) == ("runc", "linux") else "1"
+    text = (
         f"{runtime} starts a container on it, {how}"
         if words is None
-        else f"{runtime} does not start a container on it, {how}, and says '{words}'",
-        held=started if words is None else not started and words in said,
-        measured=said[-500:],
+        else f"{runtime} does not start a container on it, {how}, and says '{words}'"
     )
+    with claim.of(f"{runtime}-{how}", text) as one:
+        code, said = place.shell(RUN.format(program=program, name=name), intercepted=intercepted)
+        lines = [line for line in said.splitlines() if line]
+        started = code == 0 and lines[-5:] == [*(str(value) for value in LIMITS.values()), followed, "1"]
+        one.judge(started if words is None else not started and words in said, said[-500:])
 
 
 @pytest.mark.parametrize("intercepted", [False, True], ids=["alone", "intercepted"])
-def test_cadvisor_reads_it(place: Place, claim: Callable[..., None], *, intercepted: bool) -> None:
+def test_cadvisor_reads_it(place: Place, claim: Claims, *, intercepted: bool) -> None:
     """CAdvisor by itself serves the numbers of a group in which something runs, and logs no error."""
-    if place.sandbox.kind == "here":
+    if place.system == "linux":
         pytest.skip("not applicable: the machine's own kernel has the real thing")
-    _, said = place.shell(WATCH, intercepted=intercepted)
-    lines = said.splitlines()
-
-    def value(metric: str) -> float:
-        mine = [line for line in lines if line.startswith(metric + "{") and 'id="/watched"' in line]
-        return sum(float(line.rpartition("}")[2].split()[0]) for line in mine)
-
-    errors = [line for line in lines if line[:1] in {"E", "F"} or "Failed" in line]
     how = "intercepted" if intercepted else "alone"
-    # gVisor ends a FUSE request when a signal comes, and Go sends itself signals: only the interceptor helps.
-    interrupted = [] if intercepted else [line for line in errors if INTERRUPTED in line]
-    errors = [line for line in errors if line not in interrupted]
-    claim(
-        f"cadvisor-errors-{how}",
-        "cAdvisor logs no error, " + ("intercepted" if intercepted else "alone, but of interrupted calls"),
-        held=not errors,
-        measured=errors[0] if errors else f"0, and {len(interrupted)} interrupted calls",
-        limit=0,
-    )
-    used = value("container_cpu_usage_seconds_total")
-    claim(
-        f"cadvisor-cpu-{how}",
-        f"cAdvisor serves the processor time of a busy group, {how}",
-        held=1.0 <= used <= LOOK_SECONDS + 4,
-        measured=f"{used:.2f} s",
-        limit=f"{LOOK_SECONDS} s busy",
-    )
-    rss = value("container_memory_rss")
-    claim(
-        f"cadvisor-memory-{how}",
-        f"cAdvisor serves the memory of that group, {how}",
-        held=0 < rss < 1e8,
-        measured=f"{rss / 1024:.0f} KiB",
-    )
+    with (
+        claim.together() as each,
+        each.of(f"cadvisor-memory-{how}", f"cAdvisor serves the memory of that group, {how}") as memory,
+        each.of(
+            f"cadvisor-cpu-{how}",
+            f"cAdvisor serves the processor time of a busy group, {how}",
+            limit=f"{LOOK_SECONDS} s busy",
+        ) as processor,
+        each.of(
+            f"cadvisor-errors-{how}",
+            f"cAdvisor logs no error, {how}" + ("" if intercepted else ", but of interrupted calls"),
+            limit=0,
+        ) as clean,
+    ):
+        _, said = place.shell(WATCH, intercepted=intercepted)
+        lines = said.splitlines()
+
+        def value(metric: str) -> float:
+            mine = [line for line in lines if line.startswith(metric + "{") and 'id="/watched"' in line]
+            return sum(float(line.rpartition("}")[2].split()[0]) for line in mine)
+
+        errors = [line for line in lines if line[:1] in {"E", "F"} or "Failed" in line]
+        # gVisor ends a FUSE request when a signal comes, and Go sends itself signals.
+        # Only the interceptor helps against that.
+        interrupted = [] if intercepted else [line for line in errors if INTERRUPTED in line]
+        errors = [line for line in errors if line not in interrupted]
+        clean.judge(not errors, errors[0] if errors else f"0, and {len(interrupted)} interrupted calls")
+        used = value("container_cpu_usage_seconds_total")
+        processor.judge(1.0 <= used <= LOOK_SECONDS + 4, f"{used:.2f} s")
+        rss = value("container_memory_rss")
+        memory.judge(0 < rss < 1e8, f"{rss / 1024:.0f} KiB")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox.bench.places import need_9p
 from pytest_k3s_sandbox.cluster.churn import Churn
 from pytest_k3s_sandbox.keys import SETTINGS
 from pytest_k3s_sandbox.report.findings import Stage
@@ -56,27 +57,23 @@ END = 120.0
 def test_the_kubelets_cadvisor(trials: NodeTrials, claim: Claim, layers: str) -> None:
     """CAdvisor in the kubelet reads it: the node is Ready and no error of cAdvisor's is logged."""
     stage, words = FATES[layers]
-    before = set(_kubelet_logs(trials))
-    seen = trials.run(layers.split(","))
-    said = "nothing stopped it" if seen.error is None else seen.error.text
     name = layers.replace(",", "+")
-    claim(
-        f"fate-{name}",
-        f"With {name} the node gets as far as '{stage}'"
-        + (f", and then runc says '{words}'" if words else ""),
-        seen.reached is stage and (words is None or words in said),
-        f"{seen.reached}: {said}",
-    )
-    (log,) = set(_kubelet_logs(trials)) - before
-    found = [classify(line) for line in log.read_text(errors="replace").splitlines()]
-    errors = [error.message for error in found if error is not None and error.kind is Kind.CADVISOR]
-    claim(
-        f"cadvisor-{name}",
-        "The kubelet's cAdvisor logs no error",
-        not errors,
-        f"{len(errors)}{_first(errors)}",
-        0,
-    )
+    then = f", and then runc says '{words}'" if words else ""
+    text = f"With {name} the node gets as far as '{stage}'{then}"
+    with (
+        claim.together() as each,
+        each.of(f"cadvisor-{name}", "The kubelet's cAdvisor logs no error", limit=0) as cadvisor,
+        each.of(f"fate-{name}", text) as fate,
+    ):
+        before = set(_kubelet_logs(trials))
+        seen = trials.run(layers.split(","))
+        fate.judge(
+            seen.reached is stage and (words is None or seen.speaks_of(words)), f"{seen.reached}: {seen.said}"
+        )
+        (log,) = set(_kubelet_logs(trials)) - before
+        found = [classify(line) for line in log.read_text(errors="replace").splitlines()]
+        errors = [error.message for error in found if error is not None and error.kind is Kind.CADVISOR]
+        cadvisor.judge(not errors, f"{len(errors)}{_first(errors)}")
 
 
 def _kubelet_logs(trials: NodeTrials) -> list[Path]:
@@ -96,8 +93,7 @@ def test_pods_come_and_go_for_ten_minutes(
 ) -> None:
     """In ten minutes with ten pods coming and going at a time, cAdvisor logs no error."""
     assert k3s_node.ready
-    if k3s_up.stack.sandbox.kind != "gvisor":
-        pytest.skip("not applicable: on plain Linux the kernel has cgroups of its own")
+    need_9p(k3s_up.stack.sandbox)  # on plain Linux the kernel has cgroups of its own
     writer = k3s_up.writer
     churn = Churn(
         k3s.core,
@@ -111,59 +107,50 @@ def test_pods_come_and_go_for_ten_minutes(
     log = k3s.processes["kubelet"].log
     before = log.stat().st_size
     begun = writer.now()
-    alive = []
-    while k3s_readiness.failure is None and writer.now() < begun + HOLD:
-        churn.step(create=churn.alive < PODS)
-        alive.append(churn.alive)
-        time.sleep(0.5)
-    while not churn.idle and writer.now() < begun + HOLD + END:
-        churn.step(create=False)
-        time.sleep(0.5)
-    failed = [f"{life.name}: {life.failure}" for life in churn.lives if life.failure is not None]
-    k3s_claim(
-        "hold-many",
-        f"{PODS} pods are there at a time",
-        statistics.median(alive) == PODS,
-        f"median {statistics.median(alive):g}, at most {max(alive)}",
-        PODS,
-    )
-    k3s_claim(
-        "hold-pods",
-        "Every pod starts",
-        not failed,
-        f"{len(churn.lives) - len(failed)} of {len(churn.lives)} started, {len(failed)} failed"
-        + "".join(f"; {text}" for text in failed[:3]),
-        "all",
-    )
-    k3s_claim("hold-gone", "Every deleted pod goes", churn.idle, f"{churn.alive} left", "0 left")
-    ready = [sample.node_ready for sample in k3s_readiness.samples if sample.t >= begun]
-    k3s_claim(
-        "hold-ready",
-        "The node is Ready in every sample",
-        bool(ready) and all(ready),
-        f"{sum(map(bool, ready))} of {len(ready)}",
-        "all",
-    )
-    said = log.read_bytes()[before:].decode(errors="replace").splitlines()
-    found = [one for one in map(classify, said) if one is not None]
-    errors = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity != "warning"]
-    warnings = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity == "warning"]
-    k3s_claim(
-        "hold-cadvisor",
-        f"cAdvisor errors 0 over {HOLD:g} s",
-        not errors,
-        f"{len(errors)}{_first(errors)}; of its warnings {len(warnings)} tell of a loss{_first(warnings)}; "
-        f"{sum(one.kind is Kind.YOUNG for one in found)} lines about containers too young for statistics",
-        0,
-    )
-    interrupted = [one.message for one in found if one.errno == "EINTR"]
-    k3s_claim(
-        "hold-eintr",
-        "No call of the kubelet's is interrupted",
-        not interrupted,
-        f"{len(interrupted)}{_first(interrupted)}",
-        0,
-    )
+    alive: list[int] = []
+    with (
+        k3s_claim.together() as each,
+        each.of("hold-eintr", "No call of the kubelet's is interrupted", limit=0) as eintr,
+        each.of("hold-cadvisor", f"cAdvisor errors 0 over {HOLD:g} s", limit=0) as cadvisor,
+        each.of("hold-ready", "The node is Ready in every sample", limit="all") as always,
+        each.of("hold-gone", "Every deleted pod goes", limit="0 left") as gone,
+        each.of("hold-pods", "Every pod starts", limit="all") as pods,
+        each.of("hold-many", f"{PODS} pods are there at a time", limit=PODS) as many,
+    ):
+        many.so_far = lambda: f"{writer.now() - begun:.0f} of {HOLD:g} s, {len(churn.lives)} pods"
+        pods.so_far = gone.so_far = always.so_far = cadvisor.so_far = eintr.so_far = many.so_far
+        while k3s_readiness.failure is None and writer.now() < begun + HOLD:
+            churn.step(create=churn.alive < PODS)
+            alive.append(churn.alive)
+            time.sleep(0.5)
+        while not churn.idle and writer.now() < begun + HOLD + END:
+            churn.step(create=False)
+            time.sleep(0.5)
+        assert k3s_readiness.failure is None
+        failed = [f"{life.name}: {life.failure}" for life in churn.lives if life.failure is not None]
+        many.judge(
+            statistics.median(alive) == PODS, f"median {statistics.median(alive):g}, at most {max(alive)}"
+        )
+        pods.judge(
+            not failed,
+            f"{len(churn.lives) - len(failed)} of {len(churn.lives)} started, {len(failed)} failed"
+            + "".join(f"; {text}" for text in failed[:3]),
+        )
+        gone.judge(churn.idle, f"{churn.alive} left")
+        ready = [sample.node_ready for sample in k3s_readiness.samples if sample.t >= begun]
+        always.judge(bool(ready) and all(ready), f"{sum(map(bool, ready))} of {len(ready)}")
+        said = log.read_bytes()[before:].decode(errors="replace").splitlines()
+        found = [one for one in map(classify, said) if one is not None]
+        errors = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity != "warning"]
+        warnings = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity == "warning"]
+        cadvisor.judge(
+            not errors,
+            f"{len(errors)}{_first(errors)}; "
+            f"of its warnings {len(warnings)} tell of a loss{_first(warnings)}; "
+            f"{sum(one.kind is Kind.YOUNG for one in found)} lines about containers too young for statistics",
+        )
+        interrupted = [one.message for one in found if one.errno == "EINTR"]
+        eintr.judge(not interrupted, f"{len(interrupted)}{_first(interrupted)}")
 
 
 def _first(messages: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
 
+STEADY = "steady"  # the pod that stays
 SHORT = 30.0
 HOUR = 3600.0
 READY_SECONDS = 30
@@ -51,17 +52,14 @@ def seconds(request: pytest.FixtureRequest) -> float:
     return HOUR if duration == usual else duration
 
 
-@pytest.fixture
-def steady(k3s: Cluster, k3s_namespace: str, request: pytest.FixtureRequest) -> str:
-    """A pod that stays, by its name."""
-    patience = request.config.stash[SETTINGS].patience
-    k3s.core.create_namespaced_pod(k3s_namespace, pod("steady"))
+def _start_steady(k3s: Cluster, namespace: str, patience: float) -> None:
+    """Start a pod that stays, and wait until it is Ready."""
+    k3s.core.create_namespaced_pod(namespace, pod(STEADY))
     k3s.wait(
-        lambda: is_ready(k3s.core.read_namespaced_pod("steady", k3s_namespace)),
-        "the pod steady to be Ready",
+        lambda: is_ready(k3s.core.read_namespaced_pod(STEADY, namespace)),
+        f"the pod {STEADY} to be Ready",
         Deadline.after(READY_SECONDS * patience),
     )
-    return "steady"
 
 
 def _ask(k3s: Cluster, namespace: str, name: str) -> str | None:
@@ -83,7 +81,6 @@ def test_the_node_is_stable(
     k3s: Cluster,
     k3s_readiness: Sampler,
     k3s_namespace: str,
-    steady: str,
     k3s_claim: Claim,
     patience: float,
 ) -> None:
@@ -100,71 +97,74 @@ def test_the_node_is_stable(
     )
     before = len(k3s_readiness.error_lines)
     begin = next(number for number, sample in enumerate(k3s_readiness.samples) if sample.node_ready)
-    started = writer.now()
-    asked, questions = started, 0
+    questions = 0
     trouble: list[str] = []
-    while k3s_readiness.failure is None and (writer.now() < started + seconds or not churn.idle):
-        churn.step(create=writer.now() < started + seconds)
-        if writer.now() - asked >= min(MINUTE, seconds / 2):
-            asked = writer.now()
-            questions += 1
-            trouble += filter(None, [_ask(k3s, k3s_namespace, steady)])
-        if writer.now() > started + seconds + 4 * READY_SECONDS * patience:
-            break  # pods that never go are seen below
-        time.sleep(0.5)
-    assert k3s_readiness.failure is None
-    samples = k3s_readiness.samples[begin:]
-    watched = samples[-1].t - samples[0].t
+    with (
+        k3s_claim.together() as claim,
+        claim.of(f"stable-restarts-{length}", "The pod that stays never restarts", limit=0) as restarted,
+        claim.of(f"stable-cadvisor-{length}", "cAdvisor logs no error", limit="0") as clean,
+        claim.of(f"stable-ask-{length}", "kubectl logs and exec answer throughout", limit="all") as answers,
+        claim.of(f"stable-gone-{length}", "Every deleted pod goes", limit="0 left") as gone,
+        claim.of(f"stable-pods-{length}", "Every pod starts", limit="all") as pods,
+        claim.of(
+            f"stable-ready-{length}",
+            f"The node is Ready in every sample of {seconds:g} s in which pods come and go",
+            limit="all samples, 0 transitions",
+        ) as always,
+    ):
+        began = writer.now()
+        always.so_far = lambda: f"{writer.now() - began:.0f} of {seconds:g} s, {len(churn.lives)} pods"
+        pods.so_far = gone.so_far = answers.so_far = clean.so_far = restarted.so_far = always.so_far
+        _start_steady(k3s, k3s_namespace, patience)
+        started = asked = writer.now()
+        while k3s_readiness.failure is None and (writer.now() < started + seconds or not churn.idle):
+            churn.step(create=writer.now() < started + seconds)
+            if writer.now() - asked >= min(MINUTE, seconds / 2):
+                asked = writer.now()
+                questions += 1
+                trouble += filter(None, [_ask(k3s, k3s_namespace, STEADY)])
+            if writer.now() > started + seconds + 4 * READY_SECONDS * patience:
+                break  # pods that never go are seen below
+            time.sleep(0.5)
+        assert k3s_readiness.failure is None
+        samples = k3s_readiness.samples[begin:]
+        watched = samples[-1].t - samples[0].t
 
-    changes = transitions(samples)[1:]
-    k3s_claim(
-        f"stable-ready-{length}",
-        f"The node is Ready in every sample of {seconds:g} s in which pods come and go",
-        not changes and all(sample.node_ready for sample in samples if sample.api_reachable),
-        f"{sum(sample.node_ready or False for sample in samples)} of {len(samples)} samples, "
-        f"{len(changes)} transitions",
-        "all samples, 0 transitions",
-    )
-    failed = [f"{life.name}: {life.failure}" for life in churn.lives if life.failure is not None]
-    starts = [life.ready - life.asked for life in churn.lives if life.ready is not None]
-    writer.append(
-        Measurement(
-            name=f"pod-start-{length}",
-            value=round(statistics.median(starts), 2),
-            unit="s",
-            n=len(starts),
-            values=tuple(round(start, 2) for start in starts),
+        changes = transitions(samples)[1:]
+        always.judge(
+            not changes and all(sample.node_ready for sample in samples if sample.api_reachable),
+            f"{sum(sample.node_ready or False for sample in samples)} of {len(samples)} samples, "
+            f"{len(changes)} transitions",
         )
-    )
-    k3s_claim(
-        f"stable-pods-{length}",
-        "Every pod starts",
-        not failed,
-        f"{len(churn.lives) - len(failed)} of {len(churn.lives)}"
-        + "".join(f"; {text}" for text in failed[:3]),
-        "all",
-    )
-    left = [life.name for life in churn.lives if life.gone is None]
-    k3s_claim(f"stable-gone-{length}", "Every deleted pod goes", not left, f"{len(left)} left", "0 left")
-    k3s_claim(
-        f"stable-ask-{length}",
-        "kubectl logs and exec answer throughout",
-        questions > 0 and not trouble,
-        f"{questions - len(trouble)} of {questions}" + "".join(f"; {text}" for text in trouble[:3]),
-        "all",
-    )
-    cadvisor = [line for line in k3s_readiness.error_lines[before:] if line.kind == "cadvisor"]
-    k3s_claim(
-        f"stable-cadvisor-{length}",
-        "cAdvisor logs no error",
-        not cadvisor,
-        f"{len(cadvisor)}" + "".join(f"; {line.text}" for line in cadvisor[:1]),
-        "0",
-    )
-    status = k3s.core.read_namespaced_pod(steady, k3s_namespace).status
-    restarts = sum(container.restart_count for container in status.container_statuses)
-    k3s_claim(f"stable-restarts-{length}", "The pod that stays never restarts", restarts == 0, restarts, 0)
-    _costs(k3s_up, length, watched, k3s_claim)
+        failed = [f"{life.name}: {life.failure}" for life in churn.lives if life.failure is not None]
+        starts = [life.ready - life.asked for life in churn.lives if life.ready is not None]
+        pods.judge(
+            bool(starts) and not failed,
+            f"{len(churn.lives) - len(failed)} of {len(churn.lives)}"
+            + "".join(f"; {text}" for text in failed[:3]),
+        )
+        if starts:
+            writer.append(
+                Measurement(
+                    name=f"pod-start-{length}",
+                    value=round(statistics.median(starts), 2),
+                    unit="s",
+                    n=len(starts),
+                    values=tuple(round(start, 2) for start in starts),
+                )
+            )
+        left = [life.name for life in churn.lives if life.gone is None]
+        gone.judge(not left, f"{len(left)} left")
+        answers.judge(
+            questions > 0 and not trouble,
+            f"{questions - len(trouble)} of {questions}" + "".join(f"; {text}" for text in trouble[:3]),
+        )
+        cadvisor = [line for line in k3s_readiness.error_lines[before:] if line.kind == "cadvisor"]
+        clean.judge(not cadvisor, f"{len(cadvisor)}" + "".join(f"; {line.text}" for line in cadvisor[:1]))
+        status = k3s.core.read_namespaced_pod(STEADY, k3s_namespace).status
+        restarts = sum(container.restart_count for container in status.container_statuses)
+        restarted.judge(restarts == 0, restarts)
+        _costs(k3s_up, length, watched, claim)
 
 
 def _costs(k3s_up: Up, length: str, watched: float, k3s_claim: Claim) -> None:

@@ -6,6 +6,7 @@ recorded, and only then asserted, so that a claim that does not hold is in the r
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import Counter
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_k3s_sandbox.bench.places import root_magic
 from pytest_k3s_sandbox.cluster.cluster import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.keys import SETTINGS
 from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Event, read_run
+from pytest_k3s_sandbox.report.summary import root_name
+from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Up
@@ -31,9 +35,11 @@ pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrac
 READY_SECONDS = 30
 POD_SECONDS = 10
 GONE_SECONDS = 40
+STATS_SECONDS = (
+    30  # cAdvisor's housekeeping comes round every 10 s; a new pod's statistics cannot be there before
+)
 OVERTIME = 3  # how many times a limit is waited for, so that the report says by how much it was missed
 YOUNG_LINES = 2  # how often a container may be too young to have statistics
-V9FS_MAGIC = 0x01021997  # linux/magic.h
 
 POD = {
     "metadata": {"name": "hello"},
@@ -65,9 +71,11 @@ def pod(k3s_up: Up, k3s: Cluster, k3s_node: Node) -> Iterator[dict[str, Any]]:
 @pytest.mark.timeout(180)
 def test_root_is_9p(k3s_up: Up, k3s_claim: Claim) -> None:
     """The sandbox is the case under study: statfs says 9p for its root, without any layer's help."""
-    if k3s_up.stack.sandbox.kind != "gvisor":
-        pytest.skip("not applicable: only the gvisor sandbox promises a 9p root; this run is the control")
-    magic = k3s_up.stack.sandbox.statfs_magic("/")  # type: ignore[attr-defined]
+    magic = root_magic(k3s_up.stack.sandbox)
+    if k3s_up.stack.sandbox.kind == "here" and magic != V9FS_MAGIC:
+        pytest.skip(
+            f"not applicable: the root of this machine is {root_name(magic)}; this run is the control"
+        )
     k3s_claim(
         "root-9p", 'statfs("/") in the sandbox gives 9p', magic == V9FS_MAGIC, hex(magic), hex(V9FS_MAGIC)
     )
@@ -76,9 +84,14 @@ def test_root_is_9p(k3s_up: Up, k3s_claim: Claim) -> None:
 @pytest.mark.timeout(180)
 def test_layers_are_healthy(k3s_up: Up, k3s_claim: Claim) -> None:
     """Every layer does what it is for while the cluster runs."""
-    for name, health in k3s_up.stack.check().items():
-        details = ", ".join(f"{key}: {value}" for key, value in health.details.items())
-        k3s_claim(f"layer-{name}", f"The layer {name} is healthy", health.ok, details)
+    with k3s_claim.together() as claim, contextlib.ExitStack() as opened:
+        open_claims = {
+            name: opened.enter_context(claim.of(f"layer-{name}", f"The layer {name} is healthy"))
+            for name in k3s_up.stack.names
+        }
+        for name, health in k3s_up.stack.check().items():
+            details = ", ".join(f"{key}: {value}" for key, value in health.details.items())
+            open_claims[name].judge(health.ok, details)
 
 
 @pytest.mark.timeout(180)
@@ -87,22 +100,21 @@ def test_node_becomes_ready(
 ) -> None:
     """The node is Ready within 30 s of the sandbox's start."""
     limit = READY_SECONDS * patience
-    k3s.node.wait_ready(limit * OVERTIME)
-    while k3s_readiness.failure is None and not any(sample.node_ready for sample in k3s_readiness.samples):
-        time.sleep(0.05)
-    assert k3s_readiness.failure is None
-    known = facts(read_run(k3s_up.folder))  # the page's own figure
-    seconds = known.seconds_to_ready
-    assert seconds is not None
-    k3s_claim(
-        "node-ready",
-        f"The node is Ready within {limit:g} s of "
-        + ("the sandbox's start" if known.bring_up is None else "its bring-up's start"),
-        seconds <= limit,
-        round(seconds, 2),
-        limit,
-        "s",
+    began = facts(read_run(k3s_up.folder)).bring_up
+    text = f"The node is Ready within {limit:g} s of " + (
+        "the sandbox's start" if began is None else "its bring-up's start"
     )
+    with k3s_claim.of("node-ready", text, limit=limit, unit="s") as claim:
+        claim.so_far = lambda: round(k3s_up.writer.now() - (0.0 if began is None else began.start), 2)
+        k3s.node.wait_ready(limit * OVERTIME)
+        while k3s_readiness.failure is None and not any(
+            sample.node_ready for sample in k3s_readiness.samples
+        ):
+            time.sleep(0.05)
+        assert k3s_readiness.failure is None
+        seconds = facts(read_run(k3s_up.folder)).seconds_to_ready  # the page's own figure
+        assert seconds is not None
+        claim.within(round(seconds, 2))
 
 
 @pytest.mark.timeout(180)
@@ -115,60 +127,63 @@ def test_pod_runs(k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim, patience:
         conditions = {condition.type: condition.status for condition in status.conditions or []}
         return status.phase == "Running" and conditions.get("Ready") == "True"
 
-    k3s.wait(ready, "the pod to be Running and Ready", Deadline.after(limit * OVERTIME))
-    seconds = time.monotonic() - pod["asked"]
-    k3s_claim(
-        "pod-running",
-        f"A pod is Running and Ready within {limit:g} s",
-        seconds <= limit,
-        round(seconds, 2),
-        limit,
-        "s",
-    )
+    text = f"A pod is Running and Ready within {limit:g} s"
+    with k3s_claim.of("pod-running", text, limit=limit, unit="s") as claim:
+        claim.so_far = lambda: round(time.monotonic() - pod["asked"], 2)
+        k3s.wait(ready, "the pod to be Running and Ready", Deadline.after(limit * OVERTIME))
+        claim.within(round(time.monotonic() - pod["asked"], 2))
 
 
 @pytest.mark.timeout(180)
 def test_logs_and_exec(k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim) -> None:
     """``kubectl logs`` and ``kubectl exec`` reach the pod."""
     namespace = ("-n", pod["namespace"])
-    logs = k3s.kubectl("logs", *namespace, "hello").stdout
-    k3s_claim(
-        "logs", "kubectl logs gives what the container wrote", logs == "hello from hello\n", logs.strip()
-    )
     token = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
     words = ("exec", *namespace, "hello", "--", "sh", "-c", f"test -s {token} && echo token; exit 7")
-    done = k3s.kubectl(*words, check=False)
-    k3s_claim(
-        "exec",
-        "kubectl exec gives the output and the exit code",
-        (done.stdout, done.returncode) == ("token\n", 7),
-        f"{done.stdout.strip()}, exit code {done.returncode}",
-        "token, exit code 7",
-    )
+    with (
+        k3s_claim.together() as claim,
+        claim.of(
+            "exec", "kubectl exec gives the output and the exit code", limit="token, exit code 7"
+        ) as executed,
+        claim.of("logs", "kubectl logs gives what the container wrote", limit="hello from hello") as logged,
+    ):
+        logs = k3s.kubectl("logs", *namespace, "hello", check=False)
+        logged.judge(logs.stdout == "hello from hello\n", logs.stdout.strip() or logs.stderr.strip())
+        done = k3s.kubectl(*words, check=False)
+        executed.judge(
+            (done.stdout, done.returncode) == ("token\n", 7),
+            f"{done.stdout.strip()}, exit code {done.returncode}",
+        )
 
 
 @pytest.mark.timeout(180)
-def test_stats_summary(k3s: Cluster, k3s_node: Node, pod: dict[str, Any], k3s_claim: Claim) -> None:
+def test_stats_summary(
+    k3s: Cluster, k3s_node: Node, pod: dict[str, Any], k3s_claim: Claim, patience: float
+) -> None:
     """The kubelet serves /stats/summary with values for the node and the pod."""
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"values": {}, "pods": []}
 
     def complete() -> bool:
-        seen.update(k3s_node.stats_summary())
-        node = seen["node"]
+        summary = k3s_node.stats_summary()
+        node = summary["node"]
         seen["values"] = {
             "node CPU": node.get("cpu", {}).get("usageCoreNanoSeconds", 0),
             "node memory": node.get("memory", {}).get("workingSetBytes", 0),
             "node file system": node.get("fs", {}).get("capacityBytes", 0),
         }
-        pods = {(p["podRef"]["namespace"], p["podRef"]["name"]) for p in seen.get("pods", [])}
-        return all(seen["values"].values()) and (pod["namespace"], "hello") in pods
+        seen["pods"] = [f"{p['podRef']['namespace']}/{p['podRef']['name']}" for p in summary.get("pods", [])]
+        return all(seen["values"].values()) and f"{pod['namespace']}/hello" in seen["pods"]
 
-    # cAdvisor's housekeeping comes round every 10 s; a new pod's statistics cannot be there before.
-    k3s.wait(
-        complete, "/stats/summary with the pod in it", Deadline.after(30), lambda: str(seen.get("values"))
-    )
-    values = ", ".join(f"{name} {value}" for name, value in seen["values"].items())
-    k3s_claim("stats-summary", "/stats/summary is served with non-empty values", True, values)
+    def said() -> str:
+        values = [f"{name} {value}" for name, value in seen["values"].items()]
+        return ", ".join([*values, f"pods {' '.join(seen['pods']) or 'none'}"])
+
+    text = f"/stats/summary has values of the node, and the pod, within {STATS_SECONDS * patience:g} s"
+    with k3s_claim.of("stats-summary", text, limit=STATS_SECONDS * patience, unit="s") as claim:
+        claim.so_far = said
+        deadline = Deadline.after(STATS_SECONDS * patience * OVERTIME)
+        k3s.wait(complete, "/stats/summary with the pod in it", deadline, said)
+        claim.within(round(claim.seconds, 2))
 
 
 def test_node_stays_ready(
@@ -181,51 +196,52 @@ def test_node_stays_ready(
 ) -> None:
     """The node is Ready in every sample of the hold, counted from its first, and the pod never restarts."""
     seconds = request.config.stash[SETTINGS].duration
-    begin = next(number for number, sample in enumerate(k3s_readiness.samples) if sample.node_ready)
-    since = k3s_readiness.samples[begin].t
-    while k3s_readiness.failure is None and k3s_up.writer.now() < since + seconds:
-        dead = [name for name, process in k3s.processes.items() if process.poll() is not None]
-        assert not dead, f"ended during the hold: {dead}"
-        time.sleep(0.5)
-    assert k3s_readiness.failure is None
-    held = k3s_readiness.samples[begin:]
-    ready = sum(sample.node_ready or False for sample in held)
-    k3s_claim(
-        "stays-ready",
-        f"The node is Ready in every sample of a hold of {seconds:g} s",
-        ready == len(held) > 0,
-        f"{ready} of {len(held)} samples",
-        "all",
-    )
-    status = k3s.core.read_namespaced_pod("hello", pod["namespace"]).status
-    restarts = sum(container.restart_count for container in status.container_statuses)
-    k3s_claim("no-restarts", "The pod never restarts", restarts == 0, restarts, 0)
+    with (
+        k3s_claim.together() as claim,
+        claim.of("no-restarts", "The pod never restarts", limit=0) as restarted,
+        claim.of(
+            "stays-ready", f"The node is Ready in every sample of a hold of {seconds:g} s", limit="all"
+        ) as stays,
+    ):
+        begin = next(number for number, sample in enumerate(k3s_readiness.samples) if sample.node_ready)
+        since = k3s_readiness.samples[begin].t
+
+        def said() -> str:
+            held = k3s_readiness.samples[begin:]
+            ready = sum(sample.node_ready or False for sample in held)
+            return f"{ready} of {len(held)} samples in {held[-1].t - since:.0f} s"
+
+        stays.so_far = said
+        while k3s_readiness.failure is None and k3s_up.writer.now() < since + seconds:
+            dead = [name for name, process in k3s.processes.items() if process.poll() is not None]
+            assert not dead, f"ended during the hold: {dead}"
+            time.sleep(0.5)
+        assert k3s_readiness.failure is None
+        held = k3s_readiness.samples[begin:]
+        stays.judge(all(sample.node_ready for sample in held), said())
+        status = k3s.core.read_namespaced_pod("hello", pod["namespace"]).status
+        restarts = sum(container.restart_count for container in status.container_statuses)
+        restarted.judge(restarts == 0, restarts)
 
 
 @pytest.mark.timeout(180)
 def test_pod_goes(k3s_up: Up, k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim, patience: float) -> None:
     """A deleted pod, its token volume included, is fully gone within 40 s."""
     limit = GONE_SECONDS * patience
-    asked = time.monotonic()
-    k3s_up.writer.append(Event(t=k3s_up.writer.now(), kind="pod-deleted", what=f"{pod['namespace']}/hello"))
-    uid = k3s.core.read_namespaced_pod("hello", pod["namespace"]).metadata.uid
-    k3s.core.delete_namespaced_pod("hello", pod["namespace"])
-    volumes = k3s.sandbox.host_path(f"/var/lib/kubelet/pods/{uid}")
+    text = f"A deleted pod is fully gone within {limit:g} s"
+    with k3s_claim.of("pod-gone", text, limit=limit, unit="s") as claim:
+        writer = k3s_up.writer
+        writer.append(Event(t=writer.now(), kind="pod-deleted", what=f"{pod['namespace']}/hello"))
+        uid = k3s.core.read_namespaced_pod("hello", pod["namespace"]).metadata.uid
+        k3s.core.delete_namespaced_pod("hello", pod["namespace"])
+        volumes = k3s.sandbox.host_path(f"/var/lib/kubelet/pods/{uid}")
 
-    def gone() -> bool:
-        left = found(lambda: k3s.core.read_namespaced_pod("hello", pod["namespace"]))
-        return left is None and not volumes.exists()
+        def gone() -> bool:
+            left = found(lambda: k3s.core.read_namespaced_pod("hello", pod["namespace"]))
+            return left is None and not volumes.exists()
 
-    k3s.wait(gone, "the pod and its volumes to be gone", Deadline.after(limit * OVERTIME))
-    seconds = time.monotonic() - asked
-    k3s_claim(
-        "pod-gone",
-        f"A deleted pod is fully gone within {limit:g} s",
-        seconds <= limit,
-        round(seconds, 2),
-        limit,
-        "s",
-    )
+        k3s.wait(gone, "the pod and its volumes to be gone", Deadline.after(limit * OVERTIME))
+        claim.within(round(claim.seconds, 2))
 
 
 @pytest.mark.timeout(60)

@@ -111,3 +111,25 @@ def changed(plain: Mapping[Question, str], answers: Mapping[Question, str]) -> d
         question: text if text == NO_SUCH_CALL else answers.get(question, text)
         for question, text in plain.items()
     }
+
+
+def compared(
+    plain: Mapping[Question, str], under: Mapping[Question, str], answers: Mapping[Question, str]
+) -> tuple[bool, str]:
+    """Return whether a program under rules saw what they say and nothing else changed, and that in words.
+
+    Args:
+        plain: What it saw without rules.
+        under: What it saw with them.
+        answers: What the rules change, which must be something.
+    """
+    wanted = changed(plain, answers)
+    if wanted == plain:
+        return False, "the rules change nothing that was asked for"
+    wrong = [
+        f"{call} {path}: {under[call, path]}"
+        for call, path in wanted
+        if under[call, path] != wanted[call, path]
+    ]
+    right = len(wanted) - len(wrong)
+    return not wrong, f"{right} of {len(wanted)} answers" + "".join(f"; {one}" for one in wrong[:3])

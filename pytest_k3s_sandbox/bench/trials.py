@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.trials import Trials
     from pytest_k3s_sandbox.layers.base import Layer
     from pytest_k3s_sandbox.report.records import RunWriter
+    from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 ISOLATION = "localStorageCapacityIsolation"
@@ -27,11 +28,12 @@ class NodeTrials:
     """Tries nodes on one control plane, which starts when it is first asked for; see :class:`.Trials`.
 
     Args:
-        wish: What was asked for; it must be of kind ``gvisor``, and ``embedded``.
+        wish: What was asked for; its distribution must be ``embedded``.
         toolchain: Where the programs come from.
         record: Opens a run's records; called with further words of its folder's name.
         experiment: Names the experiment, when a run begins.
         patience: How much slower than usual the machine is.
+        check: Called with the sandbox when it is up; raises if no node can be tried there.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class NodeTrials:
         record: Callable[..., AbstractContextManager[RunWriter]],
         experiment: Callable[[], str],
         patience: float = 1.0,
+        check: Callable[[StartedSandbox], None] = lambda _sandbox: None,
     ) -> None:
         """Start nothing yet."""
         self._wish = wish
@@ -48,6 +51,7 @@ class NodeTrials:
         self._record = record
         self._experiment = experiment
         self._patience = patience
+        self._check = check
         self._open = contextlib.ExitStack()
         self._up: tuple[Trials, RunWriter] | None = None
 
@@ -116,6 +120,7 @@ class NodeTrials:
         writer = stack.enter_context(self._record("trials", *([] if wish.one_root else ["var-mount"])))
         with writer.phase("sandbox"):
             sandbox = stack.enter_context(start_sandbox(wish, toolchain))
+            self._check(sandbox)
         writer.append(fingerprint(LayerStack(sandbox, ()), wish, toolchain, self._experiment()))
         folder = writer.path.parent
         with explained(sandbox, folder):

@@ -85,6 +85,15 @@ class Observation:
         """Whether the node was Ready."""
         return self.reached in {Stage.READY, Stage.POD}
 
+    @property
+    def said(self) -> str:
+        """The error's text, or that there was none."""
+        return "no error" if self.error is None else self.error.text
+
+    def speaks_of(self, words: str) -> bool:
+        """Tell whether there was an error, and words are in it."""
+        return self.error is not None and words in self.error.text
+
     def cell(
         self,
         layers: Sequence[str],

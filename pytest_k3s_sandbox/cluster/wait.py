@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import tenacity
 
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.errors import WaitError
 from pytest_k3s_sandbox.sandbox.base import Process
 
 Condition = Callable[[], bool]
@@ -53,7 +53,7 @@ def until(
         hint: Asked at the deadline for what was last seen.
 
     Raises:
-        ClusterError: A process ended, or the deadline passed.
+        WaitError: A process ended, or the deadline passed.
     """
 
     def now() -> Mapping[str, Process]:
@@ -62,7 +62,7 @@ def until(
     def met() -> bool:
         dead = ended(now())
         if dead is not None:
-            raise ClusterError(
+            raise WaitError(
                 f"{dead.name} ended with exit code {dead.poll()} while waiting for {what}",
                 cause=tail(dead) or None,
                 log=dead.log,
@@ -77,4 +77,4 @@ def until(
         )(met)
     except tenacity.RetryError:
         logs = next((process.log.parent for process in now().values()), None)
-        raise ClusterError(f"timed out waiting for {what}", cause=hint(), log=logs) from None
+        raise WaitError(f"timed out waiting for {what}", cause=hint(), log=logs) from None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HEAD = """
 import os, time, signal
 import pytest
-from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.errors import ClusterError, WaitError
 
 pytestmark = pytest.mark.exp08
 
@@ -55,7 +55,8 @@ def verdict(run: Run, name: str) -> Verdict:
 @pytest.mark.parametrize(
     ("body", "judged", "ended"),
     [
-        ("raise ClusterError('timed out waiting for it')", True, "ClusterError: timed out waiting for it"),
+        ("raise WaitError('timed out waiting for it')", True, "WaitError: timed out waiting for it"),
+        ("raise ClusterError('kubectl failed')", False, "ClusterError: kubectl failed"),
         ("assert 1 == 2, 'one is not two'", True, "AssertionError: one is not two"),
         ("raise OSError('the machine broke')", False, "OSError: the machine broke"),
         ("pass", False, "the test did not judge it"),
@@ -78,13 +79,13 @@ def test_whatever_ends_a_claim_it_is_recorded_with_its_limit(
 
 
 def test_how_far_a_claim_got_is_recorded(project: Project) -> None:
-    body = "claim.so_far = lambda: f'{3} of 9'\n        raise ClusterError('timed out')"
+    body = "claim.so_far = lambda: f'{3} of 9'\n        raise WaitError('timed out')"
     project.run(HEAD + WAITING.format(body=body))
     assert verdict(the_run(project), "fast").measured == "3 of 9"
 
 
 def test_a_claim_that_cannot_tell_how_far_it_got_is_recorded_all_the_same(project: Project) -> None:
-    body = "claim.so_far = lambda: 1 / 0\n        raise ClusterError('timed out')"
+    body = "claim.so_far = lambda: 1 / 0\n        raise WaitError('timed out')"
     project.run(HEAD + WAITING.format(body=body))
     assert verdict(the_run(project), "fast").measured == "not known: ZeroDivisionError: division by zero"
 
@@ -149,7 +150,7 @@ def test_both(k3s_claim):
 
 WRONG = {
     "a wait that raises before the claim": (
-        "def test_it(k3s, k3s_claim):\n    raise ClusterError('timed out')\n",
+        "def test_it(k3s, k3s_claim):\n    raise WaitError('timed out')\n",
         "incomplete",
     ),
     "an assertion before the claim": ("def test_it(k3s_claim):\n    assert 1 == 2\n", "not held"),
