@@ -125,6 +125,23 @@ def clear_dead(path: str) -> int:
     return count
 
 
+def refuse_others(path: str) -> None:
+    """Make sure that a place for a mount is not another user's: in /tmp it may lead anywhere.
+
+    Args:
+        path: The place; one that is missing is no error.
+
+    Raises:
+        PermissionError: It, or the link that it is, belongs to another user.
+    """
+    try:
+        user = os.lstat(path).st_uid
+    except OSError:  # missing, or a dead mount: that is root's
+        return
+    if user != os.geteuid():
+        raise PermissionError(errno.EPERM, f"it belongs to the user {user}", path)
+
+
 def make_directory(path: str) -> bool:
     """Make a directory; where its parent refuses, put a tmpfs on the parent first.
 

@@ -136,8 +136,10 @@ class Server:
     def _mount(self, device: int) -> None:
         options = f"fd={device},rootmode=40555,user_id=0,group_id=0,allow_other,default_permissions"
         try:
+            mounts.refuse_others(self.mountpoint)
             mounts.clear_dead(self.mountpoint)
             self._make(self.mountpoint)
+            mounts.refuse_others(self.mountpoint)  # it may have been put there meanwhile
             mounts.mount("cgroup", self.mountpoint, "fuse", mounts.MS_NOSUID | mounts.MS_NODEV, options)
         except OSError as error:
             from pytest_k3s_sandbox.errors import LayerError  # noqa: PLC0415  # only when something is wrong
@@ -145,7 +147,7 @@ class Server:
             raise LayerError(
                 f"FUSE mount on {self.mountpoint}",
                 cause=str(error),
-                remedy="Name a directory; inside a container CAP_SYS_ADMIN is needed.",
+                remedy="Name a directory of root's; inside a container CAP_SYS_ADMIN is needed.",
             ) from error
         self._undo.append(lambda: mounts.unmount(self.mountpoint))
 
@@ -266,9 +268,10 @@ class Server:
             return
         import json  # noqa: PLC0415  # only who wants statistics pays for it
 
-        new = f"{self.stats}.new"
+        # Exclusive, and by a name that cannot be guessed: in /tmp another user may have put a link.
+        new = f"{self.stats}.{os.urandom(8).hex()}.new"
         try:
-            with open(new, "w", encoding="utf-8") as file:
+            with open(new, "x", encoding="utf-8") as file:
                 file.write(json.dumps(filesystem.statistics(), indent=1) + "\n")
             os.replace(new, self.stats)
         except OSError as error:

@@ -1,17 +1,16 @@
-# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH208 - a few plain calls; pathlib would be imported for nothing else here
+# ruff: noqa: PTH102, PTH106, PTH108, PTH110, PTH208 - a few plain calls; pathlib would be imported for nothing else here
 """Files that stand in for what a program opens: a private folder, gone with its tracer."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import time
-from collections.abc import Iterator
 from typing import Final
 
 _NAME: Final = "k3s-interceptor-"
 _LOCK: Final = "lock"
 _KEPT: Final = 64
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Scratch:
@@ -56,44 +55,72 @@ class Scratch:
     def close(self) -> None:
         """Remove the folder and what is in it."""
         if self.folder is not None:
-            _remove(self.folder)
-            os.close(self._lock)
-            self.folder = None
+            fd = os.open(self.folder, _FOLDER)
+            try:
+                _remove(self.folder, fd)
+            finally:
+                os.close(fd)
+                os.close(self._lock)
+                self.folder = None
 
     def _create(self) -> None:
-        for stale in _stale(self._parent):
-            _remove(stale)
-        folder = f"{self._parent}/{_NAME}{os.getpid()}-{time.monotonic_ns()}"
-        os.mkdir(folder)
-        os.chmod(folder, 0o755)  # noqa: S103 - whatever the umask: tracees may be other users
-        self._lock = os.open(f"{folder}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.folder = folder
+        _remove_stale(self._parent)
+        while self.folder is None:
+            # No other user can guess the name, so that none can be there first.
+            folder = f"{self._parent}/{_NAME}{os.getpid()}-{os.urandom(8).hex()}"
+            os.mkdir(folder, 0o700)
+            fd = os.open(folder, _FOLDER)
+            try:
+                os.fchmod(fd, 0o755)  # whatever the umask: tracees may be other users
+                how = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._lock = os.open(_LOCK, how, 0o600, dir_fd=fd)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if os.path.exists(folder):
+                    self.folder = folder
+                else:  # another tracer took it for a killed one's before it was locked
+                    os.close(self._lock)
+            finally:
+                os.close(fd)
 
 
-def _stale(parent: str) -> Iterator[str]:
-    """Yield folders of ours whose tracer was killed: nobody holds their lock."""
+def _remove_stale(parent: str) -> None:
+    """Remove the folders of ours whose tracer was killed: no process holds their lock.
+
+    Another user may have made a folder of such a name, or a link. Ours belongs to this user, is no link,
+    and holds nothing but a lock and numbered files.
+    """
     for name in os.listdir(parent):
-        if not name.startswith(_NAME):
+        pid, dash, number = name.removeprefix(_NAME).partition("-")
+        if not (name.startswith(_NAME) and pid.isdecimal() and dash and number.isalnum()):
             continue
-        folder = f"{parent}/{name}"
         try:
-            fd = os.open(f"{folder}/{_LOCK}", os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(f"{parent}/{name}", _FOLDER)
         except OSError:
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield folder
+            _remove_if_ours(f"{parent}/{name}", fd)
         except OSError:
-            continue
+            continue  # another user's, or another tracer's that lives
         finally:
             os.close(fd)
 
 
-def _remove(folder: str) -> None:
+def _remove_if_ours(folder: str, fd: int) -> None:
+    if os.fstat(fd).st_uid != os.geteuid():
+        return
+    lock = os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
     try:
-        for name in os.listdir(folder):
-            os.unlink(f"{folder}/{name}")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if all(name == _LOCK or name.isdecimal() for name in os.listdir(fd)):
+            _remove(folder, fd)
+    finally:
+        os.close(lock)
+
+
+def _remove(folder: str, fd: int) -> None:
+    try:
+        for name in os.listdir(fd):
+            os.unlink(name, dir_fd=fd)
         os.rmdir(folder)
     except OSError:
-        pass  # somebody else removes it, or the file system has gone: nothing depends on it
+        pass  # another process removes it, or the file system has gone: nothing depends on it

@@ -71,8 +71,9 @@ class Stats:
         Raises:
             OSError: It cannot be written.
         """
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
+        # Exclusive, and by a name that cannot be guessed: in /tmp another user may have put a link.
+        temporary = f"{path}.{os.urandom(8).hex()}.tmp"
+        with open(temporary, "x", encoding="utf-8") as file:
             file.write(self.as_json() + "\n")
         os.replace(temporary, path)
 
