@@ -11,6 +11,7 @@ from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.cache import CorruptEntryError
@@ -31,7 +32,8 @@ def seed(toolchain: Toolchain) -> Path | None:
         toolchain: Where the programs come from, and whose cache keeps the datastore.
 
     Returns:
-        A SQLite file to copy; None if ``K3S_SANDBOX_SEED=0`` asks for empty datastores.
+        A SQLite file to copy; None for an empty datastore: if ``K3S_SANDBOX_SEED=0`` asks for it, or if
+        this machine cannot start ``here``, which is said where progress is shown.
 
     Raises:
         SandboxError: The control plane did not come up; nothing is left.
@@ -47,15 +49,24 @@ def seed(toolchain: Toolchain) -> Path | None:
         if found is not None:  # another process made it meanwhile
             return found
         what = f"a datastore for Kubernetes {toolchain.pins.kubernetes}"
-        with Work(toolchain.progress, f"preparing {what}"):
-            entry = toolchain.cache.create(
-                key,
-                lambda content, _scratch: _write(toolchain, content / datastore.FILE),
-                version=toolchain.pins.kubernetes,
-                origin="build",
-                what=what,
-            )
+        try:
+            with Work(toolchain.progress, f"preparing {what}"):
+                entry = toolchain.cache.create(
+                    key,
+                    lambda content, _scratch: _write(toolchain, content / datastore.FILE),
+                    version=toolchain.pins.kubernetes,
+                    origin="build",
+                    what=what,
+                )
+        except _NoPlaceError as error:
+            note = f"clusters begin with an empty datastore, which takes some seconds more: {error.__cause__}"
+            toolchain.progress.note(" ".join(note.split()))
+            return None
     return entry.folder / datastore.FILE
+
+
+class _NoPlaceError(Exception):
+    """A sandbox of kind ``here`` cannot be started; the cause says why."""
 
 
 def _cached(toolchain: Toolchain, key: str) -> Path | None:
@@ -71,7 +82,11 @@ def _write(toolchain: Toolchain, target: Path) -> None:
 
     distribution = Embedded()
     deadline = Deadline.after(SECONDS)
-    with start_sandbox(Wish("here"), toolchain) as sandbox:
+    try:
+        started = start_sandbox(Wish("here"), toolchain)
+    except (StartError, MissingCapability) as error:
+        raise _NoPlaceError from error
+    with started as sandbox:
         settings = Settings(node="k3s-sandbox", address=sandbox.address, kubernetes=toolchain.pins.kubernetes)
         with Cluster(sandbox, distribution, settings, kubectl=toolchain.get("kubectl").path) as cluster:
             distribution.wait_control_plane(sandbox, settings, deadline)

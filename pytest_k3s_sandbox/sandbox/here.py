@@ -7,6 +7,7 @@ sandbox gets, so that nothing that happens inside reaches the machine's files.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pytest_k3s_sandbox.sandbox import layout
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
 CGROUPS = Path("/sys/fs/cgroup")
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class HereSandbox(StartedSandbox):
@@ -50,7 +52,17 @@ class HereSandbox(StartedSandbox):
         groups = cgroup_folders(self.name)
         self._claim(cgroups=tuple(groups))
         for group in groups:
-            make_cgroup(Path(group))
+            try:
+                make_cgroup(Path(group))
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                raise StartError(
+                    "cannot start a sandbox of kind here",
+                    cause=f"the machine's cgroups cannot be changed ({error})",
+                    remedy=f"mount {CGROUPS} writable (in a container: start it with --privileged), "
+                    "or use --k3s-sandbox=gvisor, which needs no cgroup of the machine",
+                ) from error
         recipe = self.workdir / "enter.json"
         recipe.write_text(json.dumps(enter_recipe(self.layout, hostname=self.name, groups=groups)))
         namespaces = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL"]

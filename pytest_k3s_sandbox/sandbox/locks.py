@@ -7,6 +7,7 @@ They hold between processes that do not see each other, as in two containers tha
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -86,7 +87,8 @@ def take(path: Path, seconds: float = 0.0) -> Lock:
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                raise PermissionError(f"{path} is not a regular file of this user's")  # noqa: TRY301 - one place closes
+                why = "it is not a regular file of this user's"
+                raise PermissionError(errno.EPERM, why, str(path))  # noqa: TRY301 - one place closes
             _wait(fd, deadline)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(found, os.lstat(path)):

@@ -133,7 +133,7 @@ def _locked(path: Path) -> Iterator[None]:
             raise
         raise StartError(
             f"the lock {path}",
-            cause="it is a link, or it belongs to another user" if error.errno == errno.ELOOP else str(error),
+            cause="it is a link" if error.errno == errno.ELOOP else str(error.strerror),
             remedy=f"see what it is with `ls -l {path}`, and remove it",
         ) from error
     try:

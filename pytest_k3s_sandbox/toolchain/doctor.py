@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
+from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.toolchain import golang, packages, probes
 from pytest_k3s_sandbox.toolchain.resolve import Toolchain, architecture
 
@@ -214,4 +216,18 @@ def checks(toolchain: Toolchain | None = None) -> list[Check]:
     """
     used = toolchain or Toolchain()
     programs, unavailable = _programs(used)
-    return [*_machine(), *_kernel(), *_system(used), *programs, *_building(used, unavailable)]
+    return [*_machine(), *_kernel(), *_system(used), *programs, *_building(used, unavailable), *_strangers()]
+
+
+def _strangers() -> list[Check]:
+    """Name what lies among the sandboxes' folders and is not ours: nothing ever removes it."""
+    return [
+        Check(
+            "sandboxes' folder",
+            ok=False,
+            required=False,
+            detail=f"{path} is not ours, and is left alone: {reason}",
+            remedy=f"if it is not needed: rm -r {shlex.quote(str(path))}",
+        )
+        for path, reason in machine.strangers().items()
+    ]

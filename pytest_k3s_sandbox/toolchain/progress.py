@@ -23,6 +23,9 @@ class Progress(Protocol):
     def done(self, what: str, seconds: float) -> None:
         """The work has ended after ``seconds``; ``what`` says so if it failed."""
 
+    def note(self, text: str) -> None:
+        """Something is not as usual, and the work goes on."""
+
 
 class SilentProgress:
     """Shows nothing."""
@@ -34,6 +37,9 @@ class SilentProgress:
         """Do nothing."""
 
     def done(self, what: str, seconds: float) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
         """Do nothing."""
 
 
@@ -72,6 +78,10 @@ class PlainProgress:
         """Write what has ended."""
         self._line(f"{what}: {seconds:.1f} s")
 
+    def note(self, text: str) -> None:
+        """Write it."""
+        self._line(text)
+
 
 class LiveProgress:
     """One live line on a terminal, with a spinner and the elapsed time."""
@@ -104,6 +114,10 @@ class LiveProgress:
         """Replace the line by one that stays."""
         self._stop()
         self._console.print(f"{what}: {seconds:.1f} s", highlight=False, markup=False)
+
+    def note(self, text: str) -> None:
+        """Write a line that stays."""
+        self._console.print(text, highlight=False, markup=False)
 
     def _stop(self) -> None:
         if self._status is not None:

@@ -6,13 +6,16 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pytest_k3s_sandbox import bringup
 from pytest_k3s_sandbox.cluster import datastore
-from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.errors import ClusterError, MissingCapability, SandboxError, StartError
 from pytest_k3s_sandbox.seed import seed
 from pytest_k3s_sandbox.toolchain import Toolchain
+from pytest_k3s_sandbox.toolchain.progress import SilentProgress
 
 KEPT = (
     "/registry/clusterroles/admin",
@@ -73,3 +76,49 @@ def test_another_program_writes_another_seed(tmp_path: Path) -> None:
 def test_an_empty_datastore_can_be_asked_for(tmp_path: Path) -> None:
     assert seed(Toolchain(tmp_path, {"K3S_SANDBOX_SEED": "0"})) is None
     assert list(tmp_path.iterdir()) == []
+
+
+class Noted(SilentProgress):
+    """Keeps what it is told besides work."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep it."""
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("error", [StartError, MissingCapability])
+def test_where_here_cannot_start_the_datastore_is_empty_and_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[SandboxError]
+) -> None:
+    def refuse(_wish: object, _toolchain: object) -> None:
+        raise error("cannot start a sandbox of kind here", cause="cgroups are read-only", remedy="mount them")
+
+    monkeypatch.setattr(bringup, "start_sandbox", refuse)
+    monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
+    monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
+    noted = Noted()
+    assert seed(Toolchain(tmp_path, {}, progress=noted)) is None
+    (note,) = noted.notes
+    assert "begin with an empty datastore" in note
+    assert note.endswith("cannot start a sandbox of kind here: cgroups are read-only Remedy: mount them")
+
+
+def test_a_control_plane_that_does_not_come_up_is_no_reason_for_an_empty_datastore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(_wish: object, _toolchain: object) -> contextlib.AbstractContextManager[SimpleNamespace]:
+        return contextlib.nullcontext(SimpleNamespace(address="192.0.2.1"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StartError("the API server ended")
+
+    monkeypatch.setattr(bringup, "start_sandbox", started)
+    monkeypatch.setattr("pytest_k3s_sandbox.seed.Cluster", refuse)
+    monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
+    monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
+    with pytest.raises(StartError, match="the API server ended"):
+        seed(Toolchain(tmp_path, {}))
