@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,15 +68,13 @@ class Hold:
     Attributes:
         state: The fields of its :class:`~.kept.State` but those that tell the process.
         workdir: The sandbox's folder.
-        stdin: The descriptor that leads to process 1.
-        stdout: The descriptor that comes from it.
+        channel: The descriptor of the socket that leads to process 1.
         lock: The descriptor of the lock that says that the sandbox has an owner.
     """
 
     state: dict[str, Any]
     workdir: str
-    stdin: int
-    stdout: int
+    channel: int
     lock: int
 
 
@@ -87,7 +85,7 @@ def launch(order: Keep | Hold, log: Path) -> subprocess.Popen[bytes]:
         order: The order.
         log: The file for its output.
     """
-    mode, fds = ("keep", ()) if isinstance(order, Keep) else ("hold", (order.stdin, order.stdout, order.lock))
+    mode, fds = ("keep", ()) if isinstance(order, Keep) else ("hold", (order.channel, order.lock))
     with log.open("wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "pytest_k3s_sandbox.keeper", mode, json.dumps(asdict(order))],
@@ -140,8 +138,8 @@ def hand_over(up: Up, origin: str) -> State:
     log = up.folder / "keeper.log"
     lock: int = sandbox.lock_fd  # type: ignore[attr-defined] # a started sandbox has it
 
-    def receive(stdin: int, stdout: int) -> None:
-        process = launch(Hold(fields, str(sandbox.workdir), stdin, stdout, lock), log)
+    def receive(channel: int) -> None:
+        process = launch(Hold(fields, str(sandbox.workdir), channel, lock), log)
         kept.wait_for(lambda: kept.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS)
         if kept.read_state(name) is None:
             process.kill()
@@ -211,8 +209,8 @@ def hold(order: Hold) -> None:
     """Carry out an order to own a sandbox, and end it after a signal or with its process 1."""
     workdir = Path(order.workdir)
     life = locks.Lock.inherited(workdir / machine.LIFE_FILE, order.lock)
-    for fd in (order.stdin, order.stdout):
-        os.set_inheritable(fd, False)
+    channel = socket.socket(fileno=order.channel)
+    channel.set_inheritable(False)
     found = machine.read_owner(workdir)
     if found is None:
         raise StartError(f"the sandbox {workdir.name}", cause="it has ended")
@@ -223,23 +221,28 @@ def hold(order: Hold) -> None:
     machine.claim(workdir, owner)
     kept.write_state(state)  # what fails until here leaves the sandbox to the process that gave the order
     try:
-        while signal.sigtimedwait(STOP, 0) is None and not _drained(order.stdout, POLL_SECONDS):
+        while signal.sigtimedwait(STOP, 0) is None and not _drained(channel, POLL_SECONDS):
             pass
     finally:
         kept.state_file(state.name).unlink(missing_ok=True)
-        os.close(order.stdin)  # the end of its input is the end of process 1, and of everything
+        with contextlib.suppress(OSError):  # process 1 has ended
+            # The end of its input is the end of process 1, and of everything.
+            channel.shutdown(socket.SHUT_WR)
         until = time.monotonic() + machine.LOCK_SECONDS / 6
-        while time.monotonic() < until and not _drained(order.stdout, POLL_SECONDS):
+        while time.monotonic() < until and not _drained(channel, POLL_SECONDS):
             pass
         reaper.dispose(workdir, owner)
         life.release()
         name.release(remove=True)
 
 
-def _drained(stdout: int, seconds: float) -> bool:
+def _drained(channel: socket.socket, seconds: float) -> bool:
     """Take what process 1 says, which nobody needs any more; return whether it has ended."""
-    readable, _, _ = select.select([stdout], [], [], seconds)
-    return bool(readable) and not os.read(stdout, 65536)
+    readable, _, _ = select.select([channel], [], [], seconds)
+    try:
+        return bool(readable) and not channel.recv(65536)
+    except OSError:
+        return True
 
 
 def main() -> None:

@@ -1,44 +1,72 @@
 """The first process of every sandbox: starts programs, reaps them, ends them all.
 
-It speaks JSON lines: requests on standard input, answers and exits on standard
-output. The end of its input is the end of the sandbox, so that a pytest that was
-killed takes its sandbox with it. Standard library only, because it is on the way of
-every start.
+It speaks JSON lines over its standard input, a socket, in both directions: requests come in, answers and
+exits go out. The end of what comes in is the end of the sandbox, so that a pytest that was killed takes
+its sandbox with it. A request that is none ends it, too. Standard library only, and as little of that
+as possible, because it is on the way of every start.
 
 Requests: ``{"id", "op": "spawn", "argv", "env", "cwd", "stdout", "stderr"}``,
-``{"op": "signal", "pid", "signal"}`` (to the process group), ``{"id", "op": "usage"}``,
-``{"op": "end"}``. Answers: ``{"id", "pid"}`` or ``{"id", "error"}``; ``{"id", "usage"}``, see
-:func:`usage`; ``{"exit": pid, "status": code}``.
+``{"op": "signal", "pid", "signal"}`` (to the process group), ``{"id", "op": "usage"}``.
+Answers: ``{"ready": pid}`` once; ``{"id", "pid"}`` or ``{"id", "error"}``; ``{"id", "usage"}``, see
+:func:`usage`; ``{"exit": pid, "status": code}``. :mod:`.messages` reads them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing for it would cost as much as ctypes does
+if TYPE_CHECKING:
+    from typing import Any
+
+LINE_BYTES = 4 << 20
+"""The longest line, in both directions; :mod:`.messages` has the same limit."""
+ERROR_CHARACTERS = 4000
+USAGE_ROWS = 16384
+"""As many processes are told of at most, so that the line stays within its limit: 200 bytes each."""
+PR_SET_DUMPABLE = 4  # prctl(2)
+
+FORMS: dict[str, dict[str, type]] = {
+    "spawn": {"id": int, "op": str, "argv": list, "env": dict, "cwd": str, "stdout": str, "stderr": str},
+    "signal": {"op": str, "pid": int, "signal": int},
+    "usage": {"id": int, "op": str},
+}
+"""The keys of each request, and the types of their values."""
+
+
+class BrokenError(Exception):
+    """The other side said something that is no request."""
 
 
 class Agent:
     """The loop of process 1.
 
     Args:
-        requests: The file descriptor that requests are read from.
-        answers: The file descriptor that answers are written to.
+        channel: The file descriptor of the socket.
     """
 
-    def __init__(self, requests: int, answers: int) -> None:
-        """Keep the descriptors; nothing runs yet."""
-        self._requests = requests
-        self._answers = answers
+    def __init__(self, channel: int) -> None:
+        """Keep the descriptor; nothing runs yet."""
+        self._channel = channel
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def serve(self) -> None:
-        """Answer requests until the input ends or ``end`` is asked for, then end everything."""
+        """Answer requests until there are no more, then end everything."""
+        try:
+            self._serve()
+        except (BrokenError, OSError) as error:
+            sys.stderr.write(f"the agent ends: {error}\n")
+        self._end_all()
+
+    def _serve(self) -> None:
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write)
@@ -46,27 +74,28 @@ class Agent:
         pending = b""
         self._say({"ready": os.getpid()})
         while True:
-            readable, _, _ = select.select([self._requests, wake_read], [], [], 5.0)
+            readable, _, _ = select.select([self._channel, wake_read], [], [], 5.0)
             if wake_read in readable:
                 os.read(wake_read, 4096)
             self._reap()
-            if self._requests not in readable:
+            if self._channel not in readable:
                 continue
-            chunk = os.read(self._requests, 65536)
+            chunk = os.read(self._channel, 65536)
             if not chunk:
-                break
+                return
             *lines, pending = (pending + chunk).split(b"\n")
-            if any(self._handle(json.loads(line)) for line in lines if line):
-                break
-        self._end_all()
+            if max(map(len, (*lines, pending))) > LINE_BYTES:
+                raise BrokenError(f"a line is longer than {LINE_BYTES} bytes")
+            for line in lines:
+                self._handle(parse(line))
 
     def _say(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"
         while data:
-            data = data[os.write(self._answers, data) :]
+            data = data[os.write(self._channel, data) :]
 
-    def _handle(self, request: dict[str, Any]) -> bool:
-        """Do one request; return whether it asked for the end."""
+    def _handle(self, request: dict[str, Any]) -> None:
+        """Do one request, which :func:`parse` returned."""
         match request["op"]:
             case "spawn":
                 self._spawn(request)
@@ -74,25 +103,27 @@ class Agent:
                 self._signal(request["pid"], request["signal"])
             case "usage":
                 self._say({"id": request["id"], "usage": usage()})
-            case "end":
-                return True
-        return False
 
     def _spawn(self, request: dict[str, Any]) -> None:
+        logs: list[int] = []
         try:
-            with open(request["stdout"], "ab", 0) as out, open(request["stderr"], "ab", 0) as err:  # noqa: PTH123 - pathlib is a slow import for process 1
-                child = subprocess.Popen(
-                    request["argv"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    env=request["env"],
-                    cwd=request["cwd"],
-                    start_new_session=True,
-                )
+            logs += [open_log(request["stdout"])]
+            logs += [open_log(request["stderr"])]
+            child = subprocess.Popen(
+                request["argv"],
+                stdin=subprocess.DEVNULL,
+                stdout=logs[0],
+                stderr=logs[1],
+                env=request["env"],
+                cwd=request["cwd"],
+                start_new_session=True,
+            )
         except (OSError, ValueError) as error:
-            self._say({"id": request["id"], "error": str(error)})
+            self._say({"id": request["id"], "error": str(error)[:ERROR_CHARACTERS]})
             return
+        finally:
+            for fd in logs:
+                os.close(fd)
         self._children[child.pid] = child
         self._say({"id": request["id"], "pid": child.pid})
 
@@ -132,12 +163,58 @@ class Agent:
                     return
 
 
+def parse(line: bytes) -> dict[str, Any]:
+    """Return the request that a line holds.
+
+    Raises:
+        BrokenError: It holds none.
+    """
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BrokenError(f"a line is no JSON: {error}") from None
+    op = request.get("op") if isinstance(request, dict) else None
+    form = FORMS.get(op) if isinstance(op, str) else None
+    if form is None or request.keys() != form.keys():
+        raise BrokenError(f"a line is no request: {line[:200]!r}")
+    if any(type(request[key]) is not kind for key, kind in form.items()):
+        raise BrokenError(f"a value of a request has the wrong type: {line[:200]!r}")
+    if op == "spawn":
+        words = [*request["argv"], *request["env"].values()]
+        if not request["argv"] or any(type(word) is not str for word in words):
+            raise BrokenError(f"a command is not made of texts: {line[:200]!r}")
+    if op == "signal" and not 0 < request["signal"] < signal.NSIG:
+        raise BrokenError(f"there is no signal {request['signal']}")
+    return dict(request)
+
+
+def open_log(path: str) -> int:
+    """Return a descriptor that appends to a file.
+
+    A program inside may have put something else in its place: a link is not followed, and a FIFO, which
+    this would wait for until the end of the sandbox, is refused.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    how = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, how, 0o644)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(f"{path} is no regular file")
+    os.set_blocking(fd, True)
+    return fd
+
+
 def usage() -> list[tuple[int, int, str, float, int]]:
-    """Return the pid, parent, name, CPU seconds and resident bytes of every process (proc_pid_stat(5))."""
+    """Return the pid, parent, name, CPU seconds and resident bytes of processes (proc_pid_stat(5)).
+
+    Of more than ``USAGE_ROWS`` only the first ones in the order of /proc.
+    """
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    rows = []
+    rows: list[tuple[int, int, str, float, int]] = []
     for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is a slow import for process 1
-        if name.isdigit():
+        if name.isdigit() and len(rows) < USAGE_ROWS:
             try:
                 with open(f"/proc/{name}/stat", errors="replace") as file:  # noqa: PTH123 - likewise
                     head, _, rest = file.read().rpartition(")")
@@ -149,11 +226,21 @@ def usage() -> list[tuple[int, int, str, float, int]]:
     return rows
 
 
+def protect() -> None:
+    """Forbid programs without CAP_SYS_PTRACE to look into this process (PR_SET_DUMPABLE, prctl(2)).
+
+    Programs that it starts are as usual, because execve(2) sets the flag again. Changing the effective
+    group and back would clear it without ctypes, but would also undo ``unshare --kill-child``.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def main() -> None:
-    """Serve on standard input and output; refuses to be anything but process 1."""
+    """Serve on standard input; refuses to be anything but process 1."""
     if os.getpid() != 1:  # kill(-1) in the machine's own pid namespace would end the machine
         sys.exit("the agent runs only as process 1 of a sandbox")
-    Agent(0, 1).serve()
+    protect()
+    Agent(0).serve()
 
 
 if __name__ == "__main__":

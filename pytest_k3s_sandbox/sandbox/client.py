@@ -5,20 +5,30 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import select
 import signal
+import socket
+import struct
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.sandbox import messages
+from pytest_k3s_sandbox.sandbox.agent import LINE_BYTES
 from pytest_k3s_sandbox.sandbox.base import Usage
+from pytest_k3s_sandbox.sandbox.messages import Exit, Message, ProtocolError, Ready, Refused, Spawned, Used
 
 REPLY_SECONDS = 30.0
+GRACE_SECONDS = 4.0
+"""How long process 1 may need to end everything inside: two seconds, and what a busy machine adds."""
+ENDED = "its first process has ended"
+HANDED_OVER = "another process owns it"
 
 
 @dataclass
@@ -27,6 +37,15 @@ class _Child:
     pid: int
     log: Path
     status: int | None = None
+
+
+@dataclass
+class _Asked:
+    """A request and its answer."""
+
+    child: _Child | None = None
+    """The process that it starts, if it starts one."""
+    answer: Message | None = None
 
 
 class AgentProcess:
@@ -51,6 +70,11 @@ class AgentProcess:
     def log(self) -> Path:
         """The log on the machine."""
         return self._child.log
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing is known of it any more; None as long as its sandbox can be asked."""
+        return self._client.lost(self._child)
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
@@ -79,29 +103,52 @@ class AgentProcess:
 
 
 class AgentClient:
-    """Requests to the agent, and the ends of its processes, over two pipes.
+    """Requests to the agent, and the ends of its processes, over a socket.
+
+    What comes in is taken for the words of a stranger (:mod:`.messages`). When that ends, for whatever
+    reason, the sandbox ends: a thread sees to it.
 
     Args:
-        launcher: The program on the machine whose standard input and output reach the agent.
+        launcher: The program on the machine that becomes, or starts, process 1.
+        channel: Our end of the socket; the other end is process 1's standard input.
         what: What it launches, for messages.
-        log: Where the launcher's standard error goes.
+        log: Where the launcher's output goes.
     """
 
-    def __init__(self, launcher: subprocess.Popen[bytes], *, what: str, log: Path) -> None:
+    def __init__(
+        self, launcher: subprocess.Popen[bytes], channel: socket.socket, *, what: str, log: Path
+    ) -> None:
         """Start listening; the agent may not be up yet."""
         self._launcher = launcher
+        self._channel = channel
         self._what = what
         self._log = log
+        self._owner = forks.Owner()
         self._ids = itertools.count(1)
         self._changed = threading.Condition()
-        self._replies: dict[int, dict[str, Any]] = {}
+        self._asked: dict[int, _Asked] = {}
         self._children: dict[int, _Child] = {}
-        self._early: dict[int, int] = {}
         self._ready = False
-        self._gone = False
+        self._gone: str | None = None  # why, once it is
         self._write = threading.Lock()
+        self._left = threading.Event()  # when the channel is closed
+        self._wake, self._waker = socket.socketpair()
+        # An agent that does not read must not keep us for ever (socket(7)).
+        timeout = struct.pack("ll", int(REPLY_SECONDS), 0)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        forks.watch(self)
         self._thread = threading.Thread(target=self._listen, name=f"{what}-agent", daemon=True)
         self._thread.start()
+
+    def forked(self) -> None:
+        """Close the channel in a forked process: the sandbox must not outlive its owner by this copy."""
+        for each in (self._channel, self._wake, self._waker):
+            each.close()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process started the sandbox, and was not forked from the one that did."""
+        return self._owner.mine
 
     def wait_ready(self, deadline: Deadline) -> None:
         """Wait until the agent answers.
@@ -114,10 +161,11 @@ class AgentClient:
             if self._ready and not self._gone:
                 return
         tail = self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""
+        # The whole log's end, because the log goes with the sandbox.
+        said = [why for why in (tail.strip(), self._gone) if why and why != ENDED]
         raise StartError(
             f"the sandbox {self._what} did not start",
-            # The whole log's end, because the log goes with the sandbox.
-            cause=tail.strip() or "its first process did not answer",
+            cause="\n".join(said) or self._gone or "its first process did not answer",
         )
 
     def spawn(
@@ -131,138 +179,185 @@ class AgentClient:
         log: Path,
     ) -> AgentProcess:
         """Start a program; ``outputs`` are the paths inside of its two output files."""
-        number = next(self._ids)
-        reply = self._ask(
-            {
-                "id": number,
-                "op": "spawn",
-                "argv": list(argv),
-                "env": dict(env),
-                "cwd": cwd,
-                "stdout": outputs[0],
-                "stderr": outputs[1],
-            }
-        )
-        if "error" in reply:
-            raise StartError(f"cannot start {argv[0]} in the sandbox {self._what}", cause=reply["error"])
-        with self._changed:
-            child = _Child(name, reply["pid"], log, self._early.pop(reply["pid"], None))
-            if child.status is None:
-                self._children[child.pid] = child
+        request = {"op": "spawn", "argv": list(argv), "env": dict(env), "cwd": cwd}
+        child = _Child(name, 0, log)
+        answer = self._ask({**request, "stdout": outputs[0], "stderr": outputs[1]}, child)
+        if isinstance(answer, Refused):
+            raise StartError(f"cannot start {argv[0]} in the sandbox {self._what}", cause=answer.cause)
         return AgentProcess(self, child)
 
     def usage(self) -> list[Usage]:
         """Return what every process inside has used so far; the agent's own children by their spawn names."""
-        reply = self._ask({"id": next(self._ids), "op": "usage"})
+        answer = self._ask({"op": "usage"})
+        rows = answer.rows if isinstance(answer, Used) else ()
         with self._changed:
             names = {pid: child.name for pid, child in self._children.items()}
-        return [
-            Usage(pid, parent, names.get(pid, name), cpu, rss)
-            for pid, parent, name, cpu, rss in reply["usage"]
-        ]
+        return [replace(row, name=names.get(row.pid, row.name)) for row in rows]
 
     def status(self, child: _Child) -> int | None:
-        """Return a child's exit code; a sandbox that is gone counts as SIGKILL."""
-        with self._changed:
-            if child.status is None and self._gone:
-                return -signal.SIGKILL
-            return child.status
+        """Return a child's exit code; a sandbox that is gone counts as SIGKILL.
+
+        In a forked process it is what was known at the fork.
+        """
+        if child.status is None and self._gone:
+            return -signal.SIGKILL
+        return child.status
+
+    def lost(self, child: _Child) -> str | None:
+        """Return why a child's exit code is not known."""
+        return self._gone if child.status is None else None
 
     def wait(self, child: _Child, deadline: Deadline) -> int | None:
         """Wait for a child's end."""
+        self._owner.check(f"waiting for {child.name} in the sandbox {self._what}")
         with self._changed:
             self._changed.wait_for(lambda: child.status is not None or self._gone, deadline.remaining())
         return self.status(child)
 
     def signal(self, child: _Child, number: int) -> None:
         """Signal a child's process group, if it still runs."""
+        self._owner.check(f"a signal for {child.name} in the sandbox {self._what}")
         if self.status(child) is None:
             self._send({"op": "signal", "pid": child.pid, "signal": int(number)})
 
-    def hand_over(self, receive: Callable[[int, int], None]) -> None:
-        """Let another process hold the agent's pipes; to this one it is then as if the sandbox had ended.
+    def hand_over(self, receive: Callable[[int], None]) -> None:
+        """Let another process hold the channel; to this one it is then as if the sandbox had ended.
 
         Args:
-            receive: Called with the descriptors of the agent's input and output; when it returns, the
-                other process has them.
+            receive: Called with the channel's descriptor; when it returns, the other process has it.
         """
-        stdin, stdout = self._launcher.stdin, self._launcher.stdout
-        if stdin is None or stdout is None:
-            raise TypeError("the launcher has no pipes")
-        receive(stdin.fileno(), stdout.fileno())
-        with self._changed:
-            self._gone = True
-            self._changed.notify_all()
-        with self._write:
-            stdin.close()
+        receive(self._channel.fileno())
+        self._end_with(HANDED_OVER)
+        with contextlib.suppress(OSError):  # the thread has come to its end meanwhile
+            self._waker.send(b"x")  # it would read what is the other's now
+        self._left.wait(5)
 
     def end(self, deadline: Deadline) -> None:
-        """Ask the agent to end everything, and wait for the launcher; kill it at the deadline."""
-        self._send({"op": "end"})
-        if self._launcher.stdin is not None:
-            with contextlib.suppress(OSError):  # the agent was gone before what we had to say
-                self._launcher.stdin.close()
+        """Have the agent end everything, and wait for the launcher; kill it at the deadline."""
+        self._owner.check(f"ending the sandbox {self._what}")
+        forks.forget(self)
+        with contextlib.suppress(OSError):  # the agent was gone before
+            self._channel.shutdown(socket.SHUT_WR)
         try:
             self._launcher.wait(timeout=deadline.remaining())
         except subprocess.TimeoutExpired:
             self._launcher.kill()
             self._launcher.wait()
         self._thread.join(timeout=5)
-        if self._launcher.stdout is not None:
-            self._launcher.stdout.close()
 
     def _send(self, request: dict[str, Any]) -> bool:
-        stdin: IO[bytes] | None = self._launcher.stdin
-        if stdin is None or stdin.closed:
-            return False
+        line = json.dumps(request).encode() + b"\n"
+        if len(line) > LINE_BYTES:
+            raise StartError(
+                f"a request to the sandbox {self._what}",
+                cause=f"its arguments and variables have {len(line)} bytes, the limit is {LINE_BYTES}",
+                remedy="pass them in a file",
+            )
         try:
             with self._write:
-                stdin.write(json.dumps(request).encode() + b"\n")
-                stdin.flush()
-        except (OSError, ValueError):  # ValueError: another thread has closed the pipe
+                self._channel.sendall(line)
+        except BlockingIOError:  # part of the line may have been sent, so that nothing can follow
+            self._end_with(f"its first process has not read what was said to it for {REPLY_SECONDS:g} s")
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+            return False
+        except OSError:
             return False
         return True
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        number = request["id"]
-        sent = self._send(request)
-        until = time.monotonic() + REPLY_SECONDS
+    def _ask(self, request: dict[str, Any], child: _Child | None = None) -> Message:
+        self._owner.check(f"starting a process in the sandbox {self._what}")
+        asked = _Asked(child)
+        with self._changed:
+            number = next(self._ids)
+            if self._gone is None:
+                self._asked[number] = asked
+        sent = self._gone is None and self._send({"id": number, **request})
         with self._changed:
             if sent:
-                self._changed.wait_for(
-                    lambda: number in self._replies or self._gone, max(0.0, until - time.monotonic())
-                )
-            if number in self._replies:
-                return self._replies.pop(number)
-        raise StartError(f"the sandbox {self._what} does not answer", cause="it has ended", log=self._log)
+                self._changed.wait_for(lambda: asked.answer is not None or self._gone, REPLY_SECONDS)
+            if asked.answer is not None:
+                return asked.answer
+        raise StartError(
+            f"the sandbox {self._what} does not answer",
+            cause=self._gone or (f"no answer for {REPLY_SECONDS:g} s" if sent else ENDED),
+            log=self._log,
+        )
 
     def _listen(self) -> None:
-        stdout = self._launcher.stdout
-        if stdout is None:
-            raise TypeError("the launcher has no pipe for its standard output")
-        for line in stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue  # a launcher's own words, not the agent's
-            with self._changed:
-                self._note(message)
-                self._changed.notify_all()
+        """Take messages until there are no more; whatever ends that ends the sandbox."""
+        why = "the thread that listens to its first process broke"
+        try:
+            why = self._take_messages()
+        except ProtocolError as error:
+            why = f"its first process does not keep to the protocol: {error}"
+        except ConnectionError:
+            why = ENDED
+        except OSError as error:
+            why = f"the channel to its first process broke: {error.strerror}"
+        finally:
+            self._end_with(why)
+            if why != HANDED_OVER:
+                with contextlib.suppress(OSError):  # who listens to it no longer is as good as gone
+                    self._channel.shutdown(socket.SHUT_RDWR)
+            forks.forget(self)
+            self.forked()
+            self._left.set()
+            self._take_in_launcher(kill=why != HANDED_OVER)
+
+    def _take_messages(self) -> str:
+        """Read until the end; return what it was."""
+        lines = messages.Lines()
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            if self._wake.fileno() in {fd for fd, _ in poll.poll()}:
+                return HANDED_OVER
+            piece = self._channel.recv(65536)
+            if not piece:
+                return ENDED
+            for line in lines.feed(piece):
+                message = messages.parse(line)
+                with self._changed:
+                    self._note(message)
+                    self._changed.notify_all()
+
+    def _end_with(self, why: str) -> None:
         with self._changed:
-            handed_over, self._gone = self._gone, True
+            self._gone = self._gone or why
             self._changed.notify_all()
-        if handed_over:  # nobody here will call `end`
-            stdout.close()
+
+    def _take_in_launcher(self, *, kill: bool) -> None:
+        """Wait for the launcher, with which everything inside ends, however process 1 takes it."""
+        try:
+            self._launcher.wait(GRACE_SECONDS if kill else None)
+        except subprocess.TimeoutExpired:
+            self._launcher.kill()
             self._launcher.wait()
 
-    def _note(self, message: dict[str, Any]) -> None:
-        if "ready" in message:
+    def _note(self, message: Message) -> None:
+        """Take a message in.
+
+        Raises:
+            ProtocolError: Nothing has led to it.
+        """
+        if isinstance(message, Ready):
+            if self._ready:
+                raise ProtocolError("it begins a second time")
             self._ready = True
-        elif "exit" in message:
-            child = self._children.pop(message["exit"], None)
+        elif isinstance(message, Exit):
+            child = self._children.pop(message.pid, None)
             if child is None:
-                self._early[message["exit"]] = message["status"]
-            else:
-                child.status = message["status"]
-        elif "id" in message:
-            self._replies[message["id"]] = message
+                raise ProtocolError(f"it tells the end of process {message.pid}, which it had not started")
+            child.status = message.status
+        else:
+            asked = self._asked.pop(message.number, None)
+            if asked is None or isinstance(message, Used) == (asked.child is not None):
+                raise ProtocolError(f"it answers request {message.number}, which does not wait for that")
+            if isinstance(message, Spawned) and asked.child is not None:
+                if message.pid in self._children:
+                    raise ProtocolError(f"it starts process {message.pid} a second time")
+                asked.child.pid = message.pid
+                self._children[message.pid] = asked.child
+            asked.answer = message

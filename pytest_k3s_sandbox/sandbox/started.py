@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -188,15 +189,15 @@ class StartedSandbox(ABC):
             reaper.dispose(self.workdir, self._record)
             self._life.release()
 
-    def hand_over(self, receive: Callable[[int, int], None]) -> None:
+    def hand_over(self, receive: Callable[[int], None]) -> None:
         """Let another process own the sandbox; it goes on when this one ends.
 
         To this process it is then as if it had ended: nothing can be run in it, and :meth:`close`
         does nothing.
 
         Args:
-            receive: Called with the descriptors of the input and output of process 1. When it returns,
-                the other process holds both and has claimed the sandbox's folder (:func:`.machine.claim`).
+            receive: Called with the descriptor of the channel to process 1. When it returns, the other
+                process holds it and has claimed the sandbox's folder (:func:`.machine.claim`).
 
         Raises:
             StartError: The sandbox has ended.
@@ -263,17 +264,23 @@ class StartedSandbox(ABC):
         self.layout = plan
         layout.prepare(plan, self.workdir, hostname=self.name)
         launch_log = self.logs / "sandbox.log"
-        with launch_log.open("wb") as log:
-            launcher = subprocess.Popen(
-                self._launch(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                # Not the caller's environment, which may hold secrets: /proc/1/environ shows it inside.
-                env={**self._environment(None), "PATH": os.environ.get("PATH", os.defpath)},
-                start_new_session=True,  # Ctrl-C is for pytest, which ends the sandbox in its order
-            )
-        self._client = AgentClient(launcher, what=self.name, log=launch_log)
+        # A socket, because a pipe could be opened again inside, by /proc/1/fd (open(2), ENXIO).
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, launch_log.open("ab") as log:
+                launcher = subprocess.Popen(
+                    self._launch(),
+                    stdin=theirs.fileno(),
+                    stdout=log,
+                    stderr=log,
+                    # Not the caller's environment, which may hold secrets: /proc/1/environ shows it inside.
+                    env={**self._environment(None), "PATH": os.environ.get("PATH", os.defpath)},
+                    start_new_session=True,  # Ctrl-C is for pytest, which ends the sandbox in its order
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._client = AgentClient(launcher, ours, what=self.name, log=launch_log)
         self._client.wait_ready(Deadline.after(START_SECONDS))
         self._assert_genuine()
 

@@ -49,10 +49,9 @@ def hold(sandbox: StartedSandbox, log: Path) -> State:
     fields |= {"sandbox": name, "kind": sandbox.kind, "address": sandbox.address, "node": "n"}
     more = {"shell": sandbox.shell_argv([]), "api_port": 1, "layers": [], "processes": {}, "zero": 0.0}
 
-    def receive(stdin: int, stdout: int) -> None:
-        process = keeper.launch(
-            keeper.Hold({**fields, **more}, str(sandbox.workdir), stdin, stdout, sandbox.lock_fd), log
-        )
+    def receive(channel: int) -> None:
+        order = keeper.Hold({**fields, **more}, str(sandbox.workdir), channel, sandbox.lock_fd)
+        process = keeper.launch(order, log)
         keeper.disown(process)
         assert kept.wait_for(lambda: kept.read_state(name) is not None, 30), log.read_text()
 
@@ -117,7 +116,7 @@ def test_it_ends_when_the_process_that_took_over_is_killed(started: StartedSandb
 
 
 def test_one_that_cannot_be_taken_over_stays_its_owners(started: StartedSandbox) -> None:
-    def receive(_stdin: int, _stdout: int) -> None:
+    def receive(_channel: int) -> None:
         raise StartError("nobody there")
 
     with pytest.raises(StartError, match="nobody there"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,27 +28,25 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace needs 
 
 
 class Wires:
-    """An agent in this process, with pipes where a sandbox has its ends."""
+    """An agent in this process, and the other end of its channel."""
 
     def __init__(self) -> None:
-        """Make the pipes."""
-        self.requests, self.say = os.pipe()
-        self.hear, answers = os.pipe()
-        os.set_blocking(self.hear, False)
-        self.agent = agent.Agent(self.requests, answers)
-        self._open = [self.requests, self.say, self.hear, answers]
+        """Make the channel."""
+        self.ours, self._theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.agent = agent.Agent(self._theirs.fileno())
 
     def answers(self) -> list[dict[str, Any]]:
         """Return what the agent has said since the last time."""
         try:
-            return [json.loads(line) for line in os.read(self.hear, 65536).splitlines()]
+            return [json.loads(line) for line in self.ours.recv(65536).splitlines()]
         except BlockingIOError:
             return []
 
     def close(self) -> None:
-        """Close the pipes."""
-        for fd in self._open:
-            os.close(fd)
+        """Close both ends."""
+        self.ours.close()
+        self._theirs.close()
 
 
 @pytest.fixture
@@ -94,10 +94,7 @@ def test_the_agents_file_imports_nothing_but_the_standard_library() -> None:
 
 
 def test_a_spawn_is_answered_with_a_pid_and_later_its_end(wires: Wires, tmp_path: Path) -> None:
-    assert (
-        wires.agent._handle(spawn(7, ["sh", "-c", "echo out; echo err >&2; exit 3"], tmp_path / "log"))
-        is False
-    )
+    wires.agent._handle(spawn(7, ["sh", "-c", "echo out; echo err >&2; exit 3"], tmp_path / "log"))
     (answer,) = wires.answers()
     assert answer["id"] == 7
     heard: list[dict[str, Any]] = []
@@ -160,38 +157,121 @@ def status(pid: int) -> str:
         return ""
 
 
-def test_end_is_the_end(wires: Wires) -> None:
-    assert wires.agent._handle({"op": "end"}) is True
+SERVE = (
+    "import sys, runpy; agent = runpy.run_path(sys.argv[1], run_name='agent')['Agent']; "
+    "agent._end_all = lambda self: print('END', file=sys.stderr); agent(0).serve()"
+)
+"""As the agent's own program, but in a pid namespace of others it must not end everything."""
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[tuple[subprocess.Popen[str], socket.socket]]:
+    ours, theirs = socket.socketpair()
+    argv = [sys.executable, "-I", "-S", "-c", SERVE, str(Path(agent.__file__))]
+    with ours, subprocess.Popen(argv, stdin=theirs.fileno(), stderr=subprocess.PIPE, text=True) as process:
+        theirs.close()
+        yield process, ours
+        ours.close()
+
+
+def last_words(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    assert process.wait(10) == 0
+    return process.stderr.read()
 
 
 def test_requests_may_arrive_in_pieces(tmp_path: Path) -> None:
-    """In a thread of its own, the agent must not end everything: that part is replaced."""
-    requests, say = os.pipe()
-    hear, answers = os.pipe()
-    code = (
-        "import sys, runpy; agent = runpy.run_path(sys.argv[1], run_name='agent')['Agent']; "
-        "agent._end_all = lambda self: print('END', file=sys.stderr); agent(0, 1).serve()"
-    )
-    argv = [sys.executable, "-I", "-S", "-c", code, str(Path(agent.__file__))]
-    with subprocess.Popen(argv, stdin=requests, stdout=answers, stderr=subprocess.PIPE, text=True) as process:
-        os.close(requests)
-        os.close(answers)
-        with os.fdopen(hear) as lines:
-            assert "ready" in json.loads(lines.readline())
-            data = (
-                b"\n".join(json.dumps(spawn(n, ["true"], tmp_path / f"{n}")).encode() for n in (1, 2))
-                + b"\n\n"
-            )
-            for at in range(0, len(data), 37):
-                os.write(say, data[at : at + 37])
-                time.sleep(0.002)
-            heard = [json.loads(lines.readline()) for _ in range(4)]
-            assert {answer["id"] for answer in heard if "id" in answer} == {1, 2}
-            assert [answer["status"] for answer in heard if "exit" in answer] == [0, 0]
-            os.close(say)
-            assert process.wait(10) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == "END\n"
+    with serving() as (process, ours), ours.makefile("rb") as lines:
+        assert "ready" in json.loads(lines.readline())
+        data = b"".join(json.dumps(spawn(n, ["true"], tmp_path / f"{n}")).encode() + b"\n" for n in (1, 2))
+        for at in range(0, len(data), 37):
+            ours.sendall(data[at : at + 37])
+            time.sleep(0.002)
+        heard = [json.loads(lines.readline()) for _ in range(4)]
+        assert {answer["id"] for answer in heard if "id" in answer} == {1, 2}
+        assert [answer["status"] for answer in heard if "exit" in answer] == [0, 0]
+        ours.shutdown(socket.SHUT_WR)
+        assert last_words(process) == "END\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"hello", "a line is no JSON"),
+        (b"\xff", "a line is no JSON"),
+        (b"[" * 200_000, "a line is no JSON"),
+        (b"7", "a line is no request"),
+        (b"{}", "a line is no request"),
+        (b'{"op": ["usage"], "id": 1}', "a line is no request"),
+        (b'{"op": "usage"}', "a line is no request"),
+        (b'{"op": "usage", "id": 1, "more": 1}', "a line is no request"),
+        (b'{"op": "usage", "id": true}', "a value of a request has the wrong type"),
+        (b'{"op": "signal", "pid": 1, "signal": 0}', "there is no signal 0"),
+        (b'{"op": "signal", "pid": 1, "signal": 65}', "there is no signal 65"),
+        (
+            json.dumps(
+                {
+                    **dict.fromkeys(("cwd", "stdout", "stderr"), "/"),
+                    "id": 1,
+                    "op": "spawn",
+                    "argv": [],
+                    "env": {},
+                }
+            ).encode(),
+            "not made of texts",
+        ),
+        (
+            json.dumps(
+                {
+                    **dict.fromkeys(("cwd", "stdout", "stderr"), "/"),
+                    "id": 1,
+                    "op": "spawn",
+                    "argv": ["a", 1],
+                    "env": {},
+                }
+            ).encode(),
+            "not made of texts",
+        ),
+        (
+            json.dumps(
+                {
+                    **dict.fromkeys(("cwd", "stdout", "stderr"), "/"),
+                    "id": 1,
+                    "op": "spawn",
+                    "argv": ["a"],
+                    "env": {"a": None},
+                }
+            ).encode(),
+            "not made of texts",
+        ),
+        (b"x" * (agent.LINE_BYTES + 2), f"a line is longer than {agent.LINE_BYTES} bytes"),
+    ],
+    ids=range(15),
+)
+def test_what_is_no_request_is_the_end_and_its_log_says_why(line: bytes, words: str) -> None:
+    with serving() as (process, ours):
+        with contextlib.suppress(OSError):
+            ours.sendall(line + b"\n")
+        said = last_words(process)
+    assert words in said
+    assert said.endswith("\nEND\n")
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: Path(path).symlink_to("/etc/hostname"), os.mkdir])
+def test_a_log_that_is_no_file_is_refused_and_waited_for_by_nobody(
+    wires: Wires, tmp_path: Path, make: Callable[[str], None]
+) -> None:
+    make(str(tmp_path / "log"))
+    wires.agent._handle(spawn(1, ["true"], tmp_path / "log"))
+    (answer,) = wires.answers()
+    assert answer.keys() == {"id", "error"}
+
+
+def test_a_second_log_that_is_no_file_leaves_no_descriptor(wires: Wires, tmp_path: Path) -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    wires.agent._handle({**spawn(1, ["true"], tmp_path / "log"), "stderr": "/no/such/folder/log"})
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 # The client, with an agent that is process 1 of a pid namespace.
@@ -199,18 +279,12 @@ def test_requests_may_arrive_in_pieces(tmp_path: Path) -> None:
 
 @pytest.fixture
 def real(tmp_path: Path) -> Iterator[AgentClient]:
-    with (tmp_path / "launch.log").open("wb") as log:
-        launcher = subprocess.Popen(
-            ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", *agent_argv()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-    made = AgentClient(launcher, what="test", log=tmp_path / "launch.log")
+    namespaces = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL"]
+    made = launched([*namespaces, *agent_argv()], tmp_path / "launch.log")
     made.wait_ready(Deadline.after(10))
     yield made
     made.end(Deadline.after(10))
-    assert launcher.poll() is not None
+    assert made._launcher.poll() is not None
 
 
 def start(of: AgentClient, argv: list[str], log: Path) -> AgentProcess:
@@ -242,7 +316,7 @@ def test_an_end_that_comes_before_the_answer_is_handled_is_not_lost(
     processes = [start(real, ["true"], tmp_path / "log") for _ in range(50)]
     assert [process.wait(Deadline.after(10)) for process in processes] == [0] * 50
     assert real._children == {}
-    assert real._early == {}
+    assert real._asked == {}
 
 
 @root_only
@@ -261,9 +335,7 @@ def test_the_end_ends_everything_inside(tmp_path: Path, real: AgentClient) -> No
 @root_only
 def test_the_end_of_the_input_is_the_end(real: AgentClient, tmp_path: Path) -> None:
     start(real, ["sleep", "1000"], tmp_path / "log")
-    stdin = real._launcher.stdin
-    assert stdin is not None
-    stdin.close()
+    real._channel.shutdown(socket.SHUT_WR)
     assert real._launcher.wait(5) is not None
 
 
@@ -282,9 +354,35 @@ def test_waiting_threads_wake_up_when_the_sandbox_is_gone(real: AgentClient, tmp
 
 
 def launched(argv: list[str], log: Path) -> AgentClient:
-    with log.open("wb") as err:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err)
-    return AgentClient(process, what="test", log=log)
+    ours, theirs = socket.socketpair()
+    with theirs, log.open("wb") as out:
+        process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=out, stderr=out)
+    return AgentClient(process, ours, what="test", log=log)
+
+
+def speaking(word: bytes, log: Path, then: bytes = b"") -> AgentClient:
+    """Launch what says a word in the agent's place, and more after the first request that it gets.
+
+    Args:
+        word: What it says first.
+        log: Its log.
+        then: What it says later, before it sleeps.
+    """
+    code = (
+        "import os, sys, time\n"
+        "def say(data):\n"
+        "    while data: data = data[os.write(0, data):]\n"
+        "say(sys.argv[1].encode())\n"
+        "os.read(0, 9)\n"
+        "say(open(sys.argv[2], 'rb').read())\n"
+        "time.sleep(1000)\n"
+    )
+    more = log.with_name("more")
+    more.write_bytes(then)
+    return launched([sys.executable, "-I", "-S", "-c", code, word.decode(), str(more)], log)
+
+
+READY = b'{"ready": 1}\n'
 
 
 def test_a_launcher_that_fails_is_quoted(tmp_path: Path) -> None:
@@ -302,25 +400,72 @@ def test_a_launcher_that_says_nothing_is_given_up_and_killed(tmp_path: Path) -> 
     assert made._launcher.returncode == -signal.SIGKILL
 
 
-def test_a_launchers_own_words_are_passed_over(tmp_path: Path) -> None:
-    made = launched(["sh", "-c", """echo hello; echo '{"ready": 1}'; cat > /dev/null"""], tmp_path / "log")
+def test_a_launchers_own_words_go_to_its_log(tmp_path: Path) -> None:
+    made = launched(
+        ["sh", "-c", """echo hello; echo '{"ready": 1}' >&0; cat > /dev/null"""], tmp_path / "log"
+    )
     made.wait_ready(Deadline.after(10))
     made.end(Deadline.after(10))
+    assert (tmp_path / "log").read_text() == "hello\n"
 
 
 def test_an_agent_that_does_not_answer_is_an_error_not_a_wait_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "REPLY_SECONDS", 0.2)
-    made = launched(["sh", "-c", """echo '{"ready": 1}'; cat > /dev/null"""], tmp_path / "log")
+    made = speaking(READY, tmp_path / "log")
     made.wait_ready(Deadline.after(10))
-    with pytest.raises(StartError, match="the sandbox test does not answer"):
+    with pytest.raises(StartError, match=r"the sandbox test does not answer: no answer for 0\.2 s"):
         start(made, ["true"], tmp_path / "out")
+    made.end(Deadline.after(0.2))
+
+
+def test_an_agent_that_does_not_read_is_an_error_not_a_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "REPLY_SECONDS", 1)
+    monkeypatch.setattr(client, "GRACE_SECONDS", 0.2)
+    made = speaking(READY, tmp_path / "log", then=b"")
+    made.wait_ready(Deadline.after(10))
+    with pytest.raises(StartError, match="has not read what was said to it for 1 s"):
+        made.spawn(
+            ["true"], name="x", env={"A": "x" * 10**6}, cwd="/", outputs=("/", "/"), log=tmp_path / "out"
+        )
+    assert made._launcher.wait(5) == -signal.SIGKILL
+    made.end(Deadline.after(10))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (b"3\n", r"a line is no message: '3'"),
+        (b"[]\n", r"a line is no message: '\[\]'"),
+        (b'{"exit": 5}\n', "a line is no message"),
+        (b"\x1b[2J\n", r"a line is no JSON: '\\x1b\[2J'"),
+        (b'{"exit": 5, "status": 0}\n', "it tells the end of process 5, which it had not started"),
+        (b'{"id": 7, "pid": 5}\n', "it answers request 7, which does not wait for that"),
+        (READY, "it begins a second time"),
+        (b"x" * 5_000_000, f"a line is longer than {agent.LINE_BYTES} bytes"),
+    ],
+    ids=range(8),
+)
+def test_what_is_no_message_ends_the_sandbox_and_the_error_says_why(
+    tmp_path: Path, words: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on all the same, as an agent may that a program inside has taken over."""
+    monkeypatch.setattr(client, "GRACE_SECONDS", 0.2)
+    made = speaking(READY, tmp_path / "log", then=words)
+    made.wait_ready(Deadline.after(10))
+    with pytest.raises(StartError, match=f"the sandbox test does not answer: .*{why}"):
+        start(made, ["true"], tmp_path / "out")
+    made._launcher.wait(5)
+    with pytest.raises(StartError, match=why):
+        made.usage()
     made.end(Deadline.after(10))
 
 
 def test_usage_says_what_every_process_has_used(wires: Wires) -> None:
-    assert wires.agent._handle({"id": 5, "op": "usage"}) is False
+    wires.agent._handle({"id": 5, "op": "usage"})
     (answer,) = wires.answers()
     assert answer["id"] == 5
     rows = {row[0]: row for row in answer["usage"]}

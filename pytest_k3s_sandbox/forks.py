@@ -1,0 +1,85 @@
+"""A process that a test forks: it has copies of all that is its parent's, and must end none of it.
+
+What has to be ended knows its :class:`Owner`, and leaves it alone in any other process. A descriptor
+whose last copy keeps something alive (the channel to a sandbox, a lock) is closed in every child of
+fork(2), by ``forked``; a program that a child becomes by execve(2) does not get it anyway (PEP 446).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+from pytest_k3s_sandbox.errors import ConfigError
+
+
+class Owner:
+    """The process that made something.
+
+    Attributes:
+        pid: Its id.
+    """
+
+    def __init__(self) -> None:
+        """Take this process for the owner."""
+        self.pid = os.getpid()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process is the owner, and not one that was forked from it."""
+        return os.getpid() == self.pid
+
+    def check(self, what: str) -> None:
+        """Refuse what only the owner can do.
+
+        Args:
+            what: What is refused.
+
+        Raises:
+            ConfigError: This process was forked from the owner.
+        """
+        if not self.mine:
+            raise ConfigError(
+                what,
+                cause=f"this process ({os.getpid()}) was forked from its owner, process {self.pid}",
+                remedy="do it in the process that the fixture was made in; kubectl, the client and "
+                "`run` of a sandbox work in both",
+            )
+
+
+class Inherited(Protocol):
+    """What a forked process gets a copy of."""
+
+    def forked(self) -> None:
+        """Let go of what the copy keeps alive; called in the child, where no other thread exists."""
+
+
+_alive: weakref.WeakSet[Inherited] = weakref.WeakSet()
+_foreign = False
+
+
+def watch(thing: Inherited) -> None:
+    """Have ``thing.forked()`` called in each process that is forked from this one from now on."""
+    _alive.add(thing)
+
+
+def forget(thing: Inherited) -> None:
+    """Stop that: the thing has ended."""
+    _alive.discard(thing)
+
+
+def inherited() -> bool:
+    """Tell whether this process was forked while its parent had something to end."""
+    return _foreign
+
+
+def _after_fork() -> None:
+    global _foreign  # noqa: PLW0603 - it is a fact about the process
+    for thing in list(_alive):
+        _foreign = True
+        thing.forked()
+    _alive.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
