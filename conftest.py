@@ -6,10 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
+from pytest_k3s_sandbox import experiment_markers
+from pytest_k3s_sandbox.activation import activate
 from pytest_k3s_sandbox.keys import SETTINGS
 from pytest_k3s_sandbox.sandbox import reaper
 
@@ -42,8 +45,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the earlier name of a marker, which only this repository's tests may use."""
+    """Wake the plugin, and register markers that only this repository's tests have."""
+    activate(config)
+    experiment_markers.register(config)
     config.addinivalue_line("markers", "requires(*capabilities): the earlier name of k3s_requires")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give experiments their names, and leave nightly tests to the night."""
+    experiment_markers.apply(config, items, Path(__file__).parent)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox import experiment_markers
+from pytest_k3s_sandbox.activation import activate
 from pytest_k3s_sandbox.bench.places import need_9p
 from pytest_k3s_sandbox.bench.trials import NodeTrials
 from pytest_k3s_sandbox.keys import RUNNING, SETTINGS
@@ -20,6 +23,18 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 SHARED: pytest.StashKey[NodeTrials] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the experiments' markers."""
+    experiment_markers.register(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give experiments their names, and leave nightly tests to the night."""
+    activate(config)
+    experiment_markers.apply(config, items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,16 @@ long as ``--k3s-scope`` says.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import dataclasses
+import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_k3s_sandbox.keys import FAILED, LINES, SETTINGS, SHARE
-from pytest_k3s_sandbox.runs import Claim as Claim  # noqa: PLC0414 - tests annotate with it
-from pytest_k3s_sandbox.runs import claims, experiment_of, keep_running, recorded
+from pytest_k3s_sandbox import options
+from pytest_k3s_sandbox.activation import activate
+from pytest_k3s_sandbox.keys import FAILED, LINES, SHARE
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Up, Wish
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.layers.base import Layer
     from pytest_k3s_sandbox.layers.stack import LayerStack
     from pytest_k3s_sandbox.report.records import RunWriter
+    from pytest_k3s_sandbox.runs import Claim
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -56,7 +57,7 @@ FIXTURES = {
 
 
 def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature for dynamic scopes
-    return config.stash[SETTINGS].scope
+    return options.scope(config)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,7 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     lack = missing("root")
     if lack is not None:
         raise lack  # now, not after the programs of a node that cannot start were built
-    settings = request.config.stash[SETTINGS]
+    settings = activate(request.config)
     toolchain = Toolchain(kubernetes=settings.version)
     if settings.distribution == "embedded":
         toolchain.provision()
@@ -85,7 +86,7 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
     """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
     from pytest_k3s_sandbox.bringup import Wish  # noqa: PLC0415 - the plugin imports little
 
-    settings = request.config.stash[SETTINGS]
+    settings = activate(request.config)
     return Wish(
         settings.sandbox,
         settings.layers,
@@ -102,6 +103,9 @@ def k3s_run(
     k3s_toolchain: Toolchain,  # a run's time begins when the programs are there
 ) -> Iterator[RunWriter]:
     """The records of this run, in a folder of its own; its page is rendered at the end."""
+    from pytest_k3s_sandbox.runs import recorded  # noqa: PLC0415 - the plugin imports little
+
+    activate(request.config)
     if SHARE in request.config.stash:
         yield request.config.stash[SHARE].up(k3s_wish, k3s_toolchain).writer
         return
@@ -192,7 +196,9 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
         start_sandbox,
     )
     from pytest_k3s_sandbox.layers.stack import bring_up, parse, split  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.runs import recorded  # noqa: PLC0415 - likewise
 
+    activate(request.config)
     wish: Wish = request.getfixturevalue("k3s_wish")
     toolchain: Toolchain = request.getfixturevalue("k3s_toolchain")
     if SHARE in request.config.stash and not hasattr(request, "param"):
@@ -233,7 +239,9 @@ def k3s_up(
     from pytest_k3s_sandbox.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - the plugin imports little
     from pytest_k3s_sandbox.report.beginning import bring_up  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.runs import experiment_of, keep_running  # noqa: PLC0415 - likewise
 
+    activate(request.config)
     share = request.config.stash.get(SHARE, None)
     if share is not None and k3s_layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
         request.config.stash[LINES].append(f"k3s-sandbox: uses the shared cluster {share.name}")
@@ -246,7 +254,7 @@ def k3s_up(
         run, cluster = request.getfixturevalue("k3s_run"), None
     name = experiment_of(request)
     # What an experiment's node does by itself is the experiment's result.
-    wish = k3s_wish if name == "test" else replace(k3s_wish, supervised=False)
+    wish = k3s_wish if name == "test" else dataclasses.replace(k3s_wish, supervised=False)
     with cluster_up(k3s_layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
         began = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
         seconds = run.now() - (0.0 if began is None else began.start)
@@ -282,6 +290,8 @@ def k3s_node(k3s: Cluster) -> Node:
 @pytest.fixture(scope=_scope)
 def k3s_claim(k3s_up: Up) -> Claim:
     """Record whether a claim held, then assert it: every assertion becomes a line of the report."""
+    from pytest_k3s_sandbox.runs import claims  # noqa: PLC0415 - the plugin imports little
+
     return claims(k3s_up.writer)
 
 
@@ -297,7 +307,7 @@ def k3s_namespace(
     """
 
     def spare() -> bool:
-        return request.config.stash[SETTINGS].keep == "running" and FAILED in request.node.stash
+        return activate(request.config).keep == "running" and FAILED in request.node.stash
 
-    with k3s.namespace(f"test-{secrets.token_hex(4)}", spare=spare) as name:
+    with k3s.namespace(f"test-{os.urandom(4).hex()}", spare=spare) as name:
         yield name

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_k3s_sandbox.options import Settings
-from pytest_k3s_sandbox.share import Share
-
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.hooks import Hooks
     from pytest_k3s_sandbox.openruns import OpenRun
+    from pytest_k3s_sandbox.options import Settings
     from pytest_k3s_sandbox.report.records import RunWriter
+    from pytest_k3s_sandbox.share import Share
 
-SETTINGS = pytest.StashKey[Settings]()
-"""The resolved options."""
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
+"""The resolved options; there when the plugin is awake."""
+
+HOOKS: pytest.StashKey[Hooks] = pytest.StashKey()
+"""The hooks of a run that uses something of ours."""
+
+EXPERIMENT: pytest.StashKey[str] = pytest.StashKey()
+"""In a test's own stash: the experiment that it belongs to."""
 
 RUNNING = pytest.StashKey[pytest.Item]()
 """The test whose turn it is."""
@@ -26,10 +32,10 @@ REPORTS = pytest.StashKey[list[Path]]()
 LINES = pytest.StashKey[list[str]]()
 """What is to be said with the next test's report: a node came up, a cluster is kept."""
 
-SHARE = pytest.StashKey[Share]()
+SHARE: pytest.StashKey[Share] = pytest.StashKey()
 """A worker's part in the cluster that the workers of pytest-xdist share."""
 
-SHARE_OF_WORKERS = pytest.StashKey[Share]()
+SHARE_OF_WORKERS: pytest.StashKey[Share] = pytest.StashKey()
 """The part of the process that has the workers: it comes first and leaves last."""
 
 FAILED = pytest.StashKey[bool]()

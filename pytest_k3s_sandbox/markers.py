@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.layers.stack import parse
+from pytest_k3s_sandbox.keys import EXPERIMENT
 
 CAPABILITIES = ("root", "fuse", "ptrace", "gvisor")
-EXPERIMENTS = {f"exp{number:02}": f"experiment {number:02}" for number in range(1, 9)}
 STACK = "k3s_layers"  # the marker, and the fixture that it parametrizes
 MARKERS = {
-    **{name: f"{name}: tests of {text}" for name, text in EXPERIMENTS.items()},
-    "nightly": "nightly: takes long: runs only when -m has this word, or when named by its id",
     "k3s_layers": "k3s_layers(*names): the stack of layers that this test runs its node with",
     "k3s_requires": f"k3s_requires(*capabilities): what the machine must have: {', '.join(CAPABILITIES)}",
 }
@@ -28,6 +23,8 @@ def check(item: pytest.Item) -> None:
     Raises:
         UsageError: One has arguments that it cannot have, or no effect on this test.
     """
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+
     for mark in item.iter_markers():
         if mark.name not in MARKERS:
             continue
@@ -56,16 +53,25 @@ def check_shareable(item: pytest.Item) -> None:
     Raises:
         ConfigError: The test is one, and its node is not of a stack of its own.
     """
-    marks = [mark.name for mark in item.iter_markers() if mark.name in EXPERIMENTS]
-    if marks and "k3s_layers" in getattr(item, "fixturenames", ()) and not _has_own_stack(item):
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+
+    experiment = item.stash.get(EXPERIMENT, None)
+    if (
+        experiment is not None
+        and "k3s_layers" in getattr(item, "fixturenames", ())
+        and not _has_own_stack(item)
+    ):
         raise ConfigError(
             f"{item.nodeid}",
-            cause=f"it measures for {marks[0]}, and the cluster is shared with other tests",
+            cause=f"it measures for {experiment}, and the cluster is shared with other tests",
             remedy="run experiments without --k3s-share",
         )
 
 
 def _check_arguments(mark: pytest.Mark) -> None:
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+
     if mark.kwargs:
         raise ConfigError(f"unknown argument {next(iter(mark.kwargs))!r}", cause="it takes names only")
     if mark.name == "k3s_layers":
@@ -76,8 +82,6 @@ def _check_arguments(mark: pytest.Mark) -> None:
             raise ConfigError(
                 f"unknown capability {unknown[0]!r}", cause=f"known are {', '.join(CAPABILITIES)}"
             )
-    elif mark.args:
-        raise ConfigError(f"unknown argument {mark.args[0]!r}", cause="it takes none")
 
 
 def argument_names(mark: pytest.Mark) -> tuple[str, ...]:
@@ -91,6 +95,9 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
     What is wrong about its markers is left to :func:`check`: here, an error would be a broken module.
     """
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+
     mark = metafunc.definition.get_closest_marker("k3s_layers")
     if mark is None or "k3s_layers" not in metafunc.fixturenames:
         return
@@ -104,25 +111,6 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         return
     # A text, because pytest compares parameters: tests with equal stacks share one node.
     metafunc.parametrize("k3s_layers", [names], indirect=True, ids=[f"layers={names.replace(',', '+')}"])
-
-
-def nightly(items: Sequence[pytest.Item], expression: str, arguments: Sequence[str]) -> set[pytest.Item]:
-    """Return the tests that this run leaves to the nightly ones.
-
-    Args:
-        items: The tests that were collected.
-        expression: What ``-m`` asks for.
-        arguments: What is named on the command line.
-    """
-    if re.search(r"\bnightly\b", expression):
-        return set()
-    named = tuple(argument.partition("::")[2] for argument in arguments if "::" in argument)
-    return {
-        item
-        for item in items
-        if item.get_closest_marker("nightly") is not None
-        and not any(item.nodeid.partition("::")[2].startswith(name) for name in named)
-    }
 
 
 def group(items: Sequence[pytest.Item], scope: str) -> list[pytest.Item]:

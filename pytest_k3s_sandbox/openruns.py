@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_k3s_sandbox.keys import OPEN_RUNS, RUNNING, STRAYS, WORKER_STRAYS
+from pytest_k3s_sandbox.keys import EXPERIMENT, OPEN_RUNS, RUNNING, STRAYS, WORKER_STRAYS
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
@@ -46,15 +46,14 @@ class OpenRun:
 
 def experiment(item: pytest.Item) -> str | None:
     """Return the name of the experiment that a test belongs to; None for a user's own test."""
-    names = (mark.name for mark in item.iter_markers())
-    return next((name for name in names if name.startswith("exp") and name[3:].isdigit()), None)
+    return item.stash.get(EXPERIMENT, None)
 
 
 def sharing(request: pytest.FixtureRequest) -> Uses:
     """Return what tells the tests that share the run which a fixture begins.
 
     Args:
-        request: The fixture's; its name is ``k3s_run``, ``layers`` with a parameter, or another one's.
+        request: The fixture's; its name is ``k3s_run``, ``k3s_layers`` with a parameter, or another one's.
     """
     own = getattr(request, "param", None)
     where, first = request.node, request.config.stash.get(RUNNING, None)
@@ -67,10 +66,10 @@ def sharing(request: pytest.FixtureRequest) -> Uses:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if short or where not in item.listchain():
             return False
-        if "layers" in params or own is not None:
+        if "k3s_layers" in params or own is not None:
             return request.fixturename in names and params.get(request.fixturename) == own
         # A stack asks for the fixture of the run by itself, so that a test does not have its name.
-        return bool({request.fixturename, "layers"} & names)
+        return bool({request.fixturename, "k3s_layers"} & names)
 
     return uses
 

@@ -87,6 +87,8 @@ OPTIONS = (
 )
 
 
+_BY_NAME = {option.name: option for option in OPTIONS}
+
 _PLACES = {"K3S_SANDBOX_HOME", "K3S_SANDBOX_CACHE", "K3S_REPORT"}
 
 
@@ -155,6 +157,27 @@ def resolve(option: Option, config: pytest.Config) -> Given:
             raise OptionError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")
         return Given(str(value), source)
     return Given(option.default, f"--k3s-{option.name}")
+
+
+def on_command_line(config: pytest.Config) -> bool:
+    """Tell whether an option of ours stands on the command line, which only who uses a node writes."""
+    return any(config.getoption(option.dest) is not None for option in OPTIONS)
+
+
+def wants_share(config: pytest.Config) -> bool:
+    """Tell whether workers share one cluster; a wrong value counts as no, and is a test's error later."""
+    try:
+        return parse_flag(resolve(_BY_NAME["share"], config))
+    except OptionError:
+        return False
+
+
+def scope(config: pytest.Config) -> str:
+    """Return how long a node lives; a wrong value counts as the default, until one is wanted."""
+    try:
+        return resolve(_BY_NAME["scope"], config).value
+    except OptionError:
+        return _BY_NAME["scope"].default
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from pytest_k3s_sandbox.keys import (
     SETTINGS,
     STRAYS,
     WORKER_DIGESTS,
-    WORKER_STRAYS,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +58,11 @@ class Outcomes:
         self._results = allure.Results(config) if allure.is_on(config) else None
         self._environment: dict[str, str] = {}
         config.stash[DIGESTS] = []
-        config.pluginmanager.register(openruns.Recorder(config), "k3s_sandbox_recorder")
+        recorder = openruns.Recorder(config)
+        config.pluginmanager.register(recorder, "k3s_sandbox_recorder")
+        session = config.pluginmanager.get_plugin("session")
+        if session is not None:  # a test that runs already may be the first to want a node
+            recorder.pytest_collection_finish(session)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -107,13 +110,6 @@ class Outcomes:
         if path and not hasattr(self._config, "workerinput"):
             mend_junit(Path(os.path.expandvars(path)).expanduser())
         return result
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
-        """Take over the key figures of a worker of pytest-xdist."""
-        found: list[dict[str, Any]] = getattr(node, "workeroutput", {}).get(WORKER_DIGESTS, [])
-        self._config.stash[DIGESTS] += found
-        self._config.stash[STRAYS] += getattr(node, "workeroutput", {}).get(WORKER_STRAYS, [])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Up
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
-    from pytest_k3s_sandbox.fixtures import Claim
+    from pytest_k3s_sandbox.runs import Claim
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
 

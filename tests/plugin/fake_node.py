@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pytest
 
-from pytest_k3s_sandbox import bringup
+from pytest_k3s_sandbox import bringup, experiment_markers
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
@@ -137,6 +137,17 @@ def cluster_up(
     fake: Any = cluster or FakeCluster()
     yield bringup.Up(layers, fake, run, sampler, run.path.parent)
     note("cluster down")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the markers of experiments, as their own conftest does."""
+    experiment_markers.register(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Act on them, likewise."""
+    experiment_markers.apply(config, items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

@@ -252,7 +252,7 @@ def test_waits(k3s_claim):
 
 def test_tests_of_another_run_are_not_missed_in_this_one(project: Project) -> None:
     test = """
-@pytest.mark.layers("none")
+@pytest.mark.k3s_layers("none")
 def test_other(k3s_claim):
     k3s_claim("other", "Another", True)
 """

@@ -6,12 +6,14 @@ import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
+from experiment_conftest import MARKS
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project
 
 
 def test_every_marker_is_registered(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(MARKS)
     marks = [f"@pytest.mark.exp{number:02}" for number in range(1, 9)]
     marks += ["@pytest.mark.nightly", "@pytest.mark.k3s_requires()"]
     lines = "\n".join(marks)
@@ -35,6 +37,7 @@ def test_every_marker_is_registered(pytester: pytest.Pytester) -> None:
 def test_what_is_nightly_runs_when_it_is_asked_for(
     pytester: pytest.Pytester, arguments: list[str], ran: list[str]
 ) -> None:
+    pytester.makeconftest(MARKS)
     pytester.makepyfile(
         test_it="""
         import pytest
@@ -65,6 +68,7 @@ def test_what_is_nightly_runs_when_it_is_asked_for(
     ],
 )  # fmt: skip
 def test_unknown_arguments_are_usage_errors(pytester: pytest.Pytester, mark: str, message: str) -> None:
+    pytester.makeconftest(MARKS)
     pytester.makepyfile(f"import pytest\n@pytest.mark.{mark}\ndef test_it(k3s_layers): pass\n")
     result = pytester.runpytest_inprocess("--strict-markers")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

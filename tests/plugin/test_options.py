@@ -13,10 +13,10 @@ from pytest_k3s_sandbox.options import Given, OptionError
 
 SHOW = """
 import pytest
-from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.activation import activate
 
 def test_show(request):
-    s = request.config.stash[SETTINGS]
+    s = activate(request.config)
     with open("seen", "w") as file:
         print(s.sandbox, s.layers, s.scope, s.duration, s.report, s.keep, s.share, s.api_port, s.require,
               file=file)
@@ -107,7 +107,7 @@ def test_a_wrong_value_is_a_usage_error_that_names_its_source(
     else:
         pytester.makeini(f"[pytest]\n{dest} = {value}\n")
         named = f"ini option {dest}: "
-    pytester.makepyfile("def test_nothing(): pass")
+    pytester.makepyfile("def test_it(k3s): pass")
     result = pytester.runpytest_inprocess(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     message = result.stderr.str()
@@ -121,6 +121,7 @@ def test_a_flag_in_the_environment_has_a_value(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("K3S_REQUIRE", "maybe")
+    pytester.makepyfile("def test_it(k3s): pass")
     result = pytester.runpytest_inprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: environment variable K3S_REQUIRE: 'maybe' is not one of 1, true*"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from experiment_conftest import MARKS
 
 pytest.importorskip("xdist")
 
@@ -32,7 +33,7 @@ def k3s_toolchain():
 def sharing(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A user's project whose shared clusters are made of nothing."""
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(project.pytester.path / "home"))
-    project.pytester.makeconftest(CONFTEST)
+    project.pytester.makeconftest(CONFTEST + MARKS)
     return project
 
 

@@ -46,7 +46,6 @@ def test_one(k3s, k3s_namespace, k3s_readiness):
     raise AssertionError("the test ran")
 
 @pytest.mark.k3s_layers("fake_cni")
-@pytest.mark.exp08
 def test_two(k3s_node, k3s_sandbox, k3s_cgroupfs):
     raise AssertionError("the test ran")
 
