@@ -28,8 +28,7 @@ from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
 from pytest_k3s_sandbox.options import variables
 from pytest_k3s_sandbox.report.records import Environment, LayerState, Machine, Program, RunWriter
-from pytest_k3s_sandbox.sandbox.base import Sandbox
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Sandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.seed import seed
 from pytest_k3s_sandbox.toolchain import Toolchain

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_k3s_sandbox.bench.places import root_magic
 from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
@@ -24,8 +23,8 @@ from pytest_k3s_sandbox.layers.cgroupfs.probe import CGROUP_SUPER_MAGIC, FUSE_SU
 from pytest_k3s_sandbox.layers.interceptor.layer import PtraceInterceptor
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.layers.workarounds.layer import TREE, Workarounds
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, root_magic
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 from pytest_k3s_sandbox.toolchain import ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import CGROUP_READERS, static_busybox
@@ -113,7 +112,7 @@ def place(
                 else GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
             )
         with k3s_run.phase("layer workarounds"):
-            own = sandbox.root_magic() == V9FS_MAGIC  # on plain Linux the tunables are the machine's
+            own = root_magic(sandbox) == V9FS_MAGIC  # on plain Linux the tunables are the machine's
             parts = "kmsg+private+sysctl" if own else "kmsg+private+tree"
             workarounds = ending.enter_context(Workarounds.only(sandbox, parts))
         with k3s_run.phase("layer fuse_cgroupfs"):

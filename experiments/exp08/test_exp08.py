@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_k3s_sandbox.bench.places import root_magic
 from pytest_k3s_sandbox.cluster.cluster import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.keys import SETTINGS
 from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Event, read_run
 from pytest_k3s_sandbox.report.summary import root_name
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, root_magic
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Up

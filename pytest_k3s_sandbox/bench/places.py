@@ -11,8 +11,8 @@ import pytest
 
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.report.summary import root_name
-from pytest_k3s_sandbox.sandbox.base import magic_argv
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, root_magic
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.sandbox.base import Sandbox
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
-
-
-def root_magic(sandbox: Sandbox) -> int:
-    """Return what statfs(2) says inside about the type of the root's file system."""
-    return int(sandbox.run(magic_argv("/")).stdout, 16)
 
 
 def need_9p(sandbox: Sandbox) -> None:

@@ -1,9 +1,9 @@
 """Run inside a sandbox: ends and removes what a node left there, and says what there is then.
 
 ``python -I -S sweep.py REQUEST``, with a JSON object: ``keep``, the processes that go on (with their
-descendants); ``mounts``, the ids of the mounts that stay, null to change nothing at all; ``remove``,
-folders to empty. The answer is a JSON object of lists of text, the same for equal states. It uses the
-standard library alone, because it runs once for every trial.
+descendants); ``mounts``, the ids of the mounts that stay, null to change nothing at all; ``groups``,
+the cgroups that stay; ``remove``, folders to empty. The answer is a JSON object of lists of text, the
+same for equal states. It uses the standard library alone, because it runs once for every trial.
 """
 
 # pathlib is dear to import, and this starts with every trial.
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     if request["mounts"] is not None:
         kill(others(set(request["keep"])))
         unmount(set(request["mounts"]))
-        remove_groups()
+        groups(set(request["groups"]))
         for folder in request["remove"]:
             empty(folder)
     sys.stdout.write(json.dumps(state(set(request["keep"]))))
@@ -83,20 +83,41 @@ def unmount(keep: set[str]) -> None:
     libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None)
 
 
-def remove_groups() -> None:
-    """Remove the groups that stay in the kernel's own cgroup hierarchies when these are mounted no more."""
+def groups(keep: Collection[str] | None = None) -> list[str]:
+    """Return the groups in the kernel's own cgroup hierarchies, as ``CONTROLLER PATH``.
+
+    Args:
+        keep: Groups that stay; all others are removed, if no process is in them. None removes nothing: where
+            the machine itself is a gVisor sandbox, groups of its own may be there.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/cgroups", encoding="ascii") as table:
         rows = [line.split() for line in table if not line.startswith("#")]
+    found = []
     point = "/run/sweep"
     for name in (row[0] for row in rows if int(row[2]) > 1):
         os.makedirs(point, exist_ok=True)
         if libc.mount(b"none", point.encode(), b"cgroup", 0, name.encode()) == 0:
             for folder, _, _ in os.walk(point, topdown=False):
-                if folder != point:
-                    os.rmdir(folder)
+                group = f"{name} {os.path.relpath(folder, point)}"
+                if folder == point:
+                    continue
+                if keep is None or group in keep or not removed(folder):
+                    found.append(group)
             libc.umount2(point.encode(), MNT_DETACH)
         os.rmdir(point)
+    return sorted(found)
+
+
+def removed(group: str) -> bool:
+    """Remove a cgroup; return whether it is gone: it stays while a process is in it (cgroups(7))."""
+    try:
+        os.rmdir(group)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def empty(folder: str) -> None:
@@ -114,6 +135,7 @@ def state(keep: Collection[int]) -> dict[str, list[str]]:
     rows = [" ".join(fields[2:]) for fields in mountinfo()]
     with open("/proc/cgroups", encoding="ascii") as table:
         found = {"mounts": sorted(rows), "cgroups": table.read().splitlines()}
+    found["groups"] = groups()
     found["processes"] = sorted(command(pid) for pid in others(set(keep)))
     found |= {folder: sorted(entries(folder)) for folder in LISTED}
     found["/proc/sys"] = sorted(

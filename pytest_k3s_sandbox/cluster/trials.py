@@ -127,6 +127,7 @@ class Trials:
         cluster.settings = replace(cluster.settings, store=ON_9P)
         self._distribution.wait_control_plane(self._sandbox, cluster.settings, deadline)
         self._sandbox.host_path(CONTAINERD_ROOT).mkdir()
+        self._sandbox.run(["rm", "-rf", "/run/mount"])  # what mount(8) has left is not a trial's
         self.first = self._state(change=False)
         self._start_node(())
         if (dead := ended({"containerd": cluster.processes["containerd"]})) is not None:
@@ -248,6 +249,7 @@ class Trials:
         request = {
             "keep": [process.pid for process in self.cluster.processes.values()],
             "mounts": self._mounts if change else None,
+            "groups": list(self.first.get("groups", ())),
             "remove": LEFT,
         }
         program = [sys.executable, "-I", "-S", self._inside("sweep.py"), json.dumps(request)]

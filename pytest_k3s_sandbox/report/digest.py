@@ -108,15 +108,18 @@ def lines(digests: Sequence[Digest], strays: Sequence[Mapping[str, str]] = ()) -
 
 def _line(name: str, of: Sequence[Digest], strays: Sequence[str]) -> str:
     outcomes = Counter(one.outcome for one in of)
+    worst = "not held" if "failed" in strays else "incomplete"
     if len(of) == 1:
-        result = of[0].outcome
-    else:
+        result = worst if strays and of[0].outcome in {"held", "finished"} else of[0].outcome
+    elif of:
         counts = [f"{outcomes[word]} {word}" for word in _OUTCOMES if outcomes[word]]
         result = ", ".join([f"{len(of)} runs", *counts])
+    else:
+        result = worst
     if strays:
-        if len(of) == 1 and result in {"held", "finished"}:
-            result = "not held" if "failed" in strays else "incomplete"
         result += f", {_count(len(strays), 'test')} without a run {' or '.join(sorted(set(strays)))}"
+    if not of:
+        return f"{name}: {result}"
     claims = sum(one.claims for one in of)
     ready = sum(one.ready for one in of)
     parts = [f"{sum(one.held for one in of)} of {claims} claims"] if claims else []

@@ -186,3 +186,16 @@ def magic_argv(path: str) -> list[str]:
     Python's os.statvfs does not have it, and in gVisor Python takes four times as long to start.
     """
     return ["stat", "--file-system", "--format=%t", path]
+
+
+V9FS_MAGIC = 0x01021997
+"""``f_type`` of a 9p file system: V9FS_MAGIC in linux/magic.h."""
+
+
+def root_magic(sandbox: Sandbox) -> int:
+    """Return what statfs(2) says inside about the type of the root's file system.
+
+    Raises:
+        StartError: It could not be asked.
+    """
+    return int(sandbox.run(magic_argv("/")).stdout, 16)

@@ -9,11 +9,8 @@ from typing import ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import oci
-from pytest_k3s_sandbox.sandbox.base import Bind
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Bind
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
-
-V9FS_MAGIC = 0x01021997
-"""``f_type`` of a 9p file system: V9FS_MAGIC in linux/magic.h."""
 
 FLAGS = (
     "--rootless=false",

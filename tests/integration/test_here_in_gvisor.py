@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.experiment import experiments_folder
 from pytest_k3s_sandbox.layers.stack import FULL
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, Bind
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
@@ -37,19 +40,45 @@ print(json.dumps(seen | {"left": reaper.leftovers()}))
 """
 
 
-def test_a_node_becomes_ready_here_inside_a_gvisor_sandbox() -> None:
+EXPERIMENTS = Path("/experiments")
+TRIAL = "without_one_layer and workarounds"
+
+
+def test_the_walls_of_a_9p_root_are_tried_here_inside_a_gvisor_sandbox() -> None:
+    words = [str(EXPERIMENTS / "exp08" / "test_ablation.py"), f"-k{TRIAL}", "-rs", f"-c{os.devnull}"]
+    folders = ["--rootdir=/var/lib", "--k3s-report=/var/lib/reports", "-pno:cacheprovider"]
+    pytest_run = shlex.join([sys.executable, "-m", "pytest", *words, *folders, "--k3s-sandbox=here"])
+    mine = "mkdir /run/cpu && mount -t cgroup -o cpu cgroup /run/cpu && mkdir /run/cpu/mine"
+    script = f"{mine} && {pytest_run} && test -d /run/cpu/mine && echo the machine has its group still"
+    status, output = inside(lambda _outer: ["sh", "-c", script])
+    assert status == 0, output[-3000:]
+    assert "1 passed" in output, output[-3000:]
+    assert "exp08: held; 1 of 1 claims" in output, output[-3000:]
+    assert "the machine has its group still" in output, output[-3000:]
+
+
+def inside(command: Callable[[GvisorSandbox], list[str]]) -> tuple[int | None, str]:
+    """Run a command in a gVisor sandbox that has the programs of a node; return its end and its output."""
     toolchain = Toolchain()
-    programs = [toolchain.get(name).path for name in (*Embedded.programs, "runsc")]
+    programs = [toolchain.get(name).path for name in toolchain.needed]
     environment = {
         f"K3S_SANDBOX_{path.name.upper().replace('-', '_')}": f"{BIN_DIR}/{path.name}" for path in programs
     }
     environment |= {"K3S_SANDBOX_HOME": "/var/lib/inner", "K3S_SANDBOX_CACHE": "/var/lib/cache"}
-    with GvisorSandbox(toolchain.get("runsc").path, programs=programs) as outer:
-        script = f"{STATE_DIR}/inner.py"
-        outer.host_path(script).write_text(INNER)
-        process = outer.spawn([sys.executable, script], name="inner", env=environment)
+    binds = [Bind(experiments_folder(), str(EXPERIMENTS))]
+    with GvisorSandbox(toolchain.get("runsc").path, programs=programs, binds=binds) as outer:
+        process = outer.spawn(command(outer), name="inner", env=environment)
         status = process.wait(Deadline.after(200))
-        output = Path(process.log).read_text()
+        return status, Path(process.log).read_text()
+
+
+def test_a_node_becomes_ready_here_inside_a_gvisor_sandbox() -> None:
+    def script(outer: GvisorSandbox) -> list[str]:
+        path = f"{STATE_DIR}/inner.py"
+        outer.host_path(path).write_text(INNER)
+        return [sys.executable, path]
+
+    status, output = inside(script)
     assert status == 0, output[-3000:]
     seen = json.loads(output.splitlines()[-1])
     assert seen == {

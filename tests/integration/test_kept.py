@@ -15,7 +15,8 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import machine, reaper
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain

@@ -18,8 +18,8 @@ from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import assert_ports_free
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, StartError
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind, Process
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC, GvisorSandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, Bind, Process
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox, cgroup_mounts
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain

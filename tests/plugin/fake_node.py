@@ -22,8 +22,7 @@ from pytest_k3s_sandbox import bringup, experiment_markers
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
-from pytest_k3s_sandbox.sandbox.base import Completed
-from pytest_k3s_sandbox.sandbox.gvisor import V9FS_MAGIC
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Completed
 
 JOURNAL = Path.cwd() / "journal.txt"
 

@@ -291,6 +291,11 @@ def test_an_experiment_whose_test_fails_without_a_run_is_not_held(project: Proje
     result.stdout.fnmatch_lines(["k3s-sandbox exp08: not held, 1 test without a run failed; 1 of 1 claims*"])
 
 
+def test_an_experiment_that_never_got_a_run_is_not_held(project: Project) -> None:
+    result = project.run("import pytest\n@pytest.mark.exp05\ndef test_it(): assert False\n")
+    result.stdout.fnmatch_lines(["k3s-sandbox exp05: not held, 1 test without a run failed"])
+
+
 def test_a_users_own_run_with_a_failed_test_says_so(project: Project) -> None:
     result = project.run("def test_it(k3s): assert False\ndef test_more(k3s): pass\n")
     assert outcome(the_run(project)) == "not held"

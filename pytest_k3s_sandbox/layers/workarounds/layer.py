@@ -10,7 +10,14 @@ from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.workarounds import sysctl
 from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_wrapper
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Process, Sandbox, described
+from pytest_k3s_sandbox.sandbox.base import (
+    STATE_DIR,
+    V9FS_MAGIC,
+    Process,
+    Sandbox,
+    described,
+    root_magic,
+)
 
 TREE = f"{STATE_DIR}/tree"
 """The folder inside that stands in for missing kernel files, with their paths."""
@@ -230,14 +237,15 @@ class Workarounds:
         """Mount each controller that the sandbox's kernel has (/proc/cgroups, cgroups(7)) by its name.
 
         Raises:
-            LayerError: The sandbox has no kernel of its own, and so no cgroups of its own.
+            LayerError: The root is no 9p mount, so that the kernel and its cgroups are the machine's.
         """
         sandbox = self._sandbox
-        if sandbox.kind != "gvisor":
+        magic = root_magic(sandbox)
+        if magic != V9FS_MAGIC:
             raise LayerError(
                 "the workaround cgroups",
-                cause=f"a sandbox of kind {sandbox.kind} has the machine's own cgroups",
-                remedy="use a gvisor sandbox",
+                cause=f"statfs says {magic:#x} for the root, not 9p: the cgroups are the machine's own",
+                remedy="use a gvisor sandbox, or run in one",
             )
         self._shell("mkdir -p /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup")
         self._mounted.append("/sys/fs/cgroup")
