@@ -76,6 +76,7 @@ def attach_run(folder: Path, logs: Path) -> None:
     from pytest_k3s_sandbox.report.records import RECORDS_FILE, read_run  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.tables import csv_tables  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.timeline import timeline  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.sandbox.inside import InsidePath  # noqa: PLC0415 - likewise
 
     kinds = allure.attachment_type
     # The records may be gone with --k3s-keep, and a log may end while it is read: what is there is attached.
@@ -88,7 +89,8 @@ def attach_run(folder: Path, logs: Path) -> None:
         allure.attach((folder / RECORDS_FILE).read_text(), RECORDS_FILE, kinds.TEXT)
     for path in sorted(logs.glob("*.log")):
         with suppress(OSError):
-            text = path.read_bytes()[-MAX_LOG:].decode(errors="replace")
+            data = path.tail(MAX_LOG) if isinstance(path, InsidePath) else path.read_bytes()[-MAX_LOG:]
+            text = data.decode(errors="replace")
             if text:
                 allure.attach(text, path.name, kinds.TEXT)
 

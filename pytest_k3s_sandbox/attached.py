@@ -27,7 +27,9 @@ from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage, magic_argv
-from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH, below_var
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
+from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH, below_var, control, shared
 from pytest_k3s_sandbox.users import Users
 
 
@@ -56,13 +58,19 @@ class AttachedSandbox:
         self.name = f"k3ssb-{state.sandbox}"
 
     @property
-    def logs(self) -> Path:
+    def logs(self) -> InsidePath:
         """The folder on the machine with every process' log."""
-        return self.host_path(f"{STATE_DIR}/logs")
+        return below_var(self.workdir, f"{STATE_DIR}/logs")
 
-    def host_path(self, inside: str) -> Path:
-        """Return where a path below /var is on the machine."""
-        return below_var(self.workdir, inside)
+    @property
+    def files(self) -> Beneath:
+        """The files that the inside can write; see :attr:`.sandbox.base.Sandbox.files`."""
+        return shared(self.workdir)
+
+    @property
+    def control(self) -> Path:
+        """The folder of what the machine itself uses; see :attr:`.sandbox.base.Sandbox.control`."""
+        return control(self.workdir)
 
     def run(
         self,
@@ -127,7 +135,7 @@ class AttachedProcess:
         users: Where its end is told.
     """
 
-    def __init__(self, name: str, pid: int, log: Path, state: State, users: Users) -> None:
+    def __init__(self, name: str, pid: int, log: InsidePath, state: State, users: Users) -> None:
         """Keep the arguments."""
         self.name = name
         self.pid = pid

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox.cluster.base import Distribution
-from pytest_k3s_sandbox.cluster.cluster import Cluster, copy_logs
+from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.k3s import K3s
+from pytest_k3s_sandbox.cluster.logs import copy_logs
 from pytest_k3s_sandbox.cluster.reading import NoAnswer
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
@@ -294,7 +295,7 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
 
 def look_inside(sandbox: Sandbox, folder: Path) -> None:
     """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
-    copy_logs(sandbox.logs, folder)
+    copy_logs(sandbox, folder)
     inside = {
         "mountinfo.txt": ["cat", "/proc/self/mountinfo"],
         "cgroups.txt": ["sh", "-c", "cat /proc/self/cgroup; find /sys/fs/cgroup -maxdepth 3 -type d"],

@@ -154,7 +154,7 @@ def take_name(name: str) -> locks.Lock:
     Raises:
         ConfigError: Another process has it.
     """
-    folder().mkdir(parents=True, exist_ok=True)
+    machine.private_folder(folder())
     try:
         return locks.take(lock_file(name))
     except BlockingIOError:
@@ -172,7 +172,7 @@ def _taken(name: str) -> ConfigError:
 def write_state(state: State) -> None:
     """Write a state file, atomically."""
     file = state_file(state.name)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    machine.private_folder(folder())
     partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(asdict(state)))
     partial.rename(file)

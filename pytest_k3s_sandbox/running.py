@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox import kept
+from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import machine
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR
-from pytest_k3s_sandbox.sandbox.layout import below_var
+from pytest_k3s_sandbox.sandbox.layout import control
 
 ASK_SECONDS = 3.0
 WORDS = 60
@@ -90,8 +90,8 @@ def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
 
 def kubeconfig(workdir: Path) -> Path | None:
     """Return the administrator's kubeconfig in a sandbox's folder, if a cluster was begun there."""
-    found = sorted(below_var(workdir, STATE_DIR).glob("**/admin.kubeconfig"))
-    return found[0] if found else None
+    found = pki(control(workdir)) / ADMIN
+    return found if found.is_file() else None
 
 
 def command(pid: int) -> str:

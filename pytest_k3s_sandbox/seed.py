@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 from pytest_k3s_sandbox.cluster import datastore
@@ -92,6 +91,11 @@ def _write(toolchain: Toolchain, target: Path) -> None:
             distribution.wait_control_plane(sandbox, settings, deadline)
             for namespace in NAMESPACES:
                 cluster.wait_usable(namespace, deadline)
-        database = sandbox.host_path(f"{STATE_DIR}/db/{datastore.FILE}")
-        datastore.clean(database)
-        shutil.copyfile(database, target)
+        # SQLite opens files by their names, so it works on copies that the inside cannot touch.
+        for suffix in ("", "-wal"):
+            name = f"{STATE_DIR}/db/{datastore.FILE}{suffix}"
+            if sandbox.files.exists(name):
+                sandbox.files.copy_out(name, target.with_name(f"{target.name}{suffix}"))
+        datastore.clean(target)
+        for path in target.parent.glob(f"{target.name}-*"):
+            path.unlink()

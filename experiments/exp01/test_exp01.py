@@ -66,7 +66,7 @@ def test_control_plane_alone(trials: NodeTrials, claim: Claim) -> None:
         namespaces.judge(found >= NAMESPACES, ", ".join(sorted(found)))
         nodes = len(cluster.core.list_node().items)
         no_node.judge(nodes == 0, nodes)
-        plugins = list(cluster.sandbox.host_path("/var/lib/k3s-sandbox/cni/net.d").iterdir())
+        plugins = cluster.sandbox.files.names("/var/lib/k3s-sandbox/cni/net.d")
         no_cni.judge(not plugins, len(plugins))
         controllers.so_far = lambda: "; ".join(reasons) or "no word of the scheduler's"
         apps.create_namespaced_deployment(NAMESPACE, DEPLOYMENT)

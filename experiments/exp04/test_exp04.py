@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,9 +51,8 @@ def place(
     """A sandbox with the programs and the tree, but nothing of Kubernetes."""
     with placed(request.param, "exp04", build_all(), k3s_toolchain, k3s_wish, k3s_run) as sandbox:
         for path, value in TUNABLES.items():
-            file = sandbox.host_path(TREE + path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{value}\n")
+            sandbox.files.mkdir(str(PurePosixPath(TREE + path).parent))
+            sandbox.files.write(TREE + path, f"{value}\n")
         yield sandbox
 
 

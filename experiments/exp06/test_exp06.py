@@ -67,7 +67,7 @@ def test_programs_see_the_magic(place: StartedSandbox, k3s_run: RunWriter, name:
         plain = look(place, program, questions)
         original = int(plain["statfs", "/"], 16)
         rule = f"[[statfs]]\noriginal = {original}\nreplacement = {MAGICS[magic]}\n"
-        place.host_path(RULES_FILE).write_text(rule)
+        place.files.write(RULES_FILE, rule)
         wrap = [sys.executable, "-m", MODULE, "--rules", RULES_FILE, "--"]
         under = look(place, program, questions, threads=16 if program.words else 1, wrap=wrap)
         same = [question for question in questions if int(plain[question], 16) == original]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +76,7 @@ class Place:
         self.under = under
         self.answers: dict[tuple[str, ...], Any] = {}
         inside = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
-        sandbox.host_path(INSIDE).write_text(inside, encoding="utf-8")
+        sandbox.files.write(INSIDE, inside)
 
     def ask(self, *words: str, wrap: tuple[str, ...] = ()) -> Any:  # noqa: ANN401  # each step has its own answer
         """Return what a step inside found; each is done once."""
@@ -229,10 +228,10 @@ def bundle(place: Place) -> dict[str, Any]:
     """A container with limits that prints and waits; its bundle is in the sandbox."""
     busybox = static_busybox({})
     assert busybox is not None
-    folder = place.sandbox.host_path(BUNDLE)
+    files = place.sandbox.files
     for name in ("bin", "proc", "dev", "sys"):
-        (folder / "rootfs" / name).mkdir(parents=True)
-    shutil.copy(busybox, folder / "rootfs" / "bin" / "busybox")
+        files.mkdir(f"{BUNDLE}/rootfs/{name}")
+    files.copy_in(busybox, f"{BUNDLE}/rootfs/bin/busybox", 0o755)
     # No cgroup namespace, which gVisor refuses.
     namespaces = [{"type": name} for name in ("pid", "mount", "ipc", "uts")]
     spec = {
@@ -257,7 +256,7 @@ def bundle(place: Place) -> dict[str, Any]:
             },
         },
     }
-    (folder / "config.json").write_text(json.dumps(spec))
+    files.write(f"{BUNDLE}/config.json", json.dumps(spec))
     return spec
 
 

@@ -233,11 +233,11 @@ def test_pod_goes(k3s_up: Up, k3s: Cluster, pod: dict[str, Any], k3s_claim: Clai
         writer.append(Event(t=writer.now(), kind="pod-deleted", what=f"{pod['namespace']}/hello"))
         uid = k3s.core.read_namespaced_pod("hello", pod["namespace"]).metadata.uid
         k3s.core.delete_namespaced_pod("hello", pod["namespace"])
-        volumes = k3s.sandbox.host_path(f"/var/lib/kubelet/pods/{uid}")
+        volumes = f"/var/lib/kubelet/pods/{uid}"
 
         def gone() -> bool:
             left = found(lambda: k3s.core.read_namespaced_pod("hello", pod["namespace"]))
-            return left is None and not volumes.exists()
+            return left is None and not k3s.sandbox.files.exists(volumes)
 
         k3s.wait(gone, "the pod and its volumes to be gone", Deadline.after(limit * OVERTIME))
         claim.within(round(claim.seconds, 2))

@@ -156,7 +156,7 @@ def neighbours(sandbox: StartedSandbox) -> Iterator[dict[str, str]]:
         deadline = Deadline.after(10)
         while sandbox.run(["test", "-e", f"{point}/cgroup/{FILES[0]}"], check=False).returncode:
             if deadline.expired or server.poll() is not None:
-                raise StartError("lxcfs does not serve", cause=server.log.read_text()[-1000:])
+                raise StartError("lxcfs does not serve", cause=server.log.tail(1000).decode(errors="replace"))
         yield {KERNEL: "/sys/fs/cgroup", LXCFS: f"{point}/cgroup"}
     finally:
         server.stop()

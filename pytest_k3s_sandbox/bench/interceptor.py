@@ -222,10 +222,9 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
 
 def put_files(sandbox: StartedSandbox, rules: Mapping[str, str]) -> None:
     """Write the rules, and what is opened."""
-    inside = sandbox.host_path(FOLDER)
-    inside.mkdir()
+    sandbox.files.mkdir(FOLDER)
     for name, text in {**rules, "source": "S", "target": "T", "miss": "M"}.items():
-        (inside / name).write_text(text)
+        sandbox.files.write(f"{FOLDER}/{name}", text)
 
 
 def turned(compared: Sequence[Tracer], number: int) -> list[Tracer]:

@@ -44,6 +44,15 @@ API_SERVER_NAMES = (
 """The DNS names by which programs and pods reach the API server."""
 
 
+ADMIN = "admin.kubeconfig"
+"""The administrator's kubeconfig, in the folder of :func:`pki`."""
+
+
+def pki(control: Path) -> Path:
+    """Return the folder of a cluster's keys in a sandbox's folder of the machine's own files."""
+    return control / "pki"
+
+
 @dataclass(frozen=True)
 class Pair:
     """The files of one certificate.

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +16,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
+from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.effects import merge
 from pytest_k3s_sandbox.cluster.loading import load_archive
+from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
 from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, NoAnswer, conditions
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Layer
 from pytest_k3s_sandbox.sandbox.base import Completed, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, CoreV1Api
@@ -139,12 +141,16 @@ class Cluster:
     @property
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig, a file on the machine."""
-        return self.sandbox.host_path(f"{PKI_DIR}/admin.kubeconfig")
+        return pki(self.sandbox.control) / ADMIN
 
     @property
-    def logs(self) -> Path:
-        """The folder on the machine with every process' log."""
+    def logs(self) -> InsidePath:
+        """The folder on the machine with every process' log; see :class:`~.sandbox.inside.InsidePath`."""
         return self.sandbox.logs
+
+    def log(self, component: str) -> InsidePath:
+        """Return where a component logs, a file on the machine that may not exist yet."""
+        return log_of(self.sandbox, component)
 
     def reader(self, seconds: float = READ_SECONDS) -> ApiReader:
         """Return a new reader of the API, which does without the ``kubernetes`` package.
@@ -152,7 +158,7 @@ class Cluster:
         Args:
             seconds: How long each step of an answer may take.
         """
-        return ApiReader(self.settings, self.sandbox.host_path(PKI_DIR), seconds)
+        return ApiReader(self.settings, pki(self.sandbox.control), seconds)
 
     @functools.cached_property
     def client(self) -> ApiClient:
@@ -222,7 +228,7 @@ class Cluster:
             )
         except ClusterError as error:
             if self._records is not None:  # the sandbox's own logs go with it; these stay
-                copy_logs(self.logs, self._records)
+                copy_logs(self.sandbox, self._records)
                 error.log = self._records / "logs"
             raise
 
@@ -339,9 +345,9 @@ class Node:
         return summary
 
     @property
-    def log(self) -> Path:
+    def log(self) -> InsidePath:
         """The kubelet's log, a file on the machine."""
-        return self._cluster.logs / "kubelet.log"
+        return self._cluster.log("kubelet")
 
 
 def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
@@ -401,11 +407,3 @@ def found(read: Any) -> Any:  # noqa: ANN401 - the kubernetes package publishes 
         if error.status == HTTPStatus.NOT_FOUND:
             return None
         raise
-
-
-def copy_logs(logs: Path, folder: Path) -> None:
-    """Copy every process' log to the ``logs`` of a run's folder."""
-    (folder / "logs").mkdir(exist_ok=True)
-    for log in logs.glob("*.log"):
-        with contextlib.suppress(OSError):
-            shutil.copy(log, folder / "logs" / log.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,14 @@ from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, KUBELET_ROOT, PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.datastore import FILE
+from pytest_k3s_sandbox.cluster.logs import written_since
 from pytest_k3s_sandbox.cluster.programs import Programs
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.trees import staged
 
 CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
 NODE = ("kubelet", "containerd")
@@ -86,18 +87,19 @@ class Embedded(Programs):
         """Start containerd, then the rest when the API server answers; see :class:`.base.Distribution`."""
         settings = with_effect(settings, effect)
         self._store = settings.store
-        state = sandbox.host_path(STATE_DIR)
-        (state / "containerd.toml").write_text(components.containerd_config(settings))
-        (state / "kubelet.json").write_text(json.dumps(components.kubelet_config(settings), indent=1))
+        files = sandbox.files
+        files.write(f"{STATE_DIR}/containerd.toml", components.containerd_config(settings))
+        files.write(f"{STATE_DIR}/kubelet.json", json.dumps(components.kubelet_config(settings), indent=1))
         with phase("containerd"):
             words = [*effect.wrap.get("containerd", ()), *components.containerd()]
-            log = sandbox.logs / "containerd.log"
-            seen = log.stat().st_size if log.exists() else 0  # of a node before
+            seen = files.size(f"{STATE_DIR}/logs/containerd.log")  # of a node before
             self._spawn(sandbox, "containerd", words, effect)
             share_kubelet_root(sandbox)
             if not self._images_loaded:
                 # In one archive: in gVisor the program that imports it costs more than what it imports.
-                images.write_images(state / IMAGES, [images.pause(settings.pause_image), images.busybox()])
+                with staged(files, STATE_DIR) as folder:
+                    each = [images.pause(settings.pause_image), images.busybox()]
+                    images.write_images(folder / IMAGES, each)
             self._serves(sandbox, settings, "containerd", seen, deadline)
         # Nodes can register long before the API server calls itself ready, which it does when all roles are
         # written; a kubelet needs none of them (Node authorizer).
@@ -140,19 +142,20 @@ class Embedded(Programs):
         """See :meth:`.Programs._serves`."""
         process = self.processes[name]
         serves = {
-            "containerd": lambda: CONTAINERD_SERVES in process.log.read_bytes()[seen:],
+            "containerd": lambda: CONTAINERD_SERVES in written_since(process.log, seen),
             "kube-apiserver": self._api(sandbox, settings).answers,
         }
         if name in serves:
             until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
-        state = sandbox.host_path(STATE_DIR)
-        for folder in ("db", "manifests"):
-            (state / folder).mkdir(exist_ok=True)
+        files = sandbox.files
+        for name in ("db", "manifests"):
+            files.mkdir(f"{STATE_DIR}/{name}", 0o700)
         if self._seed is not None:
-            shutil.copyfile(self._seed, state / "db" / FILE)
-        pki = certificates.write_pki(sandbox.host_path(PKI_DIR), node=settings.node, address=settings.address)
+            files.copy_in(self._seed, f"{STATE_DIR}/db/{FILE}", 0o600)
+        folder = certificates.pki(sandbox.control)
+        pki = certificates.write_pki(folder, node=settings.node, address=settings.address)
         clients = {
             "admin": pki.admin,
             "controller-manager": pki.controller_manager,
@@ -162,6 +165,10 @@ class Embedded(Programs):
         for name, pair in clients.items():
             path = pki.folder / f"{name}.kubeconfig"
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
+        files.mkdir(PKI_DIR, 0o700)
+        for path in sorted(pki.folder.iterdir()):
+            if not path.name.startswith("admin."):  # the node needs no administrator
+                files.copy_in(path, f"{PKI_DIR}/{path.name}", 0o600)
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
         api = self._api(sandbox, settings)

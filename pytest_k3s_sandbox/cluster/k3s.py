@@ -9,19 +9,24 @@ in ``agent/images`` are imported before the node starts ("Air-Gap Install").
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-import os
 import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509 import load_pem_x509_certificate
 
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, ImageStore, Settings
+from pytest_k3s_sandbox.cluster.components import ImageStore, Settings
 from pytest_k3s_sandbox.cluster.embedded import (
     assert_ports_free,
     load_image,
@@ -33,6 +38,7 @@ from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.trees import staged
 
 DATA = f"{STATE_DIR}/k3s"
 """Where k3s keeps everything: ``server``, ``agent``, and its own programs, which it unpacks to ``data``."""
@@ -42,6 +48,8 @@ AGENT_DATA = f"{STATE_DIR}/k3s-agent"
 
 TOKEN = f"{STATE_DIR}/k3s-token"
 KUBECONFIG = f"{STATE_DIR}/k3s.kubeconfig"
+KUBECONFIG_LIMIT = 1 << 16
+"""Bytes that k3s' kubeconfig may have; it has some 3,000."""
 KUBELET_CONFIG = f"{STATE_DIR}/k3s-kubelet.json"
 RUN = "/run/k3s/containerd"
 CONTAINERD_SOCKET = f"{RUN}/containerd.sock"
@@ -191,28 +199,28 @@ class K3s(Programs):
         until(answers, what="the API server to answer", deadline=deadline, alive=alive)
 
     def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
-        token = sandbox.host_path(TOKEN)
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(16))
-        tars = sandbox.host_path(f"{self._data}/agent/images")
-        tars.mkdir(parents=True)
-        images.write_images(tars / "images.tar", [images.pause(settings.pause_image), images.busybox()])
-        # The kubelet is in k3s' process and log; containerd's log is where k3s puts it.
-        logs = sandbox.logs
-        (logs / "kubelet.log").symlink_to("k3s.log")
-        containerd = sandbox.host_path(f"{self._data}/agent/containerd/containerd.log")
-        (logs / "containerd.log").symlink_to(os.path.relpath(containerd, logs))
+        sandbox.files.write(TOKEN, secrets.token_hex(16), 0o600)
+        with staged(sandbox.files, f"{self._data}/agent/images") as folder:
+            each = [images.pause(settings.pause_image), images.busybox()]
+            images.write_images(folder / "images.tar", each)
 
     def _write_node_files(self, sandbox: Sandbox, settings: Settings) -> None:
         tuning = components.kubelet_tuning(settings)
-        sandbox.host_path(KUBELET_CONFIG).write_text(json.dumps(tuning, indent=1))
-        template = sandbox.host_path(f"{self._data}/agent/etc/containerd/config-v3.toml.tmpl")
-        template.parent.mkdir(parents=True, exist_ok=True)
-        template.write_text(containerd_template(settings, self._data))
+        sandbox.files.write(KUBELET_CONFIG, json.dumps(tuning, indent=1))
+        folder = f"{self._data}/agent/etc/containerd"
+        sandbox.files.mkdir(folder)
+        sandbox.files.write(f"{folder}/config-v3.toml.tmpl", containerd_template(settings, self._data))
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
-        written, pki = sandbox.host_path(KUBECONFIG), sandbox.host_path(PKI_DIR)
-        self._until(lambda: adopt(written, pki, settings), "k3s to write its kubeconfig", deadline)
+        pki = certificates.pki(sandbox.control)
+
+        def adopted() -> bool:
+            try:
+                return adopt(sandbox.files.read(KUBECONFIG, KUBECONFIG_LIMIT), pki, settings)
+            except OSError:
+                return False
+
+        self._until(adopted, "k3s to write its kubeconfig", deadline)
         self._until(self._api(sandbox, settings).answers, "the API server to answer", deadline)
 
 
@@ -227,37 +235,50 @@ def containerd_template(settings: Settings, data: str) -> str:
     return components.containerd_config(replace(settings, store=store), state=RUN, socket=CONTAINERD_SOCKET)
 
 
-def adopt(written: Path, pki: Path, settings: Settings) -> bool:
+def adopt(written: bytes, pki: Path, settings: Settings) -> bool:
     """Make what reaches the cluster from outside of the kubeconfig that k3s wrote.
 
-    Its server is 127.0.0.1, which is the sandbox itself.
+    Whatever runs inside can have written it. So nothing of it is used but two certificates and a key,
+    and only if they are that; a kubeconfig may name programs to run. Its server is 127.0.0.1, too,
+    which is the sandbox itself.
 
     Args:
-        written: k3s' kubeconfig.
+        written: The content of k3s' kubeconfig.
         pki: The folder that gets ``ca.crt``, ``admin.crt``, ``admin.key`` and ``admin.kubeconfig``.
         settings: Where the API server is reached.
 
     Returns:
-        Whether it was there and complete; it is asked for again and again while k3s starts.
+        Whether it was complete; it is asked for again and again while k3s starts.
     """
     try:
-        config: Any = yaml.safe_load(written.read_text())
+        config: Any = yaml.safe_load(written)
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         parts = {
-            "ca.crt": base64.b64decode(cluster["certificate-authority-data"], validate=True),
-            "admin.crt": base64.b64decode(user["client-certificate-data"], validate=True),
-            "admin.key": base64.b64decode(user["client-key-data"], validate=True),
+            "ca.crt": _certificate(cluster["certificate-authority-data"]),
+            "admin.crt": _certificate(user["client-certificate-data"]),
+            "admin.key": _key(user["client-key-data"]),
         }
-    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError, binascii.Error):
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError, RecursionError):
         return False
     pki.mkdir(mode=0o700, exist_ok=True)
     for name, content in parts.items():
         (pki / name).touch(mode=0o600)
         (pki / name).write_bytes(content)
     certificates.write_kubeconfig(
-        pki / "admin.kubeconfig",
+        pki / certificates.ADMIN,
         server=settings.api_url,
         ca=pki / "ca.crt",
         client=certificates.Pair(pki / "admin.crt", pki / "admin.key"),
     )
     return True
+
+
+def _certificate(text: str) -> bytes:
+    """Return a certificate, written anew; raises ValueError if the Base64 text is none."""
+    return load_pem_x509_certificate(base64.b64decode(text, validate=True)).public_bytes(Encoding.PEM)
+
+
+def _key(text: str) -> bytes:
+    """Return a private key, written anew; raises ValueError if the Base64 text is none."""
+    key = load_pem_private_key(base64.b64decode(text, validate=True), password=None)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -36,13 +35,12 @@ def load_archive(distribution: Distribution, sandbox: Sandbox, tar: Path, deadli
             remedy="make one, for example with `docker save IMAGE --output FILE`",
         )
     inside = f"{STATE_DIR}/{secrets.token_hex(8)}.tar"
-    copy = sandbox.host_path(inside)
     try:
-        shutil.copyfile(tar, copy)
+        sandbox.files.copy_in(tar, inside)
         distribution.load_image(sandbox, inside, deadline)
     except StartError as error:
         raise ClusterError(
             f"image {tar} could not be loaded", cause=error.cause or error.what, log=sandbox.logs
         ) from error
     finally:
-        copy.unlink(missing_ok=True)
+        sandbox.files.remove(inside)

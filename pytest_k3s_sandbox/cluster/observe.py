@@ -16,6 +16,7 @@ from pytest_k3s_sandbox.report.records import Ablation, FirstError, Stage
 
 POLL_SECONDS = 0.1
 POD_NAMESPACE = "default"
+LOG_BYTES = 16 << 20
 TAIL = 500  # characters of a log without an error line
 POD_FAILURE = "Error syncing pod"
 """What the kubelet logs once for each failed attempt to run a pod (``pod_workers.go``)."""
@@ -278,7 +279,7 @@ class Watch:
         return next((name for name in NODE if name in processes and processes[name].poll() is not None), None)
 
     def _log(self, component: str) -> str:
-        return (self._cluster.logs / f"{component}.log").read_text(errors="replace")
+        return self._cluster.log(component).tail(LOG_BYTES).decode(errors="replace")
 
     def _observed(self) -> Observation:
         ended = self._ended()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.certificates import pki
+from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import POLL_SECONDS, Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
@@ -44,7 +45,7 @@ class Programs:
             self._left.append(old)
         else:
             stop_all([old])
-        seen = old.log.stat().st_size if old.log.exists() else 0
+        seen = old.log.size()
         argv, environment = self._commands[name]
         self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
         try:
@@ -78,7 +79,7 @@ class Programs:
 
     def _api(self, sandbox: Sandbox, settings: Settings) -> ApiReader:
         """Return a reader for an API server that is coming up, which is asked again before long."""
-        return ApiReader(settings, sandbox.host_path(PKI_DIR), ASK_SECONDS)
+        return ApiReader(settings, pki(sandbox.control), ASK_SECONDS)
 
     def _stop(self, names: Sequence[str]) -> None:
         """End programs side by side, and those that were left by earlier ones."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,12 @@ from pytest_k3s_sandbox.sandbox.base import Usage
 
 WATCHED_LOGS = ("kubelet", "containerd")
 REQUEST_SECONDS = 5
+AT_ONCE = 16 << 20
+"""Bytes of a log that are read at once; the rest comes with the next sample."""
+
+LINE_BYTES = 1 << 20
+"""Bytes of a line without an end that are kept."""
+
 AGENT = 1  # the process id of what spawns everything in a sandbox
 
 
@@ -27,10 +34,10 @@ class LogFollower:
 
     Args:
         component: The log's name without ``.log``.
-        path: The file; it may not exist yet.
+        path: Gives the file, which may not exist yet.
     """
 
-    def __init__(self, component: str, path: Path) -> None:
+    def __init__(self, component: str, path: Callable[[], Path]) -> None:
         """Start at the beginning of the file."""
         self.component = component
         self._path = path
@@ -40,13 +47,14 @@ class LogFollower:
     def errors(self) -> list[tuple[str, str, str | None]]:
         """Return the error lines that are new, each as (kind, text, errno)."""
         try:
-            with self._path.open("rb") as file:
+            with self._path().open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(AT_ONCE)
                 self._offset = file.tell()
-        except FileNotFoundError:
+        except OSError:  # it is not there yet, or something inside has put a link in its place
             return []
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-LINE_BYTES:]
         found = []
         for line in lines:
             text = line.decode(errors="replace")
@@ -92,7 +100,7 @@ class Sampler:
         self._interval = interval
         self._rush = rush
         self._api = cluster.reader(REQUEST_SECONDS)
-        self._follow = [LogFollower(name, cluster.logs / f"{name}.log") for name in WATCHED_LOGS]
+        self._follow = [LogFollower(name, functools.partial(cluster.log, name)) for name in WATCHED_LOGS]
         self._errors: Counter[str] = Counter()
         self._halt = threading.Event()
         self._lock = threading.Lock()

@@ -29,7 +29,10 @@ from pytest_k3s_sandbox.layers.base import Layer
 from pytest_k3s_sandbox.layers.stack import bring_up
 from pytest_k3s_sandbox.layers.workarounds.layer import TREE
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
+from pytest_k3s_sandbox.sandbox.trees import copy_tree_in, copy_tree_out
 
+PRISTINE_BYTES = 1 << 30
+"""Bytes of containerd's folder with its images that are copied at most; it has some 15 million."""
 CONTAINERD_ROOT = ON_9P.root
 LEFT = (
     "/run/containerd",
@@ -119,21 +122,21 @@ class Trials:
                 be removed.
         """
         program = self._inside("sweep.py")
-        shutil.copyfile(Path(sweep.__file__), self._sandbox.host_path(program))
+        self._sandbox.files.copy_in(Path(sweep.__file__), program)
         table = self._sandbox.run(["cat", "/proc/self/mountinfo"]).stdout
         self._mounts = [line.split()[0] for line in table.splitlines()]
         cluster, deadline = self.cluster, Deadline.after(START_SECONDS)
         # As in the research, all of a node's storage is 9p; and it can be copied from outside.
         cluster.settings = replace(cluster.settings, store=ON_9P)
         self._distribution.wait_control_plane(self._sandbox, cluster.settings, deadline)
-        self._sandbox.host_path(CONTAINERD_ROOT).mkdir()
+        self._sandbox.files.mkdir(CONTAINERD_ROOT)
         self._sandbox.run(["rm", "-rf", "/run/mount"])  # what mount(8) has left is not a trial's
         self.first = self._state(change=False)
         self._start_node(())
         if (dead := ended({"containerd": cluster.processes["containerd"]})) is not None:
             raise ClusterError("containerd ended before it had its images", cause=tail(dead), log=dead.log)
         self._end_node()
-        shutil.copytree(self._sandbox.host_path(CONTAINERD_ROOT), self._pristine, symlinks=True)
+        copy_tree_out(self._sandbox.files, CONTAINERD_ROOT, self._pristine, PRISTINE_BYTES)
         cluster.wait_usable(POD_NAMESPACE, deadline)
         self._clean()
         return self
@@ -164,7 +167,7 @@ class Trials:
         cluster.settings = replace(cluster.settings, local_storage_isolation=isolation)
         try:
             # What the interceptor's redirects lead to need not be there, but their folder has to.
-            self._sandbox.host_path(f"{TREE}/proc/sys").mkdir(parents=True)
+            self._sandbox.files.mkdir(f"{TREE}/proc/sys")
             with contextlib.ExitStack() as layers:
                 stack = layers.enter_context(bring_up(self._sandbox, words))
                 more = [layers.enter_context(layer) for layer in also]
@@ -208,10 +211,9 @@ class Trials:
         """
         after = self._state(change=True)
         for folder in ("bin", "net.d"):  # as a sandbox has them from its start
-            self._sandbox.host_path(f"{STATE_DIR}/cni/{folder}").mkdir(parents=True)
-        root = self._sandbox.host_path(CONTAINERD_ROOT)
-        shutil.rmtree(root)
-        shutil.copytree(self._pristine, root, symlinks=True)
+            self._sandbox.files.mkdir(f"{STATE_DIR}/cni/{folder}")
+        self._sandbox.files.remove(CONTAINERD_ROOT)
+        copy_tree_in(self._pristine, self._sandbox.files, CONTAINERD_ROOT)
         self._forget()
         self._keep_logs()
         left = differences(self.first, after)
@@ -241,9 +243,12 @@ class Trials:
         running = set(self.cluster.processes)
         folder = self._folder / f"trial-{self._number:02}"
         folder.mkdir(parents=True, exist_ok=True)
-        for log in self._sandbox.logs.glob("*.log"):
-            if log.stem not in running and log.stem != "sandbox":
-                shutil.move(log, folder / log.name)
+        logs = f"{STATE_DIR}/logs"
+        for name in self._sandbox.files.names(logs):
+            stem, dot, suffix = name.partition(".")
+            if dot + suffix == ".log" and stem not in running:
+                self._sandbox.files.copy_out(f"{logs}/{name}", folder / name)
+                self._sandbox.files.remove(f"{logs}/{name}")
 
     def _state(self, *, change: bool) -> State:
         request = {

@@ -14,6 +14,7 @@ from pytest_k3s_sandbox.sandbox.base import Process
 Condition = Callable[[], bool]
 POLL_SECONDS = 0.1
 TAIL = 15
+TAIL_BYTES = 1 << 20
 ERRORS = 3
 ERROR = re.compile(r"[EF]\d{4} |.*level=(error|fatal)")  # klog's header, and logfmt
 
@@ -21,7 +22,7 @@ ERROR = re.compile(r"[EF]\d{4} |.*level=(error|fatal)")  # klog's header, and lo
 def tail(process: Process) -> str:
     """Return what a process' log says last: its last error lines if it has any, else its last lines."""
     try:
-        lines = process.log.read_text(errors="replace").splitlines()
+        lines = process.log.tail(TAIL_BYTES).decode(errors="replace").splitlines()
     except OSError:
         return ""
     errors = [line for line in lines if ERROR.match(line)]

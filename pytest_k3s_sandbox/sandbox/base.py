@@ -9,9 +9,11 @@ from signal import Signals
 from typing import Protocol
 
 from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 STATE_DIR = "/var/lib/k3s-sandbox"
-"""The folder inside every sandbox that is ours: writable, and visible outside through ``host_path``."""
+"""The folder inside every sandbox that is ours: writable, and shared with the machine (``files``)."""
 
 BIN_DIR = "/opt/k3s-sandbox/bin"
 """The folder inside every sandbox that holds the programs under test, read-only."""
@@ -80,7 +82,7 @@ class Process(Protocol):
         """The process id as seen inside the sandbox."""
 
     @property
-    def log(self) -> Path:
+    def log(self) -> InsidePath:
         """The file on the machine that receives its standard output and error."""
 
     def poll(self) -> int | None:
@@ -126,7 +128,7 @@ class Sandbox(Protocol):
         """The sandbox's folder on the machine."""
 
     @property
-    def logs(self) -> Path:
+    def logs(self) -> InsidePath:
         """The folder on the machine with every process' log."""
 
     @property
@@ -169,12 +171,13 @@ class Sandbox(Protocol):
             StartError: The sandbox has ended.
         """
 
-    def host_path(self, inside: str) -> Path:
-        """Return the path on the machine of a path inside that lies on a writable bind.
+    @property
+    def files(self) -> Beneath:
+        """The files that the inside can write, those below /var, as the machine may use them."""
 
-        Raises:
-            ValueError: The path lies on nothing that the machine shares with the sandbox.
-        """
+    @property
+    def control(self) -> Path:
+        """The folder of what the machine itself uses, which the inside can neither read nor write."""
 
     def close(self) -> None:
         """End the sandbox and everything in it; leaves no process, mount, netns or veth behind."""

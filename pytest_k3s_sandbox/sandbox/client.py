@@ -22,6 +22,7 @@ from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import messages
 from pytest_k3s_sandbox.sandbox.agent import LINE_BYTES
 from pytest_k3s_sandbox.sandbox.base import Usage
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.messages import Exit, Message, ProtocolError, Ready, Refused, Spawned, Used
 
 REPLY_SECONDS = 30.0
@@ -35,7 +36,7 @@ HANDED_OVER = "another process owns it"
 class _Child:
     name: str
     pid: int
-    log: Path
+    log: InsidePath
     status: int | None = None
 
 
@@ -67,7 +68,7 @@ class AgentProcess:
         return self._child.pid
 
     @property
-    def log(self) -> Path:
+    def log(self) -> InsidePath:
         """The log on the machine."""
         return self._child.log
 
@@ -176,7 +177,7 @@ class AgentClient:
         env: Mapping[str, str],
         cwd: str,
         outputs: tuple[str, str],
-        log: Path,
+        log: InsidePath,
     ) -> AgentProcess:
         """Start a program; ``outputs`` are the paths inside of its two output files."""
         request = {"op": "spawn", "argv": list(argv), "env": dict(env), "cwd": cwd}

@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 import pytest_k3s_sandbox
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 """The merged-/usr links (file-hierarchy(7)) of every sandbox's root."""
@@ -93,8 +95,8 @@ def plan(
     return Layout(workdir / "rootfs", drop_covered(binds), tuple(programs), one_root=one_root)
 
 
-def below_var(workdir: Path, inside: str) -> Path:
-    """Return where a path below /var of a sandbox is on the machine.
+def below_var(workdir: Path, inside: str) -> InsidePath:
+    """Return where a path below /var of a sandbox is on the machine, to read it there.
 
     Args:
         workdir: The sandbox's folder.
@@ -103,10 +105,29 @@ def below_var(workdir: Path, inside: str) -> Path:
     Raises:
         ValueError: It is not below /var.
     """
-    path = PurePosixPath(inside)
-    if ".." in path.parts or not path.is_relative_to("/var"):
-        raise ValueError(f"{inside} is not below /var, the part of a sandbox that the machine can write")
-    return workdir / path.relative_to("/")
+    files = shared(workdir)
+    return InsidePath(files.root / files.relative(inside))
+
+
+def shared(workdir: Path) -> Beneath:
+    """Return the files that a sandbox and the machine share, those below /var inside.
+
+    Args:
+        workdir: The sandbox's folder, which the inside cannot write.
+    """
+    # With one root, /var is a folder of it, which the inside may replace, too.
+    return Beneath(workdir / "rootfs" if (workdir / "var").is_symlink() else workdir)
+
+
+def control(workdir: Path) -> Path:
+    """Return the folder of what the machine itself uses: keys, kubeconfig, logs of its own programs.
+
+    Nothing that runs inside can read or write it.
+
+    Args:
+        workdir: The sandbox's folder.
+    """
+    return workdir / "control"
 
 
 def drop_covered(binds: Sequence[Bind]) -> tuple[Bind, ...]:
@@ -147,6 +168,7 @@ def prepare(layout: Layout, workdir: Path, *, hostname: str) -> None:
     _check_sources(layout, workdir)
     root = layout.rootfs
     root.mkdir(parents=True)
+    control(workdir).mkdir(mode=0o700)
     if layout.one_root:
         (root / "var").mkdir()
         (workdir / "var").symlink_to(root / "var")

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from typing import Any
 
 import platformdirs
 
-from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.sandbox import locks, network
 from pytest_k3s_sandbox.sandbox.network import Network
 from pytest_k3s_sandbox.sandbox.processes import Identity
@@ -97,6 +98,37 @@ def home() -> Path:
     return (Path(override) if override else platformdirs.user_state_path("pytest-k3s-sandbox")).resolve()
 
 
+def private_folder(folder: Path) -> None:
+    """Make a folder in :func:`home`, and the home itself, for this user alone.
+
+    Args:
+        folder: A folder directly in the home.
+
+    Raises:
+        ConfigError: The home or the folder is there, and another user owns it or can read or write it:
+            keys lie there, and what the machine runs as root.
+        OSError: It cannot be made.
+    """
+    for path in (home(), folder):
+        if path == home():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = path.stat()
+        if found.st_uid != os.geteuid():
+            raise ConfigError(
+                f"the folder {path}",
+                cause=f"it belongs to the user with id {found.st_uid}, and not to {os.geteuid()}",
+                remedy="set K3S_SANDBOX_HOME to a folder of your own, or to one that does not exist yet",
+            )
+        if found.st_mode & 0o077:
+            raise ConfigError(
+                f"the folder {path}",
+                cause=f"others may use it (mode {stat.S_IMODE(found.st_mode):04o}), and keys lie in it",
+                remedy=f"chmod 700 {shlex.quote(str(path))}",
+            )
+
+
 def sandboxes() -> Path:
     """Return the folder of the sandboxes' folders."""
     return home() / "sandboxes"
@@ -160,9 +192,9 @@ def new_workdir(kind: str, runsc: str | None = None) -> tuple[Path, locks.Lock, 
     key = secrets.token_hex(4)
     folder = partial() / key
     for parent in (sandboxes(), partial()):
-        parent.mkdir(parents=True, exist_ok=True)
+        private_folder(parent)
     with _locked(home() / "lock"):
-        folder.mkdir()
+        folder.mkdir(mode=0o700)
         life = locks.take(folder / LIFE_FILE)
         try:
             own = asdict(Identity.own())

@@ -115,7 +115,7 @@ def _remove_folder(workdir: Path, owner: Owner) -> bool:
         foreign = owner.process.this_boot and not owner.process.local
         if foreign and time.time() - (workdir / machine.OWNER_FILE).stat().st_mtime < TOMBSTONE_SECONDS:
             return False
-        machine.partial().mkdir(exist_ok=True)
+        machine.private_folder(machine.partial())
         gone = machine.partial() / workdir.name
         workdir.rename(gone)
         machine.forget(gone)

@@ -21,8 +21,11 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import layout, machine, network, reaper
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage, magic_argv
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.client import AgentClient
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.network import Network
+from pytest_k3s_sandbox.sandbox.resolve import RefusedError
 
 START_SECONDS = 20.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -98,9 +101,9 @@ class StartedSandbox(ABC):
         return self.network.address
 
     @property
-    def logs(self) -> Path:
+    def logs(self) -> InsidePath:
         """The folder on the machine with every process' log."""
-        return self.host_path(f"{STATE_DIR}/logs")
+        return layout.below_var(self.workdir, f"{STATE_DIR}/logs")
 
     def __enter__(self) -> Self:
         """Return the sandbox, which runs already."""
@@ -131,7 +134,7 @@ class StartedSandbox(ABC):
             env=self._environment(env),
             cwd=cwd,
             outputs=(inside, inside),
-            log=self.host_path(inside),
+            log=layout.below_var(self.workdir, inside),
         )
 
     def run(
@@ -145,7 +148,7 @@ class StartedSandbox(ABC):
         """Run a program to its end; see :meth:`.base.Sandbox.run`."""
         stem = f"{STATE_DIR}/logs/run-{next(self._numbers)}"
         paths = (f"{stem}.out", f"{stem}.err")
-        out, err = (self.host_path(path) for path in paths)
+        out, err = (layout.below_var(self.workdir, path) for path in paths)
         try:
             process = self._agent().spawn(
                 argv, name=argv[0], env=self._environment(env), cwd="/", outputs=paths, log=err
@@ -160,8 +163,9 @@ class StartedSandbox(ABC):
                 )
             done = Completed(tuple(argv), status, _text(out), _text(err))
         finally:
-            out.unlink(missing_ok=True)
-            err.unlink(missing_ok=True)
+            for path in paths:
+                with contextlib.suppress(OSError):  # the inside may have removed the folder
+                    self.files.remove(path)
         if check and status != 0:
             raise StartError(
                 f"`{' '.join(argv)}` in {self.name} failed with exit code {status}",
@@ -173,9 +177,15 @@ class StartedSandbox(ABC):
         """Return what every process inside has used; see :meth:`.base.Sandbox.usage`."""
         return self._agent().usage()
 
-    def host_path(self, inside: str) -> Path:
-        """Return where a path below /var is on the machine; see :meth:`.base.Sandbox.host_path`."""
-        return layout.below_var(self.workdir, inside)
+    @property
+    def files(self) -> Beneath:
+        """The files that the inside can write; see :attr:`.base.Sandbox.files`."""
+        return layout.shared(self.workdir)
+
+    @property
+    def control(self) -> Path:
+        """The folder of what the machine itself uses; see :attr:`.base.Sandbox.control`."""
+        return layout.control(self.workdir)
 
     def close(self) -> None:
         """End the sandbox and everything that belongs to it; see :meth:`.base.Sandbox.close`."""
@@ -263,7 +273,7 @@ class StartedSandbox(ABC):
     def _start(self, plan: layout.Layout) -> None:
         self.layout = plan
         layout.prepare(plan, self.workdir, hostname=self.name)
-        launch_log = self.logs / "sandbox.log"
+        launch_log = self.control / "sandbox.log"
         # A socket, because a pipe could be opened again inside, by /proc/1/fd (open(2), ENXIO).
         ours, theirs = socket.socketpair()
         try:
@@ -300,7 +310,10 @@ class StartedSandbox(ABC):
         }
 
 
-def _text(path: Path) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text(errors="replace")
-    return ""
+def _text(path: InsidePath) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+    except RefusedError as error:
+        return f"[{error}]"

@@ -69,13 +69,13 @@ def inside(command: Callable[[GvisorSandbox], list[str]]) -> tuple[int | None, s
     with GvisorSandbox(toolchain.get("runsc").path, programs=programs, binds=binds) as outer:
         process = outer.spawn(command(outer), name="inner", env=environment)
         status = process.wait(Deadline.after(200))
-        return status, Path(process.log).read_text()
+        return status, process.log.read_text()
 
 
 def test_a_node_becomes_ready_here_inside_a_gvisor_sandbox() -> None:
     def script(outer: GvisorSandbox) -> list[str]:
         path = f"{STATE_DIR}/inner.py"
-        outer.host_path(path).write_text(INNER)
+        outer.files.write(path, INNER)
         return [sys.executable, path]
 
     status, output = inside(script)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from outside import outside
 
 from pytest_k3s_sandbox import bringup
 from pytest_k3s_sandbox.bringup import Up, Wish
@@ -80,7 +81,7 @@ def node(program: Path, folder: Path, kind: str = "gvisor", *, apart: bool = Fal
         writer = stack.enter_context(RunWriter(folder))
         sandbox = stack.enter_context(bringup.start_sandbox(wish, toolchain))
         if "stand-in" in toolchain.get("k3s").version:
-            put_parts(sandbox.host_path(STATE_DIR), toolchain)
+            put_parts(outside(sandbox, STATE_DIR), toolchain)
         with bringup.explained(sandbox, folder):
             cluster = bringup.control_plane(sandbox, wish, toolchain, writer)
             if apart:
@@ -138,7 +139,7 @@ def test_what_ran_is_named_in_the_records(up: Up) -> None:
 def test_the_sampler_follows_the_logs_of_the_node_in_k3s(up: Up) -> None:
     assert up.readiness.take().node_ready
     assert "kubelet" in up.cluster.node.log.read_text()
-    assert "containerd successfully booted" in (up.cluster.logs / "containerd.log").read_text()
+    assert "containerd successfully booted" in up.cluster.log("containerd").read_text()
 
 
 def test_a_users_image_is_loaded_and_its_pod_has_logs_and_exec(up: Up, tmp_path: Path) -> None:
@@ -163,11 +164,11 @@ def test_a_users_image_is_loaded_and_its_pod_has_logs_and_exec(up: Up, tmp_path:
 def test_an_image_that_containerd_refuses_is_told_and_nothing_of_it_stays(up: Up, tmp_path: Path) -> None:
     tar = tmp_path / "nonsense.tar"
     subprocess.run(["tar", "-cf", tar, "-C", "/etc", "hostname"], check=True)
-    before = set(up.cluster.sandbox.host_path(STATE_DIR).iterdir())
+    before = set(outside(up.cluster.sandbox, STATE_DIR).iterdir())
     with pytest.raises(ClusterError, match="could not be loaded") as caught:
         up.cluster.load_image(tar)
     assert caught.value.cause
-    assert set(up.cluster.sandbox.host_path(STATE_DIR).iterdir()) == before
+    assert set(outside(up.cluster.sandbox, STATE_DIR).iterdir()) == before
 
 
 def test_the_stand_in_saw_what_k3s_is_to_be_given(up: Up) -> None:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import pytest
 from kubernetes.client import AppsV1Api
+from outside import outside
 
 from pytest_k3s_sandbox.bringup import Up, Wish, everything
 from pytest_k3s_sandbox.cluster.cluster import found
@@ -150,7 +151,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         up.cluster.core.create_namespace({"metadata": {"name": NAMESPACE}})
         up.cluster.wait_usable(NAMESPACE, Deadline.after(SECONDS))
         made.kubectl("apply", "-f", str(PODS))
-        (up.cluster.sandbox.host_path(MANIFESTS) / "static.json").write_text(json.dumps(STATIC))
+        (outside(up.cluster.sandbox, MANIFESTS) / "static.json").write_text(json.dumps(STATIC))
         yield made
 
 
@@ -270,7 +271,7 @@ def test_an_empty_dir_in_memory_is_a_tmpfs(given: dict[str, str]) -> None:
 
 @pytest.mark.usefixtures("given")
 def test_a_host_path_is_the_nodes_folder(world: World) -> None:
-    node = world.cluster.sandbox.host_path(f"{STATE_DIR}/host-path")
+    node = outside(world.cluster.sandbox, f"{STATE_DIR}/host-path")
     assert (node / "given").read_text() == "from the pod\n"
 
 
@@ -364,7 +365,7 @@ def test_a_pod_ends_as_it_is_asked_after_its_hook_or_is_killed_after_its_grace(w
     began = time.monotonic()
     world.kubectl("delete", "pod", "ends", "--timeout=50s")
     assert 5 <= time.monotonic() - began < 30
-    node = world.cluster.sandbox.host_path(f"{STATE_DIR}/host-path")
+    node = outside(world.cluster.sandbox, f"{STATE_DIR}/host-path")
     assert (node / "ends").read_text() == "hook\nasked\n"
 
 
@@ -421,7 +422,7 @@ def test_a_static_pod_comes_and_goes_with_its_file(world: World) -> None:
 
     world.wait(lambda: mirror() and condition(mirror().status, "Ready") == "True", f"{name} to be Ready")
     assert mirror().metadata.annotations["kubernetes.io/config.source"] == "file"
-    (world.cluster.sandbox.host_path(MANIFESTS) / "static.json").unlink()
+    (outside(world.cluster.sandbox, MANIFESTS) / "static.json").unlink()
     world.wait(lambda: mirror() is None, f"{name} to be gone", 60)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from outside import outside
 
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import assert_ports_free
@@ -305,13 +306,13 @@ def test_programs_are_executable_and_read_only(sandbox: StartedSandbox) -> None:
 
 def test_host_path_is_the_same_file_seen_from_outside(sandbox: StartedSandbox) -> None:
     shell(sandbox, f"echo inside > {STATE_DIR}/word")
-    outside = sandbox.host_path(f"{STATE_DIR}/word")
-    assert outside.read_text() == "inside\n"
-    outside.write_text("outside\n")
+    seen = outside(sandbox, f"{STATE_DIR}/word")
+    assert seen.read_text() == "inside\n"
+    seen.write_text("outside\n")
     assert shell(sandbox, f"cat {STATE_DIR}/word") == "outside\n"
     for path in ("/etc/passwd", "/variable", "var/lib", "/var/../etc/passwd"):
         with pytest.raises(ValueError, match="not below /var"):
-            sandbox.host_path(path)
+            outside(sandbox, path)
 
 
 def test_the_project_itself_runs_inside(sandbox: StartedSandbox) -> None:

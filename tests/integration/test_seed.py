@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from outside import outside
 
 from pytest_k3s_sandbox.bringup import Wish, control_plane, start_sandbox
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
@@ -32,7 +33,7 @@ def test_a_cluster_has_only_its_own_addresses_and_certificates(tmp_path: Path, s
         distribution.wait_control_plane(sandbox, settings, deadline)
         for namespace in ("default", "kube-system"):
             cluster.wait_usable(namespace, deadline)
-        ca = (sandbox.host_path(PKI_DIR) / "ca.crt").read_text()
+        ca = (outside(sandbox, PKI_DIR) / "ca.crt").read_text()
         for namespace in ("default", "kube-system"):
             bundle = cluster.core.read_namespaced_config_map("kube-root-ca.crt", namespace)
             assert bundle.data["ca.crt"] == ca

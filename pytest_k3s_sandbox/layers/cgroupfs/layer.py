@@ -152,6 +152,6 @@ class FuseCgroupfs:
 
 def _text(process: Process) -> str:
     try:
-        return process.log.read_text("utf-8", "replace")
+        return process.log.read_text()
     except FileNotFoundError:
         return ""

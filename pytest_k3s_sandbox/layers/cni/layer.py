@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import py_compile
 import shlex
@@ -18,6 +19,7 @@ from pytest_k3s_sandbox.errors import ConfigError, LayerError, SandboxError
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.cni.protocol import VERSIONS
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Sandbox
+from pytest_k3s_sandbox.sandbox.trees import staged
 
 FOLDER = f"{STATE_DIR}/cni"
 """The layer's folder inside: ``bin`` and ``net.d`` for containerd, ``lib`` and ``state`` for the plugin."""
@@ -81,10 +83,11 @@ class FakeCni:
             LayerError: The plugin does not work in the sandbox; its files are removed.
         """
         try:
-            self._install(self._sandbox.host_path(FOLDER))
+            with staged(self._sandbox.files, FOLDER) as folder:
+                self._install(folder)
             health = self._try(("ADD",))
             # Gives the address back as DEL would, which takes 0.1 s in gVisor; nobody else has one yet.
-            shutil.rmtree(self._sandbox.host_path(f"{FOLDER}/{STATE}"), ignore_errors=True)
+            self._sandbox.files.remove(f"{FOLDER}/{STATE}")
         except (OSError, ValueError, SandboxError) as error:
             self._remove()
             raise LayerError("the fake CNI plugin did not come up", cause=str(error)) from error
@@ -136,8 +139,7 @@ class FakeCni:
     ) -> dict[str, Any] | None:
         """Run the plugin once; return its answer ({} for none), or None for an error."""
         inside = f"{FOLDER}/{container}.{command}.json"
-        outside = self._sandbox.host_path(inside)
-        outside.write_text(json.dumps(config))
+        self._sandbox.files.write(inside, json.dumps(config))
         program = shlex.quote(f"{FOLDER}/bin/{PLUGIN}")
         environment = {
             "CNI_COMMAND": command,
@@ -151,7 +153,7 @@ class FakeCni:
                 ["sh", "-c", f"exec {program} < {shlex.quote(inside)}"], check=False, env=environment
             )
         finally:
-            outside.unlink(missing_ok=True)
+            self._sandbox.files.remove(inside)
         return _answer(command, done, details)
 
     def _install(self, folder: Path) -> None:
@@ -161,7 +163,8 @@ class FakeCni:
         target.write_text(json.dumps(conflist(self._pod_range), indent=2) + "\n")
 
     def _remove(self) -> None:
-        shutil.rmtree(self._sandbox.host_path(FOLDER), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._sandbox.files.remove(FOLDER)
 
 
 def plugin_config(pod_range: str) -> dict[str, Any]:

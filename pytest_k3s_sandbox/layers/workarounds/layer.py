@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.sandbox.base import (
     described,
     root_magic,
 )
+from pytest_k3s_sandbox.sandbox.trees import staged
 
 TREE = f"{STATE_DIR}/tree"
 """The folder inside that stands in for missing kernel files, with their paths."""
@@ -207,9 +208,9 @@ class Workarounds:
         if self._propagation is not None:
             commands.append(PROPAGATION.format(mode=self._propagation))
         if self._sysctl_tree:
-            tree = self._sandbox.host_path(TREE)
             aside = ASIDE if self._over else "/proc/sys"  # where nothing lies over it
-            sysctl.write_tree(tree / "proc", sysctl.plan(listing, aside))
+            with staged(self._sandbox.files, f"{TREE}/proc") as proc:
+                sysctl.write_tree(proc, sysctl.plan(listing, aside))
             if self._over:
                 self._mounted += [ASIDE, "/proc/sys"]
                 commands += [
@@ -219,7 +220,8 @@ class Workarounds:
                 ]
             if self._over and "net" not in present:
                 # cAdvisor lists network devices by this folder, which gVisor's sysfs lacks.
-                sysctl.write_network_class(tree / "sys/class", json.loads(links))
+                with staged(self._sandbox.files, f"{TREE}/sys/class") as folder:
+                    sysctl.write_network_class(folder, json.loads(links))
                 self._mounted.append("/sys/class")
                 commands.append(f"mount --bind {TREE}/sys/class /sys/class")
         if commands:
@@ -227,10 +229,10 @@ class Workarounds:
         if self._cgroups:
             self._mount_cgroups()
         if self._adapt_oci:
-            folder = self._sandbox.host_path(f"{STATE_DIR}/runtime")
-            folder.mkdir(exist_ok=True)
-            # By its name: k3s puts the folder of its own runc in front of PATH, and the sandbox ours.
-            wrapper = write_wrapper(folder, f"{STATE_DIR}/runtime", "runc")
+            inside = f"{STATE_DIR}/runtime"
+            with staged(self._sandbox.files, inside) as folder:
+                # By its name: k3s puts the folder of its own runc in front of PATH, and the sandbox ours.
+                wrapper = write_wrapper(folder, inside, "runc")
             self._effect = Effect(runtime=wrapper)
 
     def _mount_cgroups(self) -> None:

@@ -39,6 +39,7 @@ from differential_tools import (
 )
 from hypothesis import HealthCheck, Phase, given, settings
 from interceptor_tools import MODULE, f_type
+from outside import outside
 
 from pytest_k3s_sandbox.bench.programs import Recipe, compiled
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
@@ -262,10 +263,10 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
     with GvisorSandbox(found.path, programs=[program]) as sandbox:
         base = Path(f"{STATE_DIR}/differential")
-        outside = sandbox.host_path(str(base))
-        outside.mkdir()
+        seen = outside(sandbox, str(base))
+        seen.mkdir()
         start = functools.partial(_start, f"{BIN_DIR}/{program.name}", sandbox.shell_argv)
-        yield from _served(Scene(start, base, outside, sandbox.statfs_magic(STATE_DIR)))
+        yield from _served(Scene(start, base, seen, sandbox.statfs_magic(STATE_DIR)))
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from interceptor_tools import MODULE
+from outside import outside
 
 from pytest_k3s_sandbox.bench.programs import build
 from pytest_k3s_sandbox.errors import MissingCapability
@@ -41,7 +42,7 @@ class Storm:
 
     def __init__(self, sandbox: GvisorSandbox) -> None:
         """Keep the sandbox, and write the rules."""
-        sandbox.host_path(RULES).write_text(
+        outside(sandbox, RULES).write_text(
             f'[[mask]]\nunder = "{GROUPS}"\n'
             f'[[retry]]\nunder = "{GROUPS}"\ncalls = ["statfs"]\n'
             f"[[statfs]]\noriginal = {FUSE_MAGIC}\nreplacement = {CGROUP_MAGIC}\n"
@@ -63,7 +64,7 @@ class Storm:
 
     def stats(self) -> dict[str, Any]:
         """Return what the interceptor counted."""
-        counts: dict[str, Any] = json.loads(self._sandbox.host_path(STATS).read_text())
+        counts: dict[str, Any] = json.loads(outside(self._sandbox, STATS).read_text())
         return counts
 
 

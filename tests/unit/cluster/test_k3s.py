@@ -15,15 +15,20 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pytest_k3s_sandbox.cluster import components, k3s
-from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.certificates import Authority
+from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, Settings
 from pytest_k3s_sandbox.cluster.k3s import AGENT_DATA, DATA, KUBECONFIG, KUBELET_CONFIG, TOKEN, K3s, adopt
+from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
 from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Completed, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 SETTINGS = Settings(node="node-1", address="10.213.0.2", api_port=7443, kubernetes="1.36.3+k3s1")
 EFFECT = Effect(
@@ -85,8 +90,11 @@ class Folder:
     def __init__(self, folder: Path, kind: str = "gvisor") -> None:
         """Be of a kind."""
         self.folder, self.kind = folder, kind
-        self.logs = self.host_path(f"{STATE_DIR}/logs")
+        self.logs = InsidePath(self.host_path(f"{STATE_DIR}/logs"))
         self.logs.mkdir(parents=True)
+        self.files, self.control = Beneath(folder), folder / "control"
+        self.control.mkdir()
+        self.host_path(KUBECONFIG).write_text("")  # k3s has written one; what it holds is adopt()'s
         self.spawned: list[tuple[str, list[str], dict[str, str]]] = []
         self.shared_first = False
 
@@ -235,13 +243,18 @@ def test_the_nodes_logs_have_the_names_that_the_sampler_reads(
     sandbox: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started(sandbox, monkeypatch)
-    (sandbox.logs / "k3s.log").write_text("what k3s says")
+    where = cast("Sandbox", sandbox)
+    sandbox.host_path(f"{STATE_DIR}/logs/k3s.log").write_text("what k3s says")
     inside = sandbox.host_path(f"{DATA}/agent/containerd/containerd.log")
-    assert not (sandbox.logs / "containerd.log").exists()
+    assert not log_of(where, "containerd").exists()
     inside.parent.mkdir(parents=True)
     inside.write_text("what containerd says")
-    assert (sandbox.logs / "kubelet.log").read_text() == "what k3s says"
-    assert (sandbox.logs / "containerd.log").read_text() == "what containerd says"
+    assert log_of(where, "kubelet").read_text() == "what k3s says"
+    assert log_of(where, "containerd").read_text() == "what containerd says"
+    copy_logs(where, sandbox.folder)
+    copied = {path.name: path.read_text() for path in (sandbox.folder / "logs").iterdir()}
+    said = {"containerd.log": "what containerd says", "k3s.log": "what k3s says"}
+    assert copied == {**said, "kubelet.log": "what k3s says"}
 
 
 def test_an_image_is_imported_by_the_client_that_k3s_unpacked(
@@ -261,7 +274,7 @@ def test_a_k3s_that_ends_is_told_with_its_last_words(
     made = K3s()
     where = cast("Sandbox", sandbox)
     made.start_control_plane(where, SETTINGS, no_phase)
-    (sandbox.logs / "k3s.log").write_text("time=now level=fatal msg=unpack")
+    sandbox.host_path(f"{STATE_DIR}/logs/k3s.log").write_text("time=now level=fatal msg=unpack")
     ended = Fake("k3s", sandbox.logs / "k3s.log")
     ended.signal(15)
     monkeypatch.setattr(sandbox, "spawn", lambda *_, **__: ended)
@@ -270,39 +283,39 @@ def test_a_k3s_that_ends_is_told_with_its_last_words(
     assert "k3s ended with exit code 0 while waiting for k3s to write its kubeconfig" in caught.value.what
 
 
-def kubeconfig() -> dict[str, Any]:
-    def data(text: str) -> str:
-        return base64.b64encode(text.encode()).decode()
+AUTHORITY = Authority("test-ca")
+ADMIN = AUTHORITY.client("test-admin")
 
-    return {
-        "clusters": [
-            {"cluster": {"server": "https://127.0.0.1:7443", "certificate-authority-data": data("ca")}}
-        ],
-        "users": [{"user": {"client-certificate-data": data("cert"), "client-key-data": data("key")}}],
-    }
+
+def kubeconfig() -> dict[str, Any]:
+    def data(pem: bytes) -> str:
+        return base64.b64encode(pem).decode()
+
+    cluster = {"server": "https://127.0.0.1:7443", "certificate-authority-data": data(AUTHORITY.issued.cert)}
+    user = {"client-certificate-data": data(ADMIN.cert), "client-key-data": data(ADMIN.key)}
+    return {"clusters": [{"cluster": cluster}], "users": [{"user": user}]}
 
 
 def test_the_kubeconfig_is_adopted_with_the_address_that_the_machine_reaches(tmp_path: Path) -> None:
-    written, pki = tmp_path / "k3s.yaml", tmp_path / "pki"
-    written.write_text(yaml.safe_dump(kubeconfig()))
-    assert adopt(written, pki, SETTINGS) is True
+    pki = tmp_path / "pki"
+    assert adopt(yaml.safe_dump(kubeconfig()).encode(), pki, SETTINGS) is True
     made = yaml.safe_load((pki / "admin.kubeconfig").read_text())
     assert made["clusters"][0]["cluster"]["server"] == SETTINGS.api_url
-    assert [(pki / name).read_text() for name in ("ca.crt", "admin.crt", "admin.key")] == [
-        "ca",
-        "cert",
-        "key",
-    ]
+    certs = [(pki / name).read_bytes() for name in ("ca.crt", "admin.crt")]
+    assert certs == [AUTHORITY.issued.cert, ADMIN.cert]
+    public = (
+        load_pem_private_key(key, None).public_key() for key in ((pki / "admin.key").read_bytes(), ADMIN.key)
+    )
+    assert next(public) == next(public)
     assert {stat.S_IMODE(path.stat().st_mode) for path in pki.iterdir()} == {0o600}
-    assert PKI_DIR.endswith("/pki")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        None,
         "",
         "clusters: [",
+        "[" * 10_000,
         "clusters: []",
         "clusters: null\nusers: null",
         yaml.safe_dump(kubeconfig())[:-60],
@@ -312,13 +325,36 @@ def test_the_kubeconfig_is_adopted_with_the_address_that_the_machine_reaches(tmp
     ],
 )
 def test_a_kubeconfig_that_is_not_whole_yet_is_waited_for_and_leaves_nothing(
-    tmp_path: Path, text: str | None
+    tmp_path: Path, text: str
 ) -> None:
-    written, pki = tmp_path / "k3s.yaml", tmp_path / "pki"
-    if text is not None:
-        written.write_text(text)
-    assert adopt(written, pki, SETTINGS) is False
+    pki = tmp_path / "pki"
+    assert adopt(text.encode(), pki, SETTINGS) is False
     assert not pki.exists()
+
+
+def test_nothing_but_certificates_and_a_key_is_taken_from_a_kubeconfig_that_the_inside_wrote(
+    tmp_path: Path,
+) -> None:
+    hostile = kubeconfig()
+    program = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh", "args": ["-c", "id"]}
+    hostile["users"][0]["user"] |= {
+        "exec": program,
+        "auth-provider": {"name": "gcp"},
+        "tokenFile": "/etc/shadow",
+    }
+    hostile["clusters"][0]["cluster"] |= {"proxy-url": "http://192.0.2.1", "insecure-skip-tls-verify": True}
+    assert adopt(yaml.safe_dump(hostile).encode(), tmp_path / "pki", SETTINGS) is True
+    made = yaml.safe_load((tmp_path / "pki" / "admin.kubeconfig").read_text())
+    assert set(made["users"][0]["user"]) == {"client-certificate-data", "client-key-data"}
+    assert set(made["clusters"][0]["cluster"]) == {"server", "certificate-authority-data"}
+
+
+@pytest.mark.parametrize("field", ["client-certificate-data", "client-key-data"])
+def test_what_is_no_certificate_or_key_is_not_taken(tmp_path: Path, field: str) -> None:
+    hostile = kubeconfig()
+    hostile["users"][0]["user"][field] = base64.b64encode(b"#!/bin/sh\nid\n").decode()
+    assert adopt(yaml.safe_dump(hostile).encode(), tmp_path / "pki", SETTINGS) is False
+    assert not (tmp_path / "pki").exists()
 
 
 def test_both_distributions_give_containerd_the_same_configuration_but_for_places() -> None:

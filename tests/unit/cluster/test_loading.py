@@ -14,6 +14,7 @@ from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, SandboxError, StartError
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
 
 
 class Importer:
@@ -28,15 +29,13 @@ class Importer:
         """Read the archive where a process inside would."""
         assert deadline.remaining() > 0
         assert tar.startswith(f"{STATE_DIR}/")
-        self.loaded.append((self.folder / tar.removeprefix(f"{STATE_DIR}/")).read_bytes())
+        self.loaded.append((self.folder / tar.removeprefix("/")).read_bytes())
         if self.refusal:
             raise self.refusal
 
     def load(self, tar: Path) -> None:
         """Load an archive in the way that a cluster does."""
-        sandbox = SimpleNamespace(
-            host_path=lambda inside: self.folder / inside.removeprefix(f"{STATE_DIR}/"), logs=self.folder
-        )
+        sandbox = SimpleNamespace(files=Beneath(self.folder), logs=self.folder)
         load_archive(cast("Distribution", self), cast("Sandbox", sandbox), tar, deadline=Deadline.after(5))
 
 
@@ -48,7 +47,7 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 def inside(tmp_path: Path) -> Path:
     folder = tmp_path / "state"
-    folder.mkdir()
+    (folder / STATE_DIR.removeprefix("/")).mkdir(parents=True)
     return folder
 
 
@@ -58,7 +57,7 @@ def test_the_archive_is_shown_inside_while_it_is_imported_and_gone_afterwards(
     importer = Importer(inside)
     importer.load(archive)
     assert importer.loaded == [archive.read_bytes()]
-    assert list(inside.iterdir()) == []
+    assert [path for path in inside.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(("content", "cause"), [(None, "no such file"), (b"no tar", "no tar archive")])
@@ -73,7 +72,7 @@ def test_what_is_no_archive_is_refused_before_anything_is_copied(
         importer.load(tar)
     assert str(tar) in caught.value.what
     assert importer.loaded == []
-    assert list(inside.iterdir()) == []
+    assert [path for path in inside.rglob("*") if path.is_file()] == []
 
 
 def test_a_refusal_is_told_in_containerds_words_and_leaves_nothing(archive: Path, inside: Path) -> None:
@@ -81,4 +80,4 @@ def test_a_refusal_is_told_in_containerds_words_and_leaves_nothing(archive: Path
     with pytest.raises(ClusterError, match="unrecognized image format") as caught:
         importer.load(archive)
     assert str(archive) in caught.value.what
-    assert list(inside.iterdir()) == []
+    assert [path for path in inside.rglob("*") if path.is_file()] == []

@@ -25,6 +25,7 @@ from pytest_k3s_sandbox.cluster.observe import (
     stopping_error,
 )
 from pytest_k3s_sandbox.report.records import Stage
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 HEAD = "E1123 19:18:12.898079      59 info.go:109] "
 NO_NETWORK = f"{HEAD}Failed to get network devices: open /sys/class/net: no such file or directory"
@@ -123,6 +124,10 @@ class Played:
         self.node = SimpleNamespace(name="n", conditions=self._conditions)
         self.core = self
         self._seen: str | None = None
+
+    def log(self, component: str) -> InsidePath:
+        """Say where a component logs."""
+        return InsidePath(self.logs / f"{component}.log")
 
     def _process(self, mortal: bool) -> SimpleNamespace:
         def poll() -> int | None:

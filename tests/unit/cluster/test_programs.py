@@ -15,6 +15,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 SETTINGS = Settings(node="n", address="10.213.0.2")
 UNDER = Effect(wrap={"kubelet": ("intercept", "--")}, environment={"SEEN": "yes"})
@@ -23,7 +24,7 @@ UNDER = Effect(wrap={"kubelet": ("intercept", "--")}, environment={"SEEN": "yes"
 class Part:
     """A process that ends when it is told to."""
 
-    def __init__(self, name: str, number: int, log: Path) -> None:
+    def __init__(self, name: str, number: int, log: InsidePath) -> None:
         """Run."""
         self.name, self.pid, self.log = name, number, log
         self.code: int | None = None
@@ -59,8 +60,8 @@ class FakeSandbox:
     def spawn(self, argv: Sequence[str], *, name: str, env: Mapping[str, str]) -> Process:
         """Start one; its log goes on."""
         self.spawned.append((name, list(argv), dict(env)))
-        log = self.folder / f"{name}.log"
-        with log.open("a") as file:
+        log = InsidePath(self.folder / f"{name}.log")
+        with Path(log).open("a") as file:
             file.write(f"{len(self.parts)} begins\n")
         self.parts.append(Part(name, 10 + len(self.parts), log))
         return self.parts[-1]
@@ -135,7 +136,7 @@ def test_a_program_that_does_not_serve_does_not_run(programs: Two, sandbox: Fake
 class Stubborn(Part):
     """A process that ends at a given SIGTERM."""
 
-    def __init__(self, tries: int, log: Path) -> None:
+    def __init__(self, tries: int, log: InsidePath) -> None:
         """Run."""
         super().__init__("stubborn", 7, log)
         self.left = tries
@@ -160,7 +161,7 @@ class Stubborn(Part):
     ids=["at once", "again", "never"],
 )
 def test_sigterm_is_sent_twice_and_then_sigkill(tries: int, code: int, waited: float, tmp_path: Path) -> None:
-    quick, stubborn = Part("quick", 6, tmp_path), Stubborn(tries, tmp_path)
+    quick, stubborn = Part("quick", 6, InsidePath(tmp_path)), Stubborn(tries, InsidePath(tmp_path))
     stop_all([cast("Process", quick), cast("Process", stubborn)])
     assert (quick.poll(), stubborn.poll()) == (-15, code)
     assert stubborn.waited == pytest.approx(waited, abs=0.2)

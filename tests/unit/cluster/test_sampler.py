@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.cluster.sampler import LogFollower, Sampler, costs, pod_
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.report.records import Cost, RunWriter, read_run
 from pytest_k3s_sandbox.sandbox.base import Usage
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 ERROR = 'E1123 15:00:00.000000       1 server.go:302] "Failed to run" err="open /dev/kmsg: no such device"'
 WARNING = 'W1123 15:00:00.000000       1 server.go:302] "Something minor"'
@@ -26,7 +27,7 @@ INFO = 'I1123 15:00:00.000000       1 server.go:302] "All is well"'
 
 def test_an_error_line_is_found_once(tmp_path: Path) -> None:
     log = tmp_path / "kubelet.log"
-    follower = LogFollower("kubelet", log)
+    follower = LogFollower("kubelet", lambda: log)
     assert follower.errors() == []  # no file yet
     log.write_text(f"{INFO}\n{ERROR}\n{WARNING}\n")
     assert [text for _kind, text, _errno in follower.errors()] == [ERROR]
@@ -38,7 +39,7 @@ def test_an_error_line_is_found_once(tmp_path: Path) -> None:
 
 def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
     log = tmp_path / "kubelet.log"
-    follower = LogFollower("kubelet", log)
+    follower = LogFollower("kubelet", lambda: log)
     with log.open("w", buffering=1) as file:
         file.write(ERROR[:50])
         file.flush()
@@ -58,7 +59,7 @@ def test_how_a_log_is_cut_does_not_matter(lines: list[str], data: st.DataObject)
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "kubelet.log"
-        follower = LogFollower("kubelet", log)
+        follower = LogFollower("kubelet", lambda: log)
         found: list[str] = []
         for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
             with log.open("ab") as file:
@@ -80,6 +81,10 @@ class FakeCluster:
         self.processes: dict[str, Any] = {}
         self.layers = [SimpleNamespace(name="fuse_cgroupfs")]
         self.sandbox = SimpleNamespace(usage=lambda: [Usage(7, 1, "cgroupfs", 1.5, 4096)])
+
+    def log(self, component: str) -> InsidePath:
+        """Say where a component logs."""
+        return InsidePath(self.logs / f"{component}.log")
 
     def reader(self, seconds: float) -> ApiReader:
         """Return itself."""

@@ -10,6 +10,7 @@ import pytest
 from pytest_k3s_sandbox.cluster import wait
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 
 class Part:
@@ -19,8 +20,8 @@ class Part:
         """Write the log."""
         self.name = name
         self.pid = 2
-        self.log = folder / f"{name}.log"
-        self.log.write_text("".join(f"line {number}\n" for number in range(100)))
+        self.log = InsidePath(folder / f"{name}.log")
+        Path(self.log).write_text("".join(f"line {number}\n" for number in range(100)))
         self._polls = polls
         self._code = code
 
@@ -111,7 +112,7 @@ def test_the_conditions_own_errors_come_through() -> None:
 
 def test_a_log_that_is_missing_has_no_tail(tmp_path: Path) -> None:
     part = Part(tmp_path, "kubelet")
-    part.log.write_bytes(b"\xff broken\nlast")
+    Path(part.log).write_bytes(b"\xff broken\nlast")
     assert wait.tail(part) == "\ufffd broken\nlast"
     part.log.unlink()
     assert wait.tail(part) == ""
@@ -120,7 +121,7 @@ def test_a_log_that_is_missing_has_no_tail(tmp_path: Path) -> None:
 def test_error_lines_are_told_rather_than_the_lines_after_them(tmp_path: Path) -> None:
     part = Part(tmp_path, "kubelet")
     errors = [f"E1123 15:00:00.00000{number}       1 a.go:1] failed" for number in range(5)]
-    part.log.write_text("\n".join([*errors, "I1123 15:00:00.000009       1 a.go:1] stopping", "exit"]))
+    Path(part.log).write_text("\n".join([*errors, "I1123 15:00:00.000009       1 a.go:1] stopping", "exit"]))
     assert wait.tail(part) == "\n".join(errors[-3:])
-    part.log.write_text('time="x" level=info msg="starting"\ntime="x" level=fatal msg="no"\n')
+    Path(part.log).write_text('time="x" level=info msg="starting"\ntime="x" level=fatal msg="no"\n')
     assert wait.tail(part) == 'time="x" level=fatal msg="no"'

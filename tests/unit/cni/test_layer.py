@@ -16,14 +16,13 @@ from pytest_k3s_sandbox.layers.base import Layer
 from pytest_k3s_sandbox.layers.cni import layer as module
 from pytest_k3s_sandbox.layers.cni.layer import FakeCni
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
 
 
 class Here:
     """A sandbox whose inside is outside; only what the layer uses."""
 
-    def host_path(self, inside: str) -> Path:
-        """Return the same path."""
-        return Path(inside)
+    files = Beneath(Path("/"), "/")
 
     def run(
         self,

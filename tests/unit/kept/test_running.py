@@ -76,7 +76,7 @@ def test_what_is_not_ours_is_named_with_the_reason(home: Path) -> None:
 
 def test_a_cluster_that_does_not_answer_says_so(home: Path) -> None:
     folder = sandbox(home, "00000001", age=1)
-    config = folder / "var/lib/k3s-sandbox/pki/admin.kubeconfig"
+    config = folder / "control/pki/admin.kubeconfig"
     config.parent.mkdir(parents=True)
     config.write_text("nonsense: [")
     (row,) = running.running(ask=False)

@@ -21,6 +21,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import agent, client
 from pytest_k3s_sandbox.sandbox.client import AgentClient, AgentProcess
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.started import agent_argv
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -288,7 +289,7 @@ def real(tmp_path: Path) -> Iterator[AgentClient]:
 
 
 def start(of: AgentClient, argv: list[str], log: Path) -> AgentProcess:
-    return of.spawn(argv, name=argv[0], env=ENV, cwd="/", outputs=(str(log), str(log)), log=log)
+    return of.spawn(argv, name=argv[0], env=ENV, cwd="/", outputs=(str(log), str(log)), log=InsidePath(log))
 
 
 @root_only
@@ -429,7 +430,7 @@ def test_an_agent_that_does_not_read_is_an_error_not_a_wait_for_ever(
     made.wait_ready(Deadline.after(10))
     with pytest.raises(StartError, match="has not read what was said to it for 1 s"):
         made.spawn(
-            ["true"], name="x", env={"A": "x" * 10**6}, cwd="/", outputs=("/", "/"), log=tmp_path / "out"
+            ["true"], name="x", env={"A": "x" * 10**6}, cwd="/", outputs=("/", "/"), log=InsidePath(tmp_path)
         )
     assert made._launcher.wait(5) == -signal.SIGKILL
     made.end(Deadline.after(10))

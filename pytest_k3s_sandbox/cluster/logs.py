@@ -1,0 +1,84 @@
+"""Where a cluster's programs log, and copies of these logs.
+
+Whatever runs inside can write the logs and put anything in their place, so they are read as
+:class:`~pytest_k3s_sandbox.sandbox.inside.InsidePath` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
+from pytest_k3s_sandbox.sandbox.resolve import RefusedError
+
+COPY_BYTES = 32 << 20
+"""The last bytes of each log that are copied."""
+
+COPIES = 200
+"""How many logs are copied at most: the inside can make any number."""
+
+IN_K3S = {
+    "kubelet": ("logs/k3s.log",),
+    "containerd": (
+        "k3s/agent/containerd/containerd.log",
+        "k3s-agent/agent/containerd/containerd.log",
+    ),
+}
+"""Where components log that run in the k3s process or below its data folder, relative to ours."""
+
+
+def log_of(sandbox: Sandbox, component: str) -> InsidePath:
+    """Return where a component logs, a file on the machine that may not exist yet.
+
+    Args:
+        sandbox: Where it runs.
+        component: Its name, as ``kubelet``.
+    """
+    own = f"logs/{component}.log"
+    for name in (own, *IN_K3S.get(component, ())):
+        if sandbox.files.exists(f"{STATE_DIR}/{name}"):
+            return sandbox.logs.parent / name
+    return sandbox.logs.parent / own
+
+
+def written_since(log: InsidePath, seen: int) -> bytes:
+    """Return what a log got after its first ``seen`` bytes; nothing while there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(seen)
+            return bytes(file.read(COPY_BYTES))
+    except FileNotFoundError:
+        return b""
+
+
+def copy_logs(sandbox: Sandbox, folder: Path) -> None:
+    """Copy every process' log to the ``logs`` of a run's folder.
+
+    Of a log that is no regular file the copy says so; of a long one it has the end.
+
+    Args:
+        sandbox: Whose logs.
+        folder: The run's folder, on the machine.
+    """
+    target = folder / "logs"
+    target.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):
+        shutil.copyfile(sandbox.control / "sandbox.log", target / "sandbox.log")
+    found = {}
+    with contextlib.suppress(OSError):
+        names = [name for name in sandbox.files.names(f"{STATE_DIR}/logs") if name.endswith(".log")]
+        found = {name: sandbox.logs / name for name in names[:COPIES]}
+    for component in IN_K3S:
+        found.setdefault(f"{component}.log", log_of(sandbox, component))
+    for name, log in found.items():
+        try:
+            content = log.tail(COPY_BYTES)
+        except RefusedError as error:
+            content = f"[not copied: {error}]\n".encode()
+        except OSError:
+            continue  # it is not there
+        with contextlib.suppress(OSError):
+            (target / name).write_bytes(content)

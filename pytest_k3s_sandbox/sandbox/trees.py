@@ -1,0 +1,126 @@
+"""Copies of whole trees between the machine and a folder that a sandbox can write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_k3s_sandbox.sandbox.beneath import NEW, Beneath, make_folder
+from pytest_k3s_sandbox.sandbox.resolve import FOLDER, LOOK, Limited, RefusedError, open_beneath, private
+
+
+@contextlib.contextmanager
+def staged(files: Beneath, inside: str) -> Iterator[Path]:
+    """Give an empty folder of the machine's own; what the block has put there is copied to a path inside.
+
+    Args:
+        files: The sandbox's files.
+        inside: The absolute path inside.
+
+    Raises:
+        OSError: It cannot be written, or a link is on the way.
+    """
+    with tempfile.TemporaryDirectory(prefix="k3s-sandbox-") as folder:
+        yield Path(folder)
+        copy_tree_in(Path(folder), files, inside)
+
+
+def copy_tree_in(source: Path, files: Beneath, inside: str) -> None:
+    """Copy a tree of the machine's own to a path inside; links stay links, and what is there is replaced.
+
+    Args:
+        source: A folder that the inside cannot write.
+        files: The sandbox's files.
+        inside: The absolute path inside.
+
+    Raises:
+        OSError: It cannot be read or written, or a link is on the way.
+    """
+    files.mkdir(inside)
+    with files.opened(files.relative(inside)) as folder:
+        _copy(source, folder)
+
+
+def _copy(source: Path, folder: int) -> None:
+    for entry in os.scandir(source):
+        if entry.is_dir(follow_symlinks=False):
+            make_folder(entry.name, folder, entry.stat().st_mode & 0o1777)
+            child = open_beneath(folder, entry.name, FOLDER)
+            try:
+                _copy(Path(entry.path), child)
+                _like(child, entry.stat())
+            finally:
+                os.close(child)
+        else:
+            _replace(entry, folder)
+
+
+def _replace(entry: os.DirEntry[str], folder: int) -> None:
+    partial = f".{secrets.token_hex(8)}"
+    if entry.is_symlink():
+        os.symlink(Path(entry.path).readlink(), partial, dir_fd=folder)
+    else:
+        descriptor = os.open(partial, NEW, 0o600, dir_fd=folder)
+        with Path(entry.path).open("rb") as file, os.fdopen(descriptor, "wb") as out:
+            shutil.copyfileobj(file, out)
+            _like(out.fileno(), os.fstat(file.fileno()))
+    os.rename(partial, entry.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def copy_tree_out(files: Beneath, inside: str, target: Path, limit: int) -> None:
+    """Copy the folders, regular files and links of a tree to a new folder of the machine's own.
+
+    Devices, FIFOs and sockets are left out. Links stay links, and the machine must not follow them.
+
+    Args:
+        files: The sandbox's files.
+        inside: The absolute path inside.
+        target: A path that the inside cannot write; it must not exist.
+        limit: The bytes that all files may have together.
+
+    Raises:
+        RefusedError: It has more bytes.
+        OSError: It cannot be read or written.
+    """
+    with files.opened(files.relative(inside)) as folder:
+        _copy_out(folder, target, [limit], inside)
+
+
+def _copy_out(folder: int, target: Path, left: list[int], shown: str) -> None:
+    target.mkdir(mode=0o700)
+    for name in sorted(os.listdir(folder)):
+        kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(kind):
+            (target / name).symlink_to(os.readlink(name, dir_fd=folder))
+        elif stat.S_ISDIR(kind):
+            child = open_beneath(folder, name, FOLDER)
+            try:
+                _copy_out(child, target / name, left, shown)
+            finally:
+                os.close(child)
+        elif stat.S_ISREG(kind):
+            with os.fdopen(open_beneath(folder, name, LOOK), "rb") as source:
+                seen = os.fstat(source.fileno())
+                left[0] -= seen.st_size
+                if not stat.S_ISREG(seen.st_mode) or left[0] < 0:
+                    raise RefusedError(f"{shown}/{name}", "it is no regular file, or all are too large")
+                with open(target / name, "xb", opener=private) as out:
+                    shutil.copyfileobj(Limited(source, seen.st_size), out)
+                    _like(out.fileno(), seen)
+    descriptor = os.open(target, FOLDER)
+    try:
+        _like(descriptor, os.fstat(folder))
+    finally:
+        os.close(descriptor)
+
+
+def _like(descriptor: int, found: os.stat_result) -> None:
+    """Give an open file the owner and the permissions of another, but no set-id bits."""
+    os.fchown(descriptor, found.st_uid, found.st_gid)
+    os.fchmod(descriptor, found.st_mode & 0o1777)
