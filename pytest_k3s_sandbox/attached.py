@@ -7,7 +7,6 @@ with a reason.
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +19,16 @@ from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ConfigError, StartError
+from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import machine, outside
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
-from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH, below_var, control, shared
+from pytest_k3s_sandbox.sandbox.layout import below_var, control, shared
 from pytest_k3s_sandbox.users import Users
 
 
@@ -81,29 +80,7 @@ class AttachedSandbox:
         env: Mapping[str, str] | None = None,
     ) -> Completed:
         """Run a program inside to its end; see :meth:`.sandbox.base.Sandbox.run`."""
-        words = [f"{key}={value}" for key, value in {"PATH": SHELL_PATH, **(env or {})}.items()]
-        inside = ["/usr/bin/env", *words, "timeout", "--signal=KILL", f"{timeout}", *argv]
-        began = time.monotonic()
-        done = subprocess.run(
-            [*self._state.shell, *inside],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=timeout + 30,
-        )
-        killed = done.returncode in {-signal.SIGKILL, 128 + signal.SIGKILL}
-        if killed and time.monotonic() - began >= timeout:
-            raise StartError(
-                f"`{' '.join(argv)}` in {self.name} ran longer than {timeout:g} s and was killed"
-            )
-        if check and done.returncode != 0:
-            raise StartError(
-                f"`{' '.join(argv)}` in {self.name} failed with exit code {done.returncode}",
-                cause=(done.stderr or done.stdout)[-2000:].strip() or None,
-            )
-        return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+        return outside.run(self._state.shell, argv, where=self.name, timeout=timeout, check=check, env=env)
 
     def root_magic(self) -> int:
         """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2))."""

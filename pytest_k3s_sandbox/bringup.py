@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox import __version__, forks
 from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
@@ -221,6 +221,7 @@ def cluster_up(
     Raises:
         ClusterError: It did not come up; its message names the folder with the diagnostics.
     """
+    owner = forks.Owner()
     folder = writer.path.parent
     writer.append(fingerprint(stack, wish, toolchain, experiment))
     with contextlib.ExitStack() as ending, explained(stack.sandbox, folder):
@@ -236,9 +237,10 @@ def cluster_up(
                     )
                 yield Up(stack, cluster, writer, sampler, folder)
         finally:
-            sampler.stop()
-            diagnose(cluster, folder)
-            cluster.stop_node()
+            if owner.mine:
+                sampler.stop()
+                diagnose(cluster, folder)
+                cluster.stop_node()
 
 
 def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment: str) -> Environment:

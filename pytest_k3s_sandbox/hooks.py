@@ -10,6 +10,7 @@ import pytest
 
 from pytest_k3s_sandbox import markers, options
 from pytest_k3s_sandbox.activation import is_worker
+from pytest_k3s_sandbox.children import Children
 from pytest_k3s_sandbox.errors import MissingCapability, SandboxError
 from pytest_k3s_sandbox.keys import (
     DIGESTS,
@@ -45,6 +46,7 @@ def register(config: pytest.Config) -> Hooks:
     config.pluginmanager.register(Outcomes(config), "k3s_sandbox_outcomes")
     found = Hooks(config)
     config.pluginmanager.register(found, "k3s_sandbox_hooks")
+    config.pluginmanager.register(Children(), "k3s_sandbox_children")
     if settings.share and is_worker(config):
         config.stash[SHARE] = _share(config, config.workerinput)  # type: ignore[attr-defined] # pytest-xdist's
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.forks import Owner
     from pytest_k3s_sandbox.hooks import Hooks
     from pytest_k3s_sandbox.openruns import OpenRun
     from pytest_k3s_sandbox.options import Settings
@@ -22,6 +23,9 @@ HOOKS: pytest.StashKey[Hooks] = pytest.StashKey()
 
 EXPERIMENT: pytest.StashKey[str] = pytest.StashKey()
 """In a test's own stash: the experiment that it belongs to."""
+
+PROCESS: pytest.StashKey[Owner] = pytest.StashKey()
+"""The process that pytest runs in, as opposed to one that runs a single test for it (pytest-forked)."""
 
 RUNNING = pytest.StashKey[pytest.Item]()
 """The test whose turn it is."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_k3s_sandbox.keys import EXPERIMENT, OPEN_RUNS, RUNNING, STRAYS, WORKER_STRAYS
+from pytest_k3s_sandbox import forks
+from pytest_k3s_sandbox.keys import EXPERIMENT, OPEN_RUNS, PROCESS, RUNNING, STRAYS, WORKER_STRAYS
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
@@ -111,6 +112,7 @@ class Recorder:
         self._items: Mapping[str, pytest.Item] = {}
         config.stash[OPEN_RUNS] = []
         config.stash[STRAYS] = []
+        config.stash[PROCESS] = forks.Owner()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:

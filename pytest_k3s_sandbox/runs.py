@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox import allure, openruns, outcomes
+from pytest_k3s_sandbox import allure, forks, openruns, outcomes
 from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.errors import MissingCapability
-from pytest_k3s_sandbox.keys import KEPT, LINES, REPORTS, RUNNING, SETTINGS, WORKER_REPORTS
+from pytest_k3s_sandbox.keys import (
+    FAILED,
+    KEPT,
+    LINES,
+    OPEN_RUNS,
+    PROCESS,
+    REPORTS,
+    RUNNING,
+    SETTINGS,
+    WORKER_REPORTS,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,10 +59,13 @@ def recorded(
     writer = RunWriter(folder, around=allure.steps(config))
     outcomes.begin(config, writer)
     lacking = False
+    owner = forks.Owner()
 
     def close(why: str | None) -> None:
+        if not owner.mine:
+            return
         writer.close(why)
-        failed = why is not None or session.testsfailed > failed_before
+        failed = why is not None or session.testsfailed > failed_before or _failed_here(config)
         _keep(config, folder, failed=failed and not lacking)
 
     run = openruns.OpenRun(writer, uses or openruns.sharing(request), close)
@@ -68,6 +81,15 @@ def recorded(
     finally:
         run.why = run.why or _interruption(session)
         run.over = True
+        if owner.mine and not config.stash[PROCESS].mine:  # the reports go to another process
+            config.stash[OPEN_RUNS].remove(run)
+            close(run.why)
+
+
+def _failed_here(config: pytest.Config) -> bool:
+    """Tell whether the running test has failed in a process of its own, whose session counts no failures."""
+    running = config.stash.get(RUNNING, None)
+    return not config.stash[PROCESS].mine and running is not None and FAILED in running.stash
 
 
 def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
@@ -82,6 +104,9 @@ def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
     else:
         page = finish(folder, keep=keep, failed=failed)
     if page is None:
+        return
+    if not config.stash[PROCESS].mine:  # only a report reaches the process with the terminal
+        config.stash[LINES].append(f"k3s-sandbox report: {page}")
         return
     config.stash[REPORTS].append(page)
     if hasattr(config, "workeroutput"):
@@ -103,7 +128,7 @@ def keep_running(config: pytest.Config, up: Up) -> None:
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox  # noqa: PLC0415 - the plugin imports little
 
     wanted = config.stash[SETTINGS].keep == "running" and KEPT not in config.stash
-    if not wanted or not isinstance(up.stack.sandbox, StartedSandbox):
+    if not wanted or not isinstance(up.stack.sandbox, StartedSandbox) or not up.stack.sandbox.mine:
         return
     from pytest_k3s_sandbox.bringup import diagnose  # noqa: PLC0415 - only after a failure
     from pytest_k3s_sandbox.keeper import hand_over  # noqa: PLC0415 - likewise

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox import kept
+from pytest_k3s_sandbox import forks, kept
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.users import Users
@@ -41,6 +41,7 @@ class Share:
         self._report = report
         self._keep = keep
         self._up: Up | None = None
+        self._owner = forks.Owner()
         self.users = Users(machine.home() / "shared" / run)
         self.users.enter()
 
@@ -126,8 +127,10 @@ class Share:
             failed: Whether a test of this worker failed.
 
         Returns:
-            What :func:`wait_ended` takes; None when nobody has started a cluster.
+            What :func:`wait_ended` takes; None when nobody has started a cluster, and in a forked process.
         """
+        if not self._owner.mine:
+            return None
         if self._up is not None:
             self._up.writer.close()
             if failed:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import filelock
 
+from pytest_k3s_sandbox import forks
+
 
 class Users:
     """The users of one shared cluster.
@@ -29,6 +31,11 @@ class Users:
         """Keep the folder's name; nothing is made yet."""
         self.folder = folder
         self._fd: int | None = None
+        forks.watch(self)
+
+    def forked(self) -> None:
+        """Close the lock in a forked process: it would count as a user after its parent's end."""
+        self.leave()
 
     @property
     def start_lock(self) -> filelock.FileLock:

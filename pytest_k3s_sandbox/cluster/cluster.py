@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.cluster.components import Settings
@@ -83,6 +84,14 @@ class Cluster:
         self._kubectl = kubectl
         self._phase = phase
         self._records = records
+        self._owner = forks.Owner()
+        forks.watch(self)
+
+    def forked(self) -> None:
+        """Give a forked process a lock and connections of its own."""
+        self.changing = threading.RLock()
+        if "client" in self.__dict__:  # as ApiClient makes it
+            self.client.rest_client = type(self.client.rest_client)(self.client.configuration)
 
     def __enter__(self) -> Self:
         """Start the control plane and return at once; it comes up meanwhile.
@@ -113,7 +122,12 @@ class Cluster:
             self.distribution.start_node(self.sandbox, self.settings, effect, deadline, self._phase)
 
     def stop_node(self) -> None:
-        """End the node; the control plane goes on, and the node can be started again."""
+        """End the node; the control plane goes on, and the node can be started again.
+
+        In a process that was forked from its owner it does nothing.
+        """
+        if not self._owner.mine:
+            return
         with self.changing:
             self.distribution.stop_node()
             self.layers = ()
@@ -124,7 +138,9 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take it down."""
+        """Take it down; in a process that was forked from its owner it does nothing."""
+        if not self._owner.mine:
+            return
         with self.changing:
             self.distribution.stop()
 
@@ -267,6 +283,7 @@ class Cluster:
         Raises:
             ClusterError: It did not become usable, or its pods did not go away.
         """
+        owner = forks.Owner()
         deadline = Deadline.after(seconds)
         self.wait(lambda: not self._going(name), f"an earlier namespace {name} to be gone", deadline)
         self.core.create_namespace({"metadata": {"name": name}})
@@ -274,7 +291,7 @@ class Cluster:
             self.wait_usable(name, deadline)
             yield name
         finally:
-            if not spare():
+            if owner.mine and not spare():
                 self.core.delete_namespace(name)  # first, so that no controller makes its pods again
                 # A shell as process 1 ignores SIGTERM, and nobody wants to wait 30 s for the end of a test.
                 self.core.delete_collection_namespaced_pod(name, grace_period_seconds=1)

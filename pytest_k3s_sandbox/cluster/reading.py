@@ -18,6 +18,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, Self
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.errors import ClusterError
 
@@ -93,6 +94,12 @@ class ApiReader:
         self._connection: HTTPSConnection | None = None
         self._closing: weakref.finalize[[], ApiReader] | None = None
         self._lock = threading.RLock()
+        forks.watch(self)
+
+    def forked(self) -> None:
+        """Leave the connection to the parent: what a forked process sends would break it for both."""
+        self._lock = threading.RLock()
+        self._drop()
 
     def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
         """Return what is at a path, as parsed JSON, or None if nothing is.

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import NoAnswer, conditions
 from pytest_k3s_sandbox.errors import SandboxError
@@ -104,11 +105,17 @@ class Sampler:
         self._errors: Counter[str] = Counter()
         self._halt = threading.Event()
         self._lock = threading.Lock()
+        self._owner = forks.Owner()
+        forks.watch(self)
         self._thread = threading.Thread(target=self._loop, name="readiness", daemon=True)
         self.samples: list[Sample] = []
         self.error_lines: list[ErrorLine] = []
         self.failure: BaseException | None = None
         self.seen_ready = False
+
+    def forked(self) -> None:
+        """Give a forked process a lock of its own: the thread that may have it is not there."""
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         """Start sampling."""
@@ -125,18 +132,28 @@ class Sampler:
         self.stop()
 
     def stop(self) -> None:
-        """Take a last sample and stop: what is taken down on purpose is no finding."""
+        """Take a last sample and stop: what is taken down on purpose is no finding.
+
+        In a process that was forked from its owner it does nothing.
+        """
+        if not self._owner.mine:
+            return
         self._halt.set()
         self._thread.join(timeout=4 * REQUEST_SECONDS)
 
     def errors(self, kind: str) -> list[ErrorLine]:
-        """Return the error lines of one kind so far, those of this moment included."""
-        with self._lock:
-            self._read_logs()
+        """Return the error lines of one kind so far, those of this moment included.
+
+        A forked process gets those that were there when it was forked.
+        """
+        if self._owner.mine:
+            with self._lock:
+                self._read_logs()
         return [line for line in self.error_lines if line.kind == kind]
 
     def take(self) -> Sample:
         """Take one sample now, and record it."""
+        self._owner.check("taking a sample")
         with self._lock:
             self._read_logs()
             sample = self._sample()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.cluster.restarts import Policy
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
@@ -85,6 +86,7 @@ class Supervisor:
         self._parents: set[int] = set()
         self._empty: set[int] = set()
         self._looked = 0.0
+        self._owner = forks.Owner()
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
         self.failure: BaseException | None = None
@@ -100,7 +102,9 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End; what is being mended is waited for."""
+        """End; what is being mended is waited for. A forked process has no such thread."""
+        if not self._owner.mine:
+            return
         self._halt.set()
         self._thread.join(timeout=2 * RESTART_SECONDS)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.sandbox.base import Sandbox
@@ -144,10 +145,15 @@ def parse(text: str | Sequence[str]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def entered(layer: Layer, sandbox: Sandbox) -> Iterator[Layer]:
-    """Enter a layer, and leave it at the end, unless its sandbox goes on without this process by then."""
+    """Enter a layer, and leave it at the end, unless its sandbox goes on without this process by then.
+
+    A process that was forked from the one that entered it does not leave it.
+    """
+    owner = forks.Owner()
     with contextlib.ExitStack() as stack:
         yield stack.enter_context(layer)
-        if getattr(sandbox, "handed_over", False):  # see StartedSandbox; other kinds of sandbox need not know
+        # Only a StartedSandbox is handed over; other kinds need not know.
+        if not owner.mine or getattr(sandbox, "handed_over", False):
             stack.pop_all()
 
 

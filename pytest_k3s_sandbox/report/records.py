@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
-from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox import __version__, forks
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.report.findings import (
     MAX_MESSAGE,
@@ -145,8 +145,14 @@ class RunWriter:
             ) from error
         self._open = True
         self._joined = joined
+        self._owner = forks.Owner()
+        forks.watch(self)
         if not joined:
             self.append(Header(project_version=__version__))
+
+    def forked(self) -> None:
+        """Close the file in a forked process, which records nothing."""
+        os.close(self._fd)
 
     def now(self) -> float:
         """Return the seconds since the run's zero."""
@@ -156,9 +162,11 @@ class RunWriter:
         """Write one record.
 
         Raises:
-            SandboxError: It could not be written (a full disk, for instance) or the writer is
-                closed. The file ends with the last whole record then.
+            SandboxError: It could not be written (a full disk, for instance), the writer is closed, or
+                this process was forked from the one that records. The file ends with the last whole
+                record then.
         """
+        self._owner.check(f"recording to {self.path}")
         line = record.model_dump_json().encode() + b"\n"
         with self._lock:
             if not self._open:
@@ -194,16 +202,18 @@ class RunWriter:
             with self._around(name):
                 yield
         finally:
-            self.append(Phase(name=name, start=start, end=self.now()))
+            if self._owner.mine:
+                self.append(Phase(name=name, start=start, end=self.now()))
 
     def close(self, interrupted: str | None = None) -> None:
-        """Write the end and sync; does nothing the second time.
+        """Write the end and sync; does nothing the second time, and in a forked process.
 
         Args:
             interrupted: Why the run did not come to its own end; None when it did.
         """
-        if not self._open:
+        if not self._open or not self._owner.mine:
             return
+        forks.forget(self)
         t = self.now()
         try:
             if not self._joined:

@@ -146,11 +146,6 @@ class AgentClient:
         for each in (self._channel, self._wake, self._waker):
             each.close()
 
-    @property
-    def mine(self) -> bool:
-        """Whether this process started the sandbox, and was not forked from the one that did."""
-        return self._owner.mine
-
     def wait_ready(self, deadline: Deadline) -> None:
         """Wait until the agent answers.
 

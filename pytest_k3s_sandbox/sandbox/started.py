@@ -17,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
-from pytest_k3s_sandbox.sandbox import layout, machine, network, reaper
+from pytest_k3s_sandbox.sandbox import layout, machine, network, outside, reaper
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.client import AgentClient
@@ -67,6 +68,7 @@ class StartedSandbox(ABC):
                 cause="it needs root, for namespaces and mounts",
                 remedy="run as root, for example with sudo",
             )
+        self._owner = forks.Owner()
         self._numbers = itertools.count(1)
         self._closed = False
         self.handed_over = False
@@ -94,6 +96,11 @@ class StartedSandbox(ABC):
     def name(self) -> str:
         """The sandbox's name, also its host name."""
         return f"k3ssb-{self.workdir.name}"
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process started it, and was not forked from the one that did."""
+        return self._owner.mine
 
     @property
     def address(self) -> str:
@@ -145,7 +152,13 @@ class StartedSandbox(ABC):
         check: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Run a program to its end; see :meth:`.base.Sandbox.run`."""
+        """Run a program to its end; see :meth:`.base.Sandbox.run`.
+
+        A forked process has no agent, and runs it by the command of a shell.
+        """
+        if not self._owner.mine:
+            shell = self.shell_argv([])
+            return outside.run(shell, argv, where=self.name, timeout=timeout, check=check, env=env)
         stem = f"{STATE_DIR}/logs/run-{next(self._numbers)}"
         paths = (f"{stem}.out", f"{stem}.err")
         out, err = (layout.below_var(self.workdir, path) for path in paths)
@@ -188,8 +201,11 @@ class StartedSandbox(ABC):
         return layout.control(self.workdir)
 
     def close(self) -> None:
-        """End the sandbox and everything that belongs to it; see :meth:`.base.Sandbox.close`."""
-        if self._closed:
+        """End the sandbox and everything that belongs to it; see :meth:`.base.Sandbox.close`.
+
+        In a process that was forked from its owner it does nothing.
+        """
+        if self._closed or not self._owner.mine:
             return
         self._closed = True
         try:
@@ -212,6 +228,7 @@ class StartedSandbox(ABC):
         Raises:
             StartError: The sandbox has ended.
         """
+        self._owner.check(f"the sandbox {self.name}")
         try:
             self._agent().hand_over(receive)
         except BaseException:

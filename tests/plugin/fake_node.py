@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pytest
 
-from pytest_k3s_sandbox import bringup, experiment_markers
+from pytest_k3s_sandbox import bringup, experiment_markers, forks
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
@@ -41,6 +41,7 @@ class FakeSandbox:
 
     def __init__(self) -> None:
         """Start, so to speak."""
+        self._owner = forks.Owner()
         self.name = f"fake-{os.getpid()}-{secrets.token_hex(4)}"
         self.workdir = Path.cwd() / self.name
         self.logs = self.workdir / "logs"
@@ -61,8 +62,9 @@ class FakeSandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Note the end."""
-        note("sandbox down")
+        """Note the end; like a real one, it is not that of a forked process."""
+        if self._owner.mine:
+            note("sandbox down")
 
 
 class FakeLayer:
@@ -98,8 +100,10 @@ class FakeCluster:
     @contextlib.contextmanager
     def namespace(self, name: str, *, spare: Callable[[], bool]) -> Iterator[str]:
         """Give a name."""
+        owner = forks.Owner()
         yield name
-        note("namespace spared" if spare() else "namespace gone")
+        if owner.mine:
+            note("namespace spared" if spare() else "namespace gone")
 
 
 def _layer(name: str, _sandbox: object, variant: str | None = None) -> FakeLayer:
@@ -134,8 +138,10 @@ def cluster_up(
     note(f"cluster up with {'+'.join(layers.names) or 'none'}")
     sampler: Any = SimpleNamespace(samples=[])
     fake: Any = cluster or FakeCluster()
+    owner = forks.Owner()
     yield bringup.Up(layers, fake, run, sampler, run.path.parent)
-    note("cluster down")
+    if owner.mine:
+        note("cluster down")
 
 
 def pytest_configure(config: pytest.Config) -> None:
