@@ -175,10 +175,35 @@ def test_keeper_that_is_killed(cli: Cli, up: Done, home: Path) -> None:
     down = cli("down")
     assert down.returncode == 2
     assert "no cluster is up" in down.stderr
-    assert ours(home) != []  # its folder at least, for the next start to remove
-    with machine.lock():
-        assert reaper.reap() == keys
+    assert ours(home) == []  # any next command removes what it left
+    assert list((home / "kept").iterdir()) == []
     assert [line for line in reaper.leftovers() if keys[0] in line or str(home) in line] == []
+
+
+@pytest.mark.usefixtures("nothing_kept")
+def test_two_of_one_name_at_the_same_time(cli: Cli, home: Path, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "pytest_k3s_sandbox.cli", "up", "--name", "mine", "--report", "reports"]
+    both = [
+        subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=UP_SECONDS) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    first, second = sorted(said, key=lambda outputs: not outputs[0])
+    assert first[0].startswith("export KUBECONFIG=")
+    assert "the end: k3s-sandbox down --name mine" in first[1]
+    assert second[0] == ""
+    assert "the name 'mine' is taken" in second[1] or "a cluster is up already" in second[1]
+    assert "Remedy: " in second[1]
+    assert len(list((home / "sandboxes").iterdir())) == 1
+
+    # Without its name it is not meant.
+    refused = cli("down")
+    assert refused.returncode == 2
+    assert "Remedy: name one: `k3s-sandbox down --name mine`" in refused.stderr
+    done = cli("down", "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    assert list((home / "sandboxes").iterdir()) == list((home / "kept").iterdir()) == []
 
 
 @pytest.mark.usefixtures("nothing_kept")

@@ -6,8 +6,11 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from held import next_command
 
 from pytest_k3s_sandbox import keeper, kept
 from pytest_k3s_sandbox.attached import AttachedSandbox
@@ -18,6 +21,7 @@ from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -126,3 +130,33 @@ def test_one_that_cannot_be_taken_over_stays_its_owners(started: StartedSandbox)
     process = started.spawn(["sleep", "100"], name="sleeper")
     assert process.stop() == -signal.SIGTERM
     assert process.wait(Deadline.after(1)) is not None
+
+
+@pytest.mark.parametrize("when", ["before it claims", "after it has claimed"])
+def test_a_hand_over_that_fails_leaves_the_sandbox_to_a_living_owner(
+    started: StartedSandbox, home: Path, tmp_path: Path, when: str
+) -> None:
+    name = started.workdir.name
+    if when == "before it claims":
+        taken = kept.take_name(name)  # so that the other process is refused the name
+    else:
+        kept.state_file(name).mkdir(parents=True)  # so that it cannot say that it keeps the cluster
+        taken = None
+    cluster = SimpleNamespace(
+        kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
+    )
+    stack = SimpleNamespace(sandbox=started, names=())
+    up: Any = SimpleNamespace(cluster=cluster, stack=stack, folder=tmp_path, writer=SimpleNamespace(zero=0.0))
+    with pytest.raises(StartError, match="the cluster cannot be kept"):
+        keeper.hand_over(up, "a test")
+    owner = machine.read_owner(started.workdir)
+    assert owner is not None
+    assert owner.process == Identity.own()
+    assert kept.states() == []
+    next_command(home)  # which removes what has no owner
+    assert started.run(["echo", "mine"]).stdout == "mine\n"
+    if taken is not None:
+        taken.release(remove=True)
+    started.close()
+    assert not started.workdir.exists()
+    assert left(name) == []
