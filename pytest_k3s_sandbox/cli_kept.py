@@ -71,6 +71,7 @@ def up(
     level = verbosity(quiet=quiet, verbose=verbose)
     check_json(json_file)
     need_root()
+    _remove_remains()
     kept.refuse_another(name)
     check_report(report)
     provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
@@ -142,12 +143,13 @@ def ps(json_file: JsonOption = None) -> None:
 
 def _remove_remains() -> None:
     """Remove what runs that were killed left."""
-    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox import kept, share  # noqa: PLC0415 - only some commands
     from pytest_k3s_sandbox.sandbox import reaper  # noqa: PLC0415 - likewise
 
     if os.geteuid() == 0:
         reaper.reap()
         kept.sweep()
+        share.sweep()
 
 
 def stop(

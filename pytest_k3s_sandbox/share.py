@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox import forks, kept
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import locks, machine
 from pytest_k3s_sandbox.users import Users
 
 if TYPE_CHECKING:
@@ -161,3 +161,20 @@ def wait_ended(launched: Mapping[str, Any]) -> bool:
     users = Users(Path(launched["users"]))
     kept.wait_for(lambda: _over(launched) or users.stay, kept.END_SECONDS)
     return _over(launched)
+
+
+def sweep() -> None:
+    """Remove what workers left that were killed together with the process that kept their cluster."""
+    for folder in (machine.home() / "shared").glob("*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if folder.is_symlink() or not (folder / "users").is_file():
+                continue
+            users = Users(folder)
+            launched = json.loads(users.read("launched") or "null")
+            if launched is not None and (
+                not _over(launched) or locks.held(kept.lock_file(kept.check_name(launched["name"])))
+            ):
+                continue
+            with contextlib.ExitStack() as last:
+                if users.gone(last):
+                    last.callback(users.remove)

@@ -10,14 +10,17 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import filelock
 
 from pytest_k3s_sandbox import forks
+
+OURS = re.compile(r"(users|start\.lock|launched|log|stay|failed|failure|ended)(\.[0-9a-f]{8})?")
+"""The names of the files in a folder of users."""
 
 
 class Users:
@@ -73,8 +76,15 @@ class Users:
         return True
 
     def remove(self) -> None:
-        """Remove the folder, which nobody may do but who knows that there is no user."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, which only a process may do that knows that there is no user.
+
+        What is not ours in it stays, and so does the folder then.
+        """
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                if OURS.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _locked(self, how: int) -> int | None:
         """Return the locked file's descriptor; None when it is not the folder's file any more."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from pytest_k3s_sandbox import kept, share
 from pytest_k3s_sandbox.kept import wait_for
+from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.users import Users
 
 USER = """
@@ -133,3 +137,30 @@ def test_the_one_who_starts_is_one(tmp_path: Path, *, held: bool) -> None:
         lock = Users(tmp_path).start_lock
         with contextlib.suppress(TimeoutError), lock.acquire(timeout=0.1):
             assert not held
+
+
+def test_what_killed_workers_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path))
+    shared = tmp_path / "shared"
+    for name in ("left", "used", "kept", "keeper lives", "theirs", "mixed"):
+        (shared / name).mkdir(parents=True)
+        if name != "theirs":
+            (shared / name / "users").touch()
+    (shared / "theirs" / "thesis.txt").write_text("mine")
+    (shared / "mixed" / "thesis.txt").write_text("mine")
+    launched = {"name": "share-1", "pid": 2**22 + 1, "start": 7}
+    Users(shared / "left").note("launched", json.dumps({**launched, "name": "share-2"}))
+    Users(shared / "kept").note("launched", json.dumps(launched))
+    own = asdict(Identity.own())
+    Users(shared / "keeper lives").note("launched", json.dumps({**launched, **own}))
+    (shared / "link").symlink_to(shared / "left")
+    keeper = kept.take_name("share-1")  # by a process of another pid namespace
+    with another(shared / "used"):
+        share.sweep()
+    stay = {"keeper lives", "theirs", "mixed", "link"}
+    assert {path.name for path in shared.iterdir()} == {*stay, "used", "kept"}
+    assert (shared / "theirs" / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in (shared / "mixed").iterdir()] == ["thesis.txt"]
+    keeper.release(remove=True)
+    share.sweep()
+    assert {path.name for path in shared.iterdir()} == stay
