@@ -15,24 +15,12 @@ import time
 from pathlib import Path
 from typing import Self
 
+from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.deadline import Deadline
 
 POLL_SECONDS = 0.01
 GLANCE_SECONDS = 0.03
 """How long :func:`take` waits at least: :func:`held` has the lock for a moment."""
-
-_OURS: set[int] = set()
-"""The descriptors of this process' locks."""
-
-
-def _forget() -> None:
-    """Close the locks in a child that was forked: it must not keep alive what its parent owns."""
-    while _OURS:
-        with contextlib.suppress(OSError):
-            os.close(_OURS.pop())
-
-
-os.register_at_fork(after_in_child=_forget)
 
 
 class Lock:
@@ -47,7 +35,8 @@ class Lock:
         """Keep both."""
         self.path = path
         self.fd = fd
-        _OURS.add(fd)
+        self._held = True
+        forks.watch(self)
 
     @classmethod
     def inherited(cls, path: Path, fd: int) -> Self:
@@ -61,11 +50,16 @@ class Lock:
         Args:
             remove: Whether the file goes, too.
         """
-        if self.fd not in _OURS:
+        if not self._held:
             return
-        _OURS.discard(self.fd)
         if remove:
             self.path.unlink(missing_ok=True)
+        self.forked()
+        forks.forget(self)
+
+    def forked(self) -> None:
+        """Close it in a child that was forked: it must not keep alive what its parent owns."""
+        self._held = False
         os.close(self.fd)
 
 
