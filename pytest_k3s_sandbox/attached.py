@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self, cast
@@ -29,6 +29,7 @@ from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.layout import below_var, control, shared
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.users import Users
 
 
@@ -43,6 +44,34 @@ def refuse(what: str) -> NoReturn:
         cause="another process keeps this cluster, and other tests use it, too",
         remedy="run this test without --k3s-share",
     )
+
+
+def refuse_the_rest(owner: type, what: str) -> Callable[[object, str], NoReturn]:
+    """Return a ``__getattr__`` that refuses what the owner's class has and the attached one has not.
+
+    Args:
+        owner: The class that the owner has an object of.
+        what: What that object is, for the message.
+    """
+
+    def find(_self: object, name: str) -> NoReturn:
+        if not name.startswith("_") and name in public_names(owner):
+            refuse(f"{name} of {what}")
+        raise AttributeError(name)
+
+    return find
+
+
+def public_names(owner: type) -> frozenset[str]:
+    """Return the public attributes of a class: its methods, and what it declares in its annotations."""
+    declared = {name for base in owner.__mro__ for name in vars(base).get("__annotations__", {})}
+    return frozenset(name for name in {*dir(owner), *declared} if not name.startswith("_"))
+
+
+class Refusing:
+    """In the place of a distribution, which is the owner's."""
+
+    __getattr__ = refuse_the_rest(Distribution, "a shared cluster")
 
 
 class AttachedSandbox:
@@ -82,9 +111,17 @@ class AttachedSandbox:
         """Run a program inside to its end; see :meth:`.sandbox.base.Sandbox.run`."""
         return outside.run(self._state.shell, argv, where=self.name, timeout=timeout, check=check, env=env)
 
+    def statfs_magic(self, path: str) -> int:
+        """Return ``f_type`` of a path as a program inside sees it (statfs(2))."""
+        return int(self.run(magic_argv(path)).stdout, 16)
+
     def root_magic(self) -> int:
         """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2))."""
-        return int(self.run(magic_argv("/")).stdout, 16)
+        return self.statfs_magic("/")
+
+    def shell_argv(self, argv: Sequence[str]) -> list[str]:
+        """Return a command for the machine that runs a program inside, with this terminal."""
+        return [*self._state.shell, *argv]
 
     def spawn(
         self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: str = "/"
@@ -99,6 +136,8 @@ class AttachedSandbox:
 
     def close(self) -> None:
         """Do nothing: it is not this process' to end."""
+
+    __getattr__ = refuse_the_rest(StartedSandbox, "a shared sandbox")
 
 
 class AttachedProcess:
@@ -153,7 +192,8 @@ class AttachedCluster(Cluster):
         """Keep the arguments."""
         settings = Settings(node=state.node, address=state.address, api_port=state.api_port)
         # What a distribution does for a cluster is refused below, before it is asked.
-        super().__init__(AttachedSandbox(state), cast("Distribution", None), settings, kubectl=kubectl)
+        super().__init__(AttachedSandbox(state), cast("Distribution", Refusing()), settings, kubectl=kubectl)
+        del self.layers  # the objects are the owner's: asking for them is refused, and not answered with none
         self._state = state
         self._all: dict[str, Process] = {
             name: AttachedProcess(name, pid, self.sandbox.logs / f"{name}.log", state, users)
@@ -163,6 +203,15 @@ class AttachedCluster(Cluster):
     def __enter__(self) -> Self:
         """Refuse."""
         refuse("starting a shared cluster")
+
+    def __exit__(self, *_: object) -> None:
+        """Refuse, as :meth:`__enter__` does."""
+        refuse("ending a shared cluster")
+
+    def load_image(self, tar: Path, seconds: float = 60.0) -> tuple[str, ...]:
+        """Refuse."""
+        del seconds
+        refuse(f"loading image {tar} into a shared cluster")
 
     def start_node(self, layers: Sequence[Layer]) -> None:
         """Refuse."""
@@ -182,6 +231,12 @@ class AttachedCluster(Cluster):
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig, a file on the machine."""
         return Path(self._state.kubeconfig)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse the layers."""
+        if name == "layers":
+            refuse("the layers of a shared cluster; `k3s_layers.names` has their names")
+        raise AttributeError(name)
 
 
 @dataclass(frozen=True)
@@ -208,6 +263,7 @@ class RecordedReadiness:
     """The samples of the owner's sampler, read from the run's records."""
 
     failure: BaseException | None = None
+    __getattr__ = refuse_the_rest(Sampler, "the sampler of a shared cluster")
 
     def __init__(self, folder: Path) -> None:
         """Keep the run's folder."""

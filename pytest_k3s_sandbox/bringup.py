@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import itertools
 import json
 import os
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_k3s_sandbox import __version__, forks
+from pytest_k3s_sandbox import __version__, clock, forks
 from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
@@ -259,7 +258,7 @@ def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment:
         layers=stack.names,
         python=platform.python_version(),
         project_version=__version__,
-        started=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        started=clock.now().isoformat(timespec="seconds"),
         argv=tuple(sys.argv),
         machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
         distribution=wish.distribution,
@@ -316,7 +315,7 @@ def run_folder(base: Path, *words: str) -> Path:
     Making it takes its name: of runs that begin in the same second, the later ones get a number.
     Where it cannot be made, the name is returned all the same; who records there says why.
     """
-    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S")
+    stamp = clock.now().strftime("%Y%m%dT%H%M%S")
     name = "-".join((stamp, *words))
     folder = base / name
     for number in itertools.count(2):

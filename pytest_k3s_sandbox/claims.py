@@ -7,11 +7,11 @@ Ctrl-C ends it, the verdict has the limit and how far it got. A claim without a 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.errors import WaitError
 
 if TYPE_CHECKING:
@@ -167,14 +167,14 @@ class OpenClaim:
         self._text = text
         self._limit = limit
         self._unit = unit
-        self._began = time.monotonic()
+        self._began = clock.monotonic()
         self._judged = False
         self.so_far: Value | Callable[[], Value] = None
 
     @property
     def seconds(self) -> float:
         """The seconds since the block began."""
-        return time.monotonic() - self._began
+        return clock.monotonic() - self._began
 
     def judge(self, held: bool, measured: Value = None) -> None:
         """Record the verdict, then assert it.
@@ -211,7 +211,7 @@ class OpenClaim:
 
     def __enter__(self) -> Self:
         """Begin to count the time."""
-        self._began = time.monotonic()
+        self._began = clock.monotonic()
         return self
 
     def __exit__(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.cli_options import (
     Distribution,
     DistributionOption,
@@ -77,7 +78,7 @@ def up(
     provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
     folder = run_folder(report.absolute(), "up", sandbox)
     log = folder.with_suffix(".log")
-    began = time.monotonic()
+    began = clock.monotonic()
     process = launch(Keep(name, kept.UP_ORIGIN, asdict(wish), "up", str(folder), kubernetes), log)
     display = for_terminal(level)
     try:
@@ -100,7 +101,7 @@ def up(
             cause=said or f"its keeper ended with {process.returncode}",
             log=None if "\nDetails: " in said else folder,
         )
-    display.line(f"{time.monotonic() - began:6.1f} s  node Ready")
+    display.line(f"{clock.monotonic() - began:6.1f} s  node Ready")
     give(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}", asdict(state), json_file)
     option = "" if name == kept.UP else f" --name {name}"
     display.line(f"records: {state.folder}")

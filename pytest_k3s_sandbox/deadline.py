@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+
+from pytest_k3s_sandbox import clock
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,17 @@ class Deadline:
     @classmethod
     def after(cls, seconds: float) -> Deadline:
         """Return the deadline that lies ``seconds`` from now."""
-        return cls(time.monotonic() + seconds)
+        return cls(clock.monotonic() + seconds)
 
     def remaining(self) -> float:
         """Return the seconds that are left, never less than 0."""
-        return max(0.0, self.at - time.monotonic())
+        return max(0.0, self.at - clock.monotonic())
 
     @property
     def expired(self) -> bool:
         """Tell whether the point has passed."""
-        return time.monotonic() >= self.at
+        return clock.monotonic() >= self.at
 
     def at_most(self, seconds: float) -> Deadline:
         """Return this deadline or the one ``seconds`` from now, whichever is earlier."""
-        return Deadline(min(self.at, time.monotonic() + seconds))
+        return Deadline(min(self.at, clock.monotonic() + seconds))

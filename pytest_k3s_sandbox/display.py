@@ -9,13 +9,13 @@ import contextlib
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.report.schema import RECORDS_FILE
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ class Course:
             start, end = record["start"], record["end"]
             seconds = None if end is None else end - start
             step = self.steps.setdefault(
-                (record["name"], start), Step(record["name"], start, seconds, time.monotonic())
+                (record["name"], start), Step(record["name"], start, seconds, clock.monotonic())
             )
             step.seconds = seconds
         elif record.get("type") == "sample":
-            self.sample, self.seen = record, time.monotonic()
+            self.sample, self.seen = record, clock.monotonic()
             if self.since is None and record["node_ready"]:
                 self.since = record["t"]
 
@@ -89,7 +89,7 @@ class Course:
         if self.since is None or self.duration is None or self.sample is None:
             return None
         t: float = self.sample["t"]
-        return max(0.0, self.duration - (t - self.since) - (time.monotonic() - self.seen))
+        return max(0.0, self.duration - (t - self.since) - (clock.monotonic() - self.seen))
 
     @property
     def state(self) -> str:
@@ -159,7 +159,7 @@ class PlainDisplay:
         self._stream = stream or sys.stderr
         self._begun: set[tuple[str, float]] = set()
         self._ended: set[tuple[str, float]] = set()
-        self._said = time.monotonic()
+        self._said = clock.monotonic()
 
     def line(self, text: str) -> None:
         """Write a line."""
@@ -177,8 +177,8 @@ class PlainDisplay:
                 if self._verbosity >= Verbosity.VERBOSE:
                     self.line(f"{step.start + step.seconds:6.1f} s  {step.name}: took {step.seconds:.1f} s")
         left = course.left
-        if left and course.sample is not None and time.monotonic() - self._said >= SOAK_SECONDS:
-            self._said = time.monotonic()
+        if left and course.sample is not None and clock.monotonic() - self._said >= SOAK_SECONDS:
+            self._said = clock.monotonic()
             self.line(f"{course.sample['t']:6.1f} s  {course.state}; {left:.0f} s left")
 
     def close(self) -> None:
@@ -226,7 +226,7 @@ class LiveDisplay:
         phases = Table.grid(padding=(0, 1))
         if course.since is None or self._verbosity >= Verbosity.VERBOSE:
             for step in course.steps.values():
-                seconds = time.monotonic() - step.seen if step.seconds is None else step.seconds
+                seconds = clock.monotonic() - step.seen if step.seconds is None else step.seconds
                 mark = Text("...", "cyan") if step.seconds is None else Text("ok", "green")
                 phases.add_row(mark, step.name, f"{seconds:5.1f} s")
         parts: list[RenderableType] = [phases]

@@ -13,13 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox import kept
+from pytest_k3s_sandbox import clock, kept
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import locks, machine, reaper
@@ -228,8 +227,8 @@ def hold(order: Hold) -> None:
         with contextlib.suppress(OSError):  # process 1 has ended
             # The end of its input is the end of process 1, and of everything.
             channel.shutdown(socket.SHUT_WR)
-        until = time.monotonic() + machine.LOCK_SECONDS / 6
-        while time.monotonic() < until and not _drained(channel, POLL_SECONDS):
+        until = clock.monotonic() + machine.LOCK_SECONDS / 6
+        while clock.monotonic() < until and not _drained(channel, POLL_SECONDS):
             pass
         reaper.dispose(workdir, owner)
         life.release()

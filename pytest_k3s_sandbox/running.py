@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import kept
+from pytest_k3s_sandbox import clock, kept
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import machine
@@ -69,7 +68,7 @@ def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
     if owner is None or not owner.alive(folder):
         return None
     try:
-        age = time.time() - (folder / machine.OWNER_FILE).stat().st_mtime
+        age = clock.wall() - (folder / machine.OWNER_FILE).stat().st_mtime
     except FileNotFoundError:
         return None
     config = Path(state.kubeconfig) if state is not None else kubeconfig(folder)
@@ -114,8 +113,10 @@ def node_state(config: Path) -> str:
     from kubernetes.config import ConfigException  # noqa: PLC0415 - likewise
     from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
 
+    from pytest_k3s_sandbox.cluster import direct  # noqa: PLC0415 - likewise
+
     try:
-        with kubernetes.config.new_client_from_config(str(config)) as api:
+        with direct.client(config) as api:
             nodes = kubernetes.client.CoreV1Api(api).list_node(_request_timeout=ASK_SECONDS).items
     except (kubernetes.client.ApiException, ConfigException, HTTPError, OSError):
         return "no answer"

@@ -89,5 +89,16 @@ class Distribution(Protocol):
             StartError: containerd refused it.
         """
 
+    def images(self, sandbox: Sandbox, deadline: Deadline) -> frozenset[str]:
+        """Return the full names of the images that the node's containerd has.
+
+        Args:
+            sandbox: Where the node runs.
+            deadline: When to give up.
+
+        Raises:
+            StartError: containerd refused it.
+        """
+
     def stop(self) -> None:
         """End what was started; the node's part first."""

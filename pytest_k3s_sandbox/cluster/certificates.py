@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from pytest_k3s_sandbox import clock
 
 BACKDATED = timedelta(hours=1)
 """How far before now certificates begin to be valid: the sandbox's clock may be behind ours."""
@@ -124,7 +126,7 @@ class Authority:
 
     def __init__(self, common_name: str, *, now: datetime | None = None) -> None:
         """Make its key and certificate."""
-        now = datetime.now(UTC) if now is None else now
+        now = clock.now() if now is None else now
         self._begin = now - BACKDATED
         self._end = now + LIFETIME
         self._key = ec.generate_private_key(ec.SECP256R1())

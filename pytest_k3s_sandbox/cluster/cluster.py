@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_k3s_sandbox import forks
+from pytest_k3s_sandbox import bounded, forks
+from pytest_k3s_sandbox.cluster import direct
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.cluster.components import Settings
@@ -179,9 +180,7 @@ class Cluster:
     @functools.cached_property
     def client(self) -> ApiClient:
         """A client of the ``kubernetes`` package, as the administrator."""
-        from kubernetes import config  # noqa: PLC0415 - takes half a second; only users of a cluster pay it
-
-        return config.new_client_from_config(str(self.kubeconfig))
+        return direct.client(self.kubeconfig)
 
     @functools.cached_property
     def core(self) -> CoreV1Api:
@@ -193,6 +192,9 @@ class Cluster:
     def kubectl(self, *words: str, check: bool = True, timeout: float = 30.0) -> Completed:
         """Run kubectl on the machine, as the administrator.
 
+        Nothing of the user's changes what it does: neither ``~/.kube`` nor variables that begin with KUBE. It
+        reaches the API server directly, and other hosts by the proxy that the environment names.
+
         Args:
             words: Its arguments.
             check: Whether an exit code other than 0 is an error.
@@ -203,25 +205,25 @@ class Cluster:
         """
         argv = [str(self._kubectl), f"--kubeconfig={self.kubeconfig}", *words]
         try:
-            done = subprocess.run(
+            ended = bounded.run(
                 argv,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=timeout,
-                env={**os.environ, "KUBECACHEDIR": str(self.sandbox.workdir / "kubectl-cache")},
+                timeout,
+                env=direct.kubectl_environment(
+                    os.environ, self.settings.address, self.sandbox.workdir / "kubectl"
+                ),
             )
         except subprocess.TimeoutExpired as error:
             raise ClusterError(
                 f"`kubectl {' '.join(words)}` took longer than {timeout:g} s", log=self.logs
             ) from error
+        done = Completed.of(argv, ended.returncode, ended.stdout, ended.stderr)
         if check and done.returncode != 0:
             raise ClusterError(
                 f"`kubectl {' '.join(words)}` failed with exit code {done.returncode}",
                 cause=done.stderr.strip() or None,
                 log=self.logs,
             )
-        return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+        return done
 
     def wait(
         self,
@@ -262,9 +264,17 @@ class Cluster:
 
         self.wait(there, f"the default service account of namespace {namespace}", deadline)
 
-    def load_image(self, tar: Path, seconds: float = 60.0) -> None:
-        """Load an image from an archive on the machine into the node; see :func:`~.loading.load_archive`."""
-        load_archive(self.distribution, self.sandbox, tar, Deadline.after(seconds))
+    def load_image(self, tar: Path, seconds: float = 60.0) -> tuple[str, ...]:
+        """Load an image from an archive on the machine into the node; see :func:`~.loading.load_archive`.
+
+        Args:
+            tar: The archive.
+            seconds: How long it may take.
+
+        Returns:
+            The names by which a pod can use it.
+        """
+        return load_archive(self.distribution, self.sandbox, tar, Deadline.after(seconds))
 
     @contextlib.contextmanager
     def namespace(

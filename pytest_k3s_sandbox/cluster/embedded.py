@@ -138,6 +138,10 @@ class Embedded(Programs):
         """Import an image; see :meth:`.base.Distribution.load_image`."""
         load_image(sandbox, tar, deadline, self._store.snapshotter)
 
+    def images(self, sandbox: Sandbox, deadline: Deadline) -> frozenset[str]:
+        """Return the names of the images; see :meth:`.base.Distribution.images`."""
+        return image_names(sandbox, deadline)
+
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`."""
         process = self.processes[name]
@@ -219,6 +223,28 @@ def load_image(
     """
     words = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--local", "--snapshotter", snapshotter]
     sandbox.run([*words, tar], timeout=deadline.remaining())
+
+
+def image_names(
+    sandbox: Sandbox,
+    deadline: Deadline,
+    *,
+    ctr: str = f"{BIN_DIR}/ctr",
+    socket: str = components.CONTAINERD_SOCKET,
+) -> frozenset[str]:
+    """Return the names of the images that the kubelet's containerd has.
+
+    Args:
+        sandbox: Where containerd runs.
+        deadline: When to give up.
+        ctr: containerd's command-line client, a path inside.
+        socket: containerd's socket.
+
+    Raises:
+        StartError: containerd refused it.
+    """
+    words = [ctr, "-a", socket, "-n", "k8s.io", "images", "list", "--quiet"]
+    return frozenset(sandbox.run(words, timeout=deadline.remaining()).stdout.split())
 
 
 def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:

@@ -29,6 +29,7 @@ from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import ImageStore, Settings
 from pytest_k3s_sandbox.cluster.embedded import (
     assert_ports_free,
+    image_names,
     load_image,
     share_kubelet_root,
     with_effect,
@@ -187,6 +188,11 @@ class K3s(Programs):
         """Import an image with the client that k3s brings along and has unpacked."""
         ctr = f"{self._data}/data/current/bin/ctr"
         load_image(sandbox, tar, deadline, SNAPSHOTTER, ctr=ctr, socket=CONTAINERD_SOCKET)
+
+    def images(self, sandbox: Sandbox, deadline: Deadline) -> frozenset[str]:
+        """Return the names of the images; see :meth:`.base.Distribution.images`."""
+        ctr = f"{self._data}/data/current/bin/ctr"
+        return image_names(sandbox, deadline, ctr=ctr, socket=CONTAINERD_SOCKET)
 
     def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
         super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "here" else argv, effect)

@@ -7,12 +7,15 @@ import tarfile
 from pathlib import Path
 
 from pytest_k3s_sandbox.cluster.base import Distribution
+from pytest_k3s_sandbox.cluster.names import full, names_in
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, StartError
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
 
 
-def load_archive(distribution: Distribution, sandbox: Sandbox, tar: Path, deadline: Deadline) -> None:
+def load_archive(
+    distribution: Distribution, sandbox: Sandbox, tar: Path, deadline: Deadline
+) -> tuple[str, ...]:
     """Load an image from an archive on the machine, so that pods can use it.
 
     Pods name the image as the archive does, and need ``imagePullPolicy: IfNotPresent`` (or ``Never``)
@@ -24,8 +27,11 @@ def load_archive(distribution: Distribution, sandbox: Sandbox, tar: Path, deadli
         tar: The archive, as ``docker save`` or ``skopeo copy ... oci-archive:...`` makes it.
         deadline: When to give up.
 
+    Returns:
+        The names by which a pod can use what was loaded.
+
     Raises:
-        ConfigError: It is no tar archive.
+        ConfigError: It is no tar archive, or names no image.
         ClusterError: containerd refused it, in its own words; nothing of it is left.
     """
     if not (tar.is_file() and tarfile.is_tarfile(tar)):
@@ -34,13 +40,31 @@ def load_archive(distribution: Distribution, sandbox: Sandbox, tar: Path, deadli
             cause="it is no tar archive" if tar.is_file() else "there is no such file",
             remedy="make one, for example with `docker save IMAGE --output FILE`",
         )
+    named = names_in(tar)
+    if named == ():
+        raise ConfigError(
+            f"image {tar}",
+            cause="the archive gives its image no full name, so that no pod could use it",
+            remedy="name it, then save it by that name: `docker tag ID example.org/NAME:TAG`, "
+            "`docker save example.org/NAME:TAG --output FILE`",
+        )
     inside = f"{STATE_DIR}/{secrets.token_hex(8)}.tar"
     try:
         sandbox.files.copy_in(tar, inside)
         distribution.load_image(sandbox, inside, deadline)
+        there = distribution.images(sandbox, deadline)
     except StartError as error:
         raise ClusterError(
             f"image {tar} could not be loaded", cause=error.cause or error.what, log=sandbox.logs
         ) from error
     finally:
         sandbox.files.remove(inside)
+    usable = tuple(name for name in named or () if full(name) in there)
+    if not usable:
+        raise ClusterError(
+            f"image {tar} was loaded, but no pod can use it",
+            cause=f"containerd has none of its names: {', '.join(named or ()) or 'none was found'}",
+            remedy="give an archive of an image for linux/amd64",
+            log=sandbox.logs,
+        )
+    return usable

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.cluster.cluster import Cluster, found, patient
 from pytest_k3s_sandbox.cluster.embedded import NODE
 from pytest_k3s_sandbox.deadline import Deadline
@@ -186,7 +187,7 @@ class Watch:
         self._cluster = cluster
         self._pod = pod
         self._limits = limits
-        self._start = time.monotonic()
+        self._start = clock.monotonic()
         self._milestones: dict[Milestone, float] = {}
         self._why: FirstError | None = None
         self._since = self._start
@@ -219,7 +220,7 @@ class Watch:
         return False
 
     def _reach(self, milestone: Milestone) -> None:
-        self._milestones[milestone] = round(time.monotonic() - self._start, 3)
+        self._milestones[milestone] = round(clock.monotonic() - self._start, 3)
 
     def _registered(self) -> bool:
         return found(lambda: self._cluster.core.read_node(self._cluster.node.name)) is not None
@@ -232,7 +233,7 @@ class Watch:
             self._create_pod()
             return True
         if self._because(f"{condition.reason}: {condition.message}"):
-            self._stuck = time.monotonic() - self._since > self._limits.settled
+            self._stuck = clock.monotonic() - self._since > self._limits.settled
         return False
 
     def _because(self, text: str) -> bool:
@@ -241,7 +242,7 @@ class Watch:
             return True
         self._why, self._since = (
             FirstError(component="kubelet", kind=kind_of(text), text=text),
-            time.monotonic(),
+            clock.monotonic(),
         )
         return False
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pytest_k3s_sandbox import forks
+from pytest_k3s_sandbox import clock, forks
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import NoAnswer, conditions
 from pytest_k3s_sandbox.errors import SandboxError
@@ -200,7 +199,7 @@ class Sampler:
 
     def _cost(self) -> dict[str, Cost]:
         """Return what the layers and the node have used, when it is time for that again."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if now - self._costed < self._cost_interval or "kubelet" not in self._cluster.processes:
             return {}
         self._costed = now

@@ -7,14 +7,13 @@ purpose, by a test or by the teardown.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pytest_k3s_sandbox import forks
+from pytest_k3s_sandbox import clock, forks
 from pytest_k3s_sandbox.cluster.restarts import Policy
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
@@ -144,7 +143,7 @@ class Supervisor:
                 if getattr(self._cluster.sandbox, "handed_over", False):
                     return  # another process owns it, and everything looks as if it had ended
                 if self._ready():
-                    self.step(time.monotonic())
+                    self.step(clock.monotonic())
         except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
             self.failure = error
 
@@ -164,10 +163,10 @@ class Supervisor:
         if now < case.due or self._halt.is_set():
             return
         case.due = None
-        began = time.monotonic()
+        began = clock.monotonic()
         with suppress(SandboxError):  # then it has a fault still, which the next step answers
             fault.mend()
-            seconds = round(time.monotonic() - began, 3)
+            seconds = round(clock.monotonic() - began, 3)
             self._note(EventKind.RESTART, fault.name, f"{fault.name} started again", seconds)
 
     def _faults(self, now: float) -> Iterable[Fault]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
-from pytest_k3s_sandbox import __version__, forks
+from pytest_k3s_sandbox import __version__, clock, forks
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.report.findings import (
     MAX_MESSAGE,
@@ -120,11 +119,11 @@ class RunWriter:
     ) -> None:
         """Open the file and write the header; see the class."""
         self.path = folder / RECORDS_FILE
-        self.zero = time.monotonic() if zero is None else zero
+        self.zero = clock.monotonic() if zero is None else zero
         self.environment: Environment | None = None
         self._sync_every = sync_every
         self._around = around
-        self._synced = time.monotonic()
+        self._synced = clock.monotonic()
         self._lock = threading.Lock()
         self._open = False
         try:
@@ -156,7 +155,7 @@ class RunWriter:
 
     def now(self) -> float:
         """Return the seconds since the run's zero."""
-        return time.monotonic() - self.zero
+        return clock.monotonic() - self.zero
 
     def append(self, record: Record) -> None:
         """Write one record.
@@ -172,9 +171,9 @@ class RunWriter:
             if not self._open:
                 raise SandboxError(f"cannot record to {self.path}", cause="the run is closed")
             self._write(line)
-            if time.monotonic() - self._synced >= self._sync_every:
+            if clock.monotonic() - self._synced >= self._sync_every:
                 os.fsync(self._fd)
-                self._synced = time.monotonic()
+                self._synced = clock.monotonic()
         if isinstance(record, Environment):
             self.environment = record
 

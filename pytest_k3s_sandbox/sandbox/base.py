@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
-from typing import Protocol
+from typing import Protocol, Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
@@ -41,14 +41,31 @@ class Completed:
     Attributes:
         argv: The program and its arguments.
         returncode: The exit code, or minus the signal that ended it.
-        stdout: Everything it wrote to standard output.
-        stderr: Everything it wrote to standard error.
+        stdout: Everything it wrote to standard output, as text; what is not UTF-8 is replaced (U+FFFD).
+        stderr: Everything it wrote to standard error, likewise.
+        stdout_bytes: What it wrote to standard output, byte by byte.
+        stderr_bytes: What it wrote to standard error, byte by byte.
     """
 
     argv: tuple[str, ...]
     returncode: int
     stdout: str
     stderr: str
+    stdout_bytes: bytes = field(default=b"", repr=False)
+    stderr_bytes: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def of(cls, argv: Sequence[str], returncode: int, stdout: bytes, stderr: bytes) -> Self:
+        """Return what a process left, from its bytes; the text does not depend on the locale.
+
+        Args:
+            argv: The program and its arguments.
+            returncode: The exit code, or minus the signal that ended it.
+            stdout: What it wrote to standard output.
+            stderr: What it wrote to standard error.
+        """
+        out, err = (output.decode("utf-8", "replace") for output in (stdout, stderr))
+        return cls(tuple(argv), returncode, out, err, stdout, stderr)
 
 
 @dataclass(frozen=True)

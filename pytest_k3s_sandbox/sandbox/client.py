@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import forks
+from pytest_k3s_sandbox import bounded, forks
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import messages
@@ -234,11 +234,7 @@ class AgentClient:
         forks.forget(self)
         with contextlib.suppress(OSError):  # the agent was gone before
             self._channel.shutdown(socket.SHUT_WR)
-        try:
-            self._launcher.wait(timeout=deadline.remaining())
-        except subprocess.TimeoutExpired:
-            self._launcher.kill()
-            self._launcher.wait()
+        bounded.wait(self._launcher, deadline.remaining())
         self._thread.join(timeout=5)
 
     def _send(self, request: dict[str, Any]) -> bool:
@@ -326,10 +322,9 @@ class AgentClient:
 
     def _take_in_launcher(self, *, kill: bool) -> None:
         """Wait for the launcher, with which everything inside ends, however process 1 takes it."""
-        try:
-            self._launcher.wait(GRACE_SECONDS if kill else None)
-        except subprocess.TimeoutExpired:
-            self._launcher.kill()
+        if kill:
+            bounded.wait(self._launcher, GRACE_SECONDS)
+        else:
             self._launcher.wait()
 
     def _note(self, message: Message) -> None:

@@ -6,10 +6,9 @@ That is the way for a process that does not own the sandbox.
 from __future__ import annotations
 
 import signal
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 
+from pytest_k3s_sandbox import bounded, clock
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox.base import Completed
 from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH
@@ -39,22 +38,15 @@ def run(
     """
     words = [f"{key}={value}" for key, value in {"PATH": SHELL_PATH, **(env or {})}.items()]
     inside = ["/usr/bin/env", *words, "timeout", "--signal=KILL", f"{timeout}", *argv]
-    began = time.monotonic()
-    done = subprocess.run(
-        [*shell, *inside],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=timeout + 30,
-    )
+    began = clock.monotonic()
+    ended = bounded.run([*shell, *inside], timeout + 30)
+    done = Completed.of(argv, ended.returncode, ended.stdout, ended.stderr)
     killed = done.returncode in {-signal.SIGKILL, 128 + signal.SIGKILL}
-    if killed and time.monotonic() - began >= timeout:
+    if killed and clock.monotonic() - began >= timeout:
         raise StartError(f"`{' '.join(argv)}` in {where} ran longer than {timeout:g} s and was killed")
     if check and done.returncode != 0:
         raise StartError(
             f"`{' '.join(argv)}` in {where} failed with exit code {done.returncode}",
             cause=(done.stderr or done.stdout)[-2000:].strip() or None,
         )
-    return Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+    return done

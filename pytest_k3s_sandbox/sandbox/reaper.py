@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox import locks, machine, network, processes
 from pytest_k3s_sandbox.sandbox.machine import Owner
@@ -113,7 +114,7 @@ def _remove_folder(workdir: Path, owner: Owner) -> bool:
         if any(os.path.lexists(path) for path in paths):
             return False
         foreign = owner.process.this_boot and not owner.process.local
-        if foreign and time.time() - (workdir / machine.OWNER_FILE).stat().st_mtime < TOMBSTONE_SECONDS:
+        if foreign and clock.wall() - (workdir / machine.OWNER_FILE).stat().st_mtime < TOMBSTONE_SECONDS:
             return False
         machine.private_folder(machine.partial())
         gone = machine.partial() / workdir.name

@@ -172,9 +172,9 @@ class StartedSandbox(ABC):
                 process.wait(Deadline.after(5))
                 raise StartError(
                     f"`{' '.join(argv)}` in {self.name} ran longer than {timeout:g} s and was killed",
-                    cause=_text(err)[-2000:].strip() or None,
+                    cause=_bytes(err)[-2000:].decode(errors="replace").strip() or None,
                 )
-            done = Completed(tuple(argv), status, _text(out), _text(err))
+            done = Completed.of(argv, status, _bytes(out), _bytes(err))
         finally:
             for path in paths:
                 with contextlib.suppress(OSError):  # the inside may have removed the folder
@@ -327,10 +327,10 @@ class StartedSandbox(ABC):
         }
 
 
-def _text(path: InsidePath) -> str:
+def _bytes(path: InsidePath) -> bytes:
     try:
-        return path.read_text()
+        return path.read_bytes()
     except FileNotFoundError:
-        return ""
+        return b""
     except RefusedError as error:
-        return f"[{error}]"
+        return f"[{error}]".encode()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
+
+from pytest_k3s_sandbox import clock
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -64,12 +65,12 @@ class PlainProgress:
     def start(self, what: str) -> None:
         """Write what begins."""
         self._what = what
-        self._began = self._last = time.monotonic()
+        self._began = self._last = clock.monotonic()
         self._line(f"{what} ...")
 
     def update(self, text: str) -> None:
         """Write the elapsed time and the text, if the last line is old enough."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if now - self._last >= self._interval:
             self._last = now
             self._line(f"{self._what}: {now - self._began:.0f} s" + (f", {text}" if text else ""))
@@ -98,7 +99,7 @@ class LiveProgress:
     def start(self, what: str) -> None:
         """Show the line."""
         self._stop()
-        self._what, self._began = what, time.monotonic()
+        self._what, self._began = what, clock.monotonic()
         self._status = self._console.status(what)
         self._status.start()
 
@@ -107,7 +108,7 @@ class LiveProgress:
         if self._status is not None:
             from rich.markup import escape  # noqa: PLC0415 - as above
 
-            elapsed = time.monotonic() - self._began
+            elapsed = clock.monotonic() - self._began
             self._status.update(f"{escape(self._what)} [cyan]{elapsed:.0f} s[/] [dim]{escape(text[:60])}[/]")
 
     def done(self, what: str, seconds: float) -> None:
@@ -146,7 +147,7 @@ class Work:
 
     def __enter__(self) -> Self:
         """Tell the start."""
-        self._began = time.monotonic()
+        self._began = clock.monotonic()
         self._progress.start(self._what)
         return self
 
@@ -159,4 +160,4 @@ class Work:
     ) -> None:
         """Tell the end."""
         ending = "" if kind is None else ", interrupted" if kind is KeyboardInterrupt else ", failed"
-        self._progress.done(self._what + ending, time.monotonic() - self._began)
+        self._progress.done(self._what + ending, clock.monotonic() - self._began)

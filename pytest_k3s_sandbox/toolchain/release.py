@@ -9,13 +9,13 @@ import shutil
 import socket
 import tarfile
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.errors import ProvisionError
 from pytest_k3s_sandbox.toolchain.pins import Pin, Release
 from pytest_k3s_sandbox.toolchain.progress import Work
@@ -75,9 +75,9 @@ class Hosts:
         threads = [threading.Thread(target=connect, args=(each,), daemon=True) for each in self._targets]
         for thread in threads:
             thread.start()
-        end = time.monotonic() + self._seconds
+        end = clock.monotonic() + self._seconds
         for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
+            thread.join(max(0.0, end - clock.monotonic()))
         return {each: answers.get(each, f"no answer in {self._seconds:g} s") for each in self._targets}
 
     def problem(self, url: str) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import platform
 import re
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.toolchain import doctor, packages, probes
 from pytest_k3s_sandbox.toolchain.doctor import Check, checks, failed, render
 from pytest_k3s_sandbox.toolchain.progress import LiveProgress, PlainProgress, Work
@@ -101,12 +101,12 @@ def test_device_that_cannot_be_opened() -> None:
 
 
 def test_plain_progress_is_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    now = [100.0]
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
     stream = io.StringIO()
     with Work(PlainProgress(stream, interval=10), "building x") as work:
         for _ in range(25):
-            clock[0] += 1
+            now[0] += 1
             work.update("package y")
     assert stream.getvalue().splitlines() == [
         "k3s-sandbox: building x ...",
