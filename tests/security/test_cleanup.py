@@ -29,6 +29,8 @@ ANOTHER_NETWORK = ("unshare", "--net")
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "home"
+    for private in (folder, folder / "sandboxes"):
+        private.mkdir(mode=0o700)
     yield folder
     next_command(folder)  # what a test left of sandboxes whose holder it killed at its end
     for netns in [Path("/run/netns", f"k3ssb-{left.name}") for left in (folder / "sandboxes").glob("*")]:
@@ -130,7 +132,7 @@ def test_another_container_removes_what_is_in_the_folder_only(home: Path) -> Non
 
 def test_files_and_folders_of_a_user(home: Path) -> None:
     theirs = home / "sandboxes"
-    (theirs / "notes").mkdir(parents=True)
+    (theirs / "notes").mkdir()
     (theirs / "0123abcd").mkdir()
     files = [
         theirs / "thesis.txt",
@@ -246,7 +248,7 @@ def test_sandboxes_that_hang_do_not_keep_the_next_start(home: Path, runsc: Path,
 def test_a_state_of_a_keeper_that_cannot_be(home: Path, bystander: int) -> None:
     """``stop --all`` of a forged state: process -1 that began at no time was alive, and is everybody."""
     kept = home / "kept"
-    kept.mkdir(parents=True)
+    kept.mkdir(mode=0o700)
     fields = {"name": "up", "origin": "k3s-sandbox up", "pid": -1, "start": None, "folder": "/", "node": "n"}
     fields |= {"kubeconfig": "/none", "shell": [], "sandbox": "x", "kind": "here", "address": "1"}
     fields |= {"api_port": 1, "layers": [], "processes": {}, "zero": 0.0}

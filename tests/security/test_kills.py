@@ -41,6 +41,9 @@ MOMENTS = {"pytest": (0.3, 3.0)} | dict.fromkeys(VICTIMS[1:], (0.0, 1.0))
 """From when until when a process is killed, in seconds after it was first seen: before, during and after
 its sandbox."""
 
+TRIES = 10
+"""How often a victim may have ended before its moment."""
+
 STRANGERS = 4
 """How many things of another owner lie among the sandboxes' folders."""
 
@@ -117,7 +120,9 @@ def _holds(path: Path, text: str) -> bool:
 def bystanders(home: Path) -> Iterator[Bystanders]:
     """Put them there."""
     there = home / "sandboxes"
-    (there / "notes").mkdir(parents=True)
+    home.mkdir(mode=0o700)
+    there.mkdir(mode=0o700)
+    (there / "notes").mkdir()
     (there / "0123abcd").mkdir()
     folders = {there / "notes" / "one": "1", there / "0123abcd" / "two": "2", there / "thesis.txt": "3"}
     for path, text in folders.items():
@@ -154,12 +159,14 @@ class Figures:
         ended: Seconds until no process of ours ran any more, after the owner's kill.
         cleaned: Seconds that the next command took.
         removed: How often there was something for it to remove.
+        seen: How often a sandbox was seen before the kill.
     """
 
     kills: dict[str, int] = field(default_factory=dict)
     ended: list[float] = field(default_factory=list)
     cleaned: list[float] = field(default_factory=list)
     removed: int = 0
+    seen: int = 0
 
     def __str__(self) -> str:
         """Return them in one line."""
@@ -245,6 +252,7 @@ class Harness:
         """Write the project whose pytest is killed."""
         self.home = folder / "home"
         self.project = folder / "project"
+        self.said = folder / "said"
         self.project.mkdir(parents=True)
         (self.project / "test_it.py").write_text(textwrap.dedent(TEST))
         (self.project / "pytest.ini").write_text("[pytest]\n")
@@ -261,15 +269,16 @@ class Harness:
             argv = [sys.executable, "-c", HAND_OVER, kind, str(self.runsc)]
         else:
             argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--k3s-sandbox={kind}"]
-        return subprocess.Popen(
-            argv,
-            cwd=self.project,
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self.said.open("wb") as said:
+            return subprocess.Popen(
+                argv,
+                cwd=self.project,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
 
     def keys_until(self, until: float) -> set[str]:
         """Wait; return the keys of the sandboxes that were seen meanwhile."""
@@ -323,6 +332,7 @@ class Harness:
                 self.figures.ended.append(time.monotonic() - began)
         sys.stdout.write(f"{said}{'' if victim else ': it had ended'}\n")
         self.look(said, keys | self.keys_until(0), beside)
+        self.figures.seen += bool(keys)
         if victim is not None:
             self.figures.kills[what] = self.figures.kills.get(what, 0) + 1
         return victim is not None
@@ -349,8 +359,10 @@ def kill_many(count: int, folder: Path, seed: int) -> Figures:
     harness = Harness(folder, seed)
     with bystanders(harness.home) as beside:
         for number in range(count):
+            tries = iter(range(TRIES))
             while not harness.kill_one(VICTIMS[number % len(VICTIMS)], beside):
-                pass
+                assert next(tries, None) is not None, harness.said.read_text()
+    assert harness.figures.seen >= count / 2, harness.said.read_text()
     return harness.figures
 
 
