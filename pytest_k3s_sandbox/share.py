@@ -42,6 +42,7 @@ class Share:
         self._keep = keep
         self._up: Up | None = None
         self._owner = forks.Owner()
+        machine.private_folder(machine.home() / "shared")
         self.users = Users(machine.home() / "shared" / run)
         self.users.enter()
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.sandbox import locks, machine, network, processes
 from pytest_k3s_sandbox.sandbox.machine import Owner
 
@@ -150,7 +151,8 @@ def reap(seconds: float = REAP_SECONDS) -> list[str]:
 
 
 def _reap(folder: Path, reaped: list[str]) -> None:
-    with contextlib.suppress(OSError):  # another process removes it, or holds its lock
+    # Another process removes it, or holds its lock; or the home is not this user's alone any more.
+    with contextlib.suppress(OSError, SandboxError):
         life = locks.take(folder / machine.LIFE_FILE)
         try:
             owner = machine.read_owner(folder)

@@ -15,6 +15,7 @@ import pytest
 
 from pytest_k3s_sandbox import kept, share
 from pytest_k3s_sandbox.kept import wait_for
+from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.users import Users
 
@@ -164,3 +165,14 @@ def test_what_killed_workers_left_is_swept(tmp_path: Path, monkeypatch: pytest.M
     keeper.release(remove=True)
     share.sweep()
     assert {path.name for path in shared.iterdir()} == stay
+
+
+def test_a_home_that_sharing_makes_first_is_one_that_a_start_accepts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
+    shared = share.Share("0123456789", tmp_path, "never")
+    _, life, _ = machine.new_workdir("here")
+    life.release()
+    shared.leave(failed=False)
+    assert (tmp_path / "home").stat().st_mode & 0o077 == 0
