@@ -24,6 +24,7 @@ _BAR_ROW = 24.0
 _LINES = 150.0
 _SIDE = 108.0  # room for numbers at the right
 _NAMES = 150.0  # room for names there
+_LEAST = 1e-300  # what is smaller is none: its logarithm and its share of an axis are no numbers
 _LOG_FROM = 50.0  # extremes this many times apart need a logarithmic axis
 _COLOURS = 5
 _SHORT = 3  # characters of a unit that an axis repeats at every mark
@@ -62,10 +63,10 @@ def number(value: float) -> str:
 def span(values: Sequence[float]) -> Scale:
     """Return an axis that holds all values: from zero, or logarithmic where they lie far apart."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > _LOG_FROM:
+    if low > _LEAST and high / low > _LOG_FROM:
         return Scale(low / 1.3, high * 1.3, right=WIDTH - RIGHT - _SIDE, log=True)
-    start = min(0.0, low * 1.05)
-    return Scale(start, high * 1.05 if high > start else start + 1.0, right=WIDTH - RIGHT - _SIDE)
+    start, end = min(0.0, low * 1.05), max(0.0, high * 1.05)
+    return Scale(start, end if end - start > _LEAST else start + 1.0, right=WIDTH - RIGHT - _SIDE)
 
 
 def marks(scale: Scale) -> list[float]:

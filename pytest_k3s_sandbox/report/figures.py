@@ -223,8 +223,9 @@ def _ratios(found: charts.Ratios) -> Callable[[Figure], None]:
         for y, one in enumerate(found.measurements):
             axes.barh(y, one.value - 1, left=1, height=0.6, color="#3d6a96")
             if one.spread is not None:
-                reach = [[one.value - one.spread.p25], [one.spread.p75 - one.value]]
-                axes.errorbar(one.value, y, xerr=reach, color="#22252a", linewidth=0.8, capsize=2)
+                middle = one.spread.median  # between the quartiles, as the value itself need not be
+                reach = [[max(0.0, middle - one.spread.p25)], [max(0.0, one.spread.p75 - middle)]]
+                axes.errorbar(middle, y, xerr=reach, color="#22252a", linewidth=0.8, capsize=2)
             if one.limit is not None:
                 axes.plot([one.limit] * 2, [y - 0.45, y + 0.45], color="#b5432e", linewidth=1, linestyle="--")
         axes.axvline(1, color="#22252a", linewidth=0.6)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 from statistics import quantiles
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, Seconds
 
@@ -28,6 +29,15 @@ class Spread(FrozenModel):
     median: Number
     p75: Number
     max: Number
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        ordered = (self.min, self.p25, self.median, self.p75, self.max)
+        slack = 1e-6 * max(map(abs, ordered))  # quartiles are computed with rounding
+        if any(after < before - slack for before, after in pairwise(ordered)):
+            message = "the values are not in order"
+            raise ValueError(message)
+        return self
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
@@ -243,6 +253,8 @@ class Tested(FrozenModel):
         phase: Where that happened: ``setup``, ``call`` or ``teardown``.
         message: Why, at most :data:`MAX_MESSAGE` characters.
     """
+
+    __test__: ClassVar[bool] = False  # for pytest, which takes a class of such a name for tests
 
     type: Literal["test"] = "test"
     t: Seconds

@@ -272,10 +272,10 @@ def read_run(path: Path) -> Run:
         try:
             records.append(RECORD.validate_json(line))
         except ValidationError as error:
-            if number == len(lines) and not rest and not _is_json(line):
+            first = error.errors()[0]
+            if number == len(lines) and not rest and first["type"] == "json_invalid":
                 truncated = True
                 break
-            first = error.errors()[0]
             raise ConfigError(
                 f"run {file}, line {number}",
                 cause=f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".lstrip(": "),
@@ -290,14 +290,6 @@ def read_run(path: Path) -> Run:
     return Run(name=file.resolve().parent.name, records=tuple(records), truncated=truncated)
 
 
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
 def _check_header(file: Path, line: bytes) -> None:
     """Refuse what is not a run of a version that can be read.
 
@@ -305,7 +297,7 @@ def _check_header(file: Path, line: bytes) -> None:
     """
     try:
         head = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # not JSON, or nested deeper than Python goes
         head = None
     version = head.get("schema_version") if isinstance(head, dict) and head.get("type") == "header" else None
     if not isinstance(version, int):

@@ -242,5 +242,5 @@ def bibtex(run: Run, records: Path) -> str | None:
 def _date(text: str) -> datetime | None:
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):  # not a date, or none that there is in UTC
         return None

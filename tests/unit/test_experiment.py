@@ -9,7 +9,7 @@ import pytest
 
 from pytest_k3s_sandbox import experiment
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.experiment import Outcome, Watcher
+from pytest_k3s_sandbox.experiment import Outcome
 
 GOOD = """
 def test_node_gets_ready(): pass
@@ -146,5 +146,23 @@ def test_report_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert refused.value.remedy == "name a folder that can be written"
 
 
-def test_watcher_before_anything_is_said() -> None:
-    assert Watcher(lambda _line: None).pages == ()
+def test_pages_of_an_experiment_are_not_those_of_the_one_before(tmp_path: Path) -> None:
+    assert run("exp03", tmp_path)[0].pages
+    assert run("exp01", tmp_path)[0].pages == ()
+
+
+@pytest.mark.parametrize(
+    ("ok", "outcome", "code", "wanted"),
+    [
+        (True, "held", 0, (True, "held")),
+        (True, "held", 1, (False, "incomplete")),
+        (False, "not held", 1, (False, "not held")),
+        (False, "incomplete", 0, (False, "incomplete")),
+    ],
+)
+def test_a_summary_is_ok_only_if_pytest_says_so_too(
+    ok: bool, outcome: str, code: int, wanted: tuple[bool, str]
+) -> None:
+    made = experiment.judged({"ok": ok, "outcome": outcome, "run": "r"}, code)
+    assert (made["ok"], made["outcome"]) == wanted
+    assert (made["pytest_exit_code"], made["run"]) == (code, "r")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from synthetic_runs import everything
 
 from pytest_k3s_sandbox.report.compare import claims, comparison
-from pytest_k3s_sandbox.report.records import Verdict
+from pytest_k3s_sandbox.report.records import Announced, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,3 +48,11 @@ def test_ratios_stand_beside_each_other(make_run: Callable[..., Run]) -> None:
     rows = comparison([run, other])["ratios"]
     assert len(rows) == 9
     assert all(len(row["values"]) == 2 and row["values"][1] == "" for row in rows)
+
+
+def test_a_claim_that_one_run_did_not_reach_differs(make_run: Callable[..., Run]) -> None:
+    one, two = make_run(verdict("a", held=True)), make_run(Announced(name="a", text="Claim a"))
+    three = make_run(Verdict(name="a", held=False, judged=False, text="Other words"))
+    (row,) = claims([one, two, three])
+    assert [cell and cell["outcome"] for cell in row["cells"]] == ["held", "not reached", "not judged"]
+    assert (row["text"], row["differs"]) == ("Claim a", True)

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.report.digest import Digest, digest, lines
-from pytest_k3s_sandbox.report.records import End, ErrorLine, Verdict
-from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, sentence, summarize
+from pytest_k3s_sandbox.report.records import Announced, End, ErrorLine, Tested, Verdict
+from pytest_k3s_sandbox.report.summary import (
+    incomplete_reason,
+    is_ok,
+    outcome,
+    root_name,
+    seconds_text,
+    sentence,
+    summarize,
+    worst,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,3 +150,153 @@ def test_an_experiment_in_one_line(
     assert first.startswith(f"exp08: 2 runs, 1 held, 1 incomplete; 1 of 1 claims, {times}, 7 of 7 samples")
     assert second == "test: finished; Ready after 1.0 s, 1 of 1 samples Ready, lost 0 times, 0 error lines"
     assert Digest(**json.loads(json.dumps(good.values()))) == good
+
+
+def made_test(name: str, outcome: str, message: str | None = None) -> Tested:
+    return Tested.model_validate(
+        {
+            "t": 1,
+            "nodeid": f"a/test_b.py::{name}",
+            "text": name.title(),
+            "outcome": outcome,
+            "message": message,
+        }
+    )
+
+
+UNJUDGED = Verdict(name="cut", held=False, judged=False, ended="KeyboardInterrupt", text="It is cut off.")
+CUT = "This run was cut off: its records stop at 10.0 s without an end. It was killed, or is running still."
+
+
+@pytest.mark.parametrize(
+    ("more", "word", "reason"),
+    [
+        ((made_test("x", "passed"), made_test("y", "skipped", "why")), "held", None),
+        ((made_test("x", "failed", "one\ntwo"),), "not held", None),
+        ((made_test("x", "broken", "one.\ntwo"),), "incomplete", "The test x broke: one."),
+        (
+            (made_test("x", "broken"), made_test("y", "broken")),
+            "incomplete",
+            "The test x broke, and 1 more.",
+        ),
+        ((made_test("x", "announced"),), "incomplete", "1 test not reached."),
+        ((made_test("x", "announced"), made_test("x", "elsewhere")), "held", None),
+        (
+            (made_test("x", "announced"), made_test("x", "passed"), made_test("x", "broken")),
+            "incomplete",
+            "The test x broke.",
+        ),
+        ((Announced(name="new", text="New"),), "incomplete", "1 announced claim not reached."),
+        ((Announced(name="ready", text="The node is Ready."),), "held", None),
+        ((UNJUDGED,), "incomplete", "1 claim could not be judged."),
+        ((UNJUDGED, LOST), "not held", "1 claim could not be judged."),
+    ],
+)
+def test_a_failed_or_broken_test_and_a_gap_are_never_held(
+    make_run: Callable[..., Run],
+    good_records: tuple[Record, ...],
+    more: tuple[Record, ...],
+    word: str,
+    reason: str | None,
+) -> None:
+    run = make_run(*good_records, *more, END)
+    made = summarize(run)
+    assert (outcome(run), is_ok(run), made["ok"]) == (word, word == "held", word == "held")
+    assert incomplete_reason(run) == reason
+    assert digest(run).outcome == word
+    unfinished = incomplete_reason(make_run(*good_records, *more)) or ""
+    assert unfinished.startswith(CUT)
+    assert unfinished.endswith(reason or CUT)
+
+
+def test_the_json_has_tests_and_what_was_not_reached(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...]
+) -> None:
+    more = (
+        made_test("x", "announced"),
+        made_test("x", "failed", "m"),
+        Announced(name="n", text="N", limit=3, unit="s"),
+    )
+    made = summarize(make_run(*good_records, *more, END))
+    assert made["tests"] == [
+        {"t": 1, "nodeid": "a/test_b.py::x", "text": "X", "outcome": "failed", "phase": None, "message": "m"}
+    ]
+    assert made["not_reached"] == [{"name": "n", "text": "N", "limit": 3, "unit": "s"}]
+
+
+@pytest.mark.parametrize(
+    ("more", "begin"),
+    [
+        ((made_test("x", "failed", "one\ntwo"),), "The test x failed: one; the node"),
+        ((made_test("x", "failed"), made_test("y", "failed")), "The test x failed, and 1 more; the node"),
+        ((made_test("x", "failed"), LOST), "The pod is gone within 40 s: this did not hold"),
+        ((made_test("x", "broken"),), "The only claim judged so far held: "),
+        ((UNJUDGED,), "1 of 2 claims held, the others could not be judged: "),
+        (
+            (LOST, LOST),
+            f"{LOST.text[:-1]}: this did not hold (measured 52.25 s, limit 40 s), and 1 more of 3 claims;",
+        ),
+    ],
+)
+def test_the_sentence_says_the_worst_first(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...], more: tuple[Record, ...], begin: str
+) -> None:
+    assert sentence(make_run(*good_records, *more, END)).startswith(begin)
+
+
+def test_of_a_claim_that_is_judged_several_times_the_worst_counts(make_run: Callable[..., Run]) -> None:
+    good = Verdict(name="a", held=True, measured=1, text="A")
+    bad = Verdict(name="a", held=False, measured=2, text="A")
+    cut = Verdict(name="a", held=False, judged=False, text="A")
+    last = Verdict(name="a", held=True, measured=3, text="A")
+    assert worst(make_run(good, bad, cut, last), "a") == bad
+    assert worst(make_run(good, cut, last), "a") == cut
+    assert worst(make_run(good, last), "a") == last
+    assert worst(make_run(good, last), "a", "B") is None
+    assert worst(make_run(good), "b") is None
+
+
+def test_an_experiments_line_counts_tests_and_gaps(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...]
+) -> None:
+    more = (
+        made_test("x", "broken"),
+        made_test("y", "failed"),
+        made_test("z", "announced"),
+        Announced(name="n", text="N"),
+    )
+    found = digest(make_run(*good_records, *more, made_test("s", "skipped"), END))
+    assert lines([found]) == [
+        (
+            "exp08: not held; 1 of 2 claims, Ready after 4.0 s, pod Running after 2.0 s, "
+            "6 of 6 samples Ready, lost 0 times, 0 error lines, 2 tests failed, 1 test skipped, 2 not reached"
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("strays", "word"),
+    [
+        (["broken"], "incomplete, 1 test without a run broken;"),
+        (["broken", "failed"], "not held, 2 tests without a run broken or failed;"),
+    ],
+)
+def test_a_test_that_failed_without_a_run_is_on_the_line(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...], strays: list[str], word: str
+) -> None:
+    found = digest(make_run(*good_records, END))
+    gone = [{"experiment": "exp08", "test": "t", "outcome": one} for one in strays]
+    assert lines([found], gone)[0].startswith(f"exp08: {word}")
+    assert lines([], gone) == [f"exp08: {word.rstrip(';')}"]
+    assert lines([found], [{**gone[0], "experiment": "exp01"}])[0].startswith("exp08: held;")
+
+
+def test_a_run_without_a_claim_is_finished_unless_a_test_went_wrong(
+    make_run: Callable[..., Run], sample: Callable[..., Sample]
+) -> None:
+    assert digest(make_run(sample(1), made_test("x", "passed"), END)).outcome == "finished"
+    assert digest(make_run(sample(1), made_test("x", "skipped"), END)).outcome == "finished"
+    assert digest(make_run(sample(1), made_test("x", "failed"), END)).outcome == "not held"
+    assert digest(make_run(sample(1), made_test("x", "broken"), END)).outcome == "incomplete"
+    assert digest(make_run(sample(1), Announced(name="a", text="A"), END)).outcome == "incomplete"
+    assert digest(make_run(sample(1))).outcome == "incomplete"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from synthetic_runs import ENVIRONMENT, everything, write
 
 from pytest_k3s_sandbox.report.export import export, figure_data
-from pytest_k3s_sandbox.report.records import Event, Sample, Verdict, read_run
+from pytest_k3s_sandbox.report.records import Announced, Event, Sample, Tested, Verdict, read_run
 from pytest_k3s_sandbox.report.tables import (
     bibtex,
     csv_tables,
@@ -139,3 +139,23 @@ def test_an_export_names_what_it_wrote(tmp_path: Path, count: int) -> None:
     names = {path.name for path in made}
     assert {f"{prefix}readiness-84mm.pdf", f"{prefix}samples.csv", "results.tex", "citation.bib"} <= names
     assert not [path for path in (tmp_path / "page" / "export").iterdir() if path.name.startswith(".")]
+
+
+def test_the_table_says_what_was_not_reached_and_how_tests_ended(
+    make_run: Callable[..., Run], good_records: tuple[Record, ...]
+) -> None:
+    more = [
+        Announced(name="gone", text="It goes."),
+        Tested(t=1, nodeid="a::b", outcome="passed"),
+        Tested(t=1, nodeid="a::c", outcome="passed"),
+        Tested(t=1, nodeid="a::d", outcome="announced"),
+    ]
+    rows = {row[0]: row[1:] for row in results([make_run(*good_records, *more), make_run(*good_records)])}
+    assert rows["It goes."] == ["not reached", "not judged"]
+    assert rows["Tests"] == ["1 not reached, 2 passed", "not recorded"]
+    assert "Tests" not in {row[0] for row in results([make_run(*good_records)])}
+
+
+def test_the_table_has_the_worst_of_a_claim_that_was_judged_twice(make_run: Callable[..., Run]) -> None:
+    twice = [Verdict(name="a", held=held, measured=held + 1, text="A") for held in (True, False, True)]
+    assert ["A", "not held (1)"] in results([make_run(*twice)])
