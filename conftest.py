@@ -48,37 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Wake the plugin, and register markers that only this repository's tests have."""
     activate(config)
     experiment_markers.register(config)
-    config.addinivalue_line("markers", "requires(*capabilities): the earlier name of k3s_requires")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give experiments their names, and leave nightly tests to the night."""
     experiment_markers.apply(config, items, Path(__file__).parent)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Take the earlier name of a marker for its new one."""
-    for mark in item.iter_markers("requires"):
-        item.add_marker(pytest.mark.k3s_requires(*mark.args, **mark.kwargs))
-
-
-@pytest.fixture(scope="session")
-def sandbox(k3s_sandbox: object) -> object:
-    """The earlier name of ``k3s_sandbox``."""
-    return k3s_sandbox
-
-
-@pytest.fixture(scope="session")
-def layers(k3s_layers: object) -> object:
-    """The earlier name of ``k3s_layers``."""
-    return k3s_layers
-
-
-@pytest.fixture(scope="session")
-def readiness(k3s_readiness: object) -> object:
-    """The earlier name of ``k3s_readiness``."""
-    return k3s_readiness
 
 
 def _asserts_leftovers(config: pytest.Config) -> bool:
