@@ -63,6 +63,11 @@ def until(
     def met() -> bool:
         dead = ended(now())
         if dead is not None:
+            lost: str | None = getattr(dead, "lost", None)  # processes of other kinds need not have it
+            if lost is not None:
+                raise WaitError(
+                    f"the sandbox of {dead.name} was lost while waiting for {what}", cause=lost, log=dead.log
+                )
             raise WaitError(
                 f"{dead.name} ended with exit code {dead.poll()} while waiting for {what}",
                 cause=tail(dead) or None,

@@ -125,3 +125,11 @@ def test_error_lines_are_told_rather_than_the_lines_after_them(tmp_path: Path) -
     assert wait.tail(part) == "\n".join(errors[-3:])
     Path(part.log).write_text('time="x" level=info msg="starting"\ntime="x" level=fatal msg="no"\n')
     assert wait.tail(part) == 'time="x" level=fatal msg="no"'
+
+
+def test_a_sandbox_that_is_lost_is_not_taken_for_the_end_of_a_process(tmp_path: Path) -> None:
+    part = Part(tmp_path, "kubelet", polls=0, code=-9)
+    part.lost = "its first process has ended"  # type: ignore[attr-defined] # as AgentProcess has it
+    words = "the sandbox of kubelet was lost while waiting for x: its first process has ended"
+    with pytest.raises(ClusterError, match=words):
+        wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})
