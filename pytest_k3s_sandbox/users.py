@@ -48,8 +48,9 @@ class Users:
     def enter(self) -> None:
         """Count as a user until :meth:`leave` or this process' end; waits while a cluster is ended."""
         while self._fd is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+            # Another one may remove it, before mkdir looks why it was there and after.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self._fd = self._locked(fcntl.LOCK_SH)
 
     def leave(self) -> None:
