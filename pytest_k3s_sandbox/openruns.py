@@ -136,7 +136,8 @@ class Recorder:
         outcome: Literal["passed", "skipped", "broken", "failed"],
         report: pytest.TestReport,
     ) -> None:
-        phase: Any = report.when
+        # Of a test whose own process ended, pytest-forked does not know the phase, and says "???".
+        phase: Any = report.when if report.when in {"setup", "call", "teardown"} else None
         message = None if outcome == "passed" else _message(report)
         found = False
         for run in self._config.stash[OPEN_RUNS]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import oci
+from pytest_k3s_sandbox.sandbox import agent, oci
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Bind
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
@@ -63,7 +63,7 @@ class GvisorSandbox(StartedSandbox):
     def _launch(self) -> list[str]:
         bundle = oci.config(
             self.layout,
-            argv=agent_argv(),
+            argv=[*agent_argv(), agent.BY_GROUP],
             hostname=self.name,
             netns=f"/run/netns/{self.network.netns}",
         )

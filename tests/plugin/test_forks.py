@@ -35,6 +35,22 @@ def test_after(k3s_claim): k3s_claim("b", "It is still", True)
 """
 
 
+CRASHED = """
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    if item.name != "test_crashes":
+        return None
+    from _pytest import runner
+    call = runner.CallInfo.from_call(lambda: 0 / 0, "???")
+    call.excinfo = None
+    report = runner.pytest_runtest_makereport(item, call)
+    report.outcome, report.longrepr = "failed", "CRASHED with signal 9"
+    item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+"""
+
+
 def project_of(*bodies: str) -> str:
     tests = [
         f"def test_forks_{number}(k3s_claim, k3s_up, k3s_namespace):\n    {body}"
@@ -165,6 +181,19 @@ def test_each_test_in_a_process_of_its_own(project: Project, first: str) -> None
     assert run.complete
     assert (project.folders[0] / "index.html").exists()
     result.stdout.fnmatch_lines([f"*k3s-sandbox report: {project.folders[0]}/index.html"])
+
+
+def test_a_test_whose_own_process_ends_is_recorded_without_a_phase(project: Project) -> None:
+    """As pytest-forked tells it."""
+    conftest = project.pytester.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + CRASHED)
+    tests = "def test_first(k3s): pass\ndef test_crashes(k3s): pass"
+    project.run(tests, "--k3s-keep=always", subprocess=True).assert_outcomes(passed=1, failed=1)
+    (run,) = project.runs
+    assert [(one.outcome, one.phase, one.message) for one in run.tests if "crashes" in one.nodeid] == [
+        ("broken", None, "CRASHED with signal 9")
+    ]
+    assert run.complete
 
 
 # Without a pytest around.
