@@ -19,8 +19,7 @@ import pytest
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import client, reaper
-from pytest_k3s_sandbox.sandbox.agent import LINE_BYTES
+from pytest_k3s_sandbox.sandbox import agent, client, reaper
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
@@ -65,6 +64,12 @@ except OSError:
 """
 """Says words on the channel of process 1, which root can get without a trace of it."""
 
+PROTECTED = """
+import ctypes, runpy, sys
+runpy.run_path(sys.argv[1], run_name="agent")["protect"](sys.argv[2:])
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+"""Does what process 1 does at its start, and prints what prctl(2) with PR_GET_DUMPABLE gives."""
 DUMPABLE = "import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
 NO_RIGHTS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 
@@ -103,6 +108,9 @@ def test_a_program_without_the_right_to_trace_cannot_look_into_process_1(sandbox
         done = sandbox.run([*NO_RIGHTS, "cat", f"/proc/1/{file}"], check=False)
         assert done.returncode == 1, file
         assert "Permission denied" in done.stderr, file
+    # Its capabilities alone would keep it out; the flag is the second reason, and asked for by itself.
+    how = [agent.BY_GROUP] if sandbox.kind == "gvisor" else []
+    assert attack(sandbox, PROTECTED, agent.__file__, *how) == "0\n"
     # Programs that it starts are as they always were.
     assert sandbox.run([sys.executable, "-I", "-S", "-c", DUMPABLE]).stdout == "1\n"
 
@@ -122,7 +130,7 @@ def test_who_takes_process_1_over_can_tell_a_false_end_and_no_more(sandbox: Star
         (b"\x1b]0;owned\x07\n", 1, "a line is no JSON"),
         (b'{"exit": 99999, "status": 0}\n', 1, "the end of process 99999, which it had not started"),
         (b'{"id": 9007199254740991, "usage": []}\n', 1, "it answers request 9007199254740991"),
-        (b"x" * 1024, 1 << 20, f"a line is longer than {LINE_BYTES} bytes"),
+        (b"x" * 1024, 1 << 20, f"a line is longer than {agent.LINE_BYTES} bytes"),
     ],
     ids=["json", "garbage", "exit", "answer", "endless"],
 )
