@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from pytest_k3s_sandbox import escaping
+
 if TYPE_CHECKING:
     import pytest
 
@@ -90,9 +92,9 @@ def attach_run(folder: Path, logs: Path) -> None:
     for path in sorted(logs.glob("*.log")):
         with suppress(OSError):
             data = path.tail(MAX_LOG) if isinstance(path, InsidePath) else path.read_bytes()[-MAX_LOG:]
-            text = data.decode(errors="replace")
+            text = escaping.visible(data.decode(errors="replace"))
             if text:
-                allure.attach(text, path.name, kinds.TEXT)
+                allure.attach(text, escaping.file_name(path.name), kinds.TEXT)
 
 
 class Results:
@@ -126,5 +128,4 @@ class Results:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "categories.json").write_text(json.dumps(CATEGORIES, indent=2) + "\n")
-        lines = "".join(f"{name} = {value}\n" for name, value in environment.items())
-        (self._folder / "environment.properties").write_text(lines)
+        (self._folder / "environment.properties").write_text(escaping.properties(environment))

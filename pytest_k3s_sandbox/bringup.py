@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_k3s_sandbox import __version__, clock, forks
+from pytest_k3s_sandbox import __version__, clock, escaping, forks
 from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
@@ -306,7 +306,8 @@ def look_inside(sandbox: Sandbox, folder: Path) -> None:
     target.mkdir(exist_ok=True)
     for name, argv in inside.items():
         with contextlib.suppress(SandboxError):
-            (target / name).write_text(sandbox.run(argv, check=False, timeout=10).stdout)
+            said = sandbox.run(argv, check=False, timeout=10).stdout
+            (target / name).write_text(escaping.visible(said))
 
 
 def run_folder(base: Path, *words: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pytest_k3s_sandbox import clock
+from pytest_k3s_sandbox import clock, escaping
 from pytest_k3s_sandbox.errors import WaitError
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Claims:
         """
         if held:
             return
+        message = escaping.visible(message)
         if self._lost is None:
             raise NotHeld(message)
         self._lost.append(message)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ JsonOption = Annotated[
 
 def say(line: str) -> None:
     """Write a line about the progress to standard error."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
+    print(escaping.visible(line), file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
 
 
 def verbosity(*, quiet: bool, verbose: bool) -> Verbosity:
@@ -83,7 +84,7 @@ def give(text: str, result: Any, json_file: Path | None) -> None:  # noqa: ANN40
         json_file: The file; ``-`` for standard output instead of the text.
     """
     if text and json_file != STDOUT:
-        typer.echo(text)
+        typer.echo(escaping.visible(text))
     if json_file is None:
         return
     dumped = json.dumps(result, indent=2)

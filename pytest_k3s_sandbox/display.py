@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from pytest_k3s_sandbox import clock
+from pytest_k3s_sandbox import clock, escaping
 from pytest_k3s_sandbox.report.schema import RECORDS_FILE
 
 if TYPE_CHECKING:
@@ -164,14 +164,14 @@ class PlainDisplay:
     def line(self, text: str) -> None:
         """Write a line."""
         if self._verbosity > Verbosity.QUIET:
-            print(text, file=self._stream, flush=True)
+            print(escaping.visible(text), file=self._stream, flush=True)
 
     def update(self, course: Course) -> None:
         """Write what is new."""
         for key, step in course.steps.items():
             if key not in self._begun:
                 self._begun.add(key)
-                self.line(f"{step.start:6.1f} s  {step.name}")
+                self.line(f"{step.start:6.1f} s  {escaping.line(step.name)}")
             if step.seconds is not None and key not in self._ended:
                 self._ended.add(key)
                 if self._verbosity >= Verbosity.VERBOSE:
@@ -179,7 +179,7 @@ class PlainDisplay:
         left = course.left
         if left and course.sample is not None and clock.monotonic() - self._said >= SOAK_SECONDS:
             self._said = clock.monotonic()
-            self.line(f"{course.sample['t']:6.1f} s  {course.state}; {left:.0f} s left")
+            self.line(f"{course.sample['t']:6.1f} s  {escaping.line(course.state)}; {left:.0f} s left")
 
     def close(self) -> None:
         """Do nothing."""
@@ -207,7 +207,7 @@ class LiveDisplay:
 
     def line(self, text: str) -> None:
         """Put a line above the block."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(escaping.visible(text), highlight=False, markup=False)
 
     def update(self, course: Course) -> None:
         """Draw the block anew."""
@@ -228,7 +228,7 @@ class LiveDisplay:
             for step in course.steps.values():
                 seconds = clock.monotonic() - step.seen if step.seconds is None else step.seconds
                 mark = Text("...", "cyan") if step.seconds is None else Text("ok", "green")
-                phases.add_row(mark, step.name, f"{seconds:5.1f} s")
+                phases.add_row(mark, Text(escaping.line(step.name)), f"{seconds:5.1f} s")
         parts: list[RenderableType] = [phases]
         left = course.left
         if left is not None and course.duration is not None:
@@ -244,7 +244,9 @@ class LiveDisplay:
             )
             parts.append(bar)
         if course.state:
-            parts.append(Text(course.state, "default" if "Ready," in course.state else "bold red"))
+            parts.append(
+                Text(escaping.line(course.state), "default" if "Ready," in course.state else "bold red")
+            )
         return Group(*parts)
 
 

@@ -11,6 +11,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from pytest_k3s_sandbox import escaping
+
 
 class SandboxError(Exception):
     """Base of all errors that this project raises on purpose.
@@ -42,13 +44,13 @@ class SandboxError(Exception):
         self.reported = False
 
     def __str__(self) -> str:
-        """Return the whole message, a part a sentence."""
+        """Return the whole message, a part a sentence; what it quotes of logs and answers is made visible."""
         parts = [self.what if self.cause is None else f"{self.what}: {self.cause}"]
         if self.remedy is not None:
             parts.append(f"Remedy: {self.remedy}")
         if self.log is not None:
             parts.append(f"Details: {self.log}")
-        return "\n".join(parts)
+        return escaping.visible("\n".join(parts))
 
 
 class ConfigError(SandboxError):

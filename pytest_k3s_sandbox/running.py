@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import clock, kept
+from pytest_k3s_sandbox import clock, escaping, kept
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import machine
@@ -152,6 +152,7 @@ def table(rows: list[Running]) -> str:
         [row.name, f"{row.kind} {row.sandbox}", row.node, duration(row.age), str(row.pid), row.owner]
         for row in rows
     ]
+    cells = [[escaping.line(cell) for cell in line] for line in cells]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -162,6 +163,8 @@ def table(rows: list[Running]) -> str:
 def strange() -> list[str]:
     """Return a line for each file or folder among the sandboxes' folders that does not bear our mark."""
     return [
-        f"not ours, and left alone: {path}: {reason} (if nobody needs it: rm -r {shlex.quote(str(path))})"
+        escaping.line(
+            f"not ours, and left alone: {path}: {reason} (if nobody needs it: rm -r {shlex.quote(str(path))})"
+        )
         for path, reason in machine.strangers().items()
     ]

@@ -10,6 +10,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
+from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.resolve import RefusedError
@@ -81,4 +82,4 @@ def copy_logs(sandbox: Sandbox, folder: Path) -> None:
         except OSError:
             continue  # it is not there
         with contextlib.suppress(OSError):
-            (target / name).write_bytes(content)
+            (target / escaping.file_name(name)).write_bytes(content)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, Matrix, Sets, matrix, sets
 from pytest_k3s_sandbox.report.findings import Ablation, Stage
 from pytest_k3s_sandbox.report.records import read_run
@@ -40,7 +41,7 @@ def text(cells: Sequence[Ablation]) -> str:
 def _of_version(version: str, cells: Sequence[Ablation]) -> str:
     table = matrix(cells)
     labels = _labels(cells)
-    parts = [f"**Kubernetes {version}**\n", _table(table, labels), _legend(labels)]
+    parts = [f"**Kubernetes {escaping.markdown(version)}**\n", _table(table, labels), _legend(labels)]
     for least, goal in _GOALS.items():
         found = sets(table, least)
         parts.append(f"For {goal}:\n\n" + "\n".join(f"- {_sentence(one)}" for one in found) + "\n")
@@ -76,15 +77,16 @@ def _table(table: Matrix, labels: dict[str, str]) -> str:
     for row in table.rows:
         marks = ["x" if part in row else "" for part in table.parts]
         lines.append([*marks, *(_cell(table.cells.get((row, one)), labels) for one in table.versions)])
+    lines[0] = [escaping.markdown(word) for word in head]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _legend(labels: dict[str, str]) -> str:
-    return "".join(f"- ({letter}) `{word}`\n" for word, letter in labels.items())
+    return "".join(f"- ({letter}) {escaping.markdown_code(word)}\n" for word, letter in labels.items())
 
 
 def _sentence(found: Sets) -> str:
-    start = f"{found.version}: reached with {found.ready} of {found.tried} combinations"
+    start = f"{escaping.markdown(found.version)}: reached with {found.ready} of {found.tried} combinations"
     if found.necessary is None:
         return f"{start}."
     smallest = "; or ".join(_together(one) for one in found.sufficient)
@@ -92,7 +94,7 @@ def _sentence(found: Sets) -> str:
 
 
 def _together(parts: Combination) -> str:
-    return " + ".join(sorted(parts)) or "nothing"
+    return " + ".join(escaping.markdown(part) for part in sorted(parts)) or "nothing"
 
 
 def main(folders: Sequence[str]) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from pytest_k3s_sandbox.escaping import xml
+
 WIDTH = 960
 """A drawing's width in its own units; it scales."""
 
@@ -21,7 +23,6 @@ CHARACTER = 6.0
 """About the width of a character of a drawing's small text."""
 
 _MAX_NAME = 26
-_ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 STYLE = """
 .drawing { --ink: #22252a; --muted: #5d636c; --rule: #dedad1; --paper: #fdfcfa;
@@ -99,11 +100,6 @@ class Scale:
         return self.start <= value <= self.end
 
 
-def clean(text: str) -> str:
-    """Return a text with every character that XML 1.0 forbids (section 2.2) replaced by U+FFFD."""
-    return _ILLEGAL.sub("\ufffd", text)
-
-
 def sheet(height: float, ident: str, title: str, description: str) -> ET.Element:
     """Return an empty drawing with its name and description for those who do not see it."""
     svg = ET.Element(
@@ -123,10 +119,10 @@ def sheet(height: float, ident: str, title: str, description: str) -> ET.Element
 def add(parent: ET.Element, tag: str, words: str | None = None, **attributes: float | str) -> ET.Element:
     """Append an element; ``class_`` and ``text_anchor`` stand for the names that Python cannot write."""
     plain = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-    texts = {name: clean(value) if isinstance(value, str) else f"{value:g}" for name, value in plain.items()}
+    texts = {name: xml(value) if isinstance(value, str) else f"{value:g}" for name, value in plain.items()}
     element = ET.SubElement(parent, tag, texts)
     if words is not None:
-        element.text = clean(words)
+        element.text = xml(words)
     return element
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.escaping import plot
 from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, STAGES, matrix
 from pytest_k3s_sandbox.report.distributions import distributions, grouped, memory, processor
@@ -152,7 +153,7 @@ def _readiness(figure: Figure, run: Run) -> None:
             axes.axvline(event.t / factor, color="#5d636c", linewidth=0.5, linestyle=(0, (3, 2)))
     errors = [line.t / factor for line in run.errors]
     axes.eventplot(errors, lineoffsets=len(rows), linelengths=0.6, linewidths=0.6, colors="#b5432e")
-    axes.set_yticks(range(len(rows) + 1), [*(lane.name for lane in rows), "Error lines"])
+    axes.set_yticks(range(len(rows) + 1), [*(plot(lane.name) for lane in rows), "Error lines"])
     axes.set_ylim(len(rows) + 0.6, -0.6)
     axes.set_xlim(start / factor, end / factor)
     axes.set_xlabel(f"Time since the sandbox\u2019s start ({unit})")
@@ -164,7 +165,7 @@ def _legend(figure: Figure, names: dict[str, str]) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415 - as matplotlib above
 
     columns = 2 if figure.get_figwidth() * _INCH_MM < _NARROW_MM else 4
-    patches = [Patch(color=colour, label=name) for colour, name in names.items()]
+    patches = [Patch(color=colour, label=plot(name)) for colour, name in names.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False)
 
 
@@ -189,7 +190,7 @@ def _boxes(members: Sequence[Any], unit: str) -> Callable[[Figure], None]:
             axes.set_xscale("log")
         else:
             axes.set_xlim(left=0)
-        axes.set_xlabel(unit)
+        axes.set_xlabel(plot(unit))
 
     return draw
 
@@ -207,11 +208,11 @@ def _lines(series: Sequence[Any], unit: str) -> Callable[[Figure], None]:
                 color=colour,
                 linestyle=dashes,
                 linewidth=0.9,
-                label=one.name,
+                label=plot(one.name),
             )
         axes.set_ylim(bottom=0)
         axes.set_xlabel(f"Time since the sandbox\u2019s start ({name})")
-        axes.set_ylabel(unit)
+        axes.set_ylabel(plot(unit))
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
 
     return draw
@@ -236,13 +237,13 @@ def _ratios(found: charts.Ratios) -> Callable[[Figure], None]:
         _names(axes, [f"{w} (n {one.n})" for w, one in zip(words, found.measurements, strict=True)])
         if charts.span([one.value for one in found.measurements] + [1.0]).log:
             axes.set_xscale("log")
-        axes.set_xlabel(f"Ratio to {found.baseline}")
+        axes.set_xlabel(plot(f"Ratio to {found.baseline}"))
 
     return draw
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [plot(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
@@ -260,10 +261,11 @@ def _heat(figure: Figure, run: Run) -> None:
             if cell is not None:
                 left, colour = first + x * _CELL - 0.5, _HEAT[STAGES.index(cell.reached)]
                 axes.barh(y, _CELL - 0.06, left=left, height=0.94, color=colour)
-                words = cell.error.kind if cell.error is not None else ""
+                words = plot(cell.error.kind) if cell.error is not None else ""
                 axes.text(left + _CELL / 2, y, words, ha="center", va="center", fontsize=6)
     places = [*range(first), *(first + x * _CELL - 0.5 + _CELL / 2 for x in range(len(table.versions)))]
-    axes.set_xticks(places, [*table.parts, *table.versions], rotation=45, ha="left", rotation_mode="anchor")
+    heads = [plot(word) for word in (*table.parts, *table.versions)]
+    axes.set_xticks(places, heads, rotation=45, ha="left", rotation_mode="anchor")
     axes.xaxis.tick_top()
     axes.set_yticks([])
     axes.set_ylim(len(table.rows) - 0.4, -0.6)

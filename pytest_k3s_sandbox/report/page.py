@@ -7,8 +7,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.escaping import xml
 from pytest_k3s_sandbox.report.compare import comparison
-from pytest_k3s_sandbox.report.drawing import STYLE, clean
+from pytest_k3s_sandbox.report.drawing import STYLE
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.report.view import link, view
 
@@ -74,7 +75,7 @@ def to_html(
 
 
 def _finalize(value: object) -> object:
-    return clean(value) if type(value) is str else value
+    return xml(value) if type(value) is str else value
 
 
 def write(path: Path, text: str) -> Path:

@@ -11,6 +11,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.findings import (
     Ablation,
@@ -52,20 +53,6 @@ _KINDS: dict[str, type[FrozenModel]] = {
     "tests": Tested,
 }
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
 
 
 def csv_tables(run: Run) -> dict[str, str]:
@@ -91,15 +78,15 @@ def csv_tables(run: Run) -> dict[str, str]:
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as CSV; a column for every key that occurs, in the order of first use."""
+    """Return rows as CSV that no spreadsheet computes; a column for every key, in the order of first use."""
     found = dict.fromkeys(key for row in rows for key in row)
     # What is nested, and missing in some rows, has columns of its own from the others.
     nested = {key.rpartition(".")[0] for key in found}
     columns = [key for key in found if key not in nested]
     out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(out)
+    writer.writerow([escaping.csv_cell(column) for column in columns])
+    writer.writerows([escaping.csv_cell(row.get(column, "")) for column in columns] for row in rows)
     return out.getvalue()
 
 
@@ -173,9 +160,7 @@ def _claim(run: Run, name: str, text: str) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown (GitHub's tables); the first row is its head."""
-    cells = [
-        [" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows
-    ]
+    cells = [[escaping.markdown(cell) for cell in row] for row in rows]
     head, *body = cells
     lines = [head, ["---"] * len(head), *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -183,7 +168,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def latex(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in LaTeX, for the package ``booktabs``; the first row is its head."""
-    head, *body = ([latex_text(cell) for cell in row] for row in rows)
+    head, *body = ([escaping.latex(cell) for cell in row] for row in rows)
     lines = [
         "% needs \\usepackage{booktabs}",
         f"\\begin{{tabular}}{{l{'l' * (len(head) - 1)}}}",
@@ -195,11 +180,6 @@ def latex(rows: Sequence[Sequence[str]]) -> str:
         "\\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def latex_text(text: str) -> str:
-    """Return a text with every character that is special in LaTeX escaped."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def bibtex(run: Run, records: Path) -> str | None:
@@ -234,7 +214,7 @@ def bibtex(run: Run, records: Path) -> str | None:
             continue
         # The month is a macro of BibTeX's; braces keep the author's name whole.
         plain = name in {"month", "year"}
-        text = value if plain or name == "author" else latex_text(value)
+        text = value if plain or name == "author" else escaping.latex(value)
         lines.append(f"  {name} = {text}," if plain else f"  {name} = {{{text}}},")
     return "\n".join([*lines, "}"]) + "\n"
 

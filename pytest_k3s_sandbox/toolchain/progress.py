@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from pytest_k3s_sandbox import clock
+from pytest_k3s_sandbox import clock, escaping
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -60,7 +60,7 @@ class PlainProgress:
         self._began = self._last = 0.0
 
     def _line(self, text: str) -> None:
-        print(f"k3s-sandbox: {text}", file=self._stream or sys.stderr, flush=True)
+        print(f"k3s-sandbox: {escaping.visible(text)}", file=self._stream or sys.stderr, flush=True)
 
     def start(self, what: str) -> None:
         """Write what begins."""
@@ -109,7 +109,9 @@ class LiveProgress:
             from rich.markup import escape  # noqa: PLC0415 - as above
 
             elapsed = clock.monotonic() - self._began
-            self._status.update(f"{escape(self._what)} [cyan]{elapsed:.0f} s[/] [dim]{escape(text[:60])}[/]")
+            self._status.update(
+                f"{escape(self._what)} [cyan]{elapsed:.0f} s[/] [dim]{escape(escaping.line(text[:60]))}[/]"
+            )
 
     def done(self, what: str, seconds: float) -> None:
         """Replace the line by one that stays."""
