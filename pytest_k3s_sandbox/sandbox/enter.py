@@ -9,6 +9,7 @@ anything else when namespaces change.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -26,6 +27,50 @@ DEVICE_LINKS = {
     "stdout": "/proc/self/fd/1",
     "stderr": "/proc/self/fd/2",
 }
+
+DROPPED = {
+    "SYS_MODULE": 16,
+    "SYS_RAWIO": 17,
+    "SYS_PACCT": 20,
+    "SYS_BOOT": 22,
+    "SYS_TIME": 25,
+    "SYS_TTY_CONFIG": 26,
+    "AUDIT_CONTROL": 30,
+    "MAC_OVERRIDE": 32,
+    "MAC_ADMIN": 33,
+    "WAKE_ALARM": 35,
+    "BLOCK_SUSPEND": 36,
+    "AUDIT_READ": 37,
+}
+"""The capabilities that no node needs, with their numbers (capabilities(7), linux/capability.h)."""
+
+PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+CAPABILITY_VERSION_3 = 0x20080522
+WORDS = 6
+"""capset(2), version 3: effective, permitted and inheritable, twice, 32 capabilities each."""
+
+NEVER_WRITTEN = ("sysrq-trigger",)
+"""Files of /proc by which root reboots or halts the machine (proc(5))."""
+
+
+def drop_capabilities() -> None:
+    """Take capabilities from all that runs from the next execve(2) on, for good (capabilities(7))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    for name, number in DROPPED.items():
+        word = ctypes.c_ulong(number)
+        if libc.prctl(PR_CAPBSET_READ, word, zero, zero, zero) != 1:
+            continue  # it is not there to be given, or this kernel does not know it
+        if libc.prctl(PR_CAPBSET_DROP, word, zero, zero, zero) != 0:
+            sys.exit(f"dropping CAP_{name}: {os.strerror(ctypes.get_errno())}")
+    libc.prctl(PR_CAP_AMBIENT, ctypes.c_ulong(PR_CAP_AMBIENT_CLEAR_ALL), zero, zero, zero)
+    header, data = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * WORDS)()
+    if libc.capget(header, data) != 0:
+        sys.exit(f"capget: {os.strerror(ctypes.get_errno())}")
+    data[2] = data[5] = 0
+    if libc.capset(header, data) != 0:
+        sys.exit(f"capset: {os.strerror(ctypes.get_errno())}")
 
 
 def mount(*words: str) -> None:
@@ -52,6 +97,11 @@ def build_root(recipe: dict[str, Any]) -> None:
     # The kubelet sets kernel tunables, and those outside the network belong to the machine.
     mount("--bind", f"{root}/proc/sys", f"{root}/proc/sys")
     mount("-o", "remount,bind,ro", f"{root}/proc/sys")
+    for name in NEVER_WRITTEN:
+        path = f"{root}/proc/{name}"
+        if Path(path).exists():
+            mount("--bind", path, path)
+            mount("-o", "remount,bind,ro", path)
     mount("-t", "sysfs", "sysfs", f"{root}/sys")
     mount("-o", "remount,bind,ro", f"{root}/sys")
     mount_cgroups(recipe, f"{root}/sys/fs/cgroup")
@@ -61,7 +111,7 @@ def build_root(recipe: dict[str, Any]) -> None:
         point = Path(root + target)
         if Path(source).is_dir():
             point.mkdir(parents=True, exist_ok=True)
-        else:
+        elif not point.exists():  # it does in a folder that is shown read-only
             point.parent.mkdir(parents=True, exist_ok=True)
             point.touch()
         mount("--bind", source, str(point))
@@ -72,6 +122,7 @@ def build_root(recipe: dict[str, Any]) -> None:
     os.chdir("/")
     subprocess.run(["umount", "--lazy", "/var/tmp"], check=True)  # noqa: S108 - the old root, not a temporary file
     mount("-o", "remount,bind,ro", "/")
+    drop_capabilities()
 
 
 def make_devices(dev: str) -> None:

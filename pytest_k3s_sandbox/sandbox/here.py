@@ -2,7 +2,14 @@
 
 On plain Linux this is the native control; inside a gVisor sandbox it is the case under
 study without a sandbox of ours. The root is a folder with the same view as a gVisor
-sandbox gets, so that nothing that happens inside reaches the machine's files.
+sandbox gets.
+
+This kind is not a boundary: it keeps accidents from the machine, not attackers. A privileged process inside
+is root of the machine's kernel. It can mount the read-only binds again to write the machine's /usr, write the
+machine's tunables by a /proc of its own, make device files of the machine's disks, and load programs into
+the kernel (bpf(2)). The programs under test are copies, capabilities that no node needs are dropped
+(:data:`.enter.DROPPED`), and the environment is our own. Run in it only what you would run as root
+without a sandbox.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from typing import Any, ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import layout
+from pytest_k3s_sandbox.sandbox.enter import DROPPED
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -35,6 +43,7 @@ class HereSandbox(StartedSandbox):
     """
 
     kind: ClassVar[str] = "here"
+    copies: ClassVar[bool] = True
 
     def shell_argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command on the machine that runs ``argv`` inside on the caller's terminal."""
@@ -43,6 +52,9 @@ class HereSandbox(StartedSandbox):
             "--all",
             "--target",
             str(self._init_pid()),
+            "setpriv",
+            "--inh-caps=-all",
+            f"--bounding-set={','.join(f'-cap_{number}' for number in sorted(DROPPED.values()))}",
             "env",
             f"PATH={layout.SHELL_PATH}",
             *argv,

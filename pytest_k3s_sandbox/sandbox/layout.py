@@ -15,6 +15,7 @@ import pytest_k3s_sandbox
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
+from pytest_k3s_sandbox.sandbox.hidden import hidden
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
@@ -41,6 +42,9 @@ TMPFS = ("/tmp", "/run")  # noqa: S108 - paths inside the sandbox
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EOPNOTSUPP)
 """Errors of link(2) after which a copy does."""
 
+NOTHING = "nothing"
+"""The folder of a sandbox's folder with an empty file and an empty folder."""
+
 SHELL_PATH = f"{BIN_DIR}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -54,6 +58,7 @@ class Layout:
         programs: The programs under test on the machine.
         tmpfs: Paths inside that get a tmpfs.
         one_root: Whether /var is a part of the root, which is writable then, and no mount of its own.
+        copied: Whether the programs are copied, and not linked to the files of the cache.
     """
 
     rootfs: Path
@@ -61,6 +66,7 @@ class Layout:
     programs: tuple[Path, ...] = ()
     tmpfs: tuple[str, ...] = field(default=TMPFS)
     one_root: bool = False
+    copied: bool = False
 
 
 def python_binds() -> list[Bind]:
@@ -71,7 +77,12 @@ def python_binds() -> list[Bind]:
 
 
 def plan(
-    workdir: Path, programs: Iterable[Path], extra: Sequence[Bind] = (), *, one_root: bool = False
+    workdir: Path,
+    programs: Iterable[Path],
+    extra: Sequence[Bind] = (),
+    *,
+    one_root: bool = False,
+    copied: bool = False,
 ) -> Layout:
     """Plan the file system of a sandbox.
 
@@ -80,6 +91,7 @@ def plan(
         programs: The programs under test; each appears in ``BIN_DIR`` by its name.
         extra: Further binds.
         one_root: Whether /var is a part of the root; see :class:`Layout`.
+        copied: Whether the programs are copied; likewise.
 
     Returns:
         The layout, its binds sorted so that parents come before children.
@@ -89,10 +101,23 @@ def plan(
         Bind(workdir / "etc", "/etc"),
         *([] if one_root else [Bind(workdir / "var", "/var", writable=True)]),
         *python_binds(),
+        *hiding_binds(workdir),
         Bind(workdir / "bin", BIN_DIR),
         *extra,
     ]
-    return Layout(workdir / "rootfs", drop_covered(binds), tuple(programs), one_root=one_root)
+    return Layout(workdir / "rootfs", drop_covered(binds), tuple(programs), one_root=one_root, copied=copied)
+
+
+def hiding_binds(workdir: Path) -> list[Bind]:
+    """Return binds of nothing over what the shown folders hold and the inside is not to read.
+
+    Args:
+        workdir: The sandbox's folder, which has an empty file and an empty folder for that.
+    """
+    shown = [Path("/usr"), *(bind.source for bind in python_binds())]
+    return [
+        Bind(workdir / NOTHING / ("folder" if path.is_dir() else "file"), str(path)) for path in hidden(shown)
+    ]
 
 
 def below_var(workdir: Path, inside: str) -> InsidePath:
@@ -183,7 +208,9 @@ def prepare(layout: Layout, workdir: Path, *, hostname: str) -> None:
     (root / "opt").mkdir()
     (root / "opt" / "cni").symlink_to(f"{STATE_DIR}/cni")
     _write_etc(workdir / "etc", hostname)
-    _put_programs(layout.programs, workdir / "bin")
+    _put_programs(layout.programs, workdir / "bin", copied=layout.copied)
+    (workdir / NOTHING / "folder").mkdir(parents=True)
+    (workdir / NOTHING / "file").touch()
     for target in ("/proc", "/sys", "/dev", "/root", *layout.tmpfs):
         (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
     for bind in layout.binds:
@@ -221,20 +248,31 @@ def _check_sources(layout: Layout, workdir: Path) -> None:
                 )
 
 
-def _put_programs(programs: Iterable[Path], folder: Path) -> None:
-    """Link the programs into one folder, or copy them from another file system.
+def _put_programs(programs: Iterable[Path], folder: Path, *, copied: bool = False) -> None:
+    """Link the programs into one folder, or copy them: if asked to, or from another file system.
+
+    A program with several names is copied once. Who can write a linked program changes the cache's.
 
     A bind mount for each would do but for runc, which runs itself from an overlay of
     its folder, and an overlay shows what is below a mount.
     """
     folder.mkdir()
+    copies: dict[tuple[int, int], Path] = {}
     for program in programs:
+        source, target = program.resolve(), folder / program.name
         try:
-            (folder / program.name).hardlink_to(program.resolve())
+            if not copied:
+                target.hardlink_to(source)
+                continue
         except OSError as error:
             if error.errno not in CANNOT_LINK:
                 raise
-            shutil.copy(program.resolve(), folder / program.name)
+        status = source.stat()
+        known = copies.setdefault((status.st_dev, status.st_ino), target)
+        if known is target:
+            shutil.copy(source, target)
+        else:
+            target.hardlink_to(known)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -57,6 +57,8 @@ class StartedSandbox(ABC):
     """
 
     kind: ClassVar[str]
+    copies: ClassVar[bool] = False
+    """Whether the programs inside are copies, because what runs there could change those of the cache."""
 
     def __init__(
         self, *, programs: Iterable[Path] = (), binds: Sequence[Bind] = (), one_root: bool = False
@@ -79,7 +81,7 @@ class StartedSandbox(ABC):
             self.workdir, self._life, self._record = machine.new_workdir(self.kind, self._program())
             try:
                 self._take_network()
-                self._start(layout.plan(self.workdir, programs, binds, one_root=one_root))
+                self._start(layout.plan(self.workdir, programs, binds, one_root=one_root, copied=self.copies))
             except BaseException:
                 self.close()
                 raise

@@ -72,6 +72,12 @@ def _machine() -> list[Check]:
             remedy="run it as root (sudo -E), sandboxes need mounts and namespaces",
         ),
         Check(
+            "kind here",
+            ok=True,
+            required=False,
+            detail="is not a boundary: a privileged process in it is root of this machine (docs/security.md)",
+        ),
+        Check(
             "Python",
             ok=sys.version_info >= LEAST_PYTHON,
             required=True,
