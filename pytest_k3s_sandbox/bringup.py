@@ -28,6 +28,7 @@ from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
 from pytest_k3s_sandbox.options import variables
 from pytest_k3s_sandbox.report.records import Environment, LayerState, Machine, Program, RunWriter
+from pytest_k3s_sandbox.sandbox import gateway
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Sandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.seed import seed
@@ -46,6 +47,7 @@ class Wish:
         sandbox: The sandbox's kind, one of ``KINDS``.
         layers: The layers' names in the order of a stack; None for the kind's own default.
         api_port: The API server's TCP port.
+        open_ports: TCP ports of the machine that programs inside may reach.
         node: The node's name.
         distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
@@ -61,6 +63,7 @@ class Wish:
     distribution: str = "embedded"
     one_root: bool = False
     supervised: bool = False
+    open_ports: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -74,8 +77,12 @@ class Wish:
         ):
             if given not in known:
                 raise ConfigError(f"unknown {what} {given!r}", cause=f"known are {', '.join(known)}")
-        if not 0 < self.api_port < 65536:  # noqa: PLR2004 - the range of TCP ports
-            raise ConfigError(f"API port {self.api_port}", cause="a TCP port is between 1 and 65535")
+        for what, number in (
+            ("API port", self.api_port),
+            *(("opened port", port) for port in self.open_ports),
+        ):
+            if not 0 < number < 65536:  # noqa: PLR2004 - the range of TCP ports
+                raise ConfigError(f"{what} {number}", cause="a TCP port is between 1 and 65535")
 
 
 def programs_of(distribution: str) -> tuple[str, ...]:
@@ -118,11 +125,11 @@ def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
         if wish.sandbox == "here":
             from pytest_k3s_sandbox.sandbox.here import HereSandbox  # noqa: PLC0415 - only what is used
 
-            return HereSandbox(programs=programs)
+            return HereSandbox(programs=programs, opened=wish.open_ports)
         from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox  # noqa: PLC0415 - only what is used
 
         runsc = toolchain.get("runsc").path
-        return GvisorSandbox(runsc, programs=programs, one_root=wish.one_root)
+        return GvisorSandbox(runsc, programs=programs, one_root=wish.one_root, opened=wish.open_ports)
 
 
 def default_layers(sandbox: StartedSandbox) -> tuple[str, ...]:
@@ -264,7 +271,17 @@ def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment:
         distribution=wish.distribution,
         kubernetes=kubernetes_version(wish, toolchain),
         variables=variables(os.environ),
+        network=described_network(stack.sandbox, wish),
     )
+
+
+def described_network(sandbox: Sandbox, wish: Wish) -> str | None:
+    """Return what programs inside can reach, in words; None where that is not known."""
+    found = getattr(sandbox, "network", None)
+    if found is None:
+        return None
+    opened = f"; opened: {', '.join(map(str, wish.open_ports))}" if wish.open_ports else ""
+    return f"{found.isolation}: {gateway.MEANING[found.isolation]}{opened}"
 
 
 @contextlib.contextmanager

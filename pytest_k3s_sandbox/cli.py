@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.cli_options import (
     JsonOption,
     Kind,
     LayersOption,
+    OpenPortsOption,
     PortOption,
     QuietOption,
     ReportOption,
@@ -107,6 +108,7 @@ def run_experiment(
     distribution: DistributionOption = Distribution.EMBEDDED,
     version: VersionOption = "default",
     api_port: PortOption = "6443",
+    open_ports: OpenPortsOption = "none",
     report: ReportOption = Path("reports"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -121,7 +123,7 @@ def run_experiment(
     from pytest_k3s_sandbox.report.summary import sentence, summarize  # noqa: PLC0415 - likewise
 
     experiments.require(experiment)
-    wish = wished(sandbox, layers, api_port, distribution)
+    wish = wished(sandbox, layers, api_port, distribution, open_ports)
     kubernetes = picked(version)
     try:
         seconds = parse_duration(duration, "--duration")
@@ -137,6 +139,7 @@ def run_experiment(
         f"--k3s-layers={layers}",
         f"--k3s-duration={duration}",
         f"--k3s-api-port={wish.api_port}",
+        f"--k3s-open-ports={open_ports}",
         f"--k3s-distribution={wish.distribution}",
         f"--k3s-version={version}",
     ]

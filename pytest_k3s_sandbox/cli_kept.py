@@ -22,6 +22,7 @@ from pytest_k3s_sandbox.cli_options import (
     JsonOption,
     Kind,
     LayersOption,
+    OpenPortsOption,
     PortOption,
     QuietOption,
     ReportOption,
@@ -55,6 +56,7 @@ def up(
     distribution: DistributionOption = Distribution.EMBEDDED,
     version: VersionOption = "default",
     api_port: PortOption = "6443",
+    open_ports: OpenPortsOption = "none",
     report: ReportOption = Path("reports"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -67,7 +69,7 @@ def up(
     from pytest_k3s_sandbox.keeper import Keep, launch  # noqa: PLC0415 - likewise
 
     kept.check_name(name)
-    wish = replace(wished(sandbox, layers, api_port, distribution), supervised=True)
+    wish = replace(wished(sandbox, layers, api_port, distribution, open_ports), supervised=True)
     kubernetes = picked(version)
     level = verbosity(quiet=quiet, verbose=verbose)
     check_json(json_file)

@@ -41,6 +41,12 @@ class Distribution(StrEnum):
 
 SandboxOption = Annotated[Kind, typer.Option("--sandbox", help="Where the node runs.")]
 LayersOption = Annotated[str, typer.Option("--layers", help="Layers with commas; 'none'; or 'default'.")]
+OpenPortsOption = Annotated[
+    str,
+    typer.Option(
+        "--open-ports", help="TCP ports of the machine that programs inside may reach, like 5000,8080."
+    ),
+]
 PortOption = Annotated[str, typer.Option("--api-port", help="The API server's port inside.")]
 DistributionOption = Annotated[
     Distribution, typer.Option("--distribution", help="What Kubernetes comes as: parts, or official k3s.")
@@ -117,7 +123,11 @@ def provisioned(
 
 
 def wished(
-    sandbox: Kind, layers: str, api_port: str, distribution: Distribution = Distribution.EMBEDDED
+    sandbox: Kind,
+    layers: str,
+    api_port: str,
+    distribution: Distribution = Distribution.EMBEDDED,
+    open_ports: str = "none",
 ) -> Wish:
     """Return the wish that options express.
 
@@ -128,7 +138,8 @@ def wished(
     from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
 
     names = None if layers == "default" else parse(layers)
-    return Wish(sandbox.value, names, port(api_port), distribution=distribution.value)
+    opened = ports(open_ports)
+    return Wish(sandbox.value, names, port(api_port), distribution=distribution.value, open_ports=opened)
 
 
 def picked(version: str) -> str | None:
@@ -152,6 +163,20 @@ def port(text: str) -> int:
 
     try:
         return parse_port(Given(text, "--api-port"))
+    except OptionError as error:
+        raise ConfigError(str(error)) from error
+
+
+def ports(text: str) -> tuple[int, ...]:
+    """Return the TCP ports of ``--open-ports``.
+
+    Raises:
+        ConfigError: One is none.
+    """
+    from pytest_k3s_sandbox.options import Given, OptionError, parse_ports  # noqa: PLC0415 - only some commands
+
+    try:
+        return parse_ports(Given(text, "--open-ports"))
     except OptionError as error:
         raise ConfigError(str(error)) from error
 

@@ -93,6 +93,7 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
         settings.api_port,
         distribution=settings.distribution,
         supervised=True,
+        open_ports=settings.open_ports,
     )
 
 

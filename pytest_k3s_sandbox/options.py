@@ -83,6 +83,12 @@ OPTIONS = (
         ("embedded", "k3s"),
     ),
     Option("api-port", "6443", "the API server's port inside the sandbox"),
+    Option(
+        "open-ports",
+        "none",
+        "TCP ports of the machine that programs inside may reach, with commas, by the address of their "
+        "default route",
+    ),
     Option("require", "", "a missing capability fails instead of skipping (for CI)", flag=True),
 )
 
@@ -196,6 +202,7 @@ class Settings:
         version: The version of Kubernetes, or None for the default.
         distribution: What Kubernetes comes as.
         api_port: The API server's port.
+        open_ports: TCP ports of the machine that programs inside may reach.
         require: Whether missing capabilities fail.
     """
 
@@ -210,6 +217,7 @@ class Settings:
     version: str | None
     distribution: str
     api_port: int
+    open_ports: tuple[int, ...]
     require: bool
 
 
@@ -251,6 +259,18 @@ def parse_port(given: Given) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536):  # noqa: PLR2004 - the range of TCP ports
         raise OptionError(f"{given.source}: {text!r} is not a TCP port (1 to 65535)")
     return int(text)
+
+
+def parse_ports(given: Given) -> tuple[int, ...]:
+    """Return TCP ports of a text like ``5000,8080``; none of ``none``.
+
+    Raises:
+        OptionError: One is no number from 1 to 65535.
+    """
+    words = [word.strip() for word in given.value.split(",") if word.strip()]
+    if words == ["none"]:
+        return ()
+    return tuple(dict.fromkeys(parse_port(Given(word, given.source)) for word in words))
 
 
 def parse_version(given: Given) -> str | None:
@@ -338,5 +358,6 @@ def settings(config: pytest.Config) -> Settings:
         version=parse_version(given["version"]),
         distribution=given["distribution"].value,
         api_port=parse_port(given["api-port"]),
+        open_ports=parse_ports(given["open-ports"]),
         require=parse_flag(given["require"]),
     )

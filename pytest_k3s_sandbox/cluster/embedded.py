@@ -33,6 +33,8 @@ grep -q " $0 " /proc/self/mountinfo ||
 A kubelet does so itself where nobody has (DoMakeRShared in k8s.io/mount-utils), while it already renames a
 socket in there, and ends if the mount comes in between (``invalid cross-device link``).
 """
+LISTENERS = "cd /proc/net; cat tcp; test ! -e tcp6 || cat tcp6"
+"""Prints the TCP sockets (proc_net_tcp(5)); where IPv6 is switched off, there is no tcp6."""
 POLL_SECONDS = 0.03
 """Between two questions while the control plane starts: they go over one connection and cost little."""
 CONTAINERD_SERVES = b"containerd successfully booted"
@@ -170,9 +172,8 @@ class Embedded(Programs):
             path = pki.folder / f"{name}.kubeconfig"
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
         files.mkdir(PKI_DIR, 0o700)
-        for path in sorted(pki.folder.iterdir()):
-            if not path.name.startswith("admin."):  # the node needs no administrator
-                files.copy_in(path, f"{PKI_DIR}/{path.name}", 0o600)
+        for path in sorted(pki.folder.iterdir()):  # the administrator's, too, for a shell inside
+            files.copy_in(path, f"{PKI_DIR}/{path.name}", 0o600)
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
         api = self._api(sandbox, settings)
@@ -258,7 +259,7 @@ def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:
         "kubelet": components.KUBELET_PORT,
         **components.CONTROL_PLANE_PORTS,
     }
-    listening = listening_ports(sandbox.run(["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout)
+    listening = listening_ports(sandbox.run(["sh", "-c", LISTENERS]).stdout)
     for name, port in ports.items():
         if port in listening:
             raise ClusterError(

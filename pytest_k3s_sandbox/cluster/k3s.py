@@ -26,7 +26,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
-from pytest_k3s_sandbox.cluster.components import ImageStore, Settings
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, ImageStore, Settings
 from pytest_k3s_sandbox.cluster.embedded import (
     assert_ports_free,
     image_names,
@@ -227,6 +227,9 @@ class K3s(Programs):
                 return False
 
         self._until(adopted, "k3s to write its kubeconfig", deadline)
+        if (pki / certificates.ADMIN).exists():  # for a shell inside
+            sandbox.files.mkdir(PKI_DIR, 0o700)
+            sandbox.files.copy_in(pki / certificates.ADMIN, f"{PKI_DIR}/{certificates.ADMIN}", 0o600)
         self._until(self._api(sandbox, settings).answers, "the API server to answer", deadline)
 
 

@@ -94,6 +94,7 @@ class Environment(FrozenModel):
         distribution: What Kubernetes came as: ``embedded`` (the parts) or ``k3s`` (the binary).
         kubernetes: The version of Kubernetes under test.
         variables: The environment variables of this project's that were set, which are options, too.
+        network: What programs inside could reach, in words; None in records from before 2026-11-26.
     """
 
     type: Literal["environment"] = "environment"
@@ -112,6 +113,7 @@ class Environment(FrozenModel):
     distribution: str | None = None
     kubernetes: str | None = None
     variables: dict[str, str] = Field(default_factory=dict)
+    network: str | None = None
 
 
 class Phase(FrozenModel):

@@ -31,6 +31,7 @@ class GvisorSandbox(StartedSandbox):
         binds: Further files and folders to show.
         one_root: Whether /var is a part of the root, which is writable then: a sandbox with a single 9p
             mount, as the research's was, and not, as usual, with another one for /var.
+        opened: TCP ports of the machine that programs inside may reach.
 
     Raises:
         MissingCapability: Not root.
@@ -46,10 +47,11 @@ class GvisorSandbox(StartedSandbox):
         programs: Iterable[Path] = (),
         binds: Sequence[Bind] = (),
         one_root: bool = False,
+        opened: Sequence[int] = (),
     ) -> None:
         """Start it; see the class."""
         self._runsc = runsc
-        super().__init__(programs=programs, binds=binds, one_root=one_root)
+        super().__init__(programs=programs, binds=binds, one_root=one_root, opened=opened)
 
     def shell_argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command on the machine that runs ``argv`` inside on the caller's terminal."""

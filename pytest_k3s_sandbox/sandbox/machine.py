@@ -310,8 +310,17 @@ def _parsed(data: Mapping[str, Any], key: str) -> Owner:
     net = Network(**fields.pop("network"))
     groups = fields.pop("cgroups")
     owner = Owner(network=net, cgroups=tuple(groups), **fields)
-    words = (owner.boot, owner.pid_namespace, owner.kind, *groups, net.netns, net.veth, owner.runsc or "")
-    numbers = (owner.pid, owner.start, net.inode, net.index)
+    words = (
+        owner.boot,
+        owner.pid_namespace,
+        owner.kind,
+        *groups,
+        net.netns,
+        net.veth,
+        net.isolation,
+        owner.runsc or "",
+    )
+    numbers = (owner.pid, owner.start, net.inode, net.index, net.gateway_inode)
     if not all(isinstance(word, str) for word in words) or not isinstance(groups, list):
         raise TypeError("a text is not a text")
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):

@@ -1,7 +1,8 @@
-"""A network namespace of a sandbox's own, and the veth pair that leads to it.
+"""A network namespace of a sandbox's own, and the way from the machine to it.
 
-The machine keeps one end; the other end is the sandbox's ``eth0``. Nothing is
-routed or translated: only the two ends of the pair see each other.
+The machine keeps one end of a veth pair.
+It leads to a namespace that decides what passes (:mod:`.gateway`), and from there to the sandbox's ``eth0``.
+Where the kernel cannot do that, it leads to the sandbox directly.
 """
 
 from __future__ import annotations
@@ -12,16 +13,24 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox.errors import MissingCapability, StartError
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, StartError
+from pytest_k3s_sandbox.sandbox import gateway
 from pytest_k3s_sandbox.sandbox.processes import every, in_network_namespace
 
-POOL = IPv4Network("10.213.0.0/16")
-"""Where the pairs' /30 networks are taken from."""
+POOLS = (IPv4Network("10.213.0.0/16"), IPv4Network("172.31.0.0/16"), IPv4Network("198.18.0.0/16"))
+"""Where the /30 networks are taken from: the next one where the machine has a route over all of one.
+
+Two are private (RFC 1918), the last one is for benchmarks (RFC 2544), which no network uses.
+"""
+
+POOL_VARIABLE = "K3S_SANDBOX_POOL"
+"""The variable that names another pool, as 10.99.0.0/16."""
 
 NETNS = Path("/run/netns")
 """Where ip(8) keeps the names of network namespaces."""
@@ -38,6 +47,8 @@ class Network:
         address: The sandbox's address on the pair.
         inode: The inode of the namespace, which tells it from another one of that name; 0 before it exists.
         index: The number of the interface on the machine; 0 before it exists.
+        gateway_inode: The inode of the namespace :attr:`between`; 0 before it exists, or without one.
+        isolation: How well it is isolated, as :mod:`.gateway` says; empty before it exists.
     """
 
     netns: str
@@ -46,11 +57,23 @@ class Network:
     address: str
     inode: int = 0
     index: int = 0
+    gateway_inode: int = 0
+    isolation: str = ""
+
+    @property
+    def between(self) -> str:
+        """The name of the namespace between the machine and the sandbox."""
+        return f"{self.netns}-gw"
 
 
-def _ip(*words: str) -> str:
+def _ip(*words: str, batch: Sequence[str] = ()) -> str:
+    """Run ip(8): one command, or several in one process (``-batch``)."""
+    words = (*words, "-batch", "-") if batch else words
+    text = "\n".join(batch)
     try:
-        done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(
+            ["ip", *words], input=text, capture_output=True, text=True, check=False, timeout=30
+        )
     except FileNotFoundError:
         raise MissingCapability(
             "cannot create a network namespace",
@@ -64,30 +87,74 @@ def _ip(*words: str) -> str:
     return done.stdout
 
 
+def pools() -> tuple[IPv4Network, ...]:
+    """Return where networks are taken from: ``K3S_SANDBOX_POOL`` if it is set, else :data:`POOLS`.
+
+    Raises:
+        ConfigError: The variable names no IPv4 network with room for a /30.
+    """
+    text = os.environ.get(POOL_VARIABLE)
+    if not text:
+        return POOLS
+    try:
+        pool = IPv4Network(text)
+    except ValueError as error:
+        raise ConfigError(f"{POOL_VARIABLE}={text}", cause=str(error), remedy="e.g. 10.99.0.0/16") from error
+    if pool.prefixlen > 30:  # noqa: PLR2004 - a sandbox's network
+        raise ConfigError(
+            f"{POOL_VARIABLE}={text}", cause="it has no room for a /30", remedy="e.g. 10.99.0.0/16"
+        )
+    return (pool,)
+
+
 def free_subnet(used: set[IPv4Network]) -> IPv4Network:
-    """Return the first /30 of the pool that overlaps none of the used networks.
+    """Return the first /30 of the pools that overlaps none of the used networks.
+
+    Args:
+        used: Networks of the machine's interfaces and routes.
 
     Raises:
         StartError: All are in use.
+        ConfigError: See :func:`pools`.
     """
-    for subnet in POOL.subnets(new_prefix=30):
-        if not any(subnet.overlaps(other) for other in used):
-            return subnet
+    within = pools()
+    for pool in within:
+        if any(pool.subnet_of(other) for other in used):
+            continue  # quicker than to ask for each of its networks
+        for subnet in pool.subnets(new_prefix=30):
+            if not any(subnet.overlaps(other) for other in used):
+                return subnet
+    covering = sorted(str(other) for other in used if any(pool.subnet_of(other) for pool in within))
     raise StartError(
-        f"no free network in {POOL}",
-        cause="every /30 of it is in use on this machine",
-        remedy="end other sandboxes (`k3s-sandbox down`)",
+        f"no free network in {', '.join(map(str, within))}",
+        cause=f"the machine has routes over them ({', '.join(covering)}), as a VPN makes them"
+        if covering
+        else "every /30 of it is in use on this machine",
+        remedy=f"name a range that the machine does not use: {POOL_VARIABLE}=10.99.0.0/16"
+        if covering
+        else "end other sandboxes (`k3s-sandbox ps`)",
     )
 
 
 def used_networks() -> set[IPv4Network]:
-    """Return the IPv4 networks of the machine's interfaces."""
-    links: list[dict[str, Any]] = json.loads(_ip("-4", "-json", "address", "show"))
-    return {
+    """Return the IPv4 networks of the machine's interfaces and of its routes but the default one."""
+    links: list[dict[str, Any]] = json.loads(_ip("-4", "-json", "address", "show") or "[]")
+    routes: list[dict[str, Any]] = json.loads(_ip("-4", "-json", "route", "show", "table", "all") or "[]")
+    addresses = {
         ipaddress.IPv4Interface(f"{entry['local']}/{entry['prefixlen']}").network
         for link in links
         for entry in link.get("addr_info", [])
     }
+    return addresses | {found for route in routes if (found := _destination(route)) is not None}
+
+
+def _destination(route: dict[str, Any]) -> IPv4Network | None:
+    """Return the network of a route; None for a default route, also one in halves, as VPNs set it."""
+    try:
+        found = IPv4Network(route["dst"])
+    except (KeyError, ValueError):  # "default", and what is no address
+        return None
+    return found if found.prefixlen > 1 else None
 
 
 def choose(key: str) -> Network:
@@ -103,8 +170,7 @@ def choose(key: str) -> Network:
         StartError: No addresses are free.
         MissingCapability: There is no ``ip`` program.
     """
-    gateway, address = (str(host) for host in free_subnet(used_networks()).hosts())
-    network = named(key, gateway, address)
+    network = named(key, *(str(host) for host in free_subnet(used_networks()).hosts()))
     if os.path.lexists(NETNS / network.netns) or _index(network.veth):
         raise StartError(f"the network {network.netns}", cause="the machine has one of that name already")
     return network
@@ -115,26 +181,79 @@ def named(key: str, gateway: str = "", address: str = "") -> Network:
     return Network(netns=f"k3ssb-{key}", veth=f"k3s{key}", gateway=gateway, address=address)
 
 
-def create(network: Network) -> None:
-    """Create the namespace and the pair, the sandbox's end being ``eth0`` with a default route.
+def create(network: Network, opened: Sequence[int] = ()) -> Network:
+    """Create the namespaces and the way through them; the sandbox's end is ``eth0`` with a default route.
+
+    Args:
+        network: What :func:`choose` gave.
+        opened: TCP ports of the machine that the sandbox may reach.
+
+    Returns:
+        The same with its isolation and the numbers that tell it from another one of its names.
 
     Raises:
         StartError: The kernel refused; nothing is left then.
     """
-    gateway, address = network.gateway, network.address
     try:
-        _ip("netns", "add", network.netns)
-        _ip("link", "add", network.veth, "type", "veth", "peer", "name", "eth0", "netns", network.netns)
-        _ip("address", "add", f"{gateway}/30", "dev", network.veth)
-        _ip("link", "set", network.veth, "up")
-        in_ns = ("-n", network.netns)
-        _ip(*in_ns, "address", "add", f"{address}/30", "dev", "eth0")
-        _ip(*in_ns, "link", "set", "lo", "up")
-        _ip(*in_ns, "link", "set", "eth0", "up")
-        _ip(*in_ns, "route", "add", "default", "via", gateway, "dev", "eth0")
+        return _create_isolated(network, opened)
+    except StartError:
+        remove(network)  # a kernel without what it takes, as gVisor's
     except BaseException:
         remove(network)
         raise
+    try:
+        return _create_directly(network)
+    except BaseException:
+        remove(network)
+        raise
+
+
+def _create_isolated(network: Network, opened: Sequence[int]) -> Network:
+    _ip(
+        batch=[
+            f"netns add {network.netns}",
+            f"netns add {network.between}",
+            f"link add {network.veth} type veth peer name {gateway.MACHINE} netns {network.between}",
+            *_machines_end(network),
+        ]
+    )
+    between = NETNS / network.between
+    isolation = gateway.make(between, network.gateway, network.address, network.netns, opened)
+    _sandboxes_end(network)
+    made = replace(network, isolation=isolation, gateway_inode=between.lstat().st_ino)
+    return identified(made)
+
+
+def _create_directly(network: Network) -> Network:
+    _ip(
+        batch=[
+            f"netns add {network.netns}",
+            f"link add {network.veth} type veth peer name eth0 netns {network.netns}",
+            *_machines_end(network),
+        ]
+    )
+    _sandboxes_end(network)
+    return identified(replace(network, isolation=gateway.OPEN))
+
+
+def _machines_end(network: Network) -> list[str]:
+    return [
+        f"address add {network.gateway}/30 dev {network.veth}",
+        f"link set {network.veth} up",
+    ]
+
+
+def _sandboxes_end(network: Network) -> None:
+    _ip(
+        "-n",
+        network.netns,
+        batch=[
+            f"address add {network.address}/30 dev eth0",
+            "link set lo up",
+            "link set eth0 up",
+            f"route add default via {network.gateway} dev eth0",
+        ],
+    )
 
 
 def identified(network: Network) -> Network:
@@ -157,25 +276,31 @@ def verified(network: Network) -> os.stat_result | None:
     A namespace whose inode was not recorded, because the start was killed just then, is the
     sandbox's only while there is no process in it: then its removal harms none.
     """
+    return _verified(network.netns, network.inode)
+
+
+def _verified(name: str, inode: int) -> os.stat_result | None:
     try:
-        found = (NETNS / network.netns).lstat()
+        found = (NETNS / name).lstat()
         own = Path("/proc/self/ns/net").stat()
     except OSError:
         return None
-    if os.path.samestat(found, own) or network.inode not in {0, found.st_ino}:
+    if os.path.samestat(found, own) or inode not in {0, found.st_ino}:
         return None
-    if network.inode == 0 and any(in_network_namespace(pid, found) for pid in every()):
+    if inode == 0 and any(in_network_namespace(pid, found) for pid in every()):
         return None
     return found
 
 
 def remove(network: Network) -> None:
-    """Remove the namespace and the pair if they are the sandbox's; those that are gone are no error."""
-    ours = verified(network) is not None
+    """Remove the namespaces and the pair if they are the sandbox's; those that are gone are no error."""
+    ours = _verified(network.netns, network.inode) is not None
+    between = _verified(network.between, network.gateway_inode) is not None
     index = _index(network.veth)
-    if index and (network.index == index or (network.index == 0 and ours)):
+    if index and (network.index == index or (network.index == 0 and (ours or between))):
         with contextlib.suppress(StartError):
             _ip("link", "delete", network.veth)
-    if ours:
-        with contextlib.suppress(StartError):
-            _ip("netns", "delete", network.netns)
+    for name, is_ours in ((network.netns, ours), (network.between, between)):
+        if is_ours:
+            with contextlib.suppress(StartError):
+                _ip("netns", "delete", name)

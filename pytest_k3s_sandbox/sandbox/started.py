@@ -46,6 +46,7 @@ class StartedSandbox(ABC):
         programs: Programs on the machine that appear inside, in ``BIN_DIR``.
         binds: Further files and folders to show.
         one_root: Whether /var is a part of the root instead of a mount of its own.
+        opened: TCP ports of the machine that programs inside may reach.
 
     Attributes:
         handed_over: Whether another process owns it now; what is in it stays as it is then.
@@ -61,7 +62,12 @@ class StartedSandbox(ABC):
     """Whether the programs inside are copies, because what runs there could change those of the cache."""
 
     def __init__(
-        self, *, programs: Iterable[Path] = (), binds: Sequence[Bind] = (), one_root: bool = False
+        self,
+        *,
+        programs: Iterable[Path] = (),
+        binds: Sequence[Bind] = (),
+        one_root: bool = False,
+        opened: Sequence[int] = (),
     ) -> None:
         """Start it; see the class."""
         if os.geteuid() != 0:
@@ -71,6 +77,7 @@ class StartedSandbox(ABC):
                 remedy="run as root, for example with sudo",
             )
         self._owner = forks.Owner()
+        self._opened = tuple(opened)
         self._numbers = itertools.count(1)
         self._closed = False
         self.handed_over = False
@@ -267,8 +274,8 @@ class StartedSandbox(ABC):
         """Create the network; what it is called must be on disk before, and which one it is afterwards."""
         with machine.lock():
             self._claim(network=network.choose(self.workdir.name))
-            network.create(self.network)
-        self._claim(network=network.identified(self.network))
+            made = network.create(self.network, self._opened)
+        self._claim(network=made)
 
     def _claim(self, **changes: Any) -> None:  # noqa: ANN401 - fields of a record
         """Write down what belongs to the sandbox, before it is made."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
-from pytest_k3s_sandbox.sandbox import machine
+from pytest_k3s_sandbox.sandbox import gateway, machine
 from pytest_k3s_sandbox.toolchain import golang, packages, probes
 from pytest_k3s_sandbox.toolchain.resolve import Toolchain, architecture
 
@@ -114,6 +114,7 @@ def _kernel() -> list[Check]:
         ),
         allowed("seccomp filter", probes.can_filter(), "the kernel needs CONFIG_SECCOMP_FILTER"),
         Check("control groups", ok=True, required=False, detail=mode),
+        _isolation(),
         Check(
             "root filesystem",
             ok=True,
@@ -121,6 +122,19 @@ def _kernel() -> list[Check]:
             detail=root + (", as in gVisor" if "9p" in root else ""),
         ),
     ]
+
+
+def _isolation() -> Check:
+    """Say what programs in a sandbox could reach on this machine."""
+    why = gateway.load(gateway.rules("192.0.2.1", "192.0.2.2", ()))  # addresses of RFC 5737, for documents
+    isolated = gateway.FILTERED if why is None else gateway.ROUTED
+    return Check(
+        "network isolation",
+        ok=why is None,
+        required=False,
+        detail=f"{gateway.MEANING[isolated]}{'' if why is None else f' ({why})'}",
+        remedy="install iptables, on a kernel with its modules; inside gVisor there is none",
+    )
 
 
 def _system(toolchain: Toolchain) -> list[Check]:

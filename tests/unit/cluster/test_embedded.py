@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import components
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.embedded import assert_ports_free, listening_ports, with_effect
+from pytest_k3s_sandbox.cluster.embedded import LISTENERS, assert_ports_free, listening_ports, with_effect
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
@@ -38,6 +39,16 @@ def test_a_real_listener_is_found() -> None:
         assert {server.getsockname()[1], six.getsockname()[1]} <= listening_ports(table)
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["with IPv6", "IPv6 switched off"])
+def test_the_tables_are_read_with_and_without_ipv6(tmp_path: Path, *, there: bool) -> None:
+    (tmp_path / "tcp").write_text(HEAD + LISTEN)
+    if there:
+        (tmp_path / "tcp6").write_text(HEAD + V6)
+    script = LISTENERS.replace("/proc/net", str(tmp_path))
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == HEAD + LISTEN + (HEAD + V6 if there else "")
+
+
 class Tables:
     """A sandbox of which only the tables of connections are asked."""
 
@@ -49,7 +60,7 @@ class Tables:
 
     def run(self, argv: list[str], **_options: object) -> Completed:
         """Give the tables."""
-        assert argv == ["cat", "/proc/net/tcp", "/proc/net/tcp6"]
+        assert argv[-1] == LISTENERS
         return Completed(tuple(argv), 0, self._text, "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox.errors import MissingCapability, StartError
-from pytest_k3s_sandbox.sandbox import network
-from pytest_k3s_sandbox.sandbox.network import POOL, Network, free_subnet
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, StartError
+from pytest_k3s_sandbox.sandbox import gateway, network
+from pytest_k3s_sandbox.sandbox.network import POOL_VARIABLE, POOLS, Network, free_subnet
+
+POOL = POOLS[0]
 
 SUBNETS = list(POOL.subnets(new_prefix=30))
 
@@ -36,11 +39,36 @@ def test_networks_outside_the_pool_do_not_matter() -> None:
     assert free_subnet({IPv4Network("192.168.0.0/16"), IPv4Network("10.42.0.0/24")}) == SUBNETS[0]
 
 
-def test_a_full_pool_is_an_error_with_a_remedy() -> None:
+def test_full_pools_are_an_error_with_a_remedy() -> None:
+    used = {subnet for pool in POOLS for subnet in pool.subnets(new_prefix=18)}
     with pytest.raises(
         StartError, match=r"no free network in 10\.213\.0\.0/16.*\nRemedy: end other sandboxes"
     ):
-        free_subnet({POOL})
+        free_subnet(used)
+
+
+def test_a_vpn_over_a_pool_leads_to_the_next_one() -> None:
+    assert free_subnet({IPv4Network("10.0.0.0/8")}).subnet_of(POOLS[1])
+    private = {IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12")}
+    assert free_subnet(private).subnet_of(POOLS[2])
+
+
+def test_routes_over_all_pools_are_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = {IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("198.18.0.0/15")}
+    with pytest.raises(
+        StartError, match=r"routes over them \(10.0.0.0/8.*VPN(.|\n)*K3S_SANDBOX_POOL="
+    ) as caught:
+        free_subnet(routes)
+    assert "198.18.0.0/15" in str(caught.value)
+    monkeypatch.setenv(POOL_VARIABLE, "192.168.77.0/24")
+    assert free_subnet(routes) == IPv4Network("192.168.77.0/30")
+
+
+@pytest.mark.parametrize("text", ["10.99", "10.99.0.1/16", "fd00::/64", "10.99.0.0/31", "x"])
+def test_a_pool_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(POOL_VARIABLE, text)
+    with pytest.raises(ConfigError, match=f"{POOL_VARIABLE}={text}"):
+        free_subnet(set())
 
 
 def test_a_name_fits_an_interface() -> None:
@@ -59,14 +87,24 @@ def test_used_networks_are_those_of_all_addresses(monkeypatch: pytest.MonkeyPatc
         {"ifname": "down"},
         {},
     ]
-    monkeypatch.setattr(network, "_ip", lambda *_words: json.dumps(links))
+    routes = [
+        {"dst": "default", "gateway": "192.0.2.1"},
+        {"dst": "0.0.0.0/1"},  # a VPN's default route, in halves
+        {"dst": "10.213.0.4/30"},
+        {"dst": "192.0.2.7"},
+        {"type": "unreachable"},
+    ]
+    shown = {"address": links, "route": routes}
+    monkeypatch.setattr(network, "_ip", lambda *words: json.dumps(shown[words[2]]))
     assert network.used_networks() == {
+        IPv4Network("10.213.0.4/30"),
+        IPv4Network("192.0.2.7/32"),
         IPv4Network("127.0.0.0/8"),
         IPv4Network("10.213.0.0/30"),
         IPv4Network("10.213.0.9/32"),
     }
     chosen = network.choose("0123abcd")
-    assert (chosen.gateway, chosen.address) == ("10.213.0.5", "10.213.0.6")
+    assert (chosen.gateway, chosen.address) == ("10.213.0.13", "10.213.0.14")
 
 
 def test_without_ip_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,11 +124,16 @@ def test_a_network_that_fails_halfway_is_removed(tmp_path: Path, monkeypatch: py
     (tmp_path / "k3ssb-x").touch()
     said: list[tuple[str, ...]] = []
 
-    def refuse_routes(*words: str) -> str:
-        said.append(words)
-        if "route" in words:
+    def refuse_routes(*words: str, batch: Sequence[str] = ()) -> str:
+        said.append((*words, *batch))
+        if any(line.startswith("route") for line in batch):
             raise StartError("no")
         return ""
+
+    def refuse(*_words: object) -> str:
+        raise StartError("this kernel cannot")
+
+    monkeypatch.setattr(gateway, "make", refuse)
 
     monkeypatch.setattr(network, "_ip", refuse_routes)
     with pytest.raises(StartError):
@@ -137,3 +180,19 @@ def test_a_name_that_the_machine_has_already_is_not_chosen(
     (tmp_path / "k3ssb-0123abcd").touch()
     with pytest.raises(StartError, match="has one of that name already"):
         network.choose("0123abcd")
+
+
+def test_the_filter_lets_pass_what_the_machine_begins_and_opened_ports() -> None:
+    text = gateway.rules("10.213.0.1", "10.213.0.2", (5000, 8080))
+    accepted = [line for line in text.splitlines() if line.endswith("ACCEPT")]
+    states = "-m conntrack --ctstate NEW,ESTABLISHED,RELATED -j ACCEPT"
+    assert ":FORWARD DROP [0:0]" in text
+    assert ":INPUT DROP [0:0]" in text
+    assert [line for line in accepted if "NEW" in line] == [
+        f"-A FORWARD -i m0 -o s0 -s 10.213.0.1/32 -d 10.213.0.2/32 {states}"
+    ]
+    assert [line for line in accepted if "--dport" in line] == [
+        f"-A FORWARD -i s0 -o m0 -s 10.213.0.2/32 -d 10.213.0.1/32 -p tcp --dport {port} -j ACCEPT"
+        for port in (5000, 8080)
+    ]
+    assert len(accepted) == 4

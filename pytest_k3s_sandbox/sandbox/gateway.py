@@ -1,0 +1,160 @@
+"""The namespace between the machine and a sandbox, which decides what passes.
+
+The machine's interface leads to a network namespace of ours, and that namespace leads to the sandbox.
+It answers ARP for both sides, so neither side notices it.
+It has routes to these two addresses only, and a packet filter of its own.
+So the machine's rules, tunables and routes stay as they are, and everything ends with the namespace.
+
+Connections that the machine begins pass, and their answers.
+With a port opened, connections of the sandbox to that port of the machine's address pass, too.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_k3s_sandbox.errors import StartError
+
+MACHINE, SANDBOX = "m0", "s0"
+"""The namespace's two interfaces: towards the machine, and towards the sandbox."""
+
+OWN = "169.254.213.1/32"
+"""The namespace's own address, a link-local one (RFC 3927), which its ARP requests need."""
+
+SECONDS = 30.0
+
+RESTORES = ("iptables-restore", "iptables-legacy-restore")
+"""Programs that load a rule set at once; the kernel may have what one of them needs, or neither."""
+
+FILTERED, ROUTED, OPEN = "filtered", "routed", "open"
+"""How well a sandbox is isolated: by routes and a packet filter, by routes alone, not at all."""
+
+MEANING = {
+    FILTERED: "only connections that the machine begins",
+    ROUTED: "the machine's services are reachable from inside, because no packet filter works here",
+    OPEN: "what the machine reaches is reachable from inside, because no namespace can be set between",
+}
+"""What each of them lets pass, in words."""
+
+
+def rules(gateway: str, address: str, opened: Sequence[int]) -> str:
+    """Return the packet filter as iptables-restore(8) reads it.
+
+    Args:
+        gateway: The machine's address on the way to the sandbox.
+        address: The sandbox's address.
+        opened: TCP ports of the machine that the sandbox may reach.
+    """
+    inward = f"-A FORWARD -i {MACHINE} -o {SANDBOX} -s {gateway}/32 -d {address}/32"
+    outward = f"-A FORWARD -i {SANDBOX} -o {MACHINE} -s {address}/32 -d {gateway}/32"
+    lines = [
+        "*filter",
+        ":INPUT DROP [0:0]",
+        ":OUTPUT ACCEPT [0:0]",
+        ":FORWARD DROP [0:0]",
+        f"{inward} -m conntrack --ctstate NEW,ESTABLISHED,RELATED -j ACCEPT",
+        f"{outward} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+        *(f"{outward} -p tcp --dport {port} -j ACCEPT" for port in opened),
+        "COMMIT",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def setup(gateway: str, address: str, netns: str) -> str:
+    """Return the shell script that makes the namespace a gateway, run in it, where ``m0`` is already.
+
+    Args:
+        gateway: The machine's address.
+        address: The sandbox's address.
+        netns: The sandbox's network namespace, whose ``eth0`` is made.
+    """
+    links = [
+        f"link add {SANDBOX} type veth peer name eth0 netns {netns}",
+        *(f"address add {OWN} dev {link}" for link in (MACHINE, SANDBOX)),
+        *(f"link set {link} up" for link in (MACHINE, SANDBOX)),
+        f"route add {gateway}/32 dev {MACHINE}",
+        f"route add {address}/32 dev {SANDBOX}",
+    ]
+    batch = shlex.quote("\n".join(links))
+    return f"""set -e
+cd /proc/sys/net
+if [ -d ipv6 ]; then
+    for name in all default {MACHINE}; do echo 1 > ipv6/conf/$name/disable_ipv6; done
+fi
+printf '%s\\n' {batch} | ip -batch -
+echo 1 > ipv4/ip_forward
+for name in {MACHINE} {SANDBOX}; do
+    echo 1 > ipv4/conf/$name/proxy_arp
+    echo 1 > ipv4/conf/$name/rp_filter
+    echo 0 > ipv4/conf/$name/send_redirects
+    echo 0 > ipv4/neigh/$name/proxy_delay
+done
+"""
+
+
+def make(namespace: Path, gateway: str, address: str, netns: str, opened: Sequence[int]) -> str:
+    """Make a namespace the gateway of a sandbox.
+
+    Args:
+        namespace: The namespace's file; ``m0`` is in it.
+        gateway: The machine's address.
+        address: The sandbox's address.
+        netns: The sandbox's network namespace.
+        opened: TCP ports of the machine that the sandbox may reach.
+
+    Returns:
+        ``filtered``, or ``routed`` where no packet filter works.
+
+    Raises:
+        StartError: The kernel refused; what has been made goes with the namespace.
+    """
+    run(namespace, ["sh", "-c", setup(gateway, address, netns)])
+    return FILTERED if load(rules(gateway, address, opened), namespace) is None else ROUTED
+
+
+def load(text: str, namespace: Path | None = None) -> str | None:
+    """Load a packet filter.
+
+    Args:
+        text: What :func:`rules` gives.
+        namespace: The network namespace; without one a new namespace, which is thrown away.
+
+    Returns:
+        None, or why none of the programs could.
+    """
+    why = []
+    for program in RESTORES:
+        try:
+            run(namespace, [program], text)
+        except StartError as error:
+            why.append(f"{program}: {error.cause}")
+        else:
+            return None
+    return "; ".join(why)
+
+
+def run(namespace: Path | None, argv: list[str], text: str = "") -> None:
+    """Run a program of the machine in a network namespace.
+
+    Args:
+        namespace: The namespace's file, or None for a new one.
+        argv: The program and its arguments.
+        text: Its input.
+
+    Raises:
+        StartError: It failed, does not exist, or took too long.
+    """
+    enter = ["unshare", "--net"] if namespace is None else ["nsenter", f"--net={namespace}"]
+    try:
+        done = subprocess.run(
+            [*enter, *argv], input=text, capture_output=True, text=True, check=False, timeout=SECONDS
+        )
+    except FileNotFoundError as error:
+        raise StartError(f"`{enter[0]}` failed", cause=str(error)) from error
+    except subprocess.TimeoutExpired as error:
+        raise StartError(f"`{argv[0]}` failed", cause=f"it did not end within {SECONDS:g} s") from error
+    if done.returncode != 0:
+        raise StartError(f"`{argv[0]}` failed", cause=done.stderr.strip() or f"exit code {done.returncode}")
