@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pytest_k3s_sandbox.cluster import components, k3s
 from pytest_k3s_sandbox.cluster.certificates import Authority
 from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, Settings
+from pytest_k3s_sandbox.cluster.embedded import LISTENERS
 from pytest_k3s_sandbox.cluster.k3s import AGENT_DATA, DATA, KUBECONFIG, KUBELET_CONFIG, TOKEN, K3s, adopt
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
 from pytest_k3s_sandbox.cluster.reading import ApiReader
@@ -104,7 +105,7 @@ class Folder:
 
     def run(self, argv: Sequence[str], **_options: object) -> Completed:
         """Say that nobody listens, and note whether the kubelet's folder is shared in time."""
-        assert argv[0] == "cat" or argv[-1] == KUBELET_ROOT
+        assert argv[-1] in {LISTENERS, KUBELET_ROOT}
         self.shared_first = argv[-1] == KUBELET_ROOT and "k3s" not in {name for name, *_ in self.spawned}
         return Completed(tuple(argv), 0, "", "")
 
