@@ -105,7 +105,8 @@ def test_kubectl_asks_it_for_other_hosts(tmp_path: Path, proxy: Proxy, kubectl: 
 
 def test_downloads_ask_it(proxy: Proxy) -> None:
     with pytest.raises(OSError, match="503"):
-        urllib.request.urlopen("https://example.org/release", timeout=5)
+        # Not urlopen: it keeps the proxies of its first call for the whole process.
+        urllib.request.build_opener().open("https://example.org/release", timeout=5)
     assert proxy.asked[0].startswith("CONNECT example.org:443")
 
 
