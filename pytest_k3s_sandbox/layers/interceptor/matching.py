@@ -108,9 +108,7 @@ def wildcard(pattern: str) -> Callable[[bytes], bool]:
             and (end := pattern.find("]", index + 1 + (pattern[index : index + 1] in {"!", "^"}))) > 0
         ):
             negated = pattern[index] in "!^"
-            inner = "".join(
-                f"\\{one}" if one in "\\[]&~|^" else one for one in pattern[index + negated : end]
-            )
+            inner = _members(pattern[index + negated : end])
             out += f"(?!/)[{'^' if negated else ''}{inner}]"
             index = end + 1
         else:
@@ -122,9 +120,19 @@ def wildcard(pattern: str) -> Callable[[bytes], bool]:
     return lambda path: match(path) is not None
 
 
-def _bracket_end(pattern: str, start: int) -> int:
-    """Return where the bracket expression that began before ``start`` ends; negative: it does not."""
-    return pattern.find("]", start + 1 + (pattern[start : start + 1] in {"!", "^"}))
+def _members(text: str) -> str:
+    """Return the inside of a bracket expression for :mod:`re`: only the dash of a range is special."""
+    import re  # noqa: PLC0415 - as in wildcard
+
+    out, index = "", 0
+    while index < len(text):
+        if text[index + 1 : index + 2] == "-" and index + 2 < len(text):
+            out += f"{re.escape(text[index])}-{re.escape(text[index + 2])}"
+            index += 3
+        else:
+            out += re.escape(text[index])
+            index += 1
+    return out
 
 
 def literal(pattern: str) -> str:

@@ -314,3 +314,19 @@ def test_rules_for_some_programs_are_no_rules_for_others() -> None:
     rules = Rules(statfs=(everyones,), masks=(runcs,))
     assert rules.only(lambda programs: not programs) == Rules(statfs=(everyones,))
     assert trapped_calls(rules) == OPENS | CHANGES | {"statfs", "fstatfs"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "not_fits"),
+    [
+        ("/[-a]", ["/-", "/a"], ["/b"]),
+        ("/[a-]", ["/a", "/-"], ["/b"]),
+        ("/[!--0]", ["/a"], ["/-", "/."]),
+        ("/[a&&b]", ["/a", "/&", "/b"], ["/c"]),
+        ("/[[a]", ["/[", "/a"], ["/b"]),
+    ],
+)
+def test_a_bracket_has_what_a_shell_reads_in_it(pattern: str, fits: list[str], not_fits: list[str]) -> None:
+    matches = wildcard(pattern)
+    assert [path for path in fits if not matches(path.encode())] == []
+    assert [path for path in not_fits if matches(path.encode())] == []
