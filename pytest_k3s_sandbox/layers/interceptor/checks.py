@@ -49,6 +49,7 @@ def problems(rule: Rule) -> Iterator[Problem]:
     elif isinstance(rule, RetryRule):
         yield from _path("under", rule.under)
         yield from _groups(rule.groups, RETRIABLE)
+        yield from _only(rule.exits, names(Group.OPEN) | set(STATFS_CALLS.values()), "exits")
     else:
         yield from _fault(rule)
 
@@ -90,10 +91,10 @@ def _groups(groups: tuple[Group, ...], known: tuple[Group, ...]) -> Iterator[Pro
             yield "calls", f"unknown group of calls {group.value!r}; known: {names}"
 
 
-def _only(only: tuple[str, ...], known: Iterable[str]) -> Iterator[Problem]:
+def _only(only: tuple[str, ...], known: Iterable[str], field: str = "only") -> Iterator[Problem]:
     for name in only:
         if name not in known:
-            yield "only", f"unknown call {name!r}; known: {', '.join(sorted(known))}"
+            yield field, f"unknown call {name!r}; known: {', '.join(sorted(known))}"
 
 
 def _statfs(rule: StatfsRule) -> Iterator[Problem]:

@@ -238,7 +238,7 @@ def _mask(table: _Table) -> MaskRule:
 
 
 def _retry(table: _Table) -> RetryRule:
-    return RetryRule(table.folder(), table.groups(), table.programs())
+    return RetryRule(table.folder(), table.groups(), table.programs(), table.texts("exits") or ())
 
 
 def _fault(table: _Table) -> FaultRule:

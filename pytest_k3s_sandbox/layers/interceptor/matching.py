@@ -226,11 +226,19 @@ class PathRules:
                 return Decision((redirect, _target(redirect, place, path)), mask=mask, fault=fault)
         return NOTHING if mask is None and fault is None else Decision(mask=mask, fault=fault)
 
-    def retries(self, path: bytes, group: Group) -> RetryRule | None:
-        """Return the rule that an interrupted call on an absolute path is to be made again by."""
+    def retries(self, path: bytes, group: Group, *, exit_of: str = "") -> RetryRule | None:
+        """Return the rule that an interrupted call on an absolute path is to be made again by.
+
+        Args:
+            path: The path.
+            group: What the call does.
+            exit_of: The call's name, where only rules count that await its return.
+        """
         path = normal(path)
-        fit = (rule for rule, folder in self._retries if group in rule.groups and below(path, folder))
-        return next(fit, None)
+        for rule, folder in self._retries:
+            if group in rule.groups and below(path, folder) and (not exit_of or exit_of in rule.exits):
+                return rule
+        return None
 
     def original(self, target: bytes) -> bytes | None:
         """Return the path that is led to ``target`` by a redirect that concerns readlink, too."""

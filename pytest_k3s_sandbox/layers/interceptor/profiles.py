@@ -21,11 +21,12 @@ class Profile:
         reads_links: Whether links to redirected files have to look like the original.
         masks_close: Whether descriptors of masked paths are to be remembered.
         retries: Whether interrupted calls are looked at.
+        exits: Whether some of them are looked at when they return.
         filter: What has to be loaded into such a program, as BPF; empty: nothing beyond
             what every program has.
     """
 
-    __slots__ = ("filter", "masks_close", "paths", "places", "reads_links", "retries", "rules")
+    __slots__ = ("exits", "filter", "masks_close", "paths", "places", "reads_links", "retries", "rules")
 
     def __init__(self, rules: Rules, everyones: Rules | None) -> None:
         """Prepare; ``everyones`` are the rules whose filter every program has, this one among them."""
@@ -33,12 +34,16 @@ class Profile:
         self.paths = PathRules(rules)
         self.places = None
         if all(rule.under is not None for rule in rules.statfs):
-            self.places = tuple({rule.under for rule in rules.statfs if rule.under is not None})
+            self.places = tuple(
+                {rule.under for rule in rules.statfs if rule.under is not None}
+                | {rule.under for rule in rules.retries if rule.exits and Group.STATFS in rule.groups}
+            )
         self.reads_links = any(
             Group.READLINK in rule.groups and rule.target is not None for rule in rules.redirects
         )
         self.masks_close = any(Group.CLOSE in rule.groups for rule in rules.masks)
         self.retries = bool(rules.retries)
+        self.exits = any(rule.exits for rule in rules.retries)
         self.filter = b""
         if everyones is not None:
             (calls, reads), (known, known_reads) = _calls(rules), _calls(everyones)

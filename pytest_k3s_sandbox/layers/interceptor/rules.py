@@ -163,20 +163,22 @@ class MaskRule(NamedTuple):
 class RetryRule(NamedTuple):
     """Makes calls on paths at or below one again that a signal interrupted, and that change nothing.
 
-    Nothing has to stop for it but what stops anyway: the tracer sees to it when the
-    signal is delivered. A signal to the whole process, though, can interrupt one thread and be
-    delivered to another. Where that matters there is :class:`MaskRule`.
+    At the delivery of a signal the tracer makes the interrupted call again, which costs no stop.
+    A signal to the whole process can interrupt one thread and be delivered to another; then the
+    first has no delivery. The calls in ``exits`` are also looked at when they return.
 
     Attributes:
         under: The folder.
         groups: open; statfs, with fstatfs; or close, of whatever descriptor: an interrupted close
             has closed it (close(2)).
         programs: Only in these programs; see :class:`Rules`.
+        exits: The names of the calls that stop when they return, too, so that no interruption is missed.
     """
 
     under: str
     groups: tuple[Group, ...] = (Group.OPEN,)
     programs: tuple[str, ...] = ()
+    exits: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -185,8 +187,8 @@ class RetryRule(NamedTuple):
 
     @property
     def calls(self) -> frozenset[str]:
-        """The calls that have to stop for it: none."""
-        return frozenset()
+        """The calls that have to stop for it."""
+        return frozenset(self.exits)
 
 
 class FaultRule(NamedTuple):

@@ -152,6 +152,17 @@ class TrappedCalls:
         """Await the answer of a call that is carried out as it is, if a rule may change that."""
         if of.group is Group.STATFS:
             return self._statfs(tid, profile, path or b"/")
+        if of.group is Group.OPEN and path and profile.exits:
+            # Inside the folder the path may be relative, which may_concern() has resolved.
+            rule = profile.paths.retries(path, of.group, exit_of=of.name)
+            if rule is not None:
+                return Call(
+                    lambda tid, call: self._finish_interrupted(tid, call, profile),
+                    self._registers.words[ORIG_RAX],
+                    self._entry_first,
+                    of,
+                )
+            return None
         if profile.reads_links and of.group is Group.READLINK and path and b"/fd/" in path:
             return Call(
                 lambda tid, call: self._finish_readlink(tid, call, profile),
@@ -262,7 +273,7 @@ class TrappedCalls:
 
     def _statfs(self, tid: int, profile: Profile, path: bytes | None) -> Call | None:
         """Await the answer, if a rule may change it."""
-        if not profile.rules.statfs:
+        if not profile.rules.statfs and not profile.exits:
             return None
         if path is None:
             number = FSTATFS
@@ -323,10 +334,25 @@ class TrappedCalls:
         if call.mask is not None:
             requests.set_signal_mask(tid, call.mask)
 
+    def _finish_interrupted(self, tid: int, call: Call, profile: Profile) -> None:
+        """Make the call again if a signal interrupted it, whoever is delivered the signal.
+
+        Its own signal, if there is one, is delivered first, as at a restart of the kernel's.
+        """
+        if requests.signed(self._registers.words[RAX]) not in _INTERRUPTED:
+            return
+        rule = self._retry(tid, profile, call.number)
+        if rule is not None:
+            self._rewriter.run_again(tid, call)
+            self._stats.restarted += 1
+            self._stats.applied[rule.label] += 1
+            self.label = call.label = rule.label
+
     def _finish_statfs(self, tid: int, call: Call, profile: Profile) -> None:
         """Change f_type, the first 8 bytes of struct statfs (uapi asm-generic/statfs.h)."""
         words = self._registers.words
         if words[RAX] != 0:
+            self._finish_interrupted(tid, call, profile)
             return
         buffer = words[ARGUMENTS[1]]
         original = int.from_bytes(self._memory.read(tid, buffer, 8), "little")

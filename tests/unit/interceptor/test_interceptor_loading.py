@@ -159,6 +159,7 @@ def test_an_empty_file_is_no_rules() -> None:
             "line 3: [[mount]] number 1, field 'only': unknown call 'stat'; known: creat, open, openat",
         ),
         ("[[retry]]\nunder = '/a'\ncalls = ['change']", "line 3: [[retry]] number 1, field 'calls': unknown"),
+        ("[[retry]]\nunder = '/a'\nexits = ['mkdir']", "line 3: [[retry]] number 1, field 'exits': unknown"),
         ("[mask]\nunder = '/a'", "must be written as [[mask]]"),
         (
             "[[mak]]\nunder = '/a'",

@@ -287,6 +287,13 @@ def test_retries_stop_nothing() -> None:
     assert PathRules(rules).retries(b"/sys/./a", Group.STATFS) is rule
     assert PathRules(rules).retries(b"/sys/a", Group.CLOSE) is None
     assert PathRules(rules).retries(b"/sysx", Group.OPEN) is None
+    assert PathRules(rules).retries(b"/sys/a", Group.OPEN, exit_of="openat2") is None
+    watched = RetryRule("/sys/fs", (Group.OPEN,), exits=("openat2",))
+    paths = PathRules(Rules(retries=(rule, watched)))
+    assert paths.retries(b"/sys/fs/a", Group.OPEN, exit_of="openat2") is watched
+    assert paths.retries(b"/sys/fs/a", Group.OPEN, exit_of="openat") is None
+    assert paths.retries(b"/sys/a", Group.OPEN, exit_of="openat2") is None
+    assert trapped_calls(Rules(retries=(rule, watched))) == {"openat2"}
 
 
 # Programs.
