@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,17 @@ WORKERS = 4
 FUSE_MAGIC, CGROUP_MAGIC = 0x65735546, 0x27E0EB  # linux/magic.h
 
 
+WEATHERS = ("quiet", "storm", "process", "children", "timers", "garbage")
+SHIPPED = [
+    *(("exp08", kind) for kind in ("open", "openat2", "statfs", "fstatfs", "fresh", "mkdir")),
+    # Go makes an interrupted openat again by itself (os.Open), so it is not stopped for runc.
+    *(("exp08-containerd", kind) for kind in ("openat2", "statfs", "fstatfs", "mkdir")),
+]
+"""The presets, and the calls of which they let none fail."""
+PROGRAMS = {"exp08": "storm", "exp08-containerd": "runc"}
+"""The name under which the program has each preset's rules."""
+
+
 class Storm:
     """The program that makes the calls and the signals, in gVisor beside the FUSE cgroupfs."""
 
@@ -62,6 +74,19 @@ class Storm:
         assert weather == "quiet" or found["signals"] > count / 10, "there was no storm"
         return found
 
+    def shipped(self, preset: str, kind: str, count: int, weather: str) -> dict[str, Any]:
+        """Return what the program counted with the rules of a preset, or with none if it is empty."""
+        wrap = [sys.executable, "-m", MODULE, "--preset", preset, "--"] if preset else []
+        targets = FOLDERS if kind in {"mkdir", "fresh"} else FILES
+        program = f"{BIN_DIR}/{PROGRAMS.get(preset, 'storm')}"
+        words = [program, kind, str(count), str(WORKERS), weather, *targets]
+        done = self._sandbox.run([*wrap, *words], timeout=550)
+        assert done.stderr == ""
+        found: dict[str, Any] = json.loads(done.stdout)
+        assert found["done"] >= count
+        assert weather == "quiet" or found["signals"] > 0, "there was no storm"
+        return found
+
     def stats(self) -> dict[str, Any]:
         """Return what the interceptor counted."""
         counts: dict[str, Any] = json.loads(outside(self._sandbox, STATS).read_text())
@@ -69,7 +94,7 @@ class Storm:
 
 
 @pytest.fixture(scope="module")
-def storm() -> Iterator[Storm]:
+def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storm]:
     """The program, ready to run."""
     found = Toolchain().find("runsc")
     if found is None:
@@ -78,8 +103,10 @@ def storm() -> Iterator[Storm]:
         program = build("storm")
     except MissingCapability as error:
         pytest.skip(str(error))
+    runc = tmp_path_factory.mktemp("programs") / "runc"
+    shutil.copy2(program, runc)
     # As other FUSE filesystems do: ours lets programs read without an open, which nothing interrupts.
-    with GvisorSandbox(found.path, programs=[program]) as sandbox, FuseCgroupfs(sandbox, opens=True):
+    with GvisorSandbox(found.path, programs=[program, runc]) as sandbox, FuseCgroupfs(sandbox, opens=True):
         yield Storm(sandbox)
 
 
@@ -113,6 +140,26 @@ def test_statfs_does_not_fail(storm: Storm) -> None:
     assert stats["applied"].get(f"retry {GROUPS}", 0) > 0
     rule = f"statfs {FUSE_MAGIC:#x} -> {CGROUP_MAGIC:#x}"
     assert stats["applied"][rule] == 1000
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["statfs", "open"])
+def test_signals_to_the_process_interrupt_calls_without_rules(storm: Storm, kind: str) -> None:
+    assert storm.shipped("", kind, 2000, "process")["failures"].get(f"{kind} EINTR", 0) > 0
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("preset", "kind"), SHIPPED)
+def test_presets_as_shipped_under_signals_to_the_process(storm: Storm, preset: str, kind: str) -> None:
+    assert storm.shipped(preset, kind, 1000, "process")["failures"] == {}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize(("preset", "kind"), SHIPPED)
+def test_presets_as_shipped_for_long(storm: Storm, preset: str, kind: str, weather: str) -> None:
+    assert storm.shipped(preset, kind, 20_000, weather)["failures"] == {}
 
 
 @pytest.mark.nightly
