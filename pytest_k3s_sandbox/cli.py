@@ -30,6 +30,7 @@ from pytest_k3s_sandbox.cli_options import (
     give,
     need_root,
     picked,
+    pinned,
     provisioned,
     say,
     verbosity,
@@ -80,12 +81,29 @@ def provision(
     for_tests: Annotated[
         bool, typer.Option("--for-tests", help="System packages of the project's own tests, too.")
     ] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Only fetch releases, and write their digests for review.")
+    ] = False,
+    pin_to: Annotated[
+        Path | None,
+        typer.Option("--pin-to", help="The file for the digests of --pin, instead of the output."),
+    ] = None,
+    unpinned: Annotated[
+        bool,
+        typer.Option(
+            "--unpinned-releases",
+            help="Also take releases whose digest is not pinned, by their publishers' checksums.",
+        ),
+    ] = False,
     quiet: QuietOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Get every program and system package: cached, checksummed, resumable."""
     check_json(json_file)
-    found = provisioned(programs, quiet=quiet, for_tests=for_tests)
+    if pin or pin_to is not None:
+        pinned(programs, pin_to, quiet=quiet, json_file=json_file)
+        return
+    found = provisioned(programs, quiet=quiet, for_tests=for_tests, unpinned=unpinned)
     text = "\n".join(f"{one.name} {one.version} ({one.origin}): {one.path}" for one in found)
     result = [
         {"name": one.name, "version": one.version, "origin": one.origin, "path": str(one.path)}

@@ -106,6 +106,7 @@ def provisioned(
     quiet: bool,
     version: str | None = None,
     for_tests: bool = False,
+    unpinned: bool = False,
 ) -> list[Program]:
     """Put programs in place and return them; shows what takes long.
 
@@ -114,12 +115,47 @@ def provisioned(
         quiet: Whether to show nothing.
         version: The version of Kubernetes; None for the default.
         for_tests: Whether to get what only the project's own tests need, too.
+        unpinned: Whether to take releases whose digest is not pinned.
     """
     from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - only some commands
     from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal  # noqa: PLC0415 - likewise
 
     progress = SilentProgress() if quiet else for_terminal()
-    return Toolchain(progress=progress, kubernetes=version).provision(programs, for_tests=for_tests)
+    environ = {**os.environ, **({"K3S_SANDBOX_RELEASES": "unpinned"} if unpinned else {})}
+    toolchain = Toolchain(environ=environ, progress=progress, kubernetes=version)
+    return toolchain.provision(programs, for_tests=for_tests)
+
+
+def pinned(
+    programs: Sequence[str] | None, target: Path | None, *, quiet: bool, json_file: Path | None
+) -> None:
+    """Fetch releases, and write their digests as lines for ``programs.toml``.
+
+    Args:
+        programs: Their names; by default all that have a release.
+        target: The file for the lines; by default they are printed.
+        quiet: Whether to show nothing meanwhile.
+        json_file: Where the digests go as JSON, if anywhere.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    from pytest_k3s_sandbox.toolchain import Toolchain, pinning  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal  # noqa: PLC0415 - likewise
+
+    digests = pinning.pin(Toolchain(progress=SilentProgress() if quiet else for_terminal()), programs)
+    lines = pinning.as_toml(digests)
+    if target is not None:
+        try:
+            target.write_text(lines, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"--pin-to {target}",
+                cause=error.strerror or str(error),
+                remedy="name a file that can be written",
+            ) from error
+    text = lines.rstrip() if target is None else f"written for review: {target}"
+    give(text, digests, json_file)
 
 
 def wished(

@@ -1,9 +1,12 @@
-"""The cache of programs: locked, atomic, verified on every use.
+"""The cache of programs: locked, atomic, and for its owner alone.
 
 ``entries/KEY/`` holds the files of one entry and its manifest. An entry is made in a
 folder beside it and renamed, so it is there completely or not at all. The manifest
-records the sha256 of each file with its size, modification time and inode: as long as
-these are as recorded, the file is the one that was hashed; else it is hashed again.
+records the sha256 of each file with its size, modification time and inode. A file that
+differs in one of these is hashed again. One that does not is taken for the file that was hashed:
+hashing all at each start would take seconds. Somebody who can write a file can forge that, so that
+a folder, an entry or a file that another user owns or can write is not used. The time of the last
+change of the inode is of no help: it changes with each hard link that a sandbox gets.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pytest_k3s_sandbox.errors import ProvisionError
+from pytest_k3s_sandbox.toolchain import trust
 
 MANIFEST = "manifest.json"
 POLL_SECONDS = 0.5
@@ -69,13 +74,14 @@ class Entry:
 
 
 def _facts(path: Path) -> dict[str, int]:
-    status = path.stat()
+    status = path.lstat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
     temporary = folder / f"{MANIFEST}.{os.getpid()}"
     temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    temporary.chmod(0o644)
     temporary.replace(folder / MANIFEST)
 
 
@@ -89,6 +95,41 @@ class Cache:
     def __init__(self, root: Path) -> None:
         """Keep the folder; nothing is touched yet."""
         self.root = root
+        self._trusted: frozenset[int] | None = None
+
+    def trusted(self) -> frozenset[int]:
+        """Return the users that may own what is here, once it is known that only they can change the folder.
+
+        Raises:
+            ProvisionError: Somebody else can.
+        """
+        if self._trusted is None:
+            users = trust.owners()
+            for folder in (self.root, self.root / "entries"):
+                found = trust.folder_problem(folder, users)
+                if found is not None:
+                    path, why = found
+                    raise ProvisionError(
+                        f"cache folder {self.root} is not used: what it holds would run as root",
+                        cause=f"{path}: {why}",
+                        remedy=f"if nobody has changed it: chown -R root {path}; chmod -R go-w {path}. "
+                        "Or name another folder by K3S_SANDBOX_CACHE",
+                    )
+            self._trusted = users
+        return self._trusted
+
+    def make(self, folder: Path) -> None:
+        """Make a folder of the cache; other users can read it, whatever the umask says.
+
+        Raises:
+            ProvisionError: Somebody else can change the cache.
+            OSError: It cannot be made.
+        """
+        self.trusted()
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(mode=0o755, exist_ok=True)
+            path.chmod(0o755)
 
     def folder(self, key: str) -> Path:
         """Return the folder of an entry, whether it exists or not."""
@@ -102,9 +143,12 @@ class Cache:
             name: The file that is wanted from it.
 
         Raises:
-            CorruptEntryError: The entry is there, but the file is not what was recorded.
+            CorruptEntryError: The entry is there, but the file is not what was recorded, or somebody else
+                can change it.
+            ProvisionError: Somebody else can change the cache.
         """
         folder = self.folder(key)
+        self.trusted()
         if not folder.is_dir():
             return None
         path = folder / name
@@ -114,6 +158,9 @@ class Cache:
                 f"cached file {path}", cause=cause, remedy=f"it is obtained again; or delete {folder}"
             )
 
+        why = self._changeable(folder, folder / MANIFEST, path)
+        if why is not None:
+            raise corrupt(why)
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             recorded = manifest["files"][name]
@@ -132,6 +179,20 @@ class Cache:
         except OSError as error:
             raise corrupt(f"it cannot be read ({error})") from error
         return entry
+
+    def _changeable(self, folder: Path, *files: Path) -> str | None:
+        """Return why somebody else may change an entry, or why it is none; None if it is fine."""
+        for path in (folder, *files):
+            try:
+                status = path.lstat()
+            except OSError as error:
+                return f"it cannot be read ({error})"
+            why = trust.problem(status, self.trusted())
+            if why is None and path != folder and not stat.S_ISREG(status.st_mode):
+                why = "it is no regular file"
+            if why is not None:
+                return f"{path.name}: {why}"
+        return None
 
     def create(
         self, key: str, fill: Callable[[Path, Path], None], *, version: str, origin: str, what: str
@@ -153,8 +214,10 @@ class Cache:
         temporary = entries / f"{key}.tmp-{os.getpid()}"
         self._remove_leftovers(key)
         try:
+            self.make(entries)
             content, scratch = temporary / "content", temporary / "scratch"
             content.mkdir(parents=True)
+            content.chmod(0o755)
             scratch.mkdir()
             fill(content, scratch)
             files = {}
@@ -191,7 +254,7 @@ class Cache:
         """
         folder = self.root / "locks"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.make(folder)
             lock = FileLock(folder / f"{key}.lock")
             while True:
                 try:

@@ -181,6 +181,7 @@ def _programs(toolchain: Toolchain) -> tuple[list[Check], list[str]]:
             continue
         unavailable.append(name)
         why = "; ".join(toolchain.why(name))
+        unpinned = pin.build is None and pin.release is not None and pin.release.sha256 is None
         how = "optional, download only" if pin.build is None else "to be downloaded or built"
         checks.append(
             Check(
@@ -188,7 +189,7 @@ def _programs(toolchain: Toolchain) -> tuple[list[Check], list[str]]:
                 ok=False,
                 required=False,
                 detail=f"{how} ({why})",
-                remedy=f"k3s-sandbox provision {name}",
+                remedy=f"k3s-sandbox provision {name}" + (" --unpinned-releases" if unpinned else ""),
             )
         )
     return checks, unavailable

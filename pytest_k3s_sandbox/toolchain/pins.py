@@ -50,6 +50,7 @@ class Release:
         algorithm: The checksum's algorithm, a name of :mod:`hashlib`.
         version: The release's version.
         archive: Each program's member in the tar archive; empty when the file is the program.
+        sha256: The pinned hash of the file, in hexadecimal; None while nobody has reviewed it.
     """
 
     url: str
@@ -57,6 +58,7 @@ class Release:
     algorithm: str
     version: str
     archive: Mapping[str, str] = field(default_factory=dict)
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,14 @@ def minor_of(version: str) -> str:
     return ".".join(version.removeprefix("v").split(".")[:2])
 
 
-def _pin(group: str, name: str, table: Mapping[str, Any], modules: Path, version: str) -> Pin:
+def _pin(
+    group: str,
+    name: str,
+    table: Mapping[str, Any],
+    modules: Path,
+    version: str,
+    digests: Mapping[str, str],
+) -> Pin:
     own: Mapping[str, Any] = table["programs"][name]
 
     def fill(text: str) -> str:
@@ -165,12 +174,14 @@ def _pin(group: str, name: str, table: Mapping[str, Any], modules: Path, version
             output=raw.get("output"),
         )
     if raw := table.get("release"):
+        url = fill(raw["url"])
         release = Release(
-            url=fill(raw["url"]),
+            url=url,
             checksum_url=fill(raw["checksum_url"]),
             algorithm=raw["algorithm"],
             version=raw.get("version", version),
             archive=raw.get("archive", {}),
+            sha256=digests.get(url),
         )
     return Pin(
         name=name,
@@ -207,7 +218,7 @@ def load(path: Path = PINS, modules: Path = MODULES, kubernetes: str | None = No
     if "kubernetes" in groups:
         chosen["kubernetes"] = pick(kubernetes, _known(groups["kubernetes"]))
     programs = {
-        name: _pin(group, name, table, modules, chosen[group])
+        name: _pin(group, name, table, modules, chosen[group], raw.get("sha256", {}))
         for group, table in groups.items()
         for name in table["programs"]
     }

@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.errors import ProvisionError
@@ -24,6 +25,13 @@ PROBE_SECONDS = 3.0
 READ_SECONDS = 15.0
 CHUNK = 1 << 20
 CHECKSUM_LIMIT = 1 << 20
+SIZE_LIMIT = 512 << 20
+"""Bytes of a release, and of a program in it; the largest, k3s, has 80 MB."""
+
+MEMBERS = 10_000
+"""Members of an archive."""
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 PARTIAL_CONTENT = 206
 RANGE_NOT_SATISFIABLE = 416
 
@@ -34,6 +42,43 @@ class ChecksumError(ProvisionError):
 
 class UnusableReleaseError(ProvisionError):
     """A release lacks what is expected of it; the program can still be built."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to addresses that are allowed."""
+
+    def __init__(self, *, loopback: bool) -> None:
+        self._loopback = loopback
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:  # noqa: ANN401 - the base class'
+        _require_https(newurl, loopback=self._loopback)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _require_https(url: str, *, loopback: bool) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "https" or (loopback and parts.scheme == "http" and parts.hostname in LOOPBACK):
+        return
+    raise UnusableReleaseError(
+        f"{url} is not asked",
+        cause="it is not https, so that anybody on the way could change the answer",
+        remedy="a mirror on this machine's loopback may use http with K3S_SANDBOX_HTTP_LOOPBACK=1",
+    )
+
+
+def open_url(request: urllib.request.Request, *, loopback: bool = False) -> Any:  # noqa: ANN401 - urllib's answers have no type
+    """Open a https address; redirects stay on https.
+
+    Args:
+        request: What is asked for.
+        loopback: Whether http to this machine itself is fine.
+
+    Raises:
+        UnusableReleaseError: The address, or one that it leads to, is not https.
+        OSError: The network failed.
+    """
+    _require_https(request.full_url, loopback=loopback)
+    return urllib.request.build_opener(_Redirects(loopback=loopback)).open(request, timeout=READ_SECONDS)
 
 
 class Hosts:
@@ -120,13 +165,19 @@ def _digest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _fetch(url: str, part: Path, work: Work) -> None:
+def _too_large(url: str, size: int) -> UnusableReleaseError:
+    return UnusableReleaseError(
+        f"{url} is not used", cause=f"it has {size} bytes or more, the limit is {SIZE_LIMIT}"
+    )
+
+
+def _fetch(url: str, part: Path, work: Work, *, loopback: bool) -> None:
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url)  # noqa: S310 - the pins give only https addresses
+    request = urllib.request.Request(url)  # noqa: S310 - open_url takes https only
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        response = urllib.request.urlopen(request, timeout=READ_SECONDS)  # noqa: S310 - as above
+        response = open_url(request, loopback=loopback)
     except urllib.error.HTTPError as error:
         if error.code == RANGE_NOT_SATISFIABLE:  # it was complete already
             return
@@ -134,8 +185,12 @@ def _fetch(url: str, part: Path, work: Work) -> None:
     with response, part.open("ab" if response.status == PARTIAL_CONTENT else "wb") as file:
         have = file.tell()
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else 0
+        total = have + int(length) if length and length.isdecimal() else 0
+        if total > SIZE_LIMIT:
+            raise _too_large(url, total)
         while chunk := response.read(CHUNK):
+            if have + len(chunk) > SIZE_LIMIT:
+                raise _too_large(url, have + len(chunk))
             file.write(chunk)
             have += len(chunk)
             work.update(f"{have / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{have / 1e6:.0f} MB")
@@ -143,73 +198,104 @@ def _fetch(url: str, part: Path, work: Work) -> None:
             raise http.client.IncompleteRead(b"", total - have)
 
 
-def _fetch_whole(url: str, part: Path, work: Work) -> None:
+def _fetch_whole(url: str, part: Path, work: Work, *, loopback: bool) -> None:
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            return _fetch(url, part, work)
+            return _fetch(url, part, work, loopback=loopback)
+        except UnusableReleaseError:
+            part.unlink(missing_ok=True)
+            raise
         except (http.client.IncompleteRead, ConnectionError, TimeoutError):
             if not part.exists() or part.stat().st_size <= before:
                 raise
             work.update("connection lost, continuing")
 
 
-def download(release: Release, folder: Path, work: Work) -> Path:
+def download(release: Release, folder: Path, work: Work, *, loopback: bool = False) -> Path:
     """Download a release's file and verify it; a partial file is continued.
 
     Args:
         release: What to get.
         folder: Where the file and its partial form are kept.
         work: Who is told how it goes.
+        loopback: Whether http to this machine itself is fine.
 
     Returns:
         The verified file.
 
     Raises:
-        ChecksumError: The file is not what the publisher states.
-        UnusableReleaseError: The publisher does not state its checksum.
+        ChecksumError: The file is not what is pinned, or what the publisher states where nothing is pinned.
+        UnusableReleaseError: The publisher does not state its checksum, an address is not https, or the file
+            is too large.
         OSError: The network or the disk failed; what was received is kept.
     """
     filename = urllib.parse.unquote(release.url.rpartition("/")[2])
-    with urllib.request.urlopen(release.checksum_url, timeout=READ_SECONDS) as response:  # noqa: S310 - as above
+    algorithm, expected, who = "sha256", release.sha256, "pinned"
+    if expected is None:
+        algorithm, expected, who = release.algorithm, published(release, loopback=loopback), "published"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Named by the checksum, so that a partial file of another version is never continued.
+    part = folder / f"{expected[:16]}-{filename}.part"
+    resumed = part.exists()
+    _fetch_whole(release.url, part, work, loopback=loopback)
+    actual = _digest(part, algorithm)
+    if actual != expected and resumed:
+        part.unlink()
+        _fetch_whole(release.url, part, work, loopback=loopback)
+        actual = _digest(part, algorithm)
+    if actual != expected:
+        part.unlink()
+        raise ChecksumError(
+            f"{release.url} is not what "
+            + ("is pinned in programs.toml" if release.sha256 else "its publisher states"),
+            cause=f"{algorithm} {actual}, {who} {expected}",
+            remedy="something between here and the publisher changes downloads; nothing of it was kept",
+        )
+    return part
+
+
+def published(release: Release, *, loopback: bool = False) -> str:
+    """Return the checksum of a release as its publisher states it.
+
+    Raises:
+        UnusableReleaseError: It is not stated, or an address is not https.
+        OSError: The network failed.
+    """
+    filename = urllib.parse.unquote(release.url.rpartition("/")[2])
+    request = urllib.request.Request(release.checksum_url)  # noqa: S310 - open_url takes https only
+    with open_url(request, loopback=loopback) as response:
         text = response.read(CHECKSUM_LIMIT).decode(errors="replace")
     expected = checksum_in(text, filename, release.algorithm)
     if expected is None:
         raise UnusableReleaseError(
             f"no {release.algorithm} of {filename}", cause=f"{release.checksum_url} does not state it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    # Named by the checksum, so that a partial file of another version is never continued.
-    part = folder / f"{expected[:16]}-{filename}.part"
-    resumed = part.exists()
-    _fetch_whole(release.url, part, work)
-    actual = _digest(part, release.algorithm)
-    if actual != expected and resumed:
-        part.unlink()
-        _fetch_whole(release.url, part, work)
-        actual = _digest(part, release.algorithm)
-    if actual != expected:
-        part.unlink()
-        raise ChecksumError(
-            f"{release.url} is not what its publisher states",
-            cause=f"{release.algorithm} {actual}, published {expected}",
-            remedy="something between here and the publisher changes downloads; nothing of it was kept",
-        )
-    return part
+    return expected
 
 
 def unpack(pin: Pin, release: Release, file: Path, content: Path) -> None:
     """Put the programs of a verified release into a folder.
 
     Raises:
-        UnusableReleaseError: The archive lacks a program.
+        UnusableReleaseError: The archive lacks a program, or holds more than a release would.
     """
     if not release.archive:
         shutil.copyfile(file, content / pin.name)
         return
     with tarfile.open(file) as archive:
         # Members are looked up by name and copied by content: nothing else can be written.
-        members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+        # A member's content is decompressed to get to the next one, so that the sum has a limit, too.
+        members: dict[str, tarfile.TarInfo] = {}
+        size = 0
+        for number, member in enumerate(archive):
+            size += max(0, member.size)
+            if number >= MEMBERS or size > 2 * SIZE_LIMIT:
+                raise UnusableReleaseError(
+                    f"{release.url} is not unpacked", cause="it has too many members or too large ones"
+                )
+            if member.isreg() and not member.issparse():
+                members[member.name.removeprefix("./")] = member
         for name, wanted in release.archive.items():
             source = archive.extractfile(members[wanted]) if wanted in members else None
             if source is None:

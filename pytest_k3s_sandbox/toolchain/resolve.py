@@ -74,7 +74,9 @@ class Toolchain:
     Args:
         cache: The cache folder; by default :func:`cache_folder`.
         environ: The environment; by default the process' own. ``K3S_SANDBOX_RELEASES=0``
-            in it skips release downloads, so that programs are built.
+            in it skips release downloads, so that programs are built; ``K3S_SANDBOX_RELEASES=unpinned`` also
+            takes releases whose digest is not pinned, by their publishers' checksums.
+            ``K3S_SANDBOX_HTTP_LOOPBACK=1`` takes releases by http from this machine's loopback.
         progress: Who is told about long work; by default a live line on a terminal, else lines.
         kubernetes: The version of Kubernetes, as :func:`.pins.pick` takes it; by default the pinned one.
         pinned: The pins, for tests.
@@ -100,8 +102,8 @@ class Toolchain:
         self._progress = progress
         self._versions: dict[Path, str | None] = {}
         self._notes: dict[str, list[str]] = {}
-        releases = [pin.release.url for pin in self.pins.programs.values() if pin.release]
-        self._hosts = release.Hosts(releases)
+        releases = [pin.release for pin in self.pins.programs.values() if pin.release]
+        self._hosts = release.Hosts(each.url for each in releases if self._is_usable(each))
 
     @property
     def progress(self) -> Progress:
@@ -109,6 +111,14 @@ class Toolchain:
         if self._progress is None:
             self._progress = for_terminal()
         return self._progress
+
+    @property
+    def loopback(self) -> bool:
+        """Whether releases may come by http from this machine's loopback."""
+        return self.environ.get("K3S_SANDBOX_HTTP_LOOPBACK") == "1"
+
+    def _is_usable(self, official: pins.Release) -> bool:
+        return official.sha256 is not None or self.environ.get("K3S_SANDBOX_RELEASES") == "unpinned"
 
     @property
     def needed(self) -> list[str]:
@@ -234,7 +244,9 @@ class Toolchain:
 
     @staticmethod
     def _release_key(pin: pins.Pin, official: pins.Release) -> str:
-        digest = hashlib.sha256(repr((official.url, sorted(official.archive.items()))).encode()).hexdigest()
+        # An entry of another digest, or of a version that pinned none, is another entry.
+        what = (official.url, sorted(official.archive.items()), official.sha256 or "unpinned")
+        digest = hashlib.sha256(repr(what).encode()).hexdigest()
         name = pin.group if official.archive else pin.name
         return f"{name}-{official.version}-release-{digest[:12]}"
 
@@ -270,16 +282,25 @@ class Toolchain:
         ):
             yield work
 
+    def _against_release(self, official: pins.Release | None) -> str | None:
+        """Return why a release is not downloaded; None if it may be."""
+        if official is None:
+            return "no official release"
+        if self.environ.get("K3S_SANDBOX_RELEASES") == "0":
+            return "release not tried (K3S_SANDBOX_RELEASES=0)"
+        if not self._is_usable(official):
+            return (
+                f"release not used: the digest of {official.url} is not pinned in programs.toml "
+                "(K3S_SANDBOX_RELEASES=unpinned trusts its publisher's checksum)"
+            )
+        problem = self._hosts.problem(official.url)
+        return None if problem is None else f"release not downloaded: {problem}"
+
     def _from_release(self, pin: pins.Pin, notes: list[str]) -> Program | None:
         official = pin.release
-        if official is None:
-            notes.append("no official release")
-            return None
-        if self.environ.get("K3S_SANDBOX_RELEASES") == "0":
-            notes.append("release not tried (K3S_SANDBOX_RELEASES=0)")
-            return None
-        if problem := self._hosts.problem(official.url):
-            notes.append(f"release not downloaded: {problem}")
+        reason = self._against_release(official)
+        if official is None or reason is not None:
+            notes.append(reason or "no official release")
             return None
         key = self._release_key(pin, official)
         what = f"downloading {pin.group if official.archive else pin.name} {official.version}"
@@ -287,7 +308,9 @@ class Toolchain:
             with self._working(key, what) as work:
                 entry = self._lookup(key, pin, notes)
                 if entry is None:
-                    part = release.download(official, self.cache.root / "downloads", work)
+                    downloads = self.cache.root / "downloads"
+                    self.cache.make(downloads)
+                    part = release.download(official, downloads, work, loopback=self.loopback)
                     entry = self.cache.create(
                         key,
                         lambda content, _: release.unpack(pin, official, part, content),

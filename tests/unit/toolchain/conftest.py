@@ -121,6 +121,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         "HOME": str(tmp_path),
         "K3S_SANDBOX_CACHE": str(tmp_path / "cache"),
         "SSL_CERT_FILE": str(certificates),
+        "K3S_SANDBOX_RELEASES": "unpinned",
+        "K3S_SANDBOX_HTTP_LOOPBACK": "1",
     }
     return Machine(tmp_path, pins, environ)
 
@@ -134,13 +136,21 @@ class Server:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     cut_after: int | None = None
     delay: float = 0.0
+    redirects: dict[str, str] = field(default_factory=dict)
+    length: str | None = None
 
-    def offer(self, name: str, data: bytes, *, checksum: str | None = None) -> Release:
+    def offer(self, name: str, data: bytes, *, checksum: str | None = None, pinned: bool = False) -> Release:
         """Offer a file, and its checksum as sha256sum writes it."""
         stated = checksum or hashlib.sha256(data).hexdigest()
         self.files[f"/{name}"] = data
         self.files[f"/{name}.sha256"] = f"{'0' * 64}  something-else\n{stated} *dist/{name}\n".encode()
-        return Release(f"{self.url}/{name}", f"{self.url}/{name}.sha256", "sha256", "1.2.3")
+        return Release(
+            f"{self.url}/{name}",
+            f"{self.url}/{name}.sha256",
+            "sha256",
+            "1.2.3",
+            sha256=hashlib.sha256(data).hexdigest() if pinned else None,
+        )
 
     def asked(self, name: str) -> list[str | None]:
         """Return the Range header of each request for a file."""
@@ -154,6 +164,11 @@ def server() -> Iterator[Server]:
             wanted = self.headers.get("Range")
             offering.requests.append((self.path, wanted))
             time.sleep(offering.delay)
+            if self.path in offering.redirects:
+                self.send_response(302)
+                self.send_header("Location", offering.redirects[self.path])
+                self.end_headers()
+                return
             data = offering.files.get(self.path)
             if data is None:
                 self.send_error(404)
@@ -163,7 +178,8 @@ def server() -> Iterator[Server]:
                 self.send_error(416)
                 return
             self.send_response(206 if wanted else 200)
-            self.send_header("Content-Length", str(len(data) - begin))
+            if offering.length != "":
+                self.send_header("Content-Length", offering.length or str(len(data) - begin))
             self.end_headers()
             rest = data[begin:]
             if offering.cut_after is not None and not self.path.endswith(".sha256"):

@@ -204,7 +204,7 @@ def test_full_disk_in_a_download(machine: Machine, server: Server, monkeypatch: 
     machine.go()
     machine.pin(release=server.offer(TOOL, DATA))
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(release, "_fetch", full)
