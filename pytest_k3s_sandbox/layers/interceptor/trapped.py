@@ -155,14 +155,7 @@ class TrappedCalls:
         if of.group is Group.OPEN and path and profile.exits:
             # Inside the folder the path may be relative, which may_concern() has resolved.
             rule = profile.paths.retries(path, of.group, exit_of=of.name)
-            if rule is not None:
-                return Call(
-                    lambda tid, call: self._finish_interrupted(tid, call, profile),
-                    self._registers.words[ORIG_RAX],
-                    self._entry_first,
-                    of,
-                )
-            return None
+            return None if rule is None else self._watched(tid, profile, of)
         if profile.reads_links and of.group is Group.READLINK and path and b"/fd/" in path:
             return Call(
                 lambda tid, call: self._finish_readlink(tid, call, profile),
@@ -171,6 +164,19 @@ class TrappedCalls:
                 of,
             )
         return None
+
+    def _watched(self, tid: int, profile: Profile, of: PathCall) -> Call | None:
+        """Have an open made again that is interrupted: by code in the tracee, or at its exit stop.
+
+        Linux itself makes calls again by going back over the instruction that it expects before rip, and it
+        is quick at stops; so there it is the stop.
+        """
+        number = self._registers.words[ORIG_RAX]
+        if self._entry_first and self._rewriter.repeats(tid):
+            return self._rewriter.repeat(tid, number, entry_first=self._entry_first)
+        return Call(
+            lambda tid, call: self._finish_interrupted(tid, call, profile), number, self._entry_first, of
+        )
 
     def _resolved(self, tid: int, call: PathCall, path: bytes) -> bytes | None:
         folder = AT_FDCWD if call.dirfd is None else self._registers.words[ARGUMENTS[call.dirfd]]
