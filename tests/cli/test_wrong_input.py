@@ -277,7 +277,7 @@ FULL_DISK = """
 set -e
 mount -t tmpfs none /run
 mkdir {home}
-mount -t tmpfs -o size={size},nr_inodes={inodes} none {home}
+mount -t tmpfs -o size={size},nr_inodes={inodes},mode=700 none {home}
 set +e
 "$@"
 code=$?

@@ -397,7 +397,7 @@ def test_a_home_behind_a_link(
     make: Maker, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link").symlink_to(home)
-    home.mkdir()
+    home.mkdir(mode=0o700)
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "link"))
     sandbox = make()
     processes = members(sandbox.workdir.name)
@@ -444,7 +444,7 @@ from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 home, size, kind, runsc = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", home], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", home], check=True)
 try:
     GvisorSandbox(Path(runsc)) if kind == "gvisor" else HereSandbox()
 except StartError as error:

@@ -19,10 +19,12 @@ from typing import Any, Self
 import pytest
 
 from pytest_k3s_sandbox import bringup, experiment_markers, forks
+from pytest_k3s_sandbox.activation import activate
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
-from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Completed
+from pytest_k3s_sandbox.sandbox import layout
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, V9FS_MAGIC, Completed
 
 JOURNAL = Path.cwd() / "journal.txt"
 
@@ -44,9 +46,11 @@ class FakeSandbox:
         self._owner = forks.Owner()
         self.name = f"fake-{os.getpid()}-{secrets.token_hex(4)}"
         self.workdir = Path.cwd() / self.name
-        self.logs = self.workdir / "logs"
-        self.logs.mkdir(parents=True)
-        (self.logs / "some.log").write_text("said before it broke\n")
+        self.files, self.control = layout.shared(self.workdir), layout.control(self.workdir)
+        self.logs = layout.below_var(self.workdir, f"{STATE_DIR}/logs")
+        for folder in (self.logs, self.control):
+            folder.mkdir(parents=True)
+        Path(self.logs / "some.log").write_text("said before it broke\n")
         note("sandbox up")
 
     def run(self, argv: list[str], **_options: object) -> Completed:
@@ -152,6 +156,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Act on them, likewise."""
+    activate(config)
     experiment_markers.apply(config, items, Path(__file__).parent)
 
 
