@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_k3s_sandbox import clock
-from pytest_k3s_sandbox.cluster.cluster import found
+from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.keys import SETTINGS
 from pytest_k3s_sandbox.report.facts import facts

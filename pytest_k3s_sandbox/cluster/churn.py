@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox.cluster.cluster import found, patient
+from pytest_k3s_sandbox.cluster.answers import found, patient
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api

@@ -10,20 +10,20 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_k3s_sandbox import bounded, forks
 from pytest_k3s_sandbox.cluster import direct
+from pytest_k3s_sandbox.cluster.answers import answered, found, patient
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.effects import merge
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
-from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, NoAnswer, conditions
+from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, conditions
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
@@ -375,62 +375,3 @@ class Node:
     def log(self) -> InsidePath:
         """The kubelet's log, a file on the machine."""
         return self._cluster.log("kubelet")
-
-
-def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
-    """Return a condition that is False, and no error, while the API server cannot answer."""
-
-    def ask() -> bool:
-        try:
-            return condition()
-        except Exception as error:
-            if _away(error):
-                return False
-            raise
-
-    return ask
-
-
-def _away(error: Exception) -> bool:
-    """Tell whether an error means that the API server cannot answer now."""
-    if isinstance(error, NoAnswer):
-        return error.status is None or _busy(error.status)
-    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client; here, who raised it has it
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
-
-    if isinstance(error, ApiException):
-        return _busy(error.status)
-    return isinstance(error, HTTPError)
-
-
-def _busy(status: int) -> bool:
-    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
-    """Return a hint that says so, and raises no error, when the API server does not answer."""
-
-    def ask() -> str | None:
-        try:
-            return hint()
-        except Exception as error:
-            from kubernetes.client import ApiException  # noqa: PLC0415 - as in _away
-            from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
-
-            if isinstance(error, (NoAnswer, HTTPError, ApiException)):
-                return f"the API server does not answer: {error}"
-            raise
-
-    return ask
-
-
-def found(read: Any) -> Any:  # noqa: ANN401 - the kubernetes package publishes no types
-    """Return what a read of the API gives, or None when the object does not exist."""
-    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
-
-    try:
-        return read()
-    except ApiException as error:
-        if error.status == HTTPStatus.NOT_FOUND:
-            return None
-        raise

@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from pytest_k3s_sandbox import clock
-from pytest_k3s_sandbox.cluster.cluster import Cluster, found, patient
+from pytest_k3s_sandbox.cluster.answers import found, patient
+from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.embedded import NODE
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.report.kinds import classify, kind_of

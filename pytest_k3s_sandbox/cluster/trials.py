@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster import sweep
-from pytest_k3s_sandbox.cluster.cluster import START_SECONDS, Cluster, found
+from pytest_k3s_sandbox.cluster.answers import found
+from pytest_k3s_sandbox.cluster.cluster import START_SECONDS, Cluster
 from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, ON_9P
 from pytest_k3s_sandbox.cluster.embedded import NODE, Embedded
 from pytest_k3s_sandbox.cluster.observe import POD_NAMESPACE, Limits, Observation, Watch

@@ -26,6 +26,11 @@ OWN = "169.254.213.1/32"
 
 SECONDS = 30.0
 
+
+class TooSlow(StartError):
+    """A program did not end in time, which says nothing about what the kernel can do."""
+
+
 RESTORES = ("iptables-restore", "iptables-legacy-restore")
 """Programs that load a rule set at once; the kernel may have what one of them needs, or neither."""
 
@@ -124,11 +129,16 @@ def load(text: str, namespace: Path | None = None) -> str | None:
 
     Returns:
         None, or why none of the programs could.
+
+    Raises:
+        TooSlow: One of them did not end in time.
     """
     why = []
     for program in RESTORES:
         try:
             run(namespace, [program], text)
+        except TooSlow:
+            raise
         except StartError as error:
             why.append(f"{program}: {error.cause}")
         else:
@@ -155,6 +165,6 @@ def run(namespace: Path | None, argv: list[str], text: str = "") -> None:
     except FileNotFoundError as error:
         raise StartError(f"`{enter[0]}` failed", cause=str(error)) from error
     except subprocess.TimeoutExpired as error:
-        raise StartError(f"`{argv[0]}` failed", cause=f"it did not end within {SECONDS:g} s") from error
+        raise TooSlow(f"`{argv[0]}` failed", cause=f"it did not end within {SECONDS:g} s") from error
     if done.returncode != 0:
         raise StartError(f"`{argv[0]}` failed", cause=done.stderr.strip() or f"exit code {done.returncode}")

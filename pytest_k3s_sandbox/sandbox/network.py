@@ -81,7 +81,7 @@ def _ip(*words: str, batch: Sequence[str] = ()) -> str:
             remedy="run `k3s-sandbox provision`, or install iproute2",
         ) from None
     except subprocess.TimeoutExpired as error:
-        raise StartError(f"`ip {' '.join(words)}` failed", cause="it did not end within 30 s") from error
+        raise gateway.TooSlow(f"`ip {' '.join(words)}` failed", cause="it did not end within 30 s") from error
     if done.returncode != 0:
         raise StartError(f"`ip {' '.join(words)}` failed", cause=done.stderr.strip())
     return done.stdout
@@ -196,6 +196,9 @@ def create(network: Network, opened: Sequence[int] = ()) -> Network:
     """
     try:
         return _create_isolated(network, opened)
+    except gateway.TooSlow:  # a busy machine is no reason for a sandbox that reaches everything
+        remove(network)
+        raise
     except StartError:
         remove(network)  # a kernel without what it takes, as gVisor's
     except BaseException:

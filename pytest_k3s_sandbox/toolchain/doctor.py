@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import gateway, machine
 from pytest_k3s_sandbox.toolchain import golang, packages, probes
 from pytest_k3s_sandbox.toolchain.resolve import Toolchain, architecture
@@ -126,7 +126,12 @@ def _kernel() -> list[Check]:
 
 def _isolation() -> Check:
     """Say what programs in a sandbox could reach on this machine."""
-    why = gateway.load(gateway.rules("192.0.2.1", "192.0.2.2", ()))  # addresses of RFC 5737, for documents
+    try:
+        why = gateway.load(
+            gateway.rules("192.0.2.1", "192.0.2.2", ())
+        )  # addresses of RFC 5737, for documents
+    except StartError as error:
+        why = str(error)
     isolated = gateway.FILTERED if why is None else gateway.ROUTED
     return Check(
         "network isolation",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox.bringup import Up, Wish, everything, start_sandbox
+from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.cluster.churn import is_ready, pod
-from pytest_k3s_sandbox.cluster.cluster import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain

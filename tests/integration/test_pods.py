@@ -17,7 +17,7 @@ from kubernetes.client import AppsV1Api
 from outside import outside
 
 from pytest_k3s_sandbox.bringup import Up, Wish, everything
-from pytest_k3s_sandbox.cluster.cluster import found
+from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.cluster.components import MANIFESTS
 from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline

@@ -6,7 +6,7 @@ import pytest
 from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
-from pytest_k3s_sandbox.cluster.cluster import answered, patient
+from pytest_k3s_sandbox.cluster.answers import answered, patient
 from pytest_k3s_sandbox.cluster.reading import NoAnswer
 
 

@@ -196,3 +196,23 @@ def test_the_filter_lets_pass_what_the_machine_begins_and_opened_ports() -> None
         for port in (5000, 8080)
     ]
     assert len(accepted) == 4
+
+
+def test_a_slow_machine_is_no_reason_for_a_sandbox_that_reaches_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "NETNS", tmp_path)
+    said: list[str] = []
+
+    def slow(*_words: object) -> str:
+        raise gateway.TooSlow("`iptables-restore` failed")
+
+    def note(*_words: str, batch: Sequence[str] = ()) -> str:
+        said.extend(batch)
+        return ""
+
+    monkeypatch.setattr(network, "_ip", note)
+    monkeypatch.setattr(gateway, "make", slow)
+    with pytest.raises(StartError, match="iptables-restore"):
+        network.create(Network("k3ssb-x", "k3sx", "10.213.0.1", "10.213.0.2"))
+    assert not any("peer name eth0" in line for line in said)  # the way that leads to the sandbox directly

@@ -1,0 +1,68 @@
+"""What an API server's answers mean for those that wait: it is away, it is busy, there is no such object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from pytest_k3s_sandbox.cluster.reading import NoAnswer
+
+
+def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a condition that is False, and no error, while the API server cannot answer."""
+
+    def ask() -> bool:
+        try:
+            return condition()
+        except Exception as error:
+            if _away(error):
+                return False
+            raise
+
+    return ask
+
+
+def _away(error: Exception) -> bool:
+    """Tell whether an error means that the API server cannot answer now."""
+    if isinstance(error, NoAnswer):
+        return error.status is None or _busy(error.status)
+    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client; here, who raised it has it
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
+
+    if isinstance(error, ApiException):
+        return _busy(error.status)
+    return isinstance(error, HTTPError)
+
+
+def _busy(status: int) -> bool:
+    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
+    """Return a hint that says so, and raises no error, when the API server does not answer."""
+
+    def ask() -> str | None:
+        try:
+            return hint()
+        except Exception as error:
+            from kubernetes.client import ApiException  # noqa: PLC0415 - as in _away
+            from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
+
+            if isinstance(error, (NoAnswer, HTTPError, ApiException)):
+                return f"the API server does not answer: {error}"
+            raise
+
+    return ask
+
+
+def found(read: Any) -> Any:  # noqa: ANN401 - the kubernetes package publishes no types
+    """Return what a read of the API gives, or None when the object does not exist."""
+    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
+
+    try:
+        return read()
+    except ApiException as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            return None
+        raise
