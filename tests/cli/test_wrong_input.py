@@ -285,7 +285,7 @@ code=$?
 ip netns list
 ls /run/netns 2>/dev/null
 ip -o link show | grep -v ' lo:'
-find {home} -mindepth 1 -not -name sandboxes
+cd {home} && find . -mindepth 1 -not -path ./lock -not -path ./sandboxes -not -path ./partial -not -path ./kept
 exit $code
 """
 
