@@ -285,7 +285,7 @@ code=$?
 ip netns list
 ls /run/netns 2>/dev/null
 ip -o link show | grep -v ' lo:'
-cd {home} && find . -mindepth 1 -not -path ./lock -not -path ./sandboxes -not -path ./partial -not -path ./kept
+cd {home} && find . -mindepth 1 ! -path ./lock ! -path ./sandboxes ! -path ./partial ! -path ./kept
 exit $code
 """
 
