@@ -233,7 +233,7 @@ def protect(how: list[str]) -> None:
 
     Args:
         how: ``[BY_GROUP]`` to have the flag cleared by another effective group for a moment. In gVisor
-            that takes 0.1 ms, and ctypes 25. It would undo ``unshare --kill-child``.
+            that is quicker than the import of ctypes. It would undo ``unshare --kill-child``.
     """
     if how == [BY_GROUP]:
         os.setegid(1)
