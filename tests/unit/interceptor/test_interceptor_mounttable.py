@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset
 from pytest_k3s_sandbox.layers.interceptor.mounttable import (
+    REWRITE,
     Mount,
     MountInfo,
     escape,
@@ -20,6 +21,7 @@ from pytest_k3s_sandbox.layers.interceptor.mounttable import (
     render_mounts,
     rewrite_mountinfo,
     rewrite_mounts,
+    rewrite_mountstats,
     unescape,
 )
 from pytest_k3s_sandbox.layers.interceptor.rules import MountRule
@@ -171,3 +173,36 @@ def test_the_folder_of_a_rule_is_not_a_mere_prefix() -> None:
 def test_new_fields_are_escaped() -> None:
     rules = [MountRule(type="a", source="my disk")]
     assert rewrite_mounts("s /m\\040n a o 0 0\n", rules)[0] == "my\\040disk /m\\040n a o 0 0\n"
+
+
+def test_mountstats_is_rewritten_line_by_line_and_keeps_what_follows_the_type() -> None:
+    rules = [
+        MountRule("9p", "/", "ext4", source="/dev/root"),
+        MountRule("fuse*", "/sys", "cgroup", source="a b"),
+    ]
+    text = (
+        "device none mounted on / with fstype 9p\n"
+        "device proc mounted on /proc with fstype proc\n"
+        "no such line\n"
+        "device x mounted on /sys/a\\040b with fstype fuse.x statvers=1.1\n"
+    )
+    found, counts = rewrite_mountstats(text, rules)
+    assert found == (
+        "device /dev/root mounted on / with fstype ext4\n"
+        "device proc mounted on /proc with fstype proc\n"
+        "no such line\n"
+        "device a\\040b mounted on /sys/a\\040b with fstype cgroup statvers=1.1\n"
+    )
+    assert sum(counts.values()) == 2
+
+
+def test_of_stacked_mounts_in_mountstats_the_covered_one_goes() -> None:
+    rules = [MountRule("fuse*", "/sys", "cgroup")]
+    text = "device a mounted on /sys/x with fstype cgroup\ndevice b mounted on /sys/x with fstype fuse.x\n"
+    assert rewrite_mountstats(text, rules)[0] == "device b mounted on /sys/x with fstype cgroup\n"
+
+
+def test_each_table_is_rewritten_by_its_own_name() -> None:
+    functions = {"mountinfo": rewrite_mountinfo, "mounts": rewrite_mounts, "mountstats": rewrite_mountstats}
+    assert functions == REWRITE
+    assert Mount("a", "/b", "c", "rw")[4:] == ("0", "0")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox.layers.interceptor.loading import load_preset
+from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, parse_rules
 from pytest_k3s_sandbox.layers.interceptor.matching import (
     Decision,
     PathRules,
@@ -337,3 +337,44 @@ def test_a_bracket_has_what_a_shell_reads_in_it(pattern: str, fits: list[str], n
     matches = wildcard(pattern)
     assert [path for path in fits if not matches(path.encode())] == []
     assert [path for path in not_fits if matches(path.encode())] == []
+
+
+def test_each_rule_has_a_name_in_the_statistics() -> None:
+    rules = parse_rules(
+        """
+        [[statfs]]
+        original = 0x1021997
+        replacement = 0xEF53
+        [[statfs]]
+        under = "/a"
+        replacement = 0xEF53
+        [[redirect]]
+        prefix = "/b"
+        target = "/c"
+        [[redirect]]
+        path = "/d"
+        content = "e"
+        [[mount]]
+        type = "fuse*"
+        under = "/f"
+        new_type = "cgroup"
+        [[mask]]
+        under = "/g"
+        [[retry]]
+        under = "/h"
+        [[fault]]
+        prefix = "/i"
+        errno = "EIO"
+        """,
+        "rules.toml",
+    )
+    assert [rule.label for rule in rules.every()] == [
+        "statfs 0x1021997 -> 0xef53",
+        "statfs any -> 0xef53",
+        "redirect /b/**",
+        "redirect /d",
+        "mount fuse* under /f",
+        "mask /g",
+        "fault 5 /i/**",
+        "retry /h",
+    ]
