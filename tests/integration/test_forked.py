@@ -14,6 +14,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
 from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.sandbox import reaper
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
@@ -133,6 +134,7 @@ def inside(name: str) -> list[str]:
     return found
 
 
+@pytest.mark.k3s_layers(*FULL)  # a cluster of its own: experiments ask for an undisturbed one
 @pytest.mark.k3s_requires("fuse", "ptrace", "gvisor")
 def test_a_child_uses_its_parents_cluster(k3s: Cluster, k3s_node: Node, k3s_namespace: str) -> None:
     """As a test of pytest-forked does; the parent's connections work afterwards."""

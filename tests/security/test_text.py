@@ -24,6 +24,7 @@ from pytest_k3s_sandbox.cluster.logs import copy_logs
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.display import Course, LiveDisplay, PlainDisplay, Verbosity
 from pytest_k3s_sandbox.errors import ClusterError, WaitError
+from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.report import ablation_text
 from pytest_k3s_sandbox.report.export import export
 from pytest_k3s_sandbox.report.page import render
@@ -232,6 +233,7 @@ def test_the_frame_of_allures_results_has_a_line_a_name(tmp_path: Path) -> None:
     assert unseen(text) == []
 
 
+@pytest.mark.k3s_layers(*FULL)  # a cluster of its own: experiments ask for an undisturbed one
 @pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor")
 @pytest.mark.timeout(240)
 def test_a_pod_that_says_it_everywhere(k3s: Cluster, k3s_namespace: str, tmp_path: Path) -> None:
