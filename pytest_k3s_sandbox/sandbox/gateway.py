@@ -11,7 +11,9 @@ With a port opened, connections of the sandbox to that port of the machine's add
 
 from __future__ import annotations
 
+import functools
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,6 +148,16 @@ def load(text: str, namespace: Path | None = None) -> str | None:
     return "; ".join(why)
 
 
+@functools.cache
+def guard() -> tuple[str, ...]:
+    """Return the words before a command that has to end with this process (prctl(2), PR_SET_PDEATHSIG).
+
+    What went on after a SIGKILL would make what the clean-up has just removed.
+    """
+    program = shutil.which("setpriv")
+    return (program, "--pdeathsig", "KILL", "--") if program else ()
+
+
 def run(namespace: Path | None, argv: list[str], text: str = "") -> None:
     """Run a program of the machine in a network namespace.
 
@@ -160,7 +172,12 @@ def run(namespace: Path | None, argv: list[str], text: str = "") -> None:
     enter = ["unshare", "--net"] if namespace is None else ["nsenter", f"--net={namespace}"]
     try:
         done = subprocess.run(
-            [*enter, *argv], input=text, capture_output=True, text=True, check=False, timeout=SECONDS
+            [*guard(), *enter, *argv],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
         )
     except FileNotFoundError as error:
         raise StartError(f"`{enter[0]}` failed", cause=str(error)) from error

@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -70,16 +71,15 @@ def _ip(*words: str, batch: Sequence[str] = ()) -> str:
     """Run ip(8): one command, or several in one process (``-batch``)."""
     words = (*words, "-batch", "-") if batch else words
     text = "\n".join(batch)
-    try:
-        done = subprocess.run(
-            ["ip", *words], input=text, capture_output=True, text=True, check=False, timeout=30
-        )
-    except FileNotFoundError:
+    if shutil.which("ip") is None:
         raise MissingCapability(
             "cannot create a network namespace",
             cause="there is no `ip` program",
             remedy="run `k3s-sandbox provision`, or install iproute2",
-        ) from None
+        )
+    argv = [*gateway.guard(), "ip", *words]
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=30)
     except subprocess.TimeoutExpired as error:
         raise gateway.TooSlow(f"`ip {' '.join(words)}` failed", cause="it did not end within 30 s") from error
     if done.returncode != 0:
@@ -295,8 +295,12 @@ def _verified(name: str, inode: int) -> os.stat_result | None:
     return found
 
 
-def remove(network: Network) -> None:
-    """Remove the namespaces and the pair if they are the sandbox's; those that are gone are no error."""
+def remove(network: Network) -> bool:
+    """Remove the namespaces and the pair if they are the sandbox's; those that are gone are no error.
+
+    Returns:
+        False if a namespace could not be told yet: a program that was to set it up still runs in it.
+    """
     ours = _verified(network.netns, network.inode) is not None
     between = _verified(network.between, network.gateway_inode) is not None
     index = _index(network.veth)
@@ -307,3 +311,5 @@ def remove(network: Network) -> None:
         if is_ours:
             with contextlib.suppress(StartError):
                 _ip("netns", "delete", name)
+    unknown = ((network.netns, network.inode), (network.between, network.gateway_inode))
+    return not any(inode == 0 and os.path.lexists(NETNS / name) for name, inode in unknown)

@@ -96,7 +96,8 @@ def dispose(workdir: Path, owner: Owner) -> bool:
     if not end_processes(workdir, owner):
         return False
     if owner.process.this_boot:
-        network.remove(owner.network)
+        if not network.remove(owner.network):
+            return False
         for group in owner.cgroups:
             remove_cgroup(Path(group))
     return unmount_below(workdir) and _remove_folder(workdir, owner)
