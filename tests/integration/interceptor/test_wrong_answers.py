@@ -47,10 +47,14 @@ def disturb():
     for _ in range(5):
         time.sleep(0.1)
         signal.pthread_kill(main, signal.SIGURG)
-    os.close(os.open("/run/fifo", os.O_RDONLY | os.O_NONBLOCK))
+    other = os.open("/run/fifo", os.O_RDONLY | os.O_NONBLOCK)
+    opened.wait()  # a side that goes at once is missed by an open that is just made again, on Linux too
+    os.close(other)
+opened = threading.Event()
 threading.Thread(target=disturb).start()
 libc = ctypes.CDLL(None, use_errno=True)
 print(libc.open(b"/run/fifo", os.O_WRONLY) >= 0, ctypes.get_errno())
+opened.set()
 """
 
 
