@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
-import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from outside import outside
+from stand_in_node import node, toolchain_with, write_stand_in
 
 from pytest_k3s_sandbox import bringup
 from pytest_k3s_sandbox.bringup import Up, Wish
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
-from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
-from pytest_k3s_sandbox.report.records import RunWriter, read_run
+from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
 
-STAND_IN = Path(__file__).with_name("stand_in_k3s.py")
 ADDRESS, PORT = "10.213.0.2", 6443
 READY_SECONDS = 60
 
@@ -39,10 +34,7 @@ READY_SECONDS = 60
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-in as a program, run by the Python that the sandbox shows."""
-    program = tmp_path_factory.mktemp("k3s") / "k3s"
-    program.write_text(f"#!{sys.executable}\n{STAND_IN.read_text()}")
-    program.chmod(0o755)
-    return program
+    return write_stand_in(tmp_path_factory.mktemp("k3s"))
 
 
 def official() -> Path:
@@ -55,42 +47,6 @@ def official() -> Path:
             f"not applicable: no official k3s binary here ({why}); `k3s-sandbox provision k3s` gets it"
         )
     return found.path
-
-
-def toolchain_with(program: Path) -> Toolchain:
-    return Toolchain(environ={**os.environ, "K3S_SANDBOX_K3S": str(program)})
-
-
-def put_parts(state: Path, toolchain: Toolchain) -> None:
-    """Give a stand-in the parts that k3s has in itself."""
-    parts = state / "parts"
-    parts.mkdir()
-    for name in Embedded.programs:
-        source = toolchain.get(name).path.resolve()
-        try:
-            (parts / name).hardlink_to(source)
-        except OSError:  # another file system
-            shutil.copy(source, parts / name)
-
-
-@contextlib.contextmanager
-def node(program: Path, folder: Path, kind: str = "gvisor", *, apart: bool = False) -> Iterator[Up]:
-    """Bring a node up on k3s, as :func:`.bringup.everything` does it."""
-    toolchain, wish = toolchain_with(program), Wish(kind, distribution="k3s")
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(RunWriter(folder))
-        sandbox = stack.enter_context(bringup.start_sandbox(wish, toolchain))
-        if "stand-in" in toolchain.get("k3s").version:
-            put_parts(outside(sandbox, STATE_DIR), toolchain)
-        with bringup.explained(sandbox, folder):
-            cluster = bringup.control_plane(sandbox, wish, toolchain, writer)
-            if apart:
-                cluster.distribution = k3s.K3s(apart=True)
-            stack.enter_context(cluster)
-            layers = stack.enter_context(bring_up(sandbox, FULL if kind == "gvisor" else NATIVE))
-        yield stack.enter_context(
-            bringup.cluster_up(layers, wish, toolchain, writer, experiment="test", cluster=cluster)
-        )
 
 
 @pytest.fixture(scope="module", params=["stand-in", "official"])

@@ -1,0 +1,68 @@
+"""Nodes on the ``k3s`` distribution, whose program may be the tests' stand-in for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from outside import outside
+
+from pytest_k3s_sandbox import bringup
+from pytest_k3s_sandbox.bringup import Up, Wish
+from pytest_k3s_sandbox.cluster import k3s
+from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
+from pytest_k3s_sandbox.report.records import RunWriter
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+SOURCE = Path(__file__).parent.with_name("integration") / "stand_in_k3s.py"
+
+
+def write_stand_in(folder: Path) -> Path:
+    """Write the stand-in as a program that is run by the Python that the sandbox shows."""
+    program = folder / "k3s"
+    program.write_text(f"#!{sys.executable}\n{SOURCE.read_text()}")
+    program.chmod(0o755)
+    return program
+
+
+def toolchain_with(program: Path) -> Toolchain:
+    """Return a toolchain whose k3s is this program."""
+    return Toolchain(environ={**os.environ, "K3S_SANDBOX_K3S": str(program)})
+
+
+def put_parts(state: Path, toolchain: Toolchain) -> None:
+    """Give a stand-in the parts that k3s has in itself."""
+    parts = state / "parts"
+    parts.mkdir()
+    for name in Embedded.programs:
+        source = toolchain.get(name).path.resolve()
+        try:
+            (parts / name).hardlink_to(source)
+        except OSError:  # another file system
+            shutil.copy(source, parts / name)
+
+
+@contextlib.contextmanager
+def node(program: Path, folder: Path, kind: str = "gvisor", *, apart: bool = False) -> Iterator[Up]:
+    """Bring a node up on k3s, as :func:`.bringup.everything` does it."""
+    toolchain, wish = toolchain_with(program), Wish(kind, distribution="k3s")
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(RunWriter(folder))
+        sandbox = stack.enter_context(bringup.start_sandbox(wish, toolchain))
+        if "stand-in" in toolchain.get("k3s").version:
+            put_parts(outside(sandbox, STATE_DIR), toolchain)
+        with bringup.explained(sandbox, folder):
+            cluster = bringup.control_plane(sandbox, wish, toolchain, writer)
+            if apart:
+                cluster.distribution = k3s.K3s(apart=True)
+            stack.enter_context(cluster)
+            layers = stack.enter_context(bring_up(sandbox, FULL if kind == "gvisor" else NATIVE))
+        yield stack.enter_context(
+            bringup.cluster_up(layers, wish, toolchain, writer, experiment="test", cluster=cluster)
+        )
