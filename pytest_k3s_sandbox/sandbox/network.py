@@ -138,14 +138,26 @@ def free_subnet(used: set[IPv4Network]) -> IPv4Network:
 
 def used_networks() -> set[IPv4Network]:
     """Return the IPv4 networks of the machine's interfaces and of its routes but the default one."""
-    links: list[dict[str, Any]] = json.loads(_ip("-4", "-json", "address", "show") or "[]")
-    routes: list[dict[str, Any]] = json.loads(_ip("-4", "-json", "route", "show", "table", "all") or "[]")
+    answers = _answers(_ip("-4", "-json", batch=["address show", "route show table all"]))
+    links = [each for each in answers if "addr_info" in each]
+    routes = [each for each in answers if "dst" in each]
     addresses = {
         ipaddress.IPv4Interface(f"{entry['local']}/{entry['prefixlen']}").network
         for link in links
         for entry in link.get("addr_info", [])
     }
     return addresses | {found for route in routes if (found := _destination(route)) is not None}
+
+
+def _answers(text: str) -> list[dict[str, Any]]:
+    """Return the objects of several answers of ip(8), each of which is a JSON array or nothing."""
+    found: list[dict[str, Any]] = []
+    decoder, text = json.JSONDecoder(), text.strip()
+    while text:
+        answer, end = decoder.raw_decode(text)
+        found += answer
+        text = text[end:].lstrip()
+    return found
 
 
 def _destination(route: dict[str, Any]) -> IPv4Network | None:
@@ -222,7 +234,6 @@ def _create_isolated(network: Network, opened: Sequence[int]) -> Network:
     )
     between = NETNS / network.between
     isolation = gateway.make(between, network.gateway, network.address, network.netns, opened)
-    _sandboxes_end(network)
     made = replace(network, isolation=isolation, gateway_inode=between.lstat().st_ino)
     return identified(made)
 
@@ -235,7 +246,7 @@ def _create_directly(network: Network) -> Network:
             *_machines_end(network),
         ]
     )
-    _sandboxes_end(network)
+    _ip("-n", network.netns, batch=gateway.sandboxes_end(network.gateway, network.address))
     return identified(replace(network, isolation=gateway.OPEN))
 
 
@@ -244,19 +255,6 @@ def _machines_end(network: Network) -> list[str]:
         f"address add {network.gateway}/30 dev {network.veth}",
         f"link set {network.veth} up",
     ]
-
-
-def _sandboxes_end(network: Network) -> None:
-    _ip(
-        "-n",
-        network.netns,
-        batch=[
-            f"address add {network.address}/30 dev eth0",
-            "link set lo up",
-            "link set eth0 up",
-            f"route add default via {network.gateway} dev eth0",
-        ],
-    )
 
 
 def identified(network: Network) -> Network:

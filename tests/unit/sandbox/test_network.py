@@ -95,7 +95,9 @@ def test_used_networks_are_those_of_all_addresses(monkeypatch: pytest.MonkeyPatc
         {"type": "unreachable"},
     ]
     shown = {"address": links, "route": routes}
-    monkeypatch.setattr(network, "_ip", lambda *words: json.dumps(shown[words[2]]))
+    monkeypatch.setattr(
+        network, "_ip", lambda *_words, batch: "\n".join(json.dumps(shown[line.split()[0]]) for line in batch)
+    )
     assert network.used_networks() == {
         IPv4Network("10.213.0.4/30"),
         IPv4Network("192.0.2.7/32"),
