@@ -172,8 +172,11 @@ class Embedded(Programs):
             path = pki.folder / f"{name}.kubeconfig"
             certificates.write_kubeconfig(path, server=settings.api_url, ca=pki.ca.cert, client=pair)
         files.mkdir(PKI_DIR, 0o700)
-        for path in sorted(pki.folder.iterdir()):  # the administrator's, too, for a shell inside
-            files.copy_in(path, f"{PKI_DIR}/{path.name}", 0o600)
+        ours = {pki.ca.cert.name, pki.admin.cert.name, pki.admin.key.name, certificates.ADMIN}
+        for path in sorted(pki.folder.iterdir()):
+            # The administrator's are inside, too, for a shell there.
+            put = files.copy_in if path.name in ours else files.move_in
+            put(path, f"{PKI_DIR}/{path.name}", 0o600)
 
     def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
         api = self._api(sandbox, settings)

@@ -148,6 +148,22 @@ class Beneath:
         with source.open("rb") as file, self._new_file(inside, mode) as out:
             shutil.copyfileobj(file, out)
 
+    def move_in(self, source: Path, inside: str, mode: int = 0o644) -> None:
+        """Move a file of the machine's own to a path inside, on the same file system; cheaper than a copy.
+
+        Args:
+            source: A file that the inside cannot write; it is gone afterwards.
+            inside: The absolute path inside; its folder must exist.
+            mode: The permissions that it gets.
+
+        Raises:
+            OSError: As :meth:`write`, or the source cannot be moved.
+        """
+        relative = self.relative(inside)
+        source.chmod(mode)
+        with self.opened(relative.parent) as folder:
+            os.rename(source, relative.name, dst_dir_fd=folder)
+
     def mkdir(self, inside: str, mode: int = 0o755, *, exist_ok: bool = True) -> None:
         """Create a folder and those above it that are missing.
 

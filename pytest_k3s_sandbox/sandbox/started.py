@@ -12,6 +12,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -87,8 +88,13 @@ class StartedSandbox(ABC):
             reaper.reap()
             self.workdir, self._life, self._record = machine.new_workdir(self.kind, self._program())
             try:
-                self._take_network()
-                self._start(layout.plan(self.workdir, programs, binds, one_root=one_root, copied=self.copies))
+                plan = layout.plan(self.workdir, programs, binds, one_root=one_root, copied=self.copies)
+                # Both mostly wait, the one for ip(8), the other for the disk.
+                with ThreadPoolExecutor(1) as beside:
+                    taken = beside.submit(self._take_network)
+                    layout.prepare(plan, self.workdir, hostname=self.name)
+                taken.result()
+                self._start(plan)
             except BaseException:
                 self.close()
                 raise
@@ -298,7 +304,6 @@ class StartedSandbox(ABC):
 
     def _start(self, plan: layout.Layout) -> None:
         self.layout = plan
-        layout.prepare(plan, self.workdir, hostname=self.name)
         launch_log = self.control / "sandbox.log"
         # A socket, because a pipe could be opened again inside, by /proc/1/fd (open(2), ENXIO).
         ours, theirs = socket.socketpair()

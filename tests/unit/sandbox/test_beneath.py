@@ -124,6 +124,21 @@ def test_a_file_is_renamed_and_copied(files: Beneath, tmp_path: Path) -> None:
     assert files.text("/var/folder/d") == "text"
 
 
+def test_a_file_is_moved_in_and_through_no_link(files: Beneath, tmp_path: Path) -> None:
+    for name in ("key", "other"):
+        (tmp_path / name).write_text("secret")
+    files.move_in(tmp_path / "key", "/var/key", 0o600)
+    assert files.text("/var/key") == "secret"
+    assert stat.S_IMODE((files.root / "var/key").stat().st_mode) == 0o600
+    assert not (tmp_path / "key").exists()
+    (tmp_path / "away").mkdir()
+    files.symlink(str(tmp_path / "away"), "/var/link")
+    with pytest.raises(OSError, match=r"."):
+        files.move_in(tmp_path / "other", "/var/link/other")
+    assert list((tmp_path / "away").iterdir()) == []
+    assert (tmp_path / "other").exists()
+
+
 def test_trees_are_copied_and_merged(files: Beneath, tmp_path: Path) -> None:
     with staged(files, "/var/tree") as folder:
         (folder / "sub").mkdir()
