@@ -74,7 +74,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="the same, on top of the kernel's own cgroup mounts there, which are mounted first where the "
         "kernel has the hierarchy, so that mount tables keep their lines of type cgroup",
     )
-    parser.add_argument("--stats", metavar="FILE", help="a file for counts of operations, as JSON")
+    parser.add_argument(
+        "--stats", metavar="FILE", help="a file for counts of operations, as JSON, written on SIGUSR1, too"
+    )
     parser.add_argument(
         "--opens",
         action="store_true",

@@ -37,6 +37,7 @@ class FuseCgroupfs:
         real: Whether the sandbox's own cgroup mounts go below ours, so that its mount
             table has lines of type ``cgroup`` also without the interceptor; by default in gVisor.
         opens: Whether programs open files even where they can be read without: an open can be interrupted.
+        stats: A file inside that gets counts of operations, as the server's ``--stats``.
         timeout: Seconds until it has to be ready.
     """
 
@@ -51,6 +52,7 @@ class FuseCgroupfs:
         at: str = "/sys/fs/cgroup",
         real: bool | None = None,
         opens: bool = False,
+        stats: str | None = None,
         timeout: float = 15.0,
     ) -> None:
         """Bind the layer to its sandbox; nothing starts yet."""
@@ -59,6 +61,7 @@ class FuseCgroupfs:
         self._at = at
         self._real = sandbox.kind == "gvisor" if real is None else real
         self._opens = opens
+        self._stats = stats
         self._timeout = timeout
         self._process: Process | None = None
 
@@ -88,6 +91,7 @@ class FuseCgroupfs:
         argv = [*_PYTHON, "-c", _SERVE, _ROOT, "--stack-on" if self._real else "--at", self._at]
         argv += ["--controllers", ",".join(name.replace(",", "+") for name in self._controllers)]
         argv += ["--opens"] if self._opens else []
+        argv += ["--stats", self._stats] if self._stats else []
         try:
             process = self._process = self._sandbox.spawn(argv, name="cgroupfs")
         except StartError as error:

@@ -46,7 +46,7 @@ class Server:
         at: A directory that gets each controller as a bind mount of its subtree.
         real: Whether the kernel's own cgroup mounts are put below those, where the kernel
             has the controller, so that mount tables keep a line of type ``cgroup``.
-        stats: A file that gets counts of operations as JSON, every few seconds and at the end.
+        stats: A file that gets counts of operations as JSON, every few seconds, on SIGUSR1 and at the end.
         max_age: Seconds for which sampled numbers are good.
         opens: Whether programs open files even where they can be read without, as in gVisor.
         log: Takes a line for each change that a program makes.
@@ -102,6 +102,9 @@ class Server:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         try:
             self._mount(device)
+            if self.stats is not None:
+                # In the main thread, between two requests: nothing changes meanwhile.
+                signal.signal(signal.SIGUSR1, lambda _number, _frame: self._write(filesystem))
             self._serve(device, filesystem)
         except _Stop:
             pass

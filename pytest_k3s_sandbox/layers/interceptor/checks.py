@@ -30,6 +30,7 @@ Problem = tuple[str, str]
 """A field's name, as rule files spell it, and what is wrong with its value."""
 
 _U32 = 0xFFFF_FFFF
+_RETURNS = names(*(group for group in RETRIABLE if group is not Group.CLOSE)) | set(STATFS_CALLS.values())
 
 
 def problems(rule: Rule) -> Iterator[Problem]:
@@ -49,7 +50,7 @@ def problems(rule: Rule) -> Iterator[Problem]:
     elif isinstance(rule, RetryRule):
         yield from _path("under", rule.under)
         yield from _groups(rule.groups, RETRIABLE)
-        yield from _only(rule.exits, names(Group.OPEN) | set(STATFS_CALLS.values()), "exits")
+        yield from _only(rule.exits, _RETURNS, "exits")
     else:
         yield from _fault(rule)
 

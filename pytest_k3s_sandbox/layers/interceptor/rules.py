@@ -19,7 +19,7 @@ PATH: Final = "{path}"
 
 REDIRECTABLE: Final = (Group.OPEN, Group.STAT, Group.ACCESS, Group.READLINK)
 MASKABLE: Final = (Group.OPEN, Group.CHANGE, Group.CLOSE)
-RETRIABLE: Final = (Group.OPEN, Group.STATFS, Group.CLOSE)
+RETRIABLE: Final = (*REDIRECTABLE, Group.STATFS, Group.LIST, Group.CLOSE)
 FAILABLE: Final = (*REDIRECTABLE, Group.CHANGE, Group.STATFS, Group.UMOUNT)
 
 Content = str | Callable[[int, str], str]
@@ -169,8 +169,8 @@ class RetryRule(NamedTuple):
 
     Attributes:
         under: The folder.
-        groups: open; statfs, with fstatfs; or close, of whatever descriptor: an interrupted close
-            has closed it (close(2)).
+        groups: open, stat, access, readlink; statfs, with fstatfs; list, which is getdents; or close, of
+            whatever descriptor: an interrupted close has closed it (close(2)).
         programs: Only in these programs; see :class:`Rules`.
         exits: The names of the calls that stop when they return, too, so that no interruption is missed.
     """

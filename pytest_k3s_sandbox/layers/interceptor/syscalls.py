@@ -12,8 +12,10 @@ AT_FDCWD: Final = -100
 CLOSE: Final = 3
 MMAP: Final = 9
 GETPID: Final = 39
+GETDENTS: Final = 78
 STATFS: Final = 137
 FSTATFS: Final = 138
+GETDENTS64: Final = 217
 SECCOMP: Final = 317
 OPENAT2: Final = 437
 
@@ -29,6 +31,7 @@ class Group(Enum):
     STATFS = "statfs"
     CLOSE = "close"
     UMOUNT = "umount"
+    LIST = "list"
 
 
 class PathCall(NamedTuple):
@@ -74,9 +77,12 @@ PATH_CALLS: Final = {
 
 STATFS_CALLS: Final = {STATFS: "statfs", FSTATFS: "fstatfs"}
 
+LIST_CALLS: Final = {GETDENTS: "getdents", GETDENTS64: "getdents64"}
+DESCRIPTOR_CALLS: Final = {CLOSE: "close", FSTATFS: "fstatfs", **LIST_CALLS}
+"""The calls that can be trapped and name no path."""
+
 NUMBERS: Final = {
-    "close": CLOSE,
-    "fstatfs": FSTATFS,
+    **{name: number for number, name in DESCRIPTOR_CALLS.items()},
     **{call.name: number for number, call in PATH_CALLS.items()},
 }
 """The number of every call that can be trapped, by its name."""
@@ -85,4 +91,8 @@ NUMBERS: Final = {
 def names(*groups: Group) -> frozenset[str]:
     """Return the names of all calls in the given groups."""
     found = {call.name for call in PATH_CALLS.values() if call.group in groups}
-    return frozenset(found | {"close"} if Group.CLOSE in groups else found)
+    if Group.CLOSE in groups:
+        found.add("close")
+    if Group.LIST in groups:
+        found.update(LIST_CALLS.values())
+    return frozenset(found)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
-from pytest_k3s_sandbox.layers.interceptor.calls import Call
+from pytest_k3s_sandbox.layers.interceptor.calls import NO_PATH, Call
 from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, names_a_folder, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profile
@@ -20,8 +20,10 @@ from pytest_k3s_sandbox.layers.interceptor.stats import Stats
 from pytest_k3s_sandbox.layers.interceptor.syscalls import (
     AT_FDCWD,
     CLOSE,
+    DESCRIPTOR_CALLS,
     FSTATFS,
     GETPID,
+    LIST_CALLS,
     PATH_CALLS,
     STATFS,
     Group,
@@ -79,10 +81,13 @@ class TrappedCalls:
         number = words[ORIG_RAX]
         of = PATH_CALLS.get(number)
         if of is None:
-            self._stats.calls["close" if number == CLOSE else "fstatfs"] += 1
+            name = DESCRIPTOR_CALLS[number]
+            self._stats.calls[name] += 1
             if number == CLOSE:
                 return self._closing(tid)
-            return self._statfs(tid, profile, None) if number == FSTATFS else None
+            return (
+                self._statfs(tid, profile, None) if number == FSTATFS else self._listing(tid, profile, name)
+            )
         self._stats.calls[of.name] += 1
         path = self._memory.read_path(tid, words[ARGUMENTS[of.path]])
         masked = self._masked.pop(tid, None) if self._masked else None
@@ -139,8 +144,8 @@ class TrappedCalls:
         """Return the rule that an interrupted call is to be made again by."""
         words = self._registers.words
         of = PATH_CALLS.get(number)
-        group, path = Group.STATFS, None
-        if number == FSTATFS:
+        group, path = Group.STATFS if number == FSTATFS else Group.LIST, None
+        if number == FSTATFS or number in LIST_CALLS:
             path = procfs.descriptor_path(tid, words[ARGUMENTS[0]])
         elif of is not None:
             group, path = of.group, self._memory.read_path(tid, words[ARGUMENTS[of.path]])
@@ -152,10 +157,11 @@ class TrappedCalls:
         """Await the answer of a call that is carried out as it is, if a rule may change that."""
         if of.group is Group.STATFS:
             return self._statfs(tid, profile, path or b"/")
-        if of.group is Group.OPEN and path and profile.exits:
+        if profile.exits and path:
             # Inside the folder the path may be relative, which may_concern() has resolved.
             rule = profile.paths.retries(path, of.group, exit_of=of.name)
-            return None if rule is None else self._watched(tid, profile, of)
+            if rule is not None:
+                return self._watched(tid, profile, of)
         if profile.reads_links and of.group is Group.READLINK and path and b"/fd/" in path:
             return Call(
                 lambda tid, call: self._finish_readlink(tid, call, profile),
@@ -165,8 +171,15 @@ class TrappedCalls:
             )
         return None
 
+    def _listing(self, tid: int, profile: Profile, name: str) -> Call | None:
+        """Have a listing made again that is interrupted: nothing of it was read then."""
+        path = procfs.descriptor_path(tid, self._registers.words[ARGUMENTS[0]])
+        if path is None or profile.paths.retries(path, Group.LIST, exit_of=name) is None:
+            return None
+        return self._watched(tid, profile, NO_PATH)
+
     def _watched(self, tid: int, profile: Profile, of: PathCall) -> Call | None:
-        """Have an open made again that is interrupted: by code in the tracee, or at its exit stop.
+        """Have a call made again that is interrupted: by code in the tracee, or at its exit stop.
 
         Linux itself makes calls again by going back over the instruction that it expects before rip, and it
         is quick at stops; so there it is the stop.
