@@ -58,10 +58,18 @@ paths = st.lists(st.sampled_from(["proc", "sys", "kernel", "x", ".", "..", ""]),
         (Rules(masks=(MaskRule("/sys", (Group.CLOSE,)),)), OPENS | {"close"}),
         (Rules(faults=(FaultRule("/a", 5, groups=(Group.READLINK,)),)), {"readlink", "readlinkat"}),
         (Rules(faults=(FaultRule("/a", 5, groups=(Group.STATFS,)),)), {"statfs"}),
+        (Rules(retries=(RetryRule("/a", (Group.STAT, Group.LIST)),)), set()),
+        (
+            Rules(retries=(RetryRule("/a", (Group.LIST,), exits=("getdents64", "stat")),)),
+            {"getdents64", "stat"},
+        ),
         (load_preset("exp04").with_tree(None), set()),
         (load_preset("exp04").with_tree("/tree"), OPENS),
         (load_preset("exp06").with_tree("/tree"), OPENS | {"statfs", "fstatfs"}),
-        (load_preset("exp08").with_tree("/tree"), OPENS | CHANGES | {"statfs", "fstatfs"}),
+        (
+            load_preset("exp08").with_tree("/tree"),
+            OPENS | CHANGES | {"statfs", "fstatfs", "access", "faccessat", "faccessat2"},
+        ),
     ],
 )
 def test_rules_decide_what_is_trapped(rules: Rules, calls: set[str]) -> None:
