@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox import __version__, clock, escaping, forks
@@ -30,6 +30,8 @@ from pytest_k3s_sandbox.options import variables
 from pytest_k3s_sandbox.report.records import Environment, LayerState, Machine, Program, RunWriter
 from pytest_k3s_sandbox.sandbox import gateway
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Sandbox
+from pytest_k3s_sandbox.sandbox.groups import NAMES
+from pytest_k3s_sandbox.sandbox.limits import Limits, Wanted
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.seed import seed
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -54,6 +56,8 @@ class Wish:
             :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
         supervised: Whether what ends by itself is started again once the node has been Ready; see
             :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
+        limits: What it may take of the machine: the fields of a
+            :class:`~pytest_k3s_sandbox.sandbox.limits.Wanted`.
     """
 
     sandbox: str = "gvisor"
@@ -64,13 +68,16 @@ class Wish:
     one_root: bool = False
     supervised: bool = False
     open_ports: tuple[int, ...] = ()
+    limits: tuple[str, str, str] = astuple(Wanted())
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
 
         Raises:
-            ConfigError: The kind or the distribution is unknown, or the port is no TCP port.
+            ConfigError: The kind or the distribution is unknown, the port is no TCP port, or a limit says
+                nothing.
         """
+        Wanted(*self.limits)
         for what, given, known in (
             ("sandbox", self.sandbox, KINDS),
             ("distribution", self.distribution, DISTRIBUTIONS),
@@ -117,6 +124,7 @@ def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
         SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
     """
     found = {name: toolchain.get(name).path for name in DISTRIBUTIONS[wish.distribution]().programs}
+    wanted = Wanted(*wish.limits)
     with tempfile.TemporaryDirectory() as folder:
         # Inside, a program has the name that it is called by, whatever the user's own file is called.
         programs = [Path(folder, name) for name in found]
@@ -125,11 +133,13 @@ def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
         if wish.sandbox == "here":
             from pytest_k3s_sandbox.sandbox.here import HereSandbox  # noqa: PLC0415 - only what is used
 
-            return HereSandbox(programs=programs, opened=wish.open_ports)
+            return HereSandbox(programs=programs, opened=wish.open_ports, limits=wanted)
         from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox  # noqa: PLC0415 - only what is used
 
         runsc = toolchain.get("runsc").path
-        return GvisorSandbox(runsc, programs=programs, one_root=wish.one_root, opened=wish.open_ports)
+        return GvisorSandbox(
+            runsc, programs=programs, one_root=wish.one_root, opened=wish.open_ports, limits=wanted
+        )
 
 
 def default_layers(sandbox: StartedSandbox) -> tuple[str, ...]:
@@ -272,6 +282,7 @@ def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment:
         kubernetes=kubernetes_version(wish, toolchain),
         variables=variables(os.environ),
         network=described_network(stack.sandbox, wish),
+        limits=described_limits(stack.sandbox),
     )
 
 
@@ -282,6 +293,15 @@ def described_network(sandbox: Sandbox, wish: Wish) -> str | None:
         return None
     opened = f"; opened: {', '.join(map(str, wish.open_ports))}" if wish.open_ports else ""
     return f"{found.isolation}: {gateway.MEANING[found.isolation]}{opened}"
+
+
+def described_limits(sandbox: Sandbox) -> str | None:
+    """Return what a sandbox may take of the machine, in words; None where that is not known."""
+    limits: Limits | None = getattr(sandbox, "limits", None)
+    if limits is None:
+        return None
+    lacking: dict[str, str] = getattr(sandbox, "unlimited", {})
+    return "; ".join((str(limits), *(f"not limited: {NAMES[name]} ({why})" for name, why in lacking.items())))
 
 
 @contextlib.contextmanager

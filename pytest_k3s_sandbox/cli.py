@@ -13,13 +13,16 @@ import typer
 from pytest_k3s_sandbox import __version__, cli_kept
 from pytest_k3s_sandbox import bench as benchmarks
 from pytest_k3s_sandbox.cli_options import (
+    DiskOption,
     Distribution,
     DistributionOption,
     JsonOption,
     Kind,
     LayersOption,
+    MemoryOption,
     OpenPortsOption,
     PortOption,
+    ProcessesOption,
     QuietOption,
     ReportOption,
     SandboxOption,
@@ -127,6 +130,9 @@ def run_experiment(
     version: VersionOption = "default",
     api_port: PortOption = "6443",
     open_ports: OpenPortsOption = "none",
+    memory: MemoryOption = "75%",
+    disk: DiskOption = "50%",
+    processes: ProcessesOption = "32768",
     report: ReportOption = Path("reports"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -141,7 +147,7 @@ def run_experiment(
     from pytest_k3s_sandbox.report.summary import sentence, summarize  # noqa: PLC0415 - likewise
 
     experiments.require(experiment)
-    wish = wished(sandbox, layers, api_port, distribution, open_ports)
+    wish = wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes))
     kubernetes = picked(version)
     try:
         seconds = parse_duration(duration, "--duration")
@@ -158,6 +164,9 @@ def run_experiment(
         f"--k3s-duration={duration}",
         f"--k3s-api-port={wish.api_port}",
         f"--k3s-open-ports={open_ports}",
+        f"--k3s-memory={memory}",
+        f"--k3s-disk={disk}",
+        f"--k3s-processes={processes}",
         f"--k3s-distribution={wish.distribution}",
         f"--k3s-version={version}",
     ]

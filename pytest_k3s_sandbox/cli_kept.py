@@ -17,13 +17,16 @@ import typer
 
 from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.cli_options import (
+    DiskOption,
     Distribution,
     DistributionOption,
     JsonOption,
     Kind,
     LayersOption,
+    MemoryOption,
     OpenPortsOption,
     PortOption,
+    ProcessesOption,
     QuietOption,
     ReportOption,
     SandboxOption,
@@ -57,6 +60,9 @@ def up(
     version: VersionOption = "default",
     api_port: PortOption = "6443",
     open_ports: OpenPortsOption = "none",
+    memory: MemoryOption = "75%",
+    disk: DiskOption = "50%",
+    processes: ProcessesOption = "32768",
     report: ReportOption = Path("reports"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -69,7 +75,10 @@ def up(
     from pytest_k3s_sandbox.keeper import Keep, launch  # noqa: PLC0415 - likewise
 
     kept.check_name(name)
-    wish = replace(wished(sandbox, layers, api_port, distribution, open_ports), supervised=True)
+    wish = replace(
+        wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes)),
+        supervised=True,
+    )
     kubernetes = picked(version)
     level = verbosity(quiet=quiet, verbose=verbose)
     check_json(json_file)

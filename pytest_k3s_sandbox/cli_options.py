@@ -47,6 +47,15 @@ OpenPortsOption = Annotated[
         "--open-ports", help="TCP ports of the machine that programs inside may reach, like 5000,8080."
     ),
 ]
+MemoryOption = Annotated[
+    str, typer.Option("--memory", help="Memory that the sandbox may take: 2Gi, 75% of the machine's, none.")
+]
+DiskOption = Annotated[
+    str, typer.Option("--disk", help="Disk that the sandbox may take: 20Gi, 50% of what is free, none.")
+]
+ProcessesOption = Annotated[
+    str, typer.Option("--processes", help="Processes and threads that the sandbox may have; or none.")
+]
 PortOption = Annotated[str, typer.Option("--api-port", help="The API server's port inside.")]
 DistributionOption = Annotated[
     Distribution, typer.Option("--distribution", help="What Kubernetes comes as: parts, or official k3s.")
@@ -164,6 +173,7 @@ def wished(
     api_port: str,
     distribution: Distribution = Distribution.EMBEDDED,
     open_ports: str = "none",
+    limits: tuple[str, str, str] = ("75%", "50%", "32768"),
 ) -> Wish:
     """Return the wish that options express.
 
@@ -175,7 +185,14 @@ def wished(
 
     names = None if layers == "default" else parse(layers)
     opened = ports(open_ports)
-    return Wish(sandbox.value, names, port(api_port), distribution=distribution.value, open_ports=opened)
+    return Wish(
+        sandbox.value,
+        names,
+        port(api_port),
+        distribution=distribution.value,
+        open_ports=opened,
+        limits=limits,
+    )
 
 
 def picked(version: str) -> str | None:

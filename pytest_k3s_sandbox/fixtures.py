@@ -94,6 +94,7 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
         distribution=settings.distribution,
         supervised=True,
         open_ports=settings.open_ports,
+        limits=settings.limits,
     )
 
 

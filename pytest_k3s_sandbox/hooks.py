@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def register(config: pytest.Config) -> Hooks:
     if settings.share and is_worker(config):
         config.stash[SHARE] = _share(config, config.workerinput)  # type: ignore[attr-defined] # pytest-xdist's
     return found
+
+
+def _ended_sandboxes() -> list[str]:
+    """Return which sandboxes of this process were ended for a limit, and why.
+
+    A test fails of that by whatever it did just then, often with a message that does not tell.
+    """
+    started = sys.modules.get("pytest_k3s_sandbox.sandbox.started")
+    return list(started.ENDED) if started is not None else []
 
 
 def _share(config: pytest.Config, workerinput: Mapping[str, Any]) -> Share:
@@ -125,6 +135,7 @@ class Hooks:
         report = yield
         if report.failed:
             item.stash[FAILED] = True
+            report.sections += [("k3s-sandbox", line) for line in _ended_sandboxes()]
         lines = item.config.stash[LINES]
         report.k3s_sandbox_lines = list(lines)  # type: ignore[attr-defined] # reports take what others add
         lines.clear()

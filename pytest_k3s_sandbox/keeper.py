@@ -14,14 +14,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox import clock, kept
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.kept import State
-from pytest_k3s_sandbox.sandbox import locks, machine, reaper
+from pytest_k3s_sandbox.sandbox import locks, machine, reaper, watch
+from pytest_k3s_sandbox.sandbox.limits import Limits
 from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.users import Users
 
@@ -69,12 +70,14 @@ class Hold:
         workdir: The sandbox's folder.
         channel: The descriptor of the socket that leads to process 1.
         lock: The descriptor of the lock that says that the sandbox has an owner.
+        limits: The fields of its :class:`~.sandbox.limits.Limits`.
     """
 
     state: dict[str, Any]
     workdir: str
     channel: int
     lock: int
+    limits: dict[str, int | None] = field(default_factory=dict)
 
 
 def launch(order: Keep | Hold, log: Path) -> subprocess.Popen[bytes]:
@@ -137,8 +140,10 @@ def hand_over(up: Up, origin: str) -> State:
     log = up.folder / "keeper.log"
     lock: int = sandbox.lock_fd  # type: ignore[attr-defined] # a started sandbox has it
 
+    limits = asdict(sandbox.limits)  # type: ignore[attr-defined] # likewise
+
     def receive(channel: int) -> None:
-        process = launch(Hold(fields, str(sandbox.workdir), channel, lock), log)
+        process = launch(Hold(fields, str(sandbox.workdir), channel, lock, limits), log)
         kept.wait_for(lambda: kept.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS)
         if kept.read_state(name) is None:
             process.kill()
@@ -219,10 +224,19 @@ def hold(order: Hold) -> None:
     name = kept.take_name(state.name)
     machine.claim(workdir, owner)
     kept.write_state(state)  # what fails until here leaves the sandbox to the process that gave the order
+    watcher = watch.Watcher(
+        workdir,
+        Limits(**order.limits),
+        owner.cgroups,
+        lambda: reaper.processes_of(workdir, owner),
+        lambda why: _end_for(why, state, workdir, owner),
+    )
+    watcher.start()
     try:
         while signal.sigtimedwait(STOP, 0) is None and not _drained(channel, POLL_SECONDS):
             pass
     finally:
+        watcher.stop()
         kept.state_file(state.name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # process 1 has ended
             # The end of its input is the end of process 1, and of everything.
@@ -233,6 +247,13 @@ def hold(order: Hold) -> None:
         reaper.dispose(workdir, owner)
         life.release()
         name.release(remove=True)
+
+
+def _end_for(why: str, state: State, workdir: Path, owner: machine.Owner) -> None:
+    """End a sandbox for a limit that it has reached; why is in the run's folder afterwards."""
+    with contextlib.suppress(OSError):
+        (Path(state.folder) / "keeper.log").write_text(f"the sandbox of {state.name}: {why}\n")
+    reaper.end_processes(workdir, owner)
 
 
 def _drained(channel: socket.socket, seconds: float) -> bool:

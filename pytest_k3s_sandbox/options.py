@@ -89,6 +89,22 @@ OPTIONS = (
         "TCP ports of the machine that programs inside may reach, with commas, by the address of their "
         "default route",
     ),
+    Option(
+        "memory",
+        "75%",
+        "the memory that a sandbox may take: bytes like 2Gi, a share of the machine's like 75%, or none for "
+        "no limit",
+    ),
+    Option(
+        "disk",
+        "50%",
+        "the disk that a sandbox may take: bytes like 20Gi, a share of what is free like 50%, or none",
+    ),
+    Option(
+        "processes",
+        "32768",
+        "how many processes and threads a sandbox may have on the machine, or none",
+    ),
     Option("require", "", "a missing capability fails instead of skipping (for CI)", flag=True),
 )
 
@@ -124,11 +140,12 @@ def add(parser: pytest.Parser) -> None:
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default or 'off'}; environment: {option.variable})"
         name = f"--k3s-{option.name}"
+        shown = text.replace("%", "%%")  # argparse formats it
         if option.flag:
-            group.addoption(name, dest=option.dest, action="store_const", const="1", default=None, help=text)
+            group.addoption(name, dest=option.dest, action="store_const", const="1", default=None, help=shown)
         else:
             metavar = "|".join(option.choices) or option.name.upper()
-            group.addoption(name, dest=option.dest, metavar=metavar, default=None, help=text)
+            group.addoption(name, dest=option.dest, metavar=metavar, default=None, help=shown)
         parser.addini(option.dest, help=text, default=None)
 
 
@@ -203,6 +220,7 @@ class Settings:
         distribution: What Kubernetes comes as.
         api_port: The API server's port.
         open_ports: TCP ports of the machine that programs inside may reach.
+        limits: What a sandbox may take of the machine.
         require: Whether missing capabilities fail.
     """
 
@@ -218,6 +236,7 @@ class Settings:
     distribution: str
     api_port: int
     open_ports: tuple[int, ...]
+    limits: tuple[str, str, str]
     require: bool
 
 
@@ -271,6 +290,26 @@ def parse_ports(given: Given) -> tuple[int, ...]:
     if words == ["none"]:
         return ()
     return tuple(dict.fromkeys(parse_port(Given(word, given.source)) for word in words))
+
+
+def parse_limits(given: Mapping[str, Given]) -> tuple[str, str, str]:
+    """Return what the options say that limit a sandbox: its memory, its disk and its processes.
+
+    Args:
+        given: The options by their names.
+
+    Raises:
+        OptionError: One says nothing that it could mean.
+    """
+    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.sandbox.limits import Wanted  # noqa: PLC0415 - likewise
+
+    for name in ("memory", "disk", "processes"):
+        try:
+            Wanted(**{name: given[name].value})
+        except ConfigError as error:
+            raise OptionError(f"{given[name].source}: {error}") from error
+    return given["memory"].value, given["disk"].value, given["processes"].value
 
 
 def parse_version(given: Given) -> str | None:
@@ -359,5 +398,6 @@ def settings(config: pytest.Config) -> Settings:
         distribution=given["distribution"].value,
         api_port=parse_port(given["api-port"]),
         open_ports=parse_ports(given["open-ports"]),
+        limits=parse_limits(given),
         require=parse_flag(given["require"]),
     )

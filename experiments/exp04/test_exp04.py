@@ -115,7 +115,12 @@ def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rule
 def k3s_wish(request: pytest.FixtureRequest) -> Wish:
     """A sandbox whose root is a single 9p mount, as for the trials above."""
     settings = request.config.stash[SETTINGS]
-    return Wish(settings.sandbox, api_port=settings.api_port, one_root=settings.sandbox == "gvisor")
+    return Wish(
+        settings.sandbox,
+        api_port=settings.api_port,
+        one_root=settings.sandbox == "gvisor",
+        limits=settings.limits,
+    )
 
 
 @pytest.mark.nightly

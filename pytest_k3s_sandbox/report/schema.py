@@ -95,6 +95,7 @@ class Environment(FrozenModel):
         kubernetes: The version of Kubernetes under test.
         variables: The environment variables of this project's that were set, which are options, too.
         network: What programs inside could reach, in words; None in records from before 2026-11-26.
+        limits: What the sandbox could take of the machine, in words; None likewise.
     """
 
     type: Literal["environment"] = "environment"
@@ -114,6 +115,7 @@ class Environment(FrozenModel):
     kubernetes: str | None = None
     variables: dict[str, str] = Field(default_factory=dict)
     network: str | None = None
+    limits: str | None = None
 
 
 class Phase(FrozenModel):

@@ -164,6 +164,28 @@ class Beneath:
         with self.opened(relative.parent) as folder:
             os.rename(source, relative.name, dst_dir_fd=folder)
 
+    def rotate(self, inside: str, keep: int) -> None:
+        """Copy the end of a regular file to ``<name>.1`` beside it, and make it empty.
+
+        A program that has it open to append goes on at its new beginning.
+
+        Args:
+            inside: The absolute path inside.
+            keep: The bytes that are copied at most.
+
+        Raises:
+            RefusedError: It is a link, has several names, or is no regular file.
+            OSError: It is not there, or cannot be written.
+        """
+        relative = self.relative(inside)
+        with self.opened(relative.parent) as folder:
+            file = open_regular(folder, PurePosixPath(relative.name), os.O_RDWR)
+        with file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - keep))
+            with self._new_file(f"{inside}.1", 0o644) as out:
+                shutil.copyfileobj(Limited(file, keep), out)
+            os.ftruncate(file.fileno(), 0)
+
     def mkdir(self, inside: str, mode: int = 0o755, *, exist_ok: bool = True) -> None:
         """Create a folder and those above it that are missing.
 

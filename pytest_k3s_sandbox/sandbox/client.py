@@ -114,16 +114,24 @@ class AgentClient:
         channel: Our end of the socket; the other end is process 1's standard input.
         what: What it launches, for messages.
         log: Where the launcher's output goes.
+        reason: Asked when process 1 has ended: why, if that is known.
     """
 
     def __init__(
-        self, launcher: subprocess.Popen[bytes], channel: socket.socket, *, what: str, log: Path
+        self,
+        launcher: subprocess.Popen[bytes],
+        channel: socket.socket,
+        *,
+        what: str,
+        log: Path,
+        reason: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Start listening; the agent may not be up yet."""
         self._launcher = launcher
         self._channel = channel
         self._what = what
         self._log = log
+        self._reason = reason
         self._owner = forks.Owner()
         self._ids = itertools.count(1)
         self._changed = threading.Condition()
@@ -228,6 +236,12 @@ class AgentClient:
             self._waker.send(b"x")  # it would read what is the other's now
         self._left.wait(5)
 
+    def end_because(self, why: str) -> None:
+        """Take the sandbox for ended, for a reason that errors then name; its end begins."""
+        self._end_with(why)
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
     def end(self, deadline: Deadline) -> None:
         """Have the agent end everything, and wait for the launcher; kill it at the deadline."""
         self._owner.check(f"ending the sandbox {self._what}")
@@ -288,6 +302,8 @@ class AgentClient:
         except OSError as error:
             why = f"the channel to its first process broke: {error.strerror}"
         finally:
+            if why == ENDED and self._gone is None:
+                why = self._reason() or why
             self._end_with(why)
             if why != HANDED_OVER:
                 with contextlib.suppress(OSError):  # who listens to it no longer is as good as gone

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import agent, oci
+from pytest_k3s_sandbox.sandbox import agent, groups, oci
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Bind
+from pytest_k3s_sandbox.sandbox.limits import Wanted
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
 FLAGS = (
@@ -17,7 +18,7 @@ FLAGS = (
     "--network=sandbox",
     "--platform=systrap",
     "--overlay2=none",  # an overlay would hide the 9p root, which is the case under study
-    "--ignore-cgroups",  # the machine's cgroups stay as they are
+    "--ignore-cgroups",  # it is started in those that limit it
     "--net-raw",
 )
 
@@ -32,6 +33,7 @@ class GvisorSandbox(StartedSandbox):
         one_root: Whether /var is a part of the root, which is writable then: a sandbox with a single 9p
             mount, as the research's was, and not, as usual, with another one for /var.
         opened: TCP ports of the machine that programs inside may reach.
+        limits: What it may take of the machine.
 
     Raises:
         MissingCapability: Not root.
@@ -48,10 +50,11 @@ class GvisorSandbox(StartedSandbox):
         binds: Sequence[Bind] = (),
         one_root: bool = False,
         opened: Sequence[int] = (),
+        limits: Wanted | None = None,
     ) -> None:
         """Start it; see the class."""
         self._runsc = runsc
-        super().__init__(programs=programs, binds=binds, one_root=one_root, opened=opened)
+        super().__init__(programs=programs, binds=binds, one_root=one_root, opened=opened, limits=limits)
 
     def shell_argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command on the machine that runs ``argv`` inside on the caller's terminal."""
@@ -70,7 +73,8 @@ class GvisorSandbox(StartedSandbox):
             netns=f"/run/netns/{self.network.netns}",
         )
         (self.workdir / "config.json").write_text(json.dumps(bundle, indent=1))
-        return [*self._runsc_argv(), "run", "--bundle", str(self.workdir), self.workdir.name]
+        argv = [*self._runsc_argv(), "run", "--bundle", str(self.workdir), self.workdir.name]
+        return groups.joining(self._take_groups(), argv)
 
     def _assert_genuine(self) -> None:
         magic = self.root_magic()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import layout
+from pytest_k3s_sandbox.sandbox import groups, layout
 from pytest_k3s_sandbox.sandbox.enter import DROPPED
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
@@ -61,11 +61,13 @@ class HereSandbox(StartedSandbox):
         ]
 
     def _launch(self) -> list[str]:
-        groups = cgroup_folders(self.name)
-        self._claim(cgroups=tuple(groups))
-        for group in groups:
+        folders = cgroup_folders(self.name)
+        self._claim(cgroups=tuple(folders))
+        limited: set[str] = set()
+        for folder in folders:
             try:
-                make_cgroup(Path(group))
+                make_cgroup(Path(folder))
+                limited |= groups.limit(Path(folder), self.limits)
             except OSError as error:
                 if error.errno not in READ_ONLY:
                     raise
@@ -76,9 +78,11 @@ class HereSandbox(StartedSandbox):
                     "or use --k3s-sandbox=gvisor, which needs no cgroup of the machine",
                 ) from error
         recipe = self.workdir / "enter.json"
-        recipe.write_text(json.dumps(enter_recipe(self.layout, hostname=self.name, groups=groups)))
+        recipe.write_text(json.dumps(enter_recipe(self.layout, hostname=self.name, groups=folders)))
         namespaces = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL"]
-        if groups:
+        why = "the machine's control groups do not give it to this kind of sandbox"
+        self.unlimited = {name: why for name in groups.CONTROLLERS if name not in limited}
+        if folders:
             namespaces.insert(0, "--cgroup")
         return [
             "nsenter",

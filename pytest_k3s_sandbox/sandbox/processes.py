@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -146,3 +146,23 @@ def runs_container(pid: int, program: str, root: Path) -> bool:
         return executable == str(Path(program).resolve()) and Path(f"/proc/{pid}").stat().st_uid == 0
     except (OSError, ValueError):  # it has ended; or it has no such word
         return False
+
+
+def in_control_groups(pid: int, groups: Iterable[str]) -> bool:
+    """Tell whether a process is in one of these control groups, or below one (cgroups(7), /proc/pid/cgroup).
+
+    Args:
+        pid: The process.
+        groups: The groups' folders, each with a name that no other group has.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    paths = [PurePosixPath(line.split(":", 2)[2]) for line in lines]
+    for group in groups:
+        for path in paths:
+            for part in (path, *path.parents):
+                if part.name == PurePosixPath(group).name and group.endswith(str(part)):
+                    return True
+    return False

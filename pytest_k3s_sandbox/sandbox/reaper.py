@@ -1,10 +1,10 @@
 """How the end of a sandbox is made certain, and how what killed runs left is removed.
 
 Nothing is touched that does not verify as ours: a process only in the boot and the pid namespace of the
-record and when it is in the sandbox's network namespace or is its runsc; a namespace only by its inode; a
-cgroup only when it is called as the sandbox; a mount only below the sandbox's folder; a folder only with
-our mark. runsc itself is not asked to remove a container: it would signal the process ids in its state
-file, which after a reboot or in another pid namespace are other processes'.
+record and when it is in the sandbox's network namespace, in its cgroups or its runsc; a namespace only by
+its inode; a cgroup only when it is called as the sandbox; a mount only below the sandbox's folder; a folder
+only with our mark. runsc itself is not asked to remove a container: it would signal the process ids in its
+state file, which after a reboot or in another pid namespace are other processes'.
 """
 
 from __future__ import annotations
@@ -50,9 +50,17 @@ def members(workdir: Path, owner: Owner) -> Callable[[int], bool]:
     def belongs(pid: int) -> bool:
         if namespace is not None and processes.in_network_namespace(pid, namespace):
             return True
+        if owner.cgroups and processes.in_control_groups(pid, owner.cgroups):
+            return True
         return owner.runsc is not None and processes.runs_container(pid, owner.runsc, workdir / "runsc")
 
     return belongs
+
+
+def processes_of(workdir: Path, owner: Owner) -> list[int]:
+    """Return the processes of the machine that belong to a sandbox; see :func:`members`."""
+    belongs = members(workdir, owner)
+    return [pid for pid in processes.every() if belongs(pid)]
 
 
 def end_processes(workdir: Path, owner: Owner, seconds: float = KILL_SECONDS) -> bool:

@@ -123,14 +123,19 @@ def _regular(descriptor: int, path: str | Path) -> os.stat_result:
     return found
 
 
-def open_regular(root: int, relative: PurePosixPath) -> IO[bytes]:
+def open_regular(root: int, relative: PurePosixPath, how: int = os.O_RDONLY) -> IO[bytes]:
     """Open a regular file beneath an open folder for reading.
+
+    Args:
+        root: A descriptor of the folder.
+        relative: The path beneath it.
+        how: ``O_RDWR`` for a descriptor that can be truncated, too.
 
     Raises:
         RefusedError: It is no regular file with a single name, or a link is on the way.
         OSError: It is not there or cannot be read.
     """
-    descriptor = open_beneath(root, relative, LOOK)
+    descriptor = open_beneath(root, relative, LOOK | how)
     try:
         _regular(descriptor, str(relative))
         return os.fdopen(descriptor, "rb")

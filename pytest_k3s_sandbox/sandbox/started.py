@@ -21,16 +21,20 @@ from typing import Any, ClassVar, Self
 from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
-from pytest_k3s_sandbox.sandbox import layout, machine, network, outside, reaper
+from pytest_k3s_sandbox.sandbox import groups, layout, machine, network, outside, reaper, watch
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.client import AgentClient
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
+from pytest_k3s_sandbox.sandbox.limits import Room, Wanted
 from pytest_k3s_sandbox.sandbox.network import Network
 from pytest_k3s_sandbox.sandbox.resolve import RefusedError
 
 START_SECONDS = 20.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+ENDED: list[str] = []
+"""Which sandboxes were ended for a limit, and why, until they are closed: tests that use them fail for it."""
 
 
 def agent_argv() -> list[str]:
@@ -48,8 +52,12 @@ class StartedSandbox(ABC):
         binds: Further files and folders to show.
         one_root: Whether /var is a part of the root instead of a mount of its own.
         opened: TCP ports of the machine that programs inside may reach.
+        limits: What it may take of the machine; by default what :class:`~.limits.Wanted` says.
 
     Attributes:
+        limits: What it may take.
+        unlimited: Why the machine does not limit its memory or processes, by the controller.
+        ended: Why it was ended before its time; None if it was not.
         handed_over: Whether another process owns it now; what is in it stays as it is then.
 
     Raises:
@@ -69,6 +77,7 @@ class StartedSandbox(ABC):
         binds: Sequence[Bind] = (),
         one_root: bool = False,
         opened: Sequence[int] = (),
+        limits: Wanted | None = None,
     ) -> None:
         """Start it; see the class."""
         if os.geteuid() != 0:
@@ -82,12 +91,17 @@ class StartedSandbox(ABC):
         self._numbers = itertools.count(1)
         self._closed = False
         self.handed_over = False
+        self.unlimited: dict[str, str] = {}
+        self.ended: str | None = None
+        self._watcher: watch.Watcher | None = None
         self._root_magic: int | None = None
         self._client: AgentClient | None = None
         try:
             reaper.reap()
             self.workdir, self._life, self._record = machine.new_workdir(self.kind, self._program())
             try:
+                self._places = groups.find()
+                self.limits = (limits or Wanted()).on(Room.found(self.workdir, self._places.around))
                 plan = layout.plan(self.workdir, programs, binds, one_root=one_root, copied=self.copies)
                 # Both mostly wait, the one for ip(8), the other for the disk.
                 with ThreadPoolExecutor(1) as beside:
@@ -223,7 +237,11 @@ class StartedSandbox(ABC):
         if self._closed or not self._owner.mine:
             return
         self._closed = True
+        if self.ended in ENDED:
+            ENDED.remove(self.ended)
         try:
+            if self._watcher is not None:
+                self._watcher.stop()
             if self._client is not None:
                 self._client.end(Deadline.after(10))
         finally:  # also when a second Ctrl-C comes meanwhile
@@ -246,6 +264,8 @@ class StartedSandbox(ABC):
         self._owner.check(f"the sandbox {self.name}")
         try:
             self._agent().hand_over(receive)
+            if self._watcher is not None:
+                self._watcher.stop()
         except BaseException:
             machine.claim(
                 self.workdir, self._record
@@ -288,6 +308,40 @@ class StartedSandbox(ABC):
         self._record = replace(self._record, **changes)
         machine.claim(self.workdir, self._record)
 
+    def _take_groups(self) -> list[str]:
+        """Make control groups that limit the sandbox, where the machine has them; say where it has none."""
+        self.unlimited = dict(self._places.lacking or {})
+        planned = tuple(str(parent / self.name) for parent in self._places.parents)
+        if not planned:
+            return []
+        self._claim(cgroups=planned)
+        try:
+            return [str(group) for group in groups.make(self._places.parents, self.name, self.limits)]
+        except OSError as error:
+            why = f"{error.filename or self._places.parents[0]}: {error.strerror}"
+            self.unlimited = dict.fromkeys(groups.CONTROLLERS, why) | self.unlimited
+            self._claim(cgroups=())
+            return []
+
+    def _reached(self) -> str | None:
+        """Return which limit was reached when process 1 has ended."""
+        why = None if self._watcher is None else self._watcher.reason()
+        return why and self._has_ended(why)
+
+    def _has_ended(self, why: str) -> str:
+        self.ended = f"the sandbox {self.name}: {why}"
+        ENDED.append(self.ended)
+        return why
+
+    def _end_for(self, why: str) -> None:
+        """End it at once for a limit that it has reached: what fills a disk does not stop politely."""
+        if self._client is not None:
+            self._client.end_because(self._has_ended(why))
+        reaper.end_processes(self.workdir, self._record)
+
+    def _processes(self) -> list[int]:
+        return reaper.processes_of(self.workdir, self._record)
+
     @property
     def network(self) -> Network:
         """The sandbox's network."""
@@ -309,8 +363,12 @@ class StartedSandbox(ABC):
         ours, theirs = socket.socketpair()
         try:
             with theirs, launch_log.open("ab") as log:
+                command = self._launch()
+                self._watcher = watch.Watcher(
+                    self.workdir, self.limits, self._record.cgroups, self._processes, self._end_for
+                )
                 launcher = subprocess.Popen(
-                    self._launch(),
+                    command,
                     stdin=theirs.fileno(),
                     stdout=log,
                     stderr=log,
@@ -321,13 +379,14 @@ class StartedSandbox(ABC):
         except BaseException:
             ours.close()
             raise
-        self._client = AgentClient(launcher, ours, what=self.name, log=launch_log)
+        self._client = AgentClient(launcher, ours, what=self.name, log=launch_log, reason=self._reached)
         self._client.wait_ready(Deadline.after(START_SECONDS))
         self._assert_genuine()
+        self._watcher.start()
 
     def _agent(self) -> AgentClient:
         if self._client is None or self._closed:
-            raise StartError(f"the sandbox {self.name} has ended")
+            raise StartError(self.ended or f"the sandbox {self.name} has ended")
         return self._client
 
     @staticmethod

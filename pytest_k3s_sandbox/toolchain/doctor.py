@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, StartError
-from pytest_k3s_sandbox.sandbox import gateway, machine
+from pytest_k3s_sandbox.sandbox import gateway, groups, machine
+from pytest_k3s_sandbox.sandbox.limits import Room, Wanted
 from pytest_k3s_sandbox.toolchain import golang, packages, probes
 from pytest_k3s_sandbox.toolchain.resolve import Toolchain, architecture
 
@@ -115,6 +116,7 @@ def _kernel() -> list[Check]:
         allowed("seccomp filter", probes.can_filter(), "the kernel needs CONFIG_SECCOMP_FILTER"),
         Check("control groups", ok=True, required=False, detail=mode),
         _isolation(),
+        _limits(),
         Check(
             "root filesystem",
             ok=True,
@@ -139,6 +141,25 @@ def _isolation() -> Check:
         required=False,
         detail=f"{gateway.MEANING[isolated]}{'' if why is None else f' ({why})'}",
         remedy="install iptables, on a kernel with its modules; inside gVisor there is none",
+    )
+
+
+def _limits() -> Check:
+    """Say what a sandbox may take of this machine."""
+    places = groups.find()
+    folder = machine.home()
+    while not folder.exists():
+        folder = folder.parent
+    applies = Wanted().on(Room.found(folder, places.around))
+    lacking = places.lacking or {}
+    why = "; ".join(f"no limit of {groups.NAMES[name]}: {why}" for name, why in lacking.items())
+    return Check(
+        "limits of a sandbox",
+        ok=not lacking,
+        required=False,
+        detail=f"{applies}{'' if not why else f' ({why})'}",
+        remedy="start a container with --privileged; or limit what this runs in, for example by "
+        "`docker run --memory` or `systemd-run -p MemoryMax=`",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from held import Held, held, next_command, running, wait_until
 
+from pytest_k3s_sandbox.sandbox.reaper import remove_cgroup
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"), pytest.mark.timeout(120)]
@@ -99,6 +101,7 @@ def test_process_ids_in_a_state_file_of_runsc(home: Path, runsc: Path, bystander
 def test_after_a_reboot_no_process_is_signalled(home: Path, runsc: Path) -> None:
     """The record is of another boot; what has the numbers and the names now is another owner's."""
     with held("gvisor", runsc, home) as sandbox:
+        groups = sandbox.record["cgroups"]
         others = sandbox.freeze_and_kill()
         assert len(others) >= 3
         sandbox.rewrite(boot="00000000-0000-0000-0000-000000000000")
@@ -107,6 +110,10 @@ def test_after_a_reboot_no_process_is_signalled(home: Path, runsc: Path) -> None
         assert Path(f"/run/netns/k3ssb-{sandbox.key}").exists()
         assert not sandbox.folder.exists()  # the folder bears our mark
         subprocess.run(["ip", "netns", "delete", f"k3ssb-{sandbox.key}"], check=True)
+        for pid in others:
+            os.kill(pid, signal.SIGKILL)
+    for group in groups:
+        remove_cgroup(Path(group))
 
 
 @pytest.mark.parametrize("kind", ["gvisor", "here"])

@@ -198,4 +198,5 @@ def test_nothing_else_writes_below_var() -> None:
         "sandbox/enter.py",  # inside the new root, before anything runs there
         "sandbox/layout.py",  # before the sandbox starts
         "sandbox/started.py",  # as attached.py
+        "sandbox/watch.py",  # to have du(1) measure it
     }

@@ -1,0 +1,300 @@
+"""Control groups of our own, by which the machine limits what a sandbox takes: cgroup v1 and v2.
+
+A group is made below the group of this process, so that a limit that this process has holds for the sandbox,
+too. Nothing is written to a group that is not ours. A group of version 2 has only the controllers that the
+group above gives (cgroups(7), ``cgroup.subtree_control``), and one with processes in it gives none. Then the
+nearest group above that gives them is taken, unless that would leave a group with a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pytest_k3s_sandbox.sandbox.limits import Limits, in_words
+
+CONTROLLERS = ("memory", "pids")
+NAMES = {"memory": "memory", "pids": "processes"}
+"""What each controller limits, in words."""
+
+JOIN = """
+n=$1; shift
+while [ "$n" -gt 0 ]; do echo 0 > "$1/cgroup.procs" || exit 97; shift; n=$((n - 1)); done
+exec "$@"
+"""
+"""A script for sh that puts itself into groups and becomes a command: COUNT GROUP... COMMAND..."""
+
+LIMIT_FILES = {"memory": ("memory.max", "memory.limit_in_bytes"), "pids": ("pids.max",)}
+UNLIMITED = 1 << 62
+"""A limit of version 1 that is larger is none (the kernel gives the largest number of pages)."""
+
+NEARLY = 0.9
+"""A group that never took this share of its limit was hit by another limit than its own."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where groups of our own can be made.
+
+    Attributes:
+        parents: The groups below which they go; one for each hierarchy.
+        lacking: Why there is none for a controller, by the controller.
+        around: Limits of memory in bytes that this process has itself.
+    """
+
+    parents: tuple[Path, ...] = ()
+    lacking: dict[str, str] | None = None
+    around: tuple[int, ...] = ()
+
+
+def find(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> Places:
+    """Return where groups can be made; nothing is changed.
+
+    Args:
+        proc: The folder of this process in /proc.
+        root: The folder to which the mount points in ``mountinfo`` belong.
+    """
+    try:
+        mounts = (proc / "mountinfo").read_text()
+        memberships = (proc / "cgroup").read_text()
+    except OSError as error:
+        why = f"its groups cannot be read ({error.strerror})"
+        return Places(lacking=dict.fromkeys(CONTROLLERS, why))
+    parents: dict[Path, None] = {}
+    lacking: dict[str, str] = {}
+    around: list[int] = []
+    groups = dict(_hierarchies(mounts, memberships, root))
+    for controller in CONTROLLERS:
+        parent: Path | str
+        if controller in groups:
+            parent = groups[controller][1]
+        elif "" in groups:
+            parent = _giving(*groups[""], controller)
+        else:
+            parent = "the machine has no such control group"
+        if isinstance(parent, Path) and not os.access(parent, os.W_OK):
+            parent = f"{parent} cannot be written"
+        if isinstance(parent, str):
+            lacking[controller] = parent
+        else:
+            parents[parent] = None
+    for top, own in groups.values():
+        around += _limits_above(top, own)
+    return Places(tuple(parents), lacking, tuple(around))
+
+
+def _hierarchies(mounts: str, memberships: str, root: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
+    """Give the mount point and this process' own group of each hierarchy of use.
+
+    The key is the controller; it is empty for version 2.
+    """
+    own = {}
+    for line in memberships.splitlines():
+        number, names, path = line.split(":", 2)
+        own.update(dict.fromkeys(names.split(",") if number != "0" else [""], path))
+    for line in mounts.splitlines():
+        fields, _, tail = line.partition(" - ")
+        kind, _, options = tail.split(" ", 2)
+        words = fields.split()
+        useful = {"cgroup2": {""}, "cgroup": set(options.split(",")) & set(CONTROLLERS)}.get(kind, set())
+        top = root / words[4].lstrip("/")
+        for name in useful & own.keys():
+            yield name, (top, _below(top, words[3], own[name]))
+
+
+def _below(top: Path, shown: str, own: str) -> Path:
+    """Return a group's folder; the mount's own top where the group lies outside of what is mounted."""
+    path, base = PurePosixPath(own), PurePosixPath(shown)
+    if ".." in path.parts or not path.is_relative_to(base):
+        return top
+    found = top / path.relative_to(base)
+    return found if found.is_dir() else top
+
+
+def _giving(top: Path, own: Path, controller: str) -> Path | str:
+    """Return the nearest group of version 2 that gives a controller, or why there is none."""
+    group = own
+    while True:
+        if controller in _words(group / "cgroup.subtree_control"):
+            return group
+        if _number(group / LIMIT_FILES[controller][0]) is not None:
+            return f"the control group {group} limits this process, and gives no limits on to others"
+        if group == top:
+            return f"the control group {own} and those above it give no such limit to others"
+        group = group.parent
+
+
+def _limits_above(top: Path, own: Path) -> Iterator[int]:
+    """Give the limits of memory of a group and those above it."""
+    for group in (own, *own.parents):
+        for name in LIMIT_FILES["memory"]:
+            limit = _number(group / name)
+            if limit is not None:
+                yield limit
+        if group == top:
+            return
+
+
+def make(parents: Iterable[Path], name: str, limits: Limits) -> tuple[Path, ...]:
+    """Make groups with limits, of which nothing is left when one cannot be made.
+
+    Args:
+        parents: What :func:`find` gives.
+        name: What each is called.
+        limits: The limits.
+
+    Raises:
+        OSError: One cannot be made, or takes no limit.
+    """
+    made: list[Path] = []
+    try:
+        for parent in parents:
+            group = parent / name
+            group.mkdir()
+            made.append(group)
+            limit(group, limits)
+    except OSError:
+        for group in made:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        raise
+    return tuple(made)
+
+
+def limit(group: Path, limits: Limits) -> set[str]:
+    """Write limits to a group of ours, as far as it has the files for them.
+
+    Args:
+        group: The group.
+        limits: The limits.
+
+    Returns:
+        The controllers that limit it.
+
+    Raises:
+        OSError: A limit was not taken.
+    """
+    done = set()
+    for controller, value in (("memory", limits.memory_bytes), ("pids", limits.processes)):
+        for name in LIMIT_FILES[controller]:
+            if value is not None and (group / name).exists():
+                (group / name).write_text(str(value))
+                done.add(controller)
+    if "memory" in done:
+        # Swapped memory would count for nothing, and one process of many that is killed leaves a sandbox
+        # that no result means anything of. Kernels without swap accounting lack the files.
+        for name, text in (
+            ("memory.memsw.limit_in_bytes", str(limits.memory_bytes)),
+            ("memory.swap.max", "0"),
+            ("memory.oom.group", "1"),
+        ):
+            with contextlib.suppress(OSError):
+                if (group / name).exists():
+                    (group / name).write_text(text)
+    return done
+
+
+def joining(groups: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Return the command that becomes a command within groups."""
+    if not groups:
+        return list(argv)
+    return ["sh", "-c", JOIN, "join", str(len(groups)), *groups, *argv]
+
+
+class Gauge:
+    """Tells whether a sandbox has reached a limit of its groups.
+
+    Args:
+        groups: The groups.
+        limits: The limits that were asked for.
+    """
+
+    def __init__(self, groups: Iterable[str], limits: Limits) -> None:
+        """Have the kernel tell of memory that ran out (version 1: cgroups(7), ``cgroup.event_control``)."""
+        self._groups = [Path(group) for group in groups]
+        self._limits = limits
+        self._told: dict[Path, int] = {}
+        for group in self._groups:
+            with contextlib.suppress(OSError):
+                self._told[group] = _told_of_ooms(group)
+
+    def close(self) -> None:
+        """Let go of the kernel's notices."""
+        while self._told:
+            os.close(self._told.popitem()[1])
+
+    def exceeded(self) -> str | None:
+        """Return which limit was reached, as what the sandbox did; None for none."""
+        return next((why for group in self._groups if (why := self._of(group)) is not None), None)
+
+    def _of(self, group: Path) -> str | None:
+        limits = self._limits
+        if limits.processes is not None:
+            current = _number(group / "pids.current") or 0
+            # Of the group itself: those below it, of pods, have limits of their own.
+            local = group / "pids.events.local"
+            events = local if local.exists() else group / "pids.events"
+            if current >= limits.processes or _counter(events, "max"):
+                return f"it had {limits.processes} processes and threads on the machine, which is its limit"
+        if limits.memory_bytes is None or not self._ran_out(group):
+            return None
+        peaks = (_number(group / name) for name in ("memory.max_usage_in_bytes", "memory.peak"))
+        peak = next((peak for peak in peaks if peak is not None), None)
+        if peak is not None and peak < NEARLY * limits.memory_bytes:
+            return (
+                f"the machine ran out of memory while it had {in_words(peak)} of "
+                f"the {in_words(limits.memory_bytes)} that it may take"
+            )
+        return f"it took more than its {in_words(limits.memory_bytes)} of memory"
+
+    def _ran_out(self, group: Path) -> bool:
+        descriptor = self._told.get(group)
+        if descriptor is not None and select.select([descriptor], [], [], 0)[0] and group.exists():
+            return True
+        if _counter(group / "memory.oom_control", "oom_kill"):
+            return True
+        return bool(
+            _counter(group / "memory.events.local", "oom")
+            or _counter(group / "memory.events.local", "oom_kill")
+        )
+
+
+def _told_of_ooms(group: Path) -> int:
+    """Return a descriptor that can be read once memory has run out in a group of version 1."""
+    control = os.open(group / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            (group / "cgroup.event_control").write_text(f"{descriptor} {control}")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    finally:
+        os.close(control)
+    return descriptor
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    """Return the number in a file; None for none, for ``max``, and for what is as good as no limit."""
+    words = _words(path)
+    if len(words) != 1 or not words[0].isdecimal():
+        return None
+    return value if (value := int(words[0])) < UNLIMITED else None
+
+
+def _counter(path: Path, name: str) -> int:
+    """Return a number of a file with lines of a name and a number; 0 where there is none."""
+    words = _words(path)
+    found = dict(zip(words[::2], words[1::2], strict=False))
+    return int(found[name]) if found.get(name, "").isdecimal() else 0

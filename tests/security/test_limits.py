@@ -1,0 +1,172 @@
+"""What a sandbox takes of the machine ends at its limits: the machine lives; the error names the limit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_k3s_sandbox import keeper, kept
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.sandbox import groups, reaper
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.limits import Wanted
+from pytest_k3s_sandbox.sandbox.started import ENDED, StartedSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+KINDS = ["here", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))]
+ENDS_SECONDS = 30.0
+"""How long an attack may go on: under 3 s on a machine that has nothing else to do."""
+
+FILL_MEMORY = "kept = []\nwhile True: kept.append(bytearray(b'x' * (1 << 20)))"
+FORK = """
+import os, time
+while True:
+    try:
+        if os.fork() == 0:
+            time.sleep(1000)
+    except OSError:
+        time.sleep(0.1)
+"""
+SCRIPTS = {
+    "memory": [sys.executable, "-I", "-S", "-c", FILL_MEMORY],
+    "a file in memory": ["dd", "if=/dev/zero", "of=/tmp/file", "bs=1M"],
+    "processes": [sys.executable, "-I", "-S", "-c", FORK],
+    "a file": ["dd", "if=/dev/zero", "of=/var/file", "bs=1M", "count=3000"],
+    "a file without a name": [
+        "sh",
+        "-c",
+        "exec 3>/var/file; rm /var/file; dd if=/dev/zero bs=1M count=3000 >&3",
+    ],
+}
+WANTED = Wanted(memory="400Mi", disk="300Mi", processes="400")
+MUCH = Wanted(memory="3Gi", disk="300Mi", processes="400")
+"""For the attack by processes, each of which takes memory, too."""
+MEMORY = "it took more than its 400 MiB of memory, and was ended; give it more by --k3s-memory"
+DISK = "of the disk, and its limit is 300 MiB, and was ended; give it more by --k3s-disk"
+SAID = {
+    "memory": MEMORY,
+    "a file in memory": MEMORY,
+    "processes": "it had 400 processes and threads on the machine, which is its limit, and was ended; "
+    "give it more by --k3s-processes",
+    "a file": DISK,
+    "a file without a name": DISK,
+}
+NEEDS = {"memory": "memory", "a file in memory": "memory", "processes": "pids"}
+"""The controller that each attack is stopped by."""
+
+pytestmark = [pytest.mark.k3s_requires("root"), pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the machine that has nothing to do with a sandbox."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+def started(kind: str, limits: Wanted) -> StartedSandbox:
+    if kind == "here":
+        return HereSandbox(limits=limits)
+    return GvisorSandbox(Toolchain().get("runsc").path, limits=limits)
+
+
+def need(sandbox: StartedSandbox, attack: str) -> None:
+    if NEEDS.get(attack) in sandbox.unlimited:
+        pytest.skip(f"not applicable: {sandbox.unlimited}")
+
+
+def left(sandbox: StartedSandbox) -> list[str]:
+    return [line for line in reaper.leftovers() if sandbox.workdir.name in line]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("attack", SCRIPTS)
+def test_who_takes_all_of_the_machine_ends_its_sandbox_only(
+    kind: str, attack: str, bystander: subprocess.Popen[bytes]
+) -> None:
+    with started(kind, MUCH if attack == "processes" else WANTED) as sandbox:
+        need(sandbox, attack)
+        known = len(ENDED)
+        sleeper = sandbox.spawn(["sleep", "1000"], name="sleeper")
+        sandbox.spawn(SCRIPTS[attack], name="attack")
+        assert sleeper.wait(Deadline.after(ENDS_SECONDS)) is not None, "it goes on"
+        # What a test does next fails with the reason.
+        with pytest.raises(StartError) as caught:
+            sandbox.run(["true"])
+        assert SAID[attack] in str(caught.value)
+        assert SAID[attack] in (sandbox.ended or "")
+        assert ENDED[known:] == [sandbox.ended]
+        assert bystander.poll() is None
+    assert not sandbox.workdir.exists()
+    assert left(sandbox) == []
+    # What was charged to its groups has been given back with them.
+    assert not any(Path(group).exists() for group in sandbox._record.cgroups)
+    # The machine can do it again.
+    with started(kind, WANTED) as another:
+        assert another.run(["echo", "here I am"]).stdout == "here I am\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stays_within_its_limits_goes_on(kind: str) -> None:
+    with started(kind, WANTED) as sandbox:
+        sandbox.run(["dd", "if=/dev/zero", "of=/var/file", "bs=1M", "count=200"])
+        sandbox.run(["dd", "if=/dev/zero", "of=/tmp/file", "bs=1M", "count=100"])
+        time.sleep(2.5)  # the watcher has looked
+        assert sandbox.run(["echo", "still here"]).stdout == "still here\n"
+        assert sandbox.ended is None
+        folders = [Path(group) for group in sandbox._record.cgroups]
+        assert all(folder.name == sandbox.name for folder in folders)
+        if not sandbox.unlimited:
+            names = {name.name for folder in folders for name in folder.iterdir()}
+            assert "pids.max" in names
+            assert "memory.limit_in_bytes" in names or "memory.max" in names
+    assert not any(folder.exists() for folder in folders)
+    assert left(sandbox) == []
+
+
+def test_without_control_groups_of_the_machine_it_starts_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has a limit there, too."""
+    monkeypatch.setattr(groups, "find", lambda: groups.Places((), {"memory": "none", "pids": "none"}))
+    with started("gvisor", WANTED) as sandbox:
+        assert sandbox.unlimited == {"memory": "none", "pids": "none"}
+        assert sandbox._record.cgroups == ()
+        process = sandbox.spawn(SCRIPTS["a file"], name="attack")
+        process.wait(Deadline.after(ENDS_SECONDS))
+        with pytest.raises(StartError, match="its limit is 300 MiB"):
+            sandbox.run(["sleep", "10"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_takes_a_sandbox_over_watches_it(kind: str, tmp_path: Path) -> None:
+    with started(kind, Wanted(disk="100Mi")) as sandbox:
+        name = sandbox.workdir.name
+        fields: dict[str, Any] = {"name": name, "sandbox": name, "kind": kind, "address": sandbox.address}
+        fields |= {"origin": "a test", "folder": str(tmp_path), "kubeconfig": "/none", "node": "n"}
+        fields |= {"shell": [], "api_port": 1, "layers": [], "processes": {}, "zero": 0.0}
+        limits = {"disk_bytes": sandbox.limits.disk_bytes}
+        sandbox.spawn(
+            ["sh", "-c", "sleep 3; exec dd if=/dev/zero of=/var/file bs=1M count=2000"], name="attack"
+        )
+
+        def receive(channel: int) -> None:
+            order = keeper.Hold(fields, str(sandbox.workdir), channel, sandbox.lock_fd, limits)
+            process = keeper.launch(order, tmp_path / "log")
+            keeper.disown(process)
+            assert kept.wait_for(lambda: kept.read_state(name) is not None, 30), (
+                tmp_path / "log"
+            ).read_text()
+
+        sandbox.hand_over(receive)
+    assert kept.wait_for(lambda: not sandbox.workdir.exists(), ENDS_SECONDS)
+    assert "its limit is 100 MiB" in (tmp_path / "keeper.log").read_text()
+    assert kept.wait_for(lambda: kept.read_state(name) is None, 5)
+    assert left(sandbox) == []
