@@ -177,7 +177,7 @@ class PathRules:
             concerns no rule.
     """
 
-    __slots__ = ("_faults", "_masks", "_mounts", "_redirects", "_retries", "roots")
+    __slots__ = ("_faults", "_masks", "_mounts", "_redirects", "_retries", "_watched", "roots")
 
     def __init__(self, rules: Rules) -> None:
         """Prepare; ``rules`` must have its tree filled in."""
@@ -185,6 +185,7 @@ class PathRules:
         self._faults = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.faults)
         self._masks = tuple((rule, os.fsencode(rule.under)) for rule in rules.masks)
         self._retries = tuple((rule, os.fsencode(rule.under)) for rule in rules.retries)
+        self._watched = tuple(folder for rule, folder in self._retries if rule.exits)
         self._mounts = frozenset[str]().union(*(rule.calls for rule in rules.mounts))
         wanted = {os.fsencode(rule.under) for rule in rules.masks}
         for place in (*(place for _, place in self._redirects), *(place for _, place in self._faults)):
@@ -234,6 +235,9 @@ class PathRules:
             group: What the call does.
             exit_of: The call's name, where only rules count that await its return.
         """
+        # Most opens are elsewhere, and each costs as much as is done here.
+        if exit_of and not (path.startswith(self._watched) or b"//" in path or b"/." in path):
+            return None
         path = normal(path)
         for rule, folder in self._retries:
             if group in rule.groups and below(path, folder) and (not exit_of or exit_of in rule.exits):

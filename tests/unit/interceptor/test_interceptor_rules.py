@@ -298,6 +298,8 @@ def test_retries_stop_nothing() -> None:
     assert PathRules(rules).retries(b"/sys/a", Group.OPEN, exit_of="openat2") is None
     watched = RetryRule("/sys/fs", (Group.OPEN,), exits=("openat2",))
     paths = PathRules(Rules(retries=(rule, watched)))
+    for written in (b"/sys/fs/a", b"/sys/./fs/a", b"//sys//fs/a", b"/sys/x/../fs"):
+        assert paths.retries(written, Group.OPEN, exit_of="openat2") is watched
     assert paths.retries(b"/sys/fs/a", Group.OPEN, exit_of="openat2") is watched
     assert paths.retries(b"/sys/fs/a", Group.OPEN, exit_of="openat") is None
     assert paths.retries(b"/sys/a", Group.OPEN, exit_of="openat2") is None
