@@ -290,7 +290,7 @@ def watching(calls: Sequence[str]) -> str:
 
 @pytest.mark.timeout(120)
 def test_rules_can_keep_every_call_from_failing(storm: Storm) -> None:
-    table = storm.table(REQUESTS, 1000, "process", rules=watching(ALL_RETURNS))
+    table = storm.table(REQUESTS, 300, "process", rules=watching(ALL_RETURNS))
     note("every return watched, process", table)
     check(table)
 
