@@ -7,6 +7,7 @@ Whatever runs inside can write the logs and put anything in their place, so they
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def written_since(log: InsidePath, seen: int) -> bytes:
     """Return what a log got after its first ``seen`` bytes; nothing while there is none."""
     try:
         with log.open("rb") as file:
-            file.seek(seen)
+            # One that has become shorter was rotated.
+            file.seek(seen if os.fstat(file.fileno()).st_size >= seen else 0)
             return bytes(file.read(COPY_BYTES))
     except FileNotFoundError:
         return b""
@@ -77,6 +79,9 @@ def copy_logs(sandbox: Sandbox, folder: Path) -> None:
     for name, log in found.items():
         try:
             content = log.tail(COPY_BYTES)
+            if len(content) < COPY_BYTES:
+                with contextlib.suppress(OSError):  # most logs were never rotated
+                    content = (log.parent / f"{log.name}.1").tail(COPY_BYTES - len(content)) + content
         except RefusedError as error:
             content = f"[not copied: {error}]\n".encode()
         except OSError:

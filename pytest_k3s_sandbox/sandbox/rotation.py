@@ -23,7 +23,7 @@ LOGS = 200
 FOLDER = f"{STATE_DIR}/logs"
 
 
-def rotate(files: Beneath, most: int = LOG_BYTES) -> list[str]:
+def rotate(files: Beneath, most: int) -> list[str]:
     """Rotate the logs that are too long.
 
     Args:
@@ -47,7 +47,7 @@ def rotate(files: Beneath, most: int = LOG_BYTES) -> list[str]:
     return done
 
 
-def cut(log: Path, most: int = LOG_BYTES) -> None:
+def cut(log: Path, most: int) -> None:
     """Truncate a log of the machine's own that is too long; its last lines stay."""
     with contextlib.suppress(OSError):
         if log.stat().st_size > most:

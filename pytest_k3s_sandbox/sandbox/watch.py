@@ -252,6 +252,6 @@ class Watcher:
             why = explained(filled, "disk")
         if why is None and clock.monotonic() - self._rotated >= ROTATE_SECONDS:
             self._rotated = clock.monotonic()
-            rotation.rotate(layout.shared(self._workdir))
-            rotation.cut(layout.control(self._workdir) / "sandbox.log")
+            rotation.rotate(layout.shared(self._workdir), rotation.LOG_BYTES)
+            rotation.cut(layout.control(self._workdir) / "sandbox.log", rotation.LOG_BYTES)
         return why

@@ -14,7 +14,7 @@ import pytest
 from pytest_k3s_sandbox import keeper, kept
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import groups, reaper
+from pytest_k3s_sandbox.sandbox import groups, reaper, rotation, watch
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 from pytest_k3s_sandbox.sandbox.limits import Wanted
@@ -34,6 +34,12 @@ while True:
             time.sleep(1000)
     except OSError:
         time.sleep(0.1)
+"""
+CHATTER = """
+import time
+for number in range(10**9):
+    print(number, "x" * 10000)
+    time.sleep(0.004)
 """
 SCRIPTS = {
     "memory": [sys.executable, "-I", "-S", "-c", FILL_MEMORY],
@@ -143,6 +149,32 @@ def test_without_control_groups_of_the_machine_it_starts_and_says_so(monkeypatch
         process.wait(Deadline.after(ENDS_SECONDS))
         with pytest.raises(StartError, match="its limit is 300 MiB"):
             sandbox.run(["sleep", "10"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_log_without_an_end_stays_small(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that writes it goes on, also where the log is served over 9p."""
+    monkeypatch.setattr(rotation, "LOG_BYTES", 1 << 20)
+    monkeypatch.setattr(watch, "ROTATE_SECONDS", 0.5)
+    with started(kind, WANTED) as sandbox:
+        process = sandbox.spawn([sys.executable, "-u", "-I", "-S", "-c", CHATTER], name="chatter")
+        older = f"{rotation.FOLDER}/chatter.log.1"
+        until = Deadline.after(ENDS_SECONDS)
+        while not sandbox.files.exists(older) and not until.expired:
+            time.sleep(0.1)
+        before = last(process.log.read_bytes() or sandbox.files.read(older))
+        time.sleep(2.5)
+        assert process.poll() is None
+        assert process.log.size() < 8 << 20
+        assert b"\0" not in process.log.read_bytes()  # it goes on at the new beginning
+        assert sandbox.files.size(older) <= 1 << 20
+        time.sleep(0.3)
+        assert last(process.log.read_bytes() or sandbox.files.read(older)) > before
+
+
+def last(log: bytes) -> int:
+    """Return the number of the last whole line of a log."""
+    return int(log.split(b"\n")[-2].split()[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
