@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from pytest_k3s_sandbox import clock, forks
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import NoAnswer, conditions
 from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.report.errors import alike, shorten
 from pytest_k3s_sandbox.report.kinds import classify
 from pytest_k3s_sandbox.report.records import Cost, ErrorLine, PodState, RunWriter, Sample
 from pytest_k3s_sandbox.sandbox.base import Usage
@@ -27,6 +29,56 @@ LINE_BYTES = 1 << 20
 """Bytes of a line without an end that are kept."""
 
 AGENT = 1  # the process id of what spawns everything in a sandbox
+
+
+EACH = 200
+"""So many lines that differ in numbers only are recorded one by one; more are counted."""
+
+KINDS = 2000
+"""So many lines that differ otherwise are told apart; others are counted by component and kind."""
+
+COUNTED_SECONDS = 60.0
+"""How often what was counted is recorded."""
+
+TEXT_CHARACTERS = 16384
+"""Characters of an error line that are recorded."""
+
+
+class Repeats:
+    """Decides which error lines are recorded, so that one that repeats for ever does not fill the disk."""
+
+    def __init__(self) -> None:
+        """Have seen none."""
+        self._seen: Counter[tuple[str, str, str]] = Counter()
+        self._counted: dict[tuple[str, str, str], ErrorLine] = {}
+        self._due = 0.0
+
+    def taken(self, line: ErrorLine) -> ErrorLine | None:
+        """Return a line to be recorded now; None for one that was counted."""
+        key = alike(line)
+        if key not in self._seen and len(self._seen) >= KINDS:
+            key = (line.component, line.kind, "")
+        self._seen[key] += 1
+        if self._seen[key] <= EACH:
+            return line
+        before = self._counted[key].count if key in self._counted else 0
+        self._counted[key] = line.model_copy(update={"count": before + 1})
+        return None
+
+    def counted(self, now: float, *, last: bool = False) -> list[ErrorLine]:
+        """Return records of what was counted since the last ones; none while it is too early for new ones.
+
+        Args:
+            now: The time in seconds since the run's zero.
+            last: Whether no more come.
+        """
+        if not last and now < self._due:
+            return []
+        found = list(self._counted.values())
+        self._counted.clear()
+        if found:
+            self._due = now + COUNTED_SECONDS
+        return found
 
 
 class LogFollower:
@@ -48,6 +100,8 @@ class LogFollower:
         """Return the error lines that are new, each as (kind, text, errno)."""
         try:
             with self._path().open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:  # it was rotated
+                    self._offset, self._rest = 0, b""
                 file.seek(self._offset)
                 data = file.read(AT_ONCE)
                 self._offset = file.tell()
@@ -78,7 +132,8 @@ class Sampler:
 
     Attributes:
         samples: The samples so far.
-        error_lines: The error lines so far.
+        error_lines: The error lines so far; a line that repeats for ever is counted
+            (:attr:`~pytest_k3s_sandbox.report.schema.ErrorLine.count`).
         failure: The error that ended the sampling; None while there is none.
         seen_ready: Whether the node was Ready in some sample.
     """
@@ -102,6 +157,7 @@ class Sampler:
         self._api = cluster.reader(REQUEST_SECONDS)
         self._follow = [LogFollower(name, functools.partial(cluster.log, name)) for name in WATCHED_LOGS]
         self._errors: Counter[str] = Counter()
+        self._repeats = Repeats()
         self._halt = threading.Event()
         self._lock = threading.Lock()
         self._owner = forks.Owner()
@@ -176,10 +232,20 @@ class Sampler:
             for kind, text, errno in follower.errors():
                 self._errors[kind] += 1
                 line = ErrorLine(
-                    t=self._writer.now(), component=follower.component, kind=kind, text=text, errno=errno
+                    t=self._writer.now(),
+                    component=follower.component,
+                    kind=kind,
+                    text=shorten(text, TEXT_CHARACTERS),
+                    errno=errno,
                 )
-                self._writer.append(line)
-                self.error_lines.append(line)
+                self._record(self._repeats.taken(line))
+        for counted in self._repeats.counted(self._writer.now(), last=self._halt.is_set()):
+            self._record(counted)
+
+    def _record(self, line: ErrorLine | None) -> None:
+        if line is not None:
+            self._writer.append(line)
+            self.error_lines.append(line)
 
     def _sample(self) -> Sample:
         nodes = self._list("/api/v1/nodes")

@@ -46,6 +46,17 @@ class ErrorGroup:
     members: tuple[ErrorLine, ...] = field(repr=False, compare=False)
 
 
+def alike(line: ErrorLine) -> tuple[str, str, str]:
+    """Return what lines have in common that differ in nothing but numbers."""
+    return line.component, line.kind, _VARYING.sub("#", _KLOG_HEADER.sub("", line.text.strip()))
+
+
+def _counted(lines: Sequence[ErrorLine]) -> str:
+    """Return a note where some of the lines were counted and not recorded."""
+    each = sum(line.count == 1 for line in lines)
+    return "" if each == len(lines) else f" [{each} of these lines are recorded, the others were counted]"
+
+
 def group_errors(lines: Sequence[ErrorLine]) -> tuple[ErrorGroup, ...]:
     """Group error lines, the most frequent first.
 
@@ -54,15 +65,14 @@ def group_errors(lines: Sequence[ErrorLine]) -> tuple[ErrorGroup, ...]:
     """
     groups: dict[tuple[str, str, str], list[ErrorLine]] = {}
     for line in lines:
-        text = _KLOG_HEADER.sub("", line.text.strip())
-        groups.setdefault((line.component, line.kind, _VARYING.sub("#", text)), []).append(line)
+        groups.setdefault(alike(line), []).append(line)
     found = [
         ErrorGroup(
             component=component,
             kind=kind,
             errno=members[0].errno,
-            text=shorten(_KLOG_HEADER.sub("", members[0].text.strip())),
-            count=len(members),
+            text=shorten(_KLOG_HEADER.sub("", members[0].text.strip())) + _counted(members),
+            count=sum(line.count for line in members),
             first=members[0].t,
             last=members[-1].t,
             members=tuple(members),

@@ -153,7 +153,9 @@ def _longest_hold(samples: Sequence[Sample]) -> tuple[Sample, Sample] | None:
 
 def _errors(run: Run) -> dict[str, int]:
     """Count by kind: the lines, or the samples' totals where they are higher (lines may be capped)."""
-    counts = Counter(line.kind for line in run.errors)
+    counts: Counter[str] = Counter()
+    for line in run.errors:
+        counts[line.kind] += line.count
     for sample in run.samples:
         counts |= Counter(sample.errors)
     return dict(sorted(counts.items()))

@@ -242,6 +242,9 @@ class ErrorLine(FrozenModel):
         kind: See :mod:`~.kinds`.
         text: The line as it was.
         errno: The error's name when the line has one, like ``EINTR``.
+        count: How many lines this record stands for: more than 1 where one that differs in numbers only has
+            been repeated so often that it is counted and not recorded each time. The time and the text are
+            the last one's then.
     """
 
     type: Literal["error"] = "error"
@@ -250,6 +253,7 @@ class ErrorLine(FrozenModel):
     kind: str
     text: str
     errno: str | None = None
+    count: Count = 1
 
 
 class End(FrozenModel):

@@ -194,7 +194,8 @@ def _description(run: Run, rows: Sequence[_Row], scale: Scale, events: Sequence[
         parts.append(f"{row.lane.name}: {', then '.join(seen[:6]) if seen else 'not seen'}.")
     kinds = Counter(event.kind for event in events)
     parts += [f"Event {kind}: {count}." for kind, count in kinds.items()]
-    parts.append(f"{len(run.errors)} error lines. The tables of this page hold the same data.")
+    count = sum(error.count for error in run.errors)
+    parts.append(f"{count} error lines. The tables of this page hold the same data.")
     return " ".join(parts)
 
 
@@ -318,7 +319,7 @@ def _errors(svg: ET.Element, run: Run, scale: Scale, top: float) -> None:
         add(group, "text", "none", x=GUTTER + 6, y=top + _BAR / 2 + 10, class_="muted")
     places: dict[int, Counter[str]] = {}
     for error in inside:
-        places.setdefault(round(scale.x(error.t)), Counter())[error.kind] += 1
+        places.setdefault(round(scale.x(error.t)), Counter())[error.kind] += error.count
     for x, kinds in places.items():
         mark = line(group, x, top + 5, top + _LANE - 5, "error")
         tip(mark, ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))

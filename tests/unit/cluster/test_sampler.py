@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import ApiReader, NoAnswer
-from pytest_k3s_sandbox.cluster.sampler import LogFollower, Sampler, costs, pod_state
+from pytest_k3s_sandbox.cluster.sampler import (
+    EACH,
+    TEXT_CHARACTERS,
+    LogFollower,
+    Sampler,
+    costs,
+    pod_state,
+)
 from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.report.errors import group_errors
+from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Cost, RunWriter, read_run
 from pytest_k3s_sandbox.sandbox.base import Usage
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
@@ -287,3 +296,57 @@ def test_costs_are_sampled_now_and_then_from_the_kubelets_start_on(
 
     cluster.sandbox.usage = ended
     assert sampler.take().cost == {}
+
+
+def test_a_log_that_was_rotated_is_read_from_its_new_beginning(tmp_path: Path) -> None:
+    log = tmp_path / "kubelet.log"
+    follower = LogFollower("kubelet", lambda: log)
+    log.write_text(f"{INFO}\n{ERROR}\nhalf a li")
+    assert len(follower.errors()) == 1
+    log.write_text(f"{ERROR}\n")  # as after a truncation
+    assert [text for _kind, text, _errno in follower.errors()] == [ERROR]
+
+
+def test_an_error_line_that_repeats_for_ever_is_counted(
+    sampler: Sampler, cluster: FakeCluster, writer: RunWriter
+) -> None:
+    """The figures of the report stay true."""
+    log = cluster.logs / "kubelet.log"
+    other = ERROR.replace("Failed to run", "Failed otherwise")
+    for number in range(10):
+        with log.open("a") as file:
+            for each in range(1000):
+                file.write(f"{ERROR.replace('302', str(300 + each))} {number * 1000 + each}\n")
+        sampler.take()
+    with log.open("a") as file:
+        file.write(f"{other}\n")
+    sampler._halt.set()
+    sample = sampler.take()  # as the thread does at the end
+    assert sum(sample.errors.values()) == 10001
+    assert sum(line.count for line in sampler.error_lines) == 10001
+    run = read_run(writer.path)
+    assert sum(line.count for line in run.errors) == sum(facts(run).errors.values()) == 10001
+    assert len(run.errors) <= EACH + 3
+    assert writer.path.stat().st_size < 200_000
+    first, second = group_errors(run.errors)
+    assert (first.count, second.count) == (10000, 1)
+    assert f"[{EACH} of these lines are recorded, the others were counted]" in first.text
+    assert "counted" not in second.text
+
+
+def test_lines_that_are_all_different_are_counted_in_the_end(
+    sampler: Sampler, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_k3s_sandbox.cluster.sampler.KINDS", 50)
+    words = [f"{a}{b}{c}" for a in "ghijklm" for b in "nopqrst" for c in "uvwxyz"] * 2
+    (cluster.logs / "kubelet.log").write_text("".join(f"{ERROR} {word}\n" for word in words))
+    sampler._halt.set()
+    sampler.take()
+    assert sum(line.count for line in sampler.error_lines) == len(words)
+    assert len(sampler.error_lines) <= 2 * 50 + EACH + 1
+
+
+def test_a_line_without_an_end_is_recorded_in_part(sampler: Sampler, cluster: FakeCluster) -> None:
+    (cluster.logs / "kubelet.log").write_text(f"{ERROR}{'x' * 1_000_000}\n")
+    sampler.take()
+    assert [len(line.text) for line in sampler.error_lines] == [TEXT_CHARACTERS + 1]
