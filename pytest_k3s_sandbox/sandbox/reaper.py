@@ -229,6 +229,13 @@ def remove_cgroup(group: Path, seconds: float = 2.0) -> None:
         time.sleep(0.01)
 
 
+def _of_another_pid_namespace(group: Path) -> bool:
+    """Tell whether a cgroup has processes without an id here (cgroups(7)): those of another container."""
+    with contextlib.suppress(OSError):
+        return "0" in (group / "cgroup.procs").read_text().split()
+    return False
+
+
 def leftovers() -> list[str]:
     """Return what is on the machine of sandboxes whose owner is gone or that have no folder any more.
 
@@ -243,7 +250,9 @@ def leftovers() -> list[str]:
         ("interface", (Path(name) for _, name in socket.if_nameindex())),
         ("cgroup", Path("/sys/fs/cgroup").glob("**/k3ssb-*")),
     ):
-        named = (path for path in places if re.fullmatch(r"k3s(sb-)?[0-9a-f]{8}", path.name))
+        named = [path for path in places if re.fullmatch(r"k3s(sb-)?[0-9a-f]{8}", path.name)]
+        if what == "cgroup":
+            named = [path for path in named if not _of_another_pid_namespace(path)]
         found += [f"{what} {path if what == 'cgroup' else path.name}" for path in named]
     below = machine.sandboxes()
     folder = re.compile(re.escape(os.fsencode(below)) + rb"/[0-9a-f]{8}(/|\0|$)")

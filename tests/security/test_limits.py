@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox import keeper, kept
+from pytest_k3s_sandbox.bringup import Wish, everything
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.errors import SandboxError, StartError
+from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import groups, reaper, rotation, watch
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
@@ -202,3 +204,45 @@ def test_who_takes_a_sandbox_over_watches_it(kind: str, tmp_path: Path) -> None:
     assert "its limit is 100 MiB" in (tmp_path / "keeper.log").read_text()
     assert kept.wait_for(lambda: kept.read_state(name) is None, 5)
     assert left(sandbox) == []
+
+
+PODS = {
+    "memory": (
+        "awk 'BEGIN { s = \"x\"; while (1) s = s s }'",
+        Wanted(memory="3Gi", disk="12Gi", processes="6000"),
+        "--k3s-memory",
+    ),
+    # gVisor keeps what a pod writes to its own root in memory.
+    "a file": ("dd if=/dev/zero of=/file bs=1M", Wanted("3Gi", "12Gi", "6000"), "--k3s-memory"),
+    "processes": ("f() { f | f & f; }; f", Wanted("6Gi", "12Gi", "1500"), "--k3s-processes"),
+}
+
+
+@pytest.mark.k3s_requires("gvisor")
+@pytest.mark.parametrize(
+    "attack", ["memory", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("a file", "processes"))]
+)
+def test_a_pod_that_takes_all_ends_its_cluster_only(
+    attack: str, tmp_path: Path, bystander: subprocess.Popen[bytes]
+) -> None:
+    script, wanted, option = PODS[attack]
+    wish = Wish(limits=(wanted.memory, wanted.disk, wanted.processes))
+    with everything(wish, Toolchain(), tmp_path / "run", experiment="test") as up:
+        up.cluster.node.wait_ready(120)
+        sandbox = up.stack.sandbox
+        assert isinstance(sandbox, StartedSandbox)
+        need(sandbox, attack)
+        assert sandbox.ended is None
+        up.cluster.wait_usable("default", Deadline.after(30))
+        run = ["run", "attack", "--image=busybox:1.36", "--restart=Never", "--", "sh", "-c", script]
+        up.cluster.kubectl(*run)
+        with pytest.raises(SandboxError) as caught:
+            up.cluster.wait(lambda: False, "the end", Deadline.after(60))
+        assert option in str(caught.value)
+        assert option in (sandbox.ended or "")
+    assert bystander.poll() is None
+    assert left(sandbox) == []
+    limits = read_run(tmp_path / "run").environment
+    assert limits is not None
+    assert limits.limits is not None
+    assert limits.limits.startswith(f"memory {wanted.memory.replace('Gi', ' GiB')}, disk ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from types import TracebackType
 from typing import Self
@@ -166,12 +167,13 @@ class Workarounds:
         trace: TracebackType | None,
     ) -> None:
         """Take the trees off; the propagation ends with the sandbox."""
-        if self._holder is not None:
-            self._holder.stop()
-            self._holder = None
-            self._sandbox.run(["rm", "/dev/kmsg"], check=False)
-        while self._mounted:
-            self._sandbox.run(["umount", "--lazy", self._mounted.pop()], check=False)
+        with contextlib.suppress(StartError):  # with a sandbox that has ended, all of it has
+            if self._holder is not None:
+                self._holder.stop()
+                self._holder = None
+                self._sandbox.run(["rm", "/dev/kmsg"], check=False)
+            while self._mounted:
+                self._sandbox.run(["umount", "--lazy", self._mounted.pop()], check=False)
 
     def check(self) -> Health:
         """Read what the kubelet will read."""
