@@ -65,6 +65,11 @@ class GvisorSandbox(StartedSandbox):
         # The machine writes to /var, too; by default gVisor takes the root for its own and caches it.
         return [*argv, "--file-access=shared"] if self.layout.one_root else argv
 
+    def _take(self) -> None:
+        """See :meth:`.StartedSandbox._take`."""
+        super()._take()
+        self._groups = self._take_groups()
+
     def _launch(self) -> list[str]:
         bundle = oci.config(
             self.layout,
@@ -74,7 +79,7 @@ class GvisorSandbox(StartedSandbox):
         )
         (self.workdir / "config.json").write_text(json.dumps(bundle, indent=1))
         argv = [*self._runsc_argv(), "run", "--bundle", str(self.workdir), self.workdir.name]
-        return groups.joining(self._take_groups(), argv)
+        return groups.joining(self._groups, argv)
 
     def _assert_genuine(self) -> None:
         magic = self.root_magic()

@@ -105,7 +105,7 @@ class StartedSandbox(ABC):
                 plan = layout.plan(self.workdir, programs, binds, one_root=one_root, copied=self.copies)
                 # Both mostly wait, the one for ip(8), the other for the disk.
                 with ThreadPoolExecutor(1) as beside:
-                    taken = beside.submit(self._take_network)
+                    taken = beside.submit(self._take)
                     layout.prepare(plan, self.workdir, hostname=self.name)
                 taken.result()
                 self._start(plan)
@@ -295,6 +295,10 @@ class StartedSandbox(ABC):
     @abstractmethod
     def _assert_genuine(self) -> None:
         """Raise StartError unless the sandbox is what its kind promises."""
+
+    def _take(self) -> None:
+        """Make what the sandbox has on the machine outside its folder."""
+        self._take_network()
 
     def _take_network(self) -> None:
         """Create the network; what it is called must be on disk before, and which one it is afterwards."""
