@@ -23,13 +23,22 @@ from pytest_k3s_sandbox.cluster.logs import copy_logs
 from pytest_k3s_sandbox.cluster.reading import NoAnswer
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
+from pytest_k3s_sandbox.cluster.wait import is_lost, last_error
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
 from pytest_k3s_sandbox.options import variables
-from pytest_k3s_sandbox.report.records import Environment, LayerState, Machine, Program, RunWriter
+from pytest_k3s_sandbox.report.records import (
+    Environment,
+    Event,
+    EventKind,
+    LayerState,
+    Machine,
+    Program,
+    RunWriter,
+)
 from pytest_k3s_sandbox.sandbox import gateway
-from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Sandbox
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Sandbox, described
 from pytest_k3s_sandbox.sandbox.groups import NAMES
 from pytest_k3s_sandbox.sandbox.limits import Limits, Wanted
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -54,7 +63,7 @@ class Wish:
         distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
             :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
-        supervised: Whether what ends by itself is started again once the node has been Ready; see
+        supervised: Whether what ends by itself is started again, the kubelet or k3s also during a start; see
             :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
         limits: What it may take of the machine: the fields of a
             :class:`~pytest_k3s_sandbox.sandbox.limits.Wanted`.
@@ -245,18 +254,44 @@ def cluster_up(
             cluster = ending.enter_context(control_plane(stack.sandbox, wish, toolchain, writer))
         sampler = ending.enter_context(Sampler(cluster, writer, interval=interval))
         try:
-            cluster.start_node(stack.layers)
             with contextlib.ExitStack() as supervised:
                 if wish.supervised:
                     cluster.supervisor = supervised.enter_context(
                         Supervisor(cluster, writer, lambda: sampler.seen_ready)
                     )
+                try:
+                    cluster.start_node(stack.layers)
+                except SandboxError:
+                    if not wish.supervised:
+                        note_ends(cluster, writer)
+                    raise
                 yield Up(stack, cluster, writer, sampler, folder)
         finally:
             if owner.mine:
                 sampler.stop()
                 diagnose(cluster, folder)
                 cluster.stop_node()
+
+
+def note_ends(cluster: Cluster, writer: RunWriter) -> bool:
+    """Record which programs of a cluster have ended by themselves, and return whether one has.
+
+    For a cluster without a supervisor, which would record it.
+
+    Args:
+        cluster: The cluster.
+        writer: The run's records.
+    """
+    dead = {
+        name: code
+        for name, process in cluster.processes.items()
+        if not is_lost(process) and (code := process.poll()) is not None
+    }
+    for name, code in dead.items():
+        line = last_error(cluster.processes[name])
+        what = f"{described(code)} during the start{f': {line}' if line else ''}"
+        writer.append(Event(t=writer.now(), kind=EventKind.FAULT, what=what, component=name))
+    return bool(dead)
 
 
 def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment: str) -> Environment:

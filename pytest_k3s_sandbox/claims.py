@@ -210,9 +210,22 @@ class OpenClaim:
             raise TypeError(message)
         self.judge(measured <= self._limit, measured)
 
+    def begin(self) -> None:
+        """Begin to count the time, as entering the block does."""
+        self._began = clock.monotonic()
+
+    def give_up(self, error: BaseException) -> None:
+        """Record that the claim could not be judged, because an error came in between.
+
+        Args:
+            error: The error.
+        """
+        self._judged = True
+        self._record(judged=False, ended=_words(error))
+
     def __enter__(self) -> Self:
         """Begin to count the time."""
-        self._began = clock.monotonic()
+        self.begin()
         return self
 
     def __exit__(
@@ -235,8 +248,7 @@ class OpenClaim:
             message = f"the claim {self._name} was not judged in its block"
             raise ValueError(message)
         found = isinstance(error, (AssertionError, WaitError)) and not isinstance(error, NotHeld)
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
-        self._record(judged=found, ended=said[:MAX_ENDED])
+        self._record(judged=found, ended=_words(error))
         if isinstance(error, WaitError):
             message = f"{self._text}: {error}"
             raise NotHeld(message) from error
@@ -262,3 +274,7 @@ class OpenClaim:
             return self.so_far()
         except Exception as error:  # noqa: BLE001 - the claim is to be recorded, whatever went wrong
             return f"not known: {type(error).__name__}: {error}"[:MAX_ENDED]
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")[:MAX_ENDED]

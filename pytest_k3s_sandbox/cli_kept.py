@@ -73,6 +73,8 @@ def up(
     from pytest_k3s_sandbox.bringup import programs_of, run_folder  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.display import for_terminal, shown  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.keeper import Keep, launch  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.summary import again  # noqa: PLC0415 - likewise
 
     kept.check_name(name)
     wish = replace(
@@ -112,7 +114,8 @@ def up(
             cause=said or f"its keeper ended with {process.returncode}",
             log=None if "\nDetails: " in said else folder,
         )
-    display.line(f"{clock.monotonic() - began:6.1f} s  node Ready")
+    restarts = again(read_run(folder))
+    display.line(f"{clock.monotonic() - began:6.1f} s  node Ready{f'; {restarts}' if restarts else ''}")
     give(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}", asdict(state), json_file)
     option = "" if name == kept.UP else f" --name {name}"
     display.line(f"records: {state.folder}")

@@ -238,15 +238,20 @@ def k3s_up(
     request: pytest.FixtureRequest, k3s_layers: LayerStack, k3s_wish: Wish, k3s_toolchain: Toolchain
 ) -> Iterator[Up]:
     """Everything that is up: the stack, the cluster, the records and the sampler."""
-    from pytest_k3s_sandbox.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox import cleanstart  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.beginning import bring_up  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.runs import experiment_of, keep_running  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.summary import again  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.runs import clean_start, experiment_of, keep_running  # noqa: PLC0415 - likewise
 
-    activate(request.config)
+    patience = activate(request.config).patience
     share = request.config.stash.get(SHARE, None)
     if share is not None and k3s_layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
         request.config.stash[LINES].append(f"k3s-sandbox: uses the shared cluster {share.name}")
+        if (shared := clean_start(request, up.writer)) is not None:
+            with cleanstart.judged(shared, up.writer):
+                pass  # it is Ready, and its records tell how it started
         yield up
         return
     # A user's own `k3s_layers` need not record, nor start a control plane.
@@ -254,10 +259,17 @@ def k3s_up(
         run, cluster = k3s_layers.run, k3s_layers.cluster
     else:
         run, cluster = request.getfixturevalue("k3s_run"), None
-    name = experiment_of(request)
+    name, claim = experiment_of(request), clean_start(request, run)
     # What an experiment's node does by itself is the experiment's result.
-    wish = k3s_wish if name == "test" else dataclasses.replace(k3s_wish, supervised=False)
-    with cluster_up(k3s_layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster) as up:
+    wish = k3s_wish if claim is None else dataclasses.replace(k3s_wish, supervised=False)
+    with contextlib.ExitStack() as ending:
+        bring = cluster_up(k3s_layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster)
+        if claim is None:
+            up = ending.enter_context(bring)
+        else:
+            with cleanstart.judged(claim, run) as start_is_over:
+                up = ending.enter_context(bring)
+                start_is_over(up, patience)
         began = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
         seconds = run.now() - (0.0 if began is None else began.start)
         words = f"{k3s_layers.sandbox.kind}, {'+'.join(k3s_layers.names) or 'no layers'}"
@@ -266,6 +278,9 @@ def k3s_up(
         )
         failed_before = request.session.testsfailed
         yield up
+        restarts = again(read_run(up.folder))
+        if restarts is not None:
+            request.config.stash[LINES].append(f"k3s-sandbox: {restarts}; records: {up.folder}")
         if request.session.testsfailed > failed_before:
             keep_running(request.config, up)
 

@@ -17,6 +17,7 @@ from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.keys import EXPERIMENT, OPEN_RUNS, PROCESS, RUNNING, STRAYS, WORKER_STRAYS
 
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.claims import OpenClaim
     from pytest_k3s_sandbox.report.records import RunWriter
 
 Uses = Callable[[pytest.Item], bool]
@@ -34,6 +35,7 @@ class OpenRun:
         reached: The ids of the tests whose outcome it has.
         over: Whether its fixture has ended.
         why: Why the run was interrupted; None when it was not.
+        clean_start: The claim about its node's start, once it is announced; see :mod:`.cleanstart`.
     """
 
     writer: RunWriter
@@ -43,6 +45,7 @@ class OpenRun:
     reached: set[str] = field(default_factory=set)
     over: bool = False
     why: str | None = None
+    clean_start: OpenClaim | None = None
 
 
 def experiment(item: pytest.Item) -> str | None:
@@ -90,6 +93,21 @@ def begin(config: pytest.Config, run: OpenRun, items: list[pytest.Item]) -> None
         if experiment(item) is not None and run.uses(item):
             run.announced.add(item.nodeid)
             _record(run.writer, item, "announced", None, None)
+
+
+def of_writer(config: pytest.Config, writer: RunWriter) -> OpenRun | None:
+    """Return the open run that a writer records; None if it is not one of the session's own.
+
+    Args:
+        config: pytest's configuration.
+        writer: The writer.
+    """
+    return next((run for run in config.stash.get(OPEN_RUNS, []) if run.writer is writer), None)
+
+
+def wants_node(item: pytest.Item) -> bool:
+    """Tell whether a test is one of an experiment's that has a node of its run's."""
+    return experiment(item) is not None and "k3s_up" in getattr(item, "fixturenames", ())
 
 
 def upcoming(session: pytest.Session) -> list[pytest.Item]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox import allure, forks, openruns, outcomes
+from pytest_k3s_sandbox import allure, cleanstart, forks, openruns, outcomes
 from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.keys import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_k3s_sandbox.bringup import Up, Wish
+    from pytest_k3s_sandbox.claims import OpenClaim
     from pytest_k3s_sandbox.report.records import RunWriter
 
 
@@ -70,6 +71,9 @@ def recorded(
 
     run = openruns.OpenRun(writer, uses or openruns.sharing(request), close)
     openruns.begin(config, run, openruns.upcoming(session))
+    running = config.stash.get(RUNNING, None)
+    if running is not None and openruns.wants_node(running) and run.uses(running):
+        run.clean_start = cleanstart.announce(claims(writer))  # now: the start may not come to its node
     try:
         yield writer
     except MissingCapability:
@@ -145,6 +149,24 @@ def goes_on(name: str) -> str:
         f"k3s-sandbox: a cluster goes on, for a look: k3s-sandbox shell --name {name}    "
         f"its end: k3s-sandbox stop {name}"
     )
+
+
+def clean_start(request: pytest.FixtureRequest, writer: RunWriter) -> OpenClaim | None:
+    """Return the claim about the start of a run's node; None if no experiment's test uses it.
+
+    Args:
+        request: The fixture that starts the node.
+        writer: The run's records.
+    """
+    config = request.config
+    run = openruns.of_writer(config, writer)
+    if run is None:  # a user's own fixture, or a cluster that other processes share
+        return None if experiment_of(request) == "test" else cleanstart.announce(claims(writer))
+    if run.clean_start is None and any(
+        openruns.wants_node(item) and run.uses(item) for item in openruns.upcoming(request.session)
+    ):
+        run.clean_start = cleanstart.announce(claims(writer))
+    return run.clean_start
 
 
 def claims(writer: RunWriter) -> Claim:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.wait import Attendant
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
@@ -33,6 +34,9 @@ class Distribution(Protocol):
     @property
     def processes(self) -> dict[str, Process]:
         """What it started, by name, in the order in which the parts need each other."""
+
+    attendant: Attendant | None
+    """What starts programs again that end during a start; without one, each end is final."""
 
     @property
     def traced(self) -> set[str]:
@@ -61,7 +65,14 @@ class Distribution(Protocol):
         """End the node's part; the control plane goes on."""
 
     def restart(
-        self, sandbox: Sandbox, settings: Settings, name: str, deadline: Deadline, *, leave: bool = False
+        self,
+        sandbox: Sandbox,
+        settings: Settings,
+        name: str,
+        deadline: Deadline,
+        *,
+        leave: bool = False,
+        wait: bool = True,
     ) -> None:
         """Start a program again as it was started before; its log goes on. If it still runs, it is ended.
 
@@ -72,6 +83,7 @@ class Distribution(Protocol):
             deadline: When to give up.
             leave: Do not end what still runs by that name: a tracer that goes on with the descendants of
                 a program that has ended, as containerd's does with the shims of pods.
+            wait: Return only when it does its work, where that can be told.
 
         Raises:
             SandboxError: It could not be started, or does not do its work; it does not run then.

@@ -232,17 +232,24 @@ class Cluster:
         deadline: Deadline,
         hint: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Wait for a condition while every process lives or is started again; see :func:`~.wait.until`.
+        """Wait for a condition while each process lives or is started again; see :func:`~.wait.until`.
 
         An API server that does not answer, or is overloaded, is waited for, too.
         """
+        supervisor = self.supervisor
+
+        def seen() -> str | None:
+            trouble = None if supervisor is None else supervisor.trouble()
+            return "; ".join(filter(None, (answered(hint)(), trouble))) or None
+
         try:
             until(
                 patient(condition),
                 what=what,
                 deadline=deadline,
                 alive=lambda: self.unattended,
-                hint=answered(hint),
+                restarts=lambda name: 0 if supervisor is None else supervisor.restarts(name),
+                hint=seen,
             )
         except ClusterError as error:
             if self._records is not None:  # the sandbox's own logs go with it; these stay

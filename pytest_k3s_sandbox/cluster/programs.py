@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pytest_k3s_sandbox.cluster.certificates import pki
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.reading import ApiReader
-from pytest_k3s_sandbox.cluster.wait import POLL_SECONDS, Condition, until
+from pytest_k3s_sandbox.cluster.wait import POLL_SECONDS, Attendant, Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
@@ -27,17 +27,26 @@ class Programs:
     Attributes:
         processes: What runs or should run, by name, in the order of the first starts.
         traced: The names of those that were started as descendants of a layer's process.
+        attendant: What starts programs again during a start; without one, each end is final.
     """
 
     def __init__(self) -> None:
         """Start nothing yet."""
         self.processes: dict[str, Process] = {}
         self.traced: set[str] = set()
+        self.attendant: Attendant | None = None
         self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
         self._left: list[Process] = []
 
     def restart(
-        self, sandbox: Sandbox, settings: Settings, name: str, deadline: Deadline, *, leave: bool = False
+        self,
+        sandbox: Sandbox,
+        settings: Settings,
+        name: str,
+        deadline: Deadline,
+        *,
+        leave: bool = False,
+        wait: bool = True,
     ) -> None:
         """Start a program again; see :meth:`.base.Distribution.restart`."""
         old = self.processes[name]
@@ -48,6 +57,8 @@ class Programs:
         seen = old.log.size()
         argv, environment = self._commands[name]
         self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
+        if not wait:
+            return
         try:
             self._serves(sandbox, settings, name, seen, deadline)
         except BaseException:
@@ -88,7 +99,19 @@ class Programs:
             self._left.pop().stop(grace=0.0)
 
     def _until(self, condition: Condition, what: str, deadline: Deadline, poll: float = POLL_SECONDS) -> None:
-        until(condition, what=what, deadline=deadline, alive=self.processes, poll=poll)
+        attendant = self.attendant
+        if attendant is None:
+            until(condition, what=what, deadline=deadline, alive=self.processes, poll=poll)
+            return
+        until(
+            condition,
+            what=what,
+            deadline=deadline,
+            alive=attendant.attend,
+            poll=poll,
+            restarts=attendant.restarts,
+            hint=attendant.trouble,
+        )
 
 
 def stop_all(processes: Sequence[Process], grace: float = STOP_SECONDS) -> None:

@@ -1,7 +1,8 @@
-"""Supervision: what ends by itself on a node that has been Ready is started again, and reported.
+"""Supervision: what ends by itself is started again, and reported.
 
-A part that never worked is left as it is, so that its first error stays in sight; so is what is ended on
-purpose, by a test or by the teardown.
+During a start that is the agent alone, the kubelet or k3s, as systemd would do it; once the node has been
+Ready, it is every part. Any other part that never worked is left as it is, so that its first error stays in
+sight; so is what is ended on purpose, by a test or by the teardown.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from pytest_k3s_sandbox import clock, forks
 from pytest_k3s_sandbox.cluster.restarts import Policy
+from pytest_k3s_sandbox.cluster.wait import after_restarts, is_lost, last_error
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.layers.base import Layer, Restorable
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 1.0
 """Between two looks at the table of processes, which is read from /proc inside."""
+START_LOOK_SECONDS = 5.0
+"""The same while the node has not been Ready: each look takes time that the start could use."""
 RESTART_SECONDS = 20.0
+UNDER_TRACER = "ended under its tracer, which goes on with what descends from it"
 
 
 @dataclass(frozen=True)
@@ -53,20 +58,27 @@ class Case:
         ends: When it was found to have one, in seconds.
         due: When it is to be mended; None while it works.
         lost: Why it is not mended any more; None as long as it is.
+        restarts: How often it was started again.
+        why: What was wrong with it last.
     """
 
     ends: list[float] = field(default_factory=list)
     due: float | None = None
     lost: str | None = None
+    restarts: int = 0
+    why: str = ""
 
 
 class Supervisor:
     """Watches a cluster's processes and layers from a thread, and mends them; a context manager.
 
+    While the node is being started, the thread that starts it calls :meth:`attend` between two questions; it
+    has the cluster's lock.
+
     Args:
-        cluster: The cluster, whose node is started.
+        cluster: The cluster; its node need not have been started.
         writer: Where faults and restarts are recorded.
-        ready: Tells whether the node has been Ready; nothing is mended before.
+        ready: Tells whether the node has been Ready; before, only the agent is started again.
         policy: When to start again.
 
     Attributes:
@@ -92,6 +104,7 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         """Begin."""
+        self._cluster.distribution.attendant = self
         self._thread.start()
         return self
 
@@ -104,33 +117,67 @@ class Supervisor:
         """End; what is being mended is waited for. A forked process has no such thread."""
         if not self._owner.mine:
             return
+        self._cluster.distribution.attendant = None
         self._halt.set()
         self._thread.join(timeout=2 * RESTART_SECONDS)
 
     @property
     def unattended(self) -> Mapping[str, Process]:
-        """The processes whose end is final: all as long as nothing is mended, then those given up."""
+        """The processes whose end is final: those that nothing mends now, and those given up."""
+        return self._final(starting=False)
+
+    def attend(self) -> Mapping[str, Process]:
+        """Do what is due while the node is being started; see :class:`.wait.Attendant`."""
+        self.step(clock.monotonic(), starting=True)
+        return self._final(starting=True)
+
+    def restarts(self, name: str) -> int:
+        """Return how often a program was started again after an end of its own."""
+        case = self._cases.get(name)
+        return 0 if case is None else case.restarts
+
+    def trouble(self) -> str | None:
+        """Return what ended lately and how often it was started again; None if nothing did."""
+        since = clock.monotonic() - self._policy.window
+        return (
+            "; ".join(
+                f"{name} {case.why}{after_restarts(case.restarts)}"
+                for name, case in list(self._cases.items())
+                if case.ends and case.ends[-1] > since
+            )
+            or None
+        )
+
+    def _final(self, *, starting: bool) -> Mapping[str, Process]:
         processes = self._cluster.processes
-        if not (self._thread.is_alive() and self._ready()):
+        if not self._thread.is_alive():
             return processes
+        mended = {self._cluster.distribution.agent} if starting or not self._ready() else set(processes)
+        lost = {name for name, case in list(self._cases.items()) if case.lost is not None}
         return {
-            name: process
-            for name, process in processes.items()
-            if (case := self._cases.get(name)) is not None and case.lost is not None
+            name: each
+            for name, each in processes.items()
+            if name not in mended or name in lost or is_lost(each)
         }
 
     def lost(self) -> str | None:
         """Return which parts were given up and why; None if none was."""
         return "; ".join(f"{name}: {case.lost}" for name, case in self._cases.items() if case.lost) or None
 
-    def step(self, now: float) -> None:
+    def step(self, now: float, *, starting: bool = False) -> None:
         """Look once, and do what is due.
 
         Args:
             now: The time, on the clock of :func:`time.monotonic`.
+            starting: Whether the node is being started: then only the agent is looked at.
         """
         with self._cluster.changing:
-            faults = {fault.name: fault for fault in self._faults(now)}
+            if self._halt.is_set():
+                return
+            alone = starting or not self._ready()
+            faults = {
+                fault.name: fault for fault in (self._start_faults(now) if alone else self._faults(now))
+            }
             for name, case in self._cases.items():
                 if name not in faults:
                     case.due = None
@@ -142,8 +189,7 @@ class Supervisor:
             while not self._halt.wait(POLL_SECONDS):
                 if getattr(self._cluster.sandbox, "handed_over", False):
                     return  # another process owns it, and everything looks as if it had ended
-                if self._ready():
-                    self.step(clock.monotonic())
+                self.step(clock.monotonic())
         except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
             self.failure = error
 
@@ -152,6 +198,7 @@ class Supervisor:
             return
         if case.due is None:
             case.ends.append(now)
+            case.why = fault.why
             self._note(EventKind.FAULT, fault.name, fault.why)
             pause = self._policy.wait(case.ends)
             if pause is None:
@@ -166,6 +213,7 @@ class Supervisor:
         began = clock.monotonic()
         with suppress(SandboxError):  # then it has a fault still, which the next step answers
             fault.mend()
+            case.restarts += 1
             seconds = round(clock.monotonic() - began, 3)
             self._note(EventKind.RESTART, fault.name, f"{fault.name} started again", seconds)
 
@@ -175,24 +223,46 @@ class Supervisor:
         for layer in cluster.layers:
             if isinstance(layer, Restorable) and (why := layer.fault()) is not None:
                 yield Fault(layer.name, why, lambda layer=layer: self._restore(layer))  # type: ignore[misc]
-        self._look(now)
+        self._look(now, LOOK_SECONDS)
         for name, process in list(cluster.processes.items()):
             code = process.poll()
             if code is not None:
                 yield Fault(name, described(code), lambda name=name: self._restart(name))  # type: ignore[misc]
             elif process.pid in self._empty:
-                why = "ended under its tracer, which goes on with what descends from it"
-                yield Fault(name, why, lambda name=name: self._restart(name, leave=True))  # type: ignore[misc]
+                yield Fault(name, UNDER_TRACER, lambda name=name: self._restart(name, leave=True))  # type: ignore[misc]
 
-    def _look(self, now: float) -> None:
-        """Find tracers whose program has ended: they had a child, and have none any more."""
+    def _start_faults(self, now: float) -> Iterable[Fault]:
+        """Yield what is wrong with the agent during a start; whoever starts it waits until it works."""
+        name = self._cluster.distribution.agent
+        process = self._cluster.processes.get(name)
+        if process is None or is_lost(process):
+            return
+        self._look(now, START_LOOK_SECONDS)
+        code = process.poll()
+        if code is not None or process.pid in self._empty:
+            case = self._cases.get(name)
+            if case is not None and case.due is not None:
+                why = case.why  # it is known, and the log need not be read again
+            else:
+                said = last_error(process)
+                how = UNDER_TRACER if code is None else described(code)
+                why = f"{how} during the start{f': {said}' if said else ''}"
+            yield Fault(name, why, lambda: self._restart(name, wait=False))
+
+    def _look(self, now: float, pause: float) -> None:
+        """Find tracers whose program has ended: they had a child, and have none any more.
+
+        Args:
+            now: The time.
+            pause: Seconds since the last look, before which nothing is done.
+        """
         traced = {
             process.pid
             for name, process in self._cluster.processes.items()
             if name in self._cluster.distribution.traced
         }
         self._empty &= traced
-        if not traced or now - self._looked < LOOK_SECONDS:
+        if not traced or now - self._looked < pause:
             return
         self._looked = now
         with suppress(SandboxError):  # the sandbox has ended, and with it all processes
@@ -200,9 +270,11 @@ class Supervisor:
             self._empty = (self._parents & traced) - parents
             self._parents = (self._parents | parents) & traced
 
-    def _restart(self, name: str, *, leave: bool = False) -> None:
+    def _restart(self, name: str, *, leave: bool = False, wait: bool = True) -> None:
         cluster, deadline = self._cluster, Deadline.after(RESTART_SECONDS)
-        cluster.distribution.restart(cluster.sandbox, cluster.settings, name, deadline, leave=leave)
+        cluster.distribution.restart(
+            cluster.sandbox, cluster.settings, name, deadline, leave=leave, wait=wait
+        )
 
     def _restore(self, layer: Layer) -> None:
         """Bring a layer up again, and the kubelet after it: cAdvisor holds files of layers open."""

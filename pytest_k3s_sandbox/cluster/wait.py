@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import tenacity
 
@@ -16,6 +17,7 @@ POLL_SECONDS = 0.1
 TAIL = 15
 TAIL_BYTES = 1 << 20
 ERRORS = 3
+LAST_CHARACTERS = 300
 ERROR = re.compile(r"[EF]\d{4} |.*level=(error|fatal)")  # klog's header, and logfmt
 
 
@@ -29,9 +31,42 @@ def tail(process: Process) -> str:
     return "\n".join(errors[-ERRORS:] if errors else lines[-TAIL:])
 
 
+def last_error(process: Process) -> str:
+    """Return the last error line of a process' log, shortened; its last line if there is none."""
+    return tail(process).rpartition("\n")[2].strip()[:LAST_CHARACTERS]
+
+
+class Attendant(Protocol):
+    """Starts programs again that end while others wait for them."""
+
+    def attend(self) -> Mapping[str, Process]:
+        """Do what is due, and return the processes whose end is final."""
+
+    def restarts(self, name: str) -> int:
+        """Return how often a program was started again after an end of its own."""
+
+    def trouble(self) -> str | None:
+        """Return what ended lately and how often it was started again; None if nothing did."""
+
+
+def is_lost(process: Process) -> bool:
+    """Tell whether a process ended with its sandbox; processes of other kinds need not know."""
+    return getattr(process, "lost", None) is not None
+
+
 def ended(processes: Mapping[str, Process]) -> Process | None:
     """Return a process that has ended though it should run, or None."""
     return next((process for process in processes.values() if process.poll() is not None), None)
+
+
+def after_restarts(number: int) -> str:
+    """Return the end of a sentence about a program that was started again so often; empty for 0."""
+    return f", after it was started again {times(number)}" if number else ""
+
+
+def times(number: int) -> str:
+    """Return how often, in words."""
+    return "once" if number == 1 else f"{number} times"
 
 
 def until(
@@ -41,6 +76,7 @@ def until(
     deadline: Deadline,
     alive: Mapping[str, Process] | Callable[[], Mapping[str, Process]],
     poll: float = POLL_SECONDS,
+    restarts: Callable[[str], int] = lambda _name: 0,
     hint: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Wait until a condition holds.
@@ -51,6 +87,7 @@ def until(
         deadline: When to give up.
         alive: Processes whose end ends the wait, or what tells them again and again.
         poll: Seconds between two questions.
+        restarts: Tells how often a process was started again, by its name.
         hint: Asked at the deadline for what was last seen.
 
     Raises:
@@ -63,13 +100,15 @@ def until(
     def met() -> bool:
         dead = ended(now())
         if dead is not None:
-            lost: str | None = getattr(dead, "lost", None)  # processes of other kinds need not have it
-            if lost is not None:
+            if is_lost(dead):
                 raise WaitError(
-                    f"the sandbox of {dead.name} was lost while waiting for {what}", cause=lost, log=dead.log
+                    f"the sandbox of {dead.name} was lost while waiting for {what}",
+                    cause=getattr(dead, "lost", None),
+                    log=dead.log,
                 )
             raise WaitError(
-                f"{dead.name} ended with exit code {dead.poll()} while waiting for {what}",
+                f"{dead.name} ended with exit code {dead.poll()} while waiting for {what}"
+                + after_restarts(restarts(dead.name)),
                 cause=tail(dead) or None,
                 log=dead.log,
             )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_k3s_sandbox.report.schema import EventKind
+
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import Phase, Sample
+    from pytest_k3s_sandbox.report.schema import Event, Phase, Sample
 
 IDLE_SECONDS = 10.0
 """So long without any phase, a sandbox was not waiting for its node.
@@ -18,6 +20,21 @@ Between the phases of one bring-up lie some hundredths of a second, of a stalled
 def first_ready(run: Run) -> Sample | None:
     """Return the first sample that saw the node Ready."""
     return next((sample for sample in run.samples if sample.node_ready), None)
+
+
+def start_faults(run: Run) -> tuple[Event, ...]:
+    """Return the faults of a node's start: of programs that ended before the node was Ready first."""
+    return _before_ready(run, EventKind.FAULT)
+
+
+def start_restarts(run: Run) -> tuple[Event, ...]:
+    """Return the restarts of a node's start: of programs that had ended before the node was Ready first."""
+    return _before_ready(run, EventKind.RESTART)
+
+
+def _before_ready(run: Run, kind: EventKind) -> tuple[Event, ...]:
+    ready = first_ready(run)
+    return tuple(event for event in run.events if event.kind == kind and (ready is None or event.t < ready.t))
 
 
 def bring_up(run: Run) -> Phase | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from pytest_k3s_sandbox.report.beginning import start_restarts
 from pytest_k3s_sandbox.report.facts import Facts, PodFacts, facts
 
 if TYPE_CHECKING:
@@ -118,24 +120,23 @@ def _first_line(message: str | None) -> str:
 
 def sentence(run: Run) -> str:
     """Return a run's verdict and its evidence as one sentence."""
-    known = facts(run)
     lost = [verdict for verdict in run.verdicts if verdict.word == "not held"]
     total = len(run.verdicts)
     if lost:
         others = f", and {len(lost) - 1} more of {total} claims" if len(lost) > 1 else ""
-        return f"{lost[0].text.rstrip('.')}: this did not hold{_against(run)}{others}; {_evidence(known)}."
+        return f"{lost[0].text.rstrip('.')}: this did not hold{_against(run)}{others}; {_evidence(run)}."
     failed = _failed(run)
     if failed:
         others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
         said = f"The test {test_name(failed[0])} failed{_first_line(failed[0].message)}{others}"
-        return f"{said}; {_evidence(known)}."
+        return f"{said}; {_evidence(run)}."
     if not total:
-        return f"No claim was judged; {_evidence(known)}."
+        return f"No claim was judged; {_evidence(run)}."
     held = sum(verdict.held for verdict in run.verdicts)
     if held < total:
-        return f"{held} of {_count(total, 'claim')} held, the others could not be judged: {_evidence(known)}."
+        return f"{held} of {_count(total, 'claim')} held, the others could not be judged: {_evidence(run)}."
     all_held = "The only claim" if total == 1 else f"All {total} claims"
-    return f"{all_held} {'' if is_ok(run) else 'judged so far '}held: {_evidence(known)}."
+    return f"{all_held} {'' if is_ok(run) else 'judged so far '}held: {_evidence(run)}."
 
 
 def _against(run: Run) -> str:
@@ -155,7 +156,12 @@ def value_text(value: float | str | None, unit: str = "") -> str:
     return value if isinstance(value, str) else f"{value:.10g} {unit}".rstrip()
 
 
-def _evidence(known: Facts) -> str:
+def _evidence(run: Run) -> str:
+    restarts = again(run)
+    return _readiness(facts(run)) + (f"; {restarts}" if restarts else "")
+
+
+def _readiness(known: Facts) -> str:
     if not known.samples:
         return "no sample was taken"
     if known.seconds_to_ready is None:
@@ -177,6 +183,15 @@ def beginning(known: Facts) -> str:
     if known.bring_up is None:
         return "the sandbox's start"
     return f"its bring-up's start (in a sandbox that others had used for {seconds_text(known.began)})"
+
+
+def again(run: Run) -> str | None:
+    """Return which programs were started again during the node's start, in words; None if none was."""
+    counts = Counter(event.component or "?" for event in start_restarts(run))
+    if not counts:
+        return None
+    each = [f"{name} was started again {'once' if n == 1 else f'{n} times'}" for name, n in counts.items()]
+    return f"{' and '.join(each)} during the start"
 
 
 def _count(number: int, noun: str) -> str:
@@ -212,6 +227,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "ready_samples": known.ready_samples,
         "longest_gap_seconds": known.longest_gap,
         "transitions": [{"t": c.t, "ready": c.ready, "reason": c.reason} for c in known.transitions],
+        "restarts_during_start": dict(Counter(event.component or "?" for event in start_restarts(run))),
         "errors": known.errors,
         "pods": [_pod(pod) for pod in known.pods],
         "measurements": [m.model_dump(exclude={"type"}) for m in run.measurements],

@@ -16,6 +16,7 @@ from pytest_k3s_sandbox.report.errors import fragment, group_errors, shorten
 from pytest_k3s_sandbox.report.facts import Facts, PodFacts, facts
 from pytest_k3s_sandbox.report.records import RECORDS_FILE
 from pytest_k3s_sandbox.report.summary import (
+    again,
     incomplete_reason,
     outcome,
     root_name,
@@ -83,6 +84,7 @@ def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
         "figures": key_figures(cites, run, known),
         "to_ready": _seconds(known.seconds_to_ready),
         "to_ready_from": None if known.bring_up is None else seconds_text(known.began),
+        "again": again(run),
         "to_running": _seconds(None if first is None else first.to_running),
         "held_for": seconds_text(known.hold_seconds) if known.first_ready is not None else "never",
         "errors_total": sum(known.errors.values()),

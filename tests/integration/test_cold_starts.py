@@ -82,7 +82,7 @@ def interrupted(folder: Path) -> int:
 def restarts(up: Up) -> int:
     """Return how many of a node's processes ended by themselves, or were started again."""
     ended = [name for name, process in up.cluster.processes.items() if process.poll() is not None]
-    events = [event for event in read_run(up.folder).events if event.kind is EventKind.RESTART]
+    events = [event for event in read_run(up.folder).events if event.kind == EventKind.RESTART]
     return len(ended) + len(events)
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from pytest_k3s_sandbox import bringup, experiment_markers, forks
 from pytest_k3s_sandbox.activation import activate
+from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
@@ -42,7 +43,9 @@ class FakeSandbox:
     address = "192.0.2.1"
 
     def __init__(self) -> None:
-        """Start, so to speak."""
+        """Start, so to speak, unless a test says that it does not."""
+        if os.environ.get("FAKE_SANDBOX_BREAKS"):
+            raise StartError("no sandbox")
         self._owner = forks.Owner()
         self.name = f"fake-{os.getpid()}-{secrets.token_hex(4)}"
         self.workdir = Path.cwd() / self.name
@@ -94,12 +97,22 @@ class FakeLayer:
         note(f"{self.name} down")
 
 
+class FakeLog:
+    """A kubelet's last words."""
+
+    def tail(self, _size: int) -> bytes:
+        """Return them."""
+        return b"E1126 12:00:00.000000 7 run.go:72] interrupted system call\n"
+
+
 class FakeCluster:
     """A cluster with a node that is Ready."""
 
     def __init__(self) -> None:
         """Be up."""
         self.node = SimpleNamespace(ready=True, wait_ready=lambda: None)
+        code = 1 if os.environ.get("FAKE_KUBELET_ENDS") else None
+        self.processes = {"kubelet": SimpleNamespace(poll=lambda: code, log=FakeLog())}
 
     @contextlib.contextmanager
     def namespace(self, name: str, *, spare: Callable[[], bool]) -> Iterator[str]:
@@ -129,6 +142,7 @@ def cluster_up(
         Environment(
             experiment=experiment,
             sandbox=wish.sandbox,
+            pins={"supervised": str(wish.supervised)},
             root_magic=V9FS_MAGIC,
             kernel=None,
             layers=layers.names,
@@ -140,7 +154,7 @@ def cluster_up(
         )
     )
     note(f"cluster up with {'+'.join(layers.names) or 'none'}")
-    sampler: Any = SimpleNamespace(samples=[])
+    sampler: Any = SimpleNamespace(samples=[], seen_ready=True, failure=None)
     fake: Any = cluster or FakeCluster()
     owner = forks.Owner()
     yield bringup.Up(layers, fake, run, sampler, run.path.parent)

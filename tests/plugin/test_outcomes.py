@@ -158,7 +158,7 @@ def test_the_summary_has_a_line_an_experiment(project: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             (
-                "k3s-sandbox exp08: 2 runs, 1 held, 1 not held, 1 test without a run failed; 2 of 3 claims, "
+                "k3s-sandbox exp08: 2 runs, 1 held, 1 not held, 1 test without a run failed; 4 of 5 claims, "
                 "Ready after 1.0 s, *, 3 tests failed, 1 test skipped"
             )
         ]
@@ -172,7 +172,7 @@ def test_workers_hand_over_figures_and_results(project: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             (
-                "k3s-sandbox exp08: 2 runs, 2 not held, 2 tests without a run failed; 2 of 4 claims, "
+                "k3s-sandbox exp08: 2 runs, 2 not held, 2 tests without a run failed; 4 of 6 claims, "
                 "Ready after 1.0 s, *"
             )
         ]

@@ -36,12 +36,13 @@ def toolchain_with(program: Path) -> Toolchain:
     return Toolchain(environ={**os.environ, "K3S_SANDBOX_K3S": str(program)})
 
 
-def put_parts(state: Path, toolchain: Toolchain) -> None:
-    """Give a stand-in the parts that k3s has in itself."""
+def put_parts(state: Path, toolchain: Toolchain, kubelet: Path | None = None) -> None:
+    """Give a stand-in the parts that k3s has in itself, or another kubelet."""
     parts = state / "parts"
     parts.mkdir()
     for name in Embedded.programs:
-        source = toolchain.get(name).path.resolve()
+        other = kubelet if name == "kubelet" else None
+        source = other or toolchain.get(name).path.resolve()
         try:
             (parts / name).hardlink_to(source)
         except OSError:  # another file system
@@ -49,14 +50,23 @@ def put_parts(state: Path, toolchain: Toolchain) -> None:
 
 
 @contextlib.contextmanager
-def node(program: Path, folder: Path, kind: str = "gvisor", *, apart: bool = False) -> Iterator[Up]:
+def node(
+    program: Path,
+    folder: Path,
+    kind: str = "gvisor",
+    *,
+    apart: bool = False,
+    supervised: bool = False,
+    kubelet: Path | None = None,
+) -> Iterator[Up]:
     """Bring a node up on k3s, as :func:`.bringup.everything` does it."""
-    toolchain, wish = toolchain_with(program), Wish(kind, distribution="k3s")
+    toolchain = toolchain_with(program)
+    wish = Wish(kind, distribution="k3s", supervised=supervised)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(RunWriter(folder))
         sandbox = stack.enter_context(bringup.start_sandbox(wish, toolchain))
         if "stand-in" in toolchain.get("k3s").version:
-            put_parts(outside(sandbox, STATE_DIR), toolchain)
+            put_parts(outside(sandbox, STATE_DIR), toolchain, kubelet)
         with bringup.explained(sandbox, folder):
             cluster = bringup.control_plane(sandbox, wish, toolchain, writer)
             if apart:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.cluster import supervisor
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.restarts import Policy
@@ -22,12 +23,22 @@ from pytest_k3s_sandbox.sandbox.base import Usage
 Entry = tuple[str, str | None, str]
 
 
+class Log:
+    """A log with some lines."""
+
+    def tail(self, _size: int) -> bytes:
+        """Return the lines."""
+        return b"I1126 all is well\nE1126 run.go:72] openat2: interrupted system call\n"
+
+
 class Part:
     """A process that ends when a test says so."""
 
     def __init__(self, name: str, pid: int) -> None:
         """Run."""
         self.name, self.pid, self.code = name, pid, cast("int | None", None)
+        self.log = Log()
+        self.lost: str | None = None
 
     def poll(self) -> int | None:
         """Return how it ended."""
@@ -70,6 +81,8 @@ class FakeCluster:
         self.settings = None
         self.traced = {"containerd"}
         self.agent = "kubelet"
+        self.attendant: Supervisor | None = None
+        self.waited: list[bool] = []
         self.distribution = self
         self.sandbox = self
         self.handed_over = False
@@ -85,10 +98,11 @@ class FakeCluster:
         return self.table
 
     def restart(
-        self, _sandbox: object, _settings: object, name: str, _deadline: object, *, leave: bool
+        self, _sandbox: object, _settings: object, name: str, _deadline: object, *, leave: bool, wait: bool
     ) -> None:
         """Note it; the new process has another id."""
         self.restarts.append((name, leave))
+        self.waited.append(wait)
         if self.fails(name):
             raise ClusterError("no")
         self.processes[name] = Part(name, self.processes[name].pid + 10)
@@ -246,7 +260,110 @@ def test_the_end_of_the_sandbox_is_no_error_of_the_supervisors(
     assert len(cluster.restarts) == 2 * len(cluster.processes)
 
 
-def test_ends_are_final_until_the_node_was_ready_and_after_the_supervision(
+@pytest.fixture
+def starting(
+    cluster: FakeCluster, writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Supervisor, Callable[[float], dict[str, Any]]]]:
+    """Supervise a node that has not been Ready; gives what a waiting thread asks at a time."""
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 1000.0)
+    policy = Policy(pause=1.0, window=60.0, limit=2)
+    with Supervisor(cast("Cluster", cluster), writer, lambda: False, policy) as made:
+
+        def attend(now: float) -> dict[str, Any]:
+            monkeypatch.setattr(clock, "monotonic", lambda: now)
+            return dict(made.attend())
+
+        yield made, attend
+        monkeypatch.undo()
+
+
+Starting = tuple[Supervisor, Callable[[float], dict[str, Any]]]
+
+
+def test_a_kubelet_that_ends_during_the_start_is_started_again(
+    cluster: FakeCluster, starting: Starting, writer: RunWriter
+) -> None:
+    made, attend = starting
+    assert cluster.attendant is made
+    cluster.processes["kubelet"].code = 1
+    final = attend(100.0)
+    assert set(final) == {"kine", "containerd"}
+    assert (cluster.restarts, cluster.waited) == ([("kubelet", False)], [False])
+    said = "E1126 run.go:72] openat2: interrupted system call"
+    assert recorded(writer) == [
+        ("fault", "kubelet", f"ended with exit code 1 during the start: {said}"),
+        ("restart", "kubelet", "kubelet started again"),
+    ]
+    assert made.restarts("kubelet") == 1
+    assert made.restarts("kine") == 0
+    assert made.trouble() == (
+        f"kubelet ended with exit code 1 during the start: {said}, after it was started again once"
+    )
+
+
+def test_a_kubelet_that_ends_again_and_again_during_the_start_is_final(
+    cluster: FakeCluster, starting: Starting, writer: RunWriter
+) -> None:
+    made, attend = starting
+    for now in (100.0, 100.1, 101.2, 101.3):
+        cluster.processes["kubelet"].code = 1
+        final = attend(now)
+    assert [name for name, _leave in cluster.restarts] == ["kubelet"] * 2
+    assert "kubelet" in final
+    assert recorded(writer)[-1][0] == "given-up"
+    assert made.restarts("kubelet") == 2
+
+
+def test_other_programs_are_not_started_again_during_a_start(
+    cluster: FakeCluster, starting: Starting, writer: RunWriter
+) -> None:
+    _, attend = starting
+    cluster.processes["kine"].code = 1
+    assert attend(100.0)["kine"].code == 1
+    assert cluster.restarts == []
+    assert recorded(writer) == []
+
+
+def test_a_kubelet_that_was_not_started_yet_is_none_that_ended(
+    cluster: FakeCluster, starting: Starting
+) -> None:
+    _, attend = starting
+    del cluster.processes["kubelet"]
+    assert set(attend(100.0)) == {"kine", "containerd"}
+
+
+def test_a_kubelet_that_ended_with_its_sandbox_is_final(cluster: FakeCluster, starting: Starting) -> None:
+    _, attend = starting
+    cluster.processes["kubelet"].code, cluster.processes["kubelet"].lost = -9, "the sandbox has ended"
+    assert "kubelet" in attend(100.0)
+    assert cluster.restarts == []
+
+
+def test_an_agent_under_a_tracer_that_goes_on_is_looked_for_every_five_seconds(
+    cluster: FakeCluster, starting: Starting, writer: RunWriter
+) -> None:
+    _, attend = starting
+    cluster.traced = {"kubelet"}
+    cluster.table = [Usage(4, 1, "kubelet", 0, 0), Usage(5, 4, "kubelet", 0, 0)]
+    attend(100.0)
+    cluster.table = [Usage(4, 1, "kubelet", 0, 0)]
+    attend(104.9)
+    assert cluster.restarts == []
+    attend(105.1)
+    assert cluster.restarts == [("kubelet", False)]
+    assert recorded(writer)[0][2].startswith("ended under its tracer")
+
+
+def test_after_the_supervision_nothing_is_attended(cluster: FakeCluster, writer: RunWriter) -> None:
+    with Supervisor(cast("Cluster", cluster), writer, lambda: False) as made:
+        pass
+    assert cluster.attendant is None
+    cluster.processes["kubelet"].code = 1
+    made.step(100.0)
+    assert cluster.restarts == []
+
+
+def test_other_ends_are_final_until_the_node_was_ready_and_all_after_the_supervision(
     cluster: FakeCluster, writer: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
@@ -257,7 +374,7 @@ def test_ends_are_final_until_the_node_was_ready_and_after_the_supervision(
         cluster.processes["kine"].code = 1
         time.sleep(0.1)
         assert cluster.restarts == []
-        assert dict(made.unattended) == dict[str, Any](cluster.processes)
+        assert set(made.unattended) == {"kine", "containerd"}
         ready.set()
         until(lambda: cluster.restarts == [("kine", False)])
         assert made.unattended == {}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.report.digest import Digest, digest, lines
-from pytest_k3s_sandbox.report.records import Announced, End, ErrorLine, Tested, Verdict
+from pytest_k3s_sandbox.report.records import Announced, End, ErrorLine, Event, Tested, Verdict
 from pytest_k3s_sandbox.report.summary import (
+    again,
     incomplete_reason,
     is_ok,
     outcome,
@@ -300,3 +301,29 @@ def test_a_run_without_a_claim_is_finished_unless_a_test_went_wrong(
     assert digest(make_run(sample(1), made_test("x", "broken"), END)).outcome == "incomplete"
     assert digest(make_run(sample(1), Announced(name="a", text="A"), END)).outcome == "incomplete"
     assert digest(make_run(sample(1))).outcome == "incomplete"
+
+
+def restart(t: float, component: str) -> Event:
+    return Event(t=t, kind="restart", what=f"{component} started again", component=component)
+
+
+def test_what_was_started_again_before_the_node_was_ready_is_said(
+    make_run: Callable[..., Run], sample: Callable[..., Sample]
+) -> None:
+    assert again(make_run(sample(1.0, ready=True))) is None
+    run = make_run(*(restart(t, "kubelet") for t in (1.0, 2.0)), restart(2.5, "k3s"), sample(3.0, ready=True))
+    assert again(run) == "kubelet was started again 2 times and k3s was started again once during the start"
+    assert sentence(run).endswith(f"; {again(run)}.")
+    assert summarize(run)["restarts_during_start"] == {"kubelet": 2, "k3s": 1}
+
+
+def test_what_was_started_again_later_is_not_of_the_start(
+    make_run: Callable[..., Run], sample: Callable[..., Sample]
+) -> None:
+    run = make_run(sample(3.0, ready=True), restart(4.0, "kubelet"))
+    assert again(run) is None
+    assert summarize(run)["restarts_during_start"] == {}
+
+
+def test_a_node_that_never_was_ready_has_its_restarts_said(make_run: Callable[..., Run]) -> None:
+    assert again(make_run(restart(4.0, "kubelet"))) == "kubelet was started again once during the start"
