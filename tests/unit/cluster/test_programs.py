@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +12,7 @@ import pytest
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.programs import Programs, stop_all
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.errors import ClusterError, WaitError
 from pytest_k3s_sandbox.layers.base import Effect
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
@@ -80,6 +80,10 @@ class Two(Programs):
     def end(self, *names: str) -> None:
         """End some."""
         self._stop(names)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+        """Wait as a start does."""
+        self._until(condition, "x", Deadline.after(seconds), poll=0.01)
 
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         del sandbox, settings, deadline
@@ -165,3 +169,52 @@ def test_sigterm_is_sent_twice_and_then_sigkill(tries: int, code: int, waited: f
     stop_all([cast("Process", quick), cast("Process", stubborn)])
     assert (quick.poll(), stubborn.poll()) == (-15, code)
     assert stubborn.waited == pytest.approx(waited, abs=0.2)
+
+
+class Attending:
+    """Lets go of one program, as a supervisor does, and starts it again at the third question."""
+
+    def __init__(self, programs: Two, start: Callable[[], None]) -> None:
+        """Keep both."""
+        self.programs, self.start, self.asked = programs, start, 0
+
+    def attend(self) -> Mapping[str, Process]:
+        """Return all but the kubelet."""
+        self.asked += 1
+        if self.asked == 3:
+            self.start()
+        return {name: each for name, each in self.programs.processes.items() if name != "kubelet"}
+
+    def restarts(self, name: str) -> int:
+        """Return 2 for kine."""
+        return {"kine": 2}[name]
+
+    def trouble(self) -> str | None:
+        """Return something."""
+        return "kubelet ended"
+
+
+def test_a_wait_outlives_a_program_that_is_started_again(programs: Two, sandbox: FakeSandbox) -> None:
+    sandbox.parts[1].code = 1
+    with pytest.raises(WaitError, match="kubelet ended with exit code 1"):
+        programs.wait_for(lambda: False)
+    programs.attendant = Attending(programs, lambda: restart(programs, sandbox, "kubelet"))
+    programs.wait_for(lambda: programs.processes["kubelet"].poll() is None)
+    assert len(sandbox.spawned) == 3
+
+
+def test_a_wait_with_somebody_who_attends_fails_with_what_is_known(
+    programs: Two, sandbox: FakeSandbox
+) -> None:
+    programs.attendant = Attending(programs, lambda: None)
+    with pytest.raises(WaitError, match="timed out waiting for x: kubelet ended"):
+        programs.wait_for(lambda: False, seconds=0.05)
+    sandbox.parts[0].code = 1
+    with pytest.raises(WaitError, match=r"kine ended with exit code 1 .* started again 2 times"):
+        programs.wait_for(lambda: False)
+
+
+def test_a_start_that_is_not_waited_for_returns_at_once(programs: Two, sandbox: FakeSandbox) -> None:
+    programs.refuses = True
+    programs.restart(cast("Sandbox", sandbox), SETTINGS, "kubelet", Deadline.after(1), wait=False)
+    assert programs.processes["kubelet"].poll() is None

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import wait
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.errors import ClusterError, WaitError
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 
@@ -133,3 +133,30 @@ def test_a_sandbox_that_is_lost_is_not_taken_for_the_end_of_a_process(tmp_path: 
     words = "the sandbox of kubelet was lost while waiting for x: its first process has ended"
     with pytest.raises(ClusterError, match=words):
         wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})
+
+
+def test_an_end_tells_how_often_it_was_started_again(tmp_path: Path) -> None:
+    part = Part(tmp_path, "kubelet", polls=0, code=1)
+    for number, words in (
+        (1, "after it was started again once: "),
+        (5, "after it was started again 5 times: "),
+    ):
+        with pytest.raises(WaitError, match=f"while waiting for x, {words}"):
+            wait.until(
+                lambda: False,
+                what="x",
+                deadline=Deadline.after(10),
+                alive={"kubelet": part},
+                restarts={"kubelet": number}.__getitem__,
+            )
+    with pytest.raises(WaitError, match="while waiting for x: "):
+        wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})
+
+
+def test_the_last_error_line_is_short_and_one_line(tmp_path: Path) -> None:
+    part = Part(tmp_path, "kubelet")
+    assert wait.last_error(part) == "line 99"
+    Path(part.log).write_text("E1126 a.go:1] first\nE1126 a.go:2] " + "x" * 1000 + "\nI1126 a.go:3] bye\n")
+    assert wait.last_error(part) == ("E1126 a.go:2] " + "x" * 1000)[:300]
+    part.log.unlink()
+    assert wait.last_error(part) == ""
