@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from experiment_conftest import MARKS
 
+from pytest_k3s_sandbox import keeper
+
 pytest.importorskip("xdist")
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def k3s_toolchain():
 @pytest.fixture
 def sharing(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A user's project whose shared clusters are made of nothing."""
+    monkeypatch.setattr(keeper, "launch", keeper.launch)  # what the conftest replaces in this process
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(project.pytester.path / "home"))
     project.pytester.makeconftest(CONFTEST + MARKS)
     return project

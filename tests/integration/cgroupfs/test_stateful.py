@@ -180,7 +180,7 @@ class Trees(RuleBasedStateMachine):
             assert found[1] == found[0]
 
 
-@pytest.mark.parametrize("examples", [4, pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [2, pytest.param(100, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("controller", ["systemd", "cpuset", "cpu", "devices", "pids", "freezer"])
 def test_stateful(controller: str, examples: int, tmp_path: Path) -> None:
     """Run sequences of steps on one hierarchy."""

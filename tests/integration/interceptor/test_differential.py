@@ -330,7 +330,7 @@ def test_only_a_folder_has_a_name_with_a_slash_at_its_end(scene: Scene, path: st
 
 @pytest.mark.timeout(300)
 def test_random_sequences(scene: Scene) -> None:
-    compare_many(scene, 250 if scene.native else 80)
+    compare_many(scene, 120 if scene.native else 40)
 
 
 @pytest.mark.nightly

@@ -38,7 +38,9 @@ def test_states_differ_where_their_lines_do(
 
 
 def test_a_sweep_spares_what_is_kept_with_its_descendants(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, shell = os.getpid(), os.getppid()
+    own, shell = 105, 104
+    monkeypatch.setattr(os, "getpid", lambda: own)
+    monkeypatch.setattr(os, "getppid", lambda: shell)
     parents = {1: 0, 5: 1, 6: 5, 7: 6, 8: 1, 9: 8, own: shell, shell: 1, 10: own}
     monkeypatch.setattr(sweep, "processes", lambda: list(parents))
     monkeypatch.setattr(sweep, "parent_of", parents.__getitem__)
