@@ -212,6 +212,7 @@ PODS = {
         Wanted(memory="3Gi", disk="12Gi", processes="6000"),
         "--k3s-memory",
     ),
+    "a volume": ("dd if=/dev/zero of=/volume/file bs=1M", Wanted("6Gi", "2Gi", "6000"), "--k3s-disk"),
     # gVisor keeps what a pod writes to its own root in memory.
     "a file": ("dd if=/dev/zero of=/file bs=1M", Wanted("3Gi", "12Gi", "6000"), "--k3s-memory"),
     "processes": ("f() { f | f & f; }; f", Wanted("6Gi", "12Gi", "1500"), "--k3s-processes"),
@@ -220,7 +221,12 @@ PODS = {
 
 @pytest.mark.k3s_requires("gvisor")
 @pytest.mark.parametrize(
-    "attack", ["memory", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("a file", "processes"))]
+    "attack",
+    [
+        "memory",
+        "a volume",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("a file", "processes")),
+    ],
 )
 def test_a_pod_that_takes_all_ends_its_cluster_only(
     attack: str, tmp_path: Path, bystander: subprocess.Popen[bytes]
@@ -234,8 +240,14 @@ def test_a_pod_that_takes_all_ends_its_cluster_only(
         need(sandbox, attack)
         assert sandbox.ended is None
         up.cluster.wait_usable("default", Deadline.after(30))
-        run = ["run", "attack", "--image=busybox:1.36", "--restart=Never", "--", "sh", "-c", script]
-        up.cluster.kubectl(*run)
+        container = {
+            "name": "attack",
+            "image": "busybox:1.36",
+            "command": ["sh", "-c", script],
+            "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
+        }
+        spec = {"containers": [container], "volumes": [{"name": "volume", "emptyDir": {}}]}
+        up.cluster.core.create_namespaced_pod("default", {"metadata": {"name": "attack"}, "spec": spec})
         with pytest.raises(SandboxError) as caught:
             up.cluster.wait(lambda: False, "the end", Deadline.after(60))
         assert option in str(caught.value)
