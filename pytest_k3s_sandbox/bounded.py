@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO
+
+from pytest_k3s_sandbox.deadline import Deadline
+
+LAST_SECONDS = 2.0
+"""How long what a program has written may take to arrive after its end."""
 
 
 def run(
@@ -13,35 +19,56 @@ def run(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end, or kill it: as ``subprocess.run``, whose time limit takes Python's clocks.
 
+    A process that the program leaves behind may hold its output open. The end of the output is waited for
+    within the limit only.
+
     Args:
         argv: The program and its arguments; its input is empty.
         seconds: How long it may take.
         env: Its environment; this process' own if None.
 
     Raises:
-        TimeoutExpired: It was killed.
+        TimeoutExpired: It was killed, or its output did not end.
     """
-    pipe: Any = subprocess.PIPE
-    late = threading.Event()
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env) as process:
+    deadline = Deadline.after(seconds)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(argv, bufsize=0, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env)
+    readers = [_Reader(stream) for stream in (process.stdout, process.stderr) if stream is not None]
+    try:
+        for reader in readers:
+            reader.thread.join(deadline.remaining())
+        late = any(reader.thread.is_alive() for reader in readers)
+        # A program that has closed its output may go on.
+        code = wait(process, 0 if late else deadline.remaining())
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if late or (code < 0 and deadline.expired):
+        last = Deadline.after(LAST_SECONDS)
+        for reader in readers:
+            reader.thread.join(last.remaining())
+        raise subprocess.TimeoutExpired(argv, seconds, *(reader.data for reader in readers))
+    return subprocess.CompletedProcess(argv, code, *(reader.data for reader in readers))
 
-        def end() -> None:
-            late.set()
-            process.kill()
 
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            timer.cancel()
-    if late.is_set():
-        raise subprocess.TimeoutExpired(argv, seconds, out, err)
-    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+class _Reader:
+    """Reads a stream to its end in a thread, which then closes it; others see what has come so far."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._pieces: list[bytes] = []
+        self.thread = threading.Thread(target=self._read, name="output", daemon=True)
+        self.thread.start()
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self._pieces)
+
+    def _read(self) -> None:
+        with self._stream as stream, contextlib.suppress(OSError):
+            while piece := stream.read(65536):  # without a buffer: what is there
+                self._pieces.append(piece)
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> int:

@@ -48,6 +48,19 @@ def test_a_program_is_killed() -> None:
         assert bounded.wait(process, 0.1) == -9
 
 
+def test_output_that_a_process_left_behind_holds_open_is_waited_for_within_the_limit() -> None:
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        bounded.run(["sh", "-c", "sleep 15 & echo so far"], 0.3)
+    assert caught.value.stdout == b"so far\n"
+    assert time.monotonic() - began < 10
+
+
+def test_a_program_that_closes_its_output_is_killed_too() -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        bounded.run(["sh", "-c", "exec sleep 30 >&- 2>&-"], 0.3)
+
+
 def test_a_program_that_ends_is_not() -> None:
     done = bounded.run(["sh", "-c", "echo $A; echo b >&2; exit 3"], 20, env={"A": "1"})
     assert (done.returncode, done.stdout, done.stderr) == (3, b"1\n", b"b\n")
