@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -267,7 +268,15 @@ def adopt(written: bytes, pki: Path, settings: Settings) -> bool:
             "admin.crt": _certificate(user["client-certificate-data"]),
             "admin.key": _key(user["client-key-data"]),
         }
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError, RecursionError):
+    except (
+        yaml.YAMLError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        UnsupportedAlgorithm,
+    ):
         return False
     pki.mkdir(mode=0o700, exist_ok=True)
     for name, content in parts.items():

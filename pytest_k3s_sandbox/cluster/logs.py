@@ -68,8 +68,6 @@ def copy_logs(sandbox: Sandbox, folder: Path) -> None:
     """
     target = folder / "logs"
     target.mkdir(exist_ok=True)
-    with contextlib.suppress(OSError):
-        shutil.copyfile(sandbox.control / "sandbox.log", target / "sandbox.log")
     found = {}
     with contextlib.suppress(OSError):
         names = [name for name in sandbox.files.names(f"{STATE_DIR}/logs") if name.endswith(".log")]
@@ -88,3 +86,5 @@ def copy_logs(sandbox: Sandbox, folder: Path) -> None:
             continue  # it is not there
         with contextlib.suppress(OSError):
             (target / escaping.file_name(name)).write_bytes(content)
+    with contextlib.suppress(OSError):  # last, so that a log of that name made inside does not replace it
+        shutil.copyfile(sandbox.control / "sandbox.log", target / "sandbox.log")

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pytest_k3s_sandbox.cluster import components, k3s
@@ -348,6 +349,18 @@ def test_nothing_but_certificates_and_a_key_is_taken_from_a_kubeconfig_that_the_
     made = yaml.safe_load((tmp_path / "pki" / "admin.kubeconfig").read_text())
     assert set(made["users"][0]["user"]) == {"client-certificate-data", "client-key-data"}
     assert set(made["clusters"][0]["cluster"]) == {"server", "certificate-authority-data"}
+
+
+def test_a_key_of_an_algorithm_that_nothing_here_knows_is_not_taken(tmp_path: Path) -> None:
+    """PKCS #8 (RFC 5958) with the algorithm 1.2.3.4."""
+    der = bytes.fromhex("300e020100300506032a030404020400")
+    text = base64.b64encode(der).decode()
+    pem = f"-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n".encode()
+    with pytest.raises(UnsupportedAlgorithm):
+        load_pem_private_key(pem, None)
+    hostile = kubeconfig()
+    hostile["users"][0]["user"]["client-key-data"] = base64.b64encode(pem).decode()
+    assert adopt(yaml.safe_dump(hostile).encode(), tmp_path / "pki", SETTINGS) is False
 
 
 @pytest.mark.parametrize("field", ["client-certificate-data", "client-key-data"])

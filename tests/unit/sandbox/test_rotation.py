@@ -117,7 +117,10 @@ def test_the_copy_in_the_report_has_the_older_part_too(tmp_path: Path, logs: Pat
 
     (logs / "kubelet.log").write_bytes(b"new\n")
     (logs / "kubelet.log.1").write_bytes(b"old\n")
+    (tmp_path / "sandbox.log").write_bytes(b"the machine's own\n")
+    (logs / "sandbox.log").write_bytes(b"forged\n")
     report = tmp_path / "report"
     report.mkdir()
     copy_logs(Sandbox(), report)  # type: ignore[arg-type] # a part of one
     assert (report / "logs" / "kubelet.log").read_bytes() == b"old\nnew\n"
+    assert (report / "logs" / "sandbox.log").read_bytes() == b"the machine's own\n"
