@@ -144,7 +144,14 @@ def hand_over(up: Up, origin: str) -> State:
 
     def receive(channel: int) -> None:
         process = launch(Hold(fields, str(sandbox.workdir), channel, lock, limits), log)
-        kept.wait_for(lambda: kept.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS)
+        try:
+            kept.wait_for(
+                lambda: kept.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS
+            )
+        except BaseException:  # Ctrl-C: the sandbox stays this process' own
+            process.kill()
+            process.wait()
+            raise
         if kept.read_state(name) is None:
             process.kill()
             process.wait()

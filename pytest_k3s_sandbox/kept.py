@@ -189,9 +189,11 @@ def sweep() -> None:
             continue
         with contextlib.suppress(OSError):
             held = locks.take(lock_file(state.name))
-            if not state.process.alive:  # its lock is held, but by this process
-                file.unlink(missing_ok=True)
-            held.release(remove=True)
+            try:
+                if not state.process.alive:  # its lock is held, but by this process
+                    file.unlink(missing_ok=True)
+            finally:
+                held.release(remove=True)
 
 
 def read_state(name: str = UP) -> State | None:
