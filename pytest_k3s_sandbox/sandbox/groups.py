@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pytest_k3s_sandbox.sandbox import processes
 from pytest_k3s_sandbox.sandbox.limits import Limits, in_words
 
 CONTROLLERS = ("memory", "pids")
@@ -59,8 +60,8 @@ def find(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> Places:
         root: The folder to which the mount points in ``mountinfo`` belong.
     """
     try:
-        mounts = (proc / "mountinfo").read_text()
-        memberships = (proc / "cgroup").read_text()
+        mounts = processes.lines(proc / "mountinfo")
+        memberships = processes.lines(proc / "cgroup")
     except OSError as error:
         why = f"its groups cannot be read ({error.strerror})"
         return Places(lacking=dict.fromkeys(CONTROLLERS, why))
@@ -87,19 +88,21 @@ def find(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> Places:
     return Places(tuple(parents), lacking, tuple(around))
 
 
-def _hierarchies(mounts: str, memberships: str, root: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
+def _hierarchies(
+    mounts: Iterable[str], memberships: Iterable[str], root: Path
+) -> Iterator[tuple[str, tuple[Path, Path]]]:
     """Give the mount point and this process' own group of each hierarchy of use.
 
     The key is the controller; it is empty for version 2.
     """
     own = {}
-    for line in memberships.splitlines():
+    for line in memberships:
         number, names, path = line.split(":", 2)
         own.update(dict.fromkeys(names.split(",") if number != "0" else [""], path))
-    for line in mounts.splitlines():
+    for line in mounts:
         fields, _, tail = line.partition(" - ")
         kind, _, options = tail.split(" ", 2)
-        words = fields.split()
+        words = fields.split(" ")
         useful = {"cgroup2": {""}, "cgroup": set(options.split(",")) & set(CONTROLLERS)}.get(kind, set())
         top = root / words[4].lstrip("/")
         for name in useful & own.keys():
@@ -253,8 +256,11 @@ class Gauge:
 
     def _ran_out(self, group: Path) -> bool:
         descriptor = self._told.get(group)
-        if descriptor is not None and select.select([descriptor], [], [], 0)[0] and group.exists():
-            return True
+        if descriptor is not None and group.exists():
+            poll = select.poll()  # select(2) refuses descriptors from 1024 on
+            poll.register(descriptor, select.POLLIN)
+            if poll.poll(0):
+                return True
         if _counter(group / "memory.oom_control", "oom_kill"):
             return True
         return bool(

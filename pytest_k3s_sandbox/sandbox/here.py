@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import groups, layout
+from pytest_k3s_sandbox.sandbox import groups, layout, processes
 from pytest_k3s_sandbox.sandbox.enter import DROPPED
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox, agent_argv
 
 CGROUPS = Path("/sys/fs/cgroup")
+MOUNTS = Path("/proc/self/mountinfo")
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -118,10 +119,12 @@ class HereSandbox(StartedSandbox):
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 same = (folder / "ns/net").stat().st_ino == netns.st_ino
-                inner = (folder / "status").read_text().partition("NSpid:")[2].splitlines()[0].split()
-            except (OSError, IndexError):
+                status = processes.lines(folder / "status")
+                inner = next(line for line in status if line.startswith("NSpid:")).split()[1:]
+            except (OSError, StopIteration):
                 continue
-            if same and len(inner) > 1 and inner[-1] == "1":
+            # A pod in the host's network has a process 1, too, in a pid namespace one level deeper.
+            if same and len(inner) == 2 and inner[-1] == "1":  # noqa: PLR2004 - here, and inside
                 return int(folder.name)
         raise StartError(f"the sandbox {self.name} has ended")
 
@@ -134,7 +137,7 @@ def cgroup_folders(name: str) -> list[str]:
     """
     if not Path("/proc/self/ns/cgroup").exists():
         return []
-    return [str(Path(point) / name) for point in cgroup_mounts(Path("/proc/self/mountinfo").read_text())]
+    return [str(Path(point) / name) for point in cgroup_mounts("\n".join(processes.lines(MOUNTS)))]
 
 
 def cgroup_mounts(mountinfo: str) -> list[str]:
@@ -144,10 +147,10 @@ def cgroup_mounts(mountinfo: str) -> list[str]:
         mountinfo: The content of /proc/self/mountinfo (proc(5)).
     """
     points = []
-    for line in mountinfo.splitlines():
+    for line in filter(None, mountinfo.split("\n")):
         fields, _, tail = line.partition(" - ")
         kind, _, options = tail.split(" ", 2)
-        point = fields.split()[4]
+        point = fields.split(" ")[4]
         if (kind == "cgroup" and "name=" not in options) or (kind == "cgroup2" and point == str(CGROUPS)):
             points.append(point)
     return points

@@ -25,6 +25,18 @@ def boot_id() -> str:
     return next(line for line in stat.splitlines() if line.startswith("btime "))
 
 
+def lines(path: Path) -> list[str]:
+    """Return the lines of a file in /proc.
+
+    The names in it (of processes, mount points and control groups) may hold any byte but the newline: bytes
+    that are not UTF-8, and characters at which ``str.splitlines`` would break a line.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return [line for line in os.fsdecode(path.read_bytes()).split("\n") if line]
+
+
 def pid_namespace() -> str:
     """Return this process' pid namespace, like ``pid:[4026531836]`` (namespaces(7))."""
     return str(Path("/proc/self/ns/pid").readlink())
@@ -36,11 +48,11 @@ def start_time(pid: int) -> int | None:
     proc(5): the fields after the command's closing parenthesis count from 3.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # the command may hold any byte
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
+    fields = stat.rpartition(b")")[2].split()
+    return None if fields[0] == b"Z" else int(fields[19])
 
 
 @dataclass(frozen=True)
@@ -156,10 +168,10 @@ def in_control_groups(pid: int, groups: Iterable[str]) -> bool:
         groups: The groups' folders, each with a name that no other group has.
     """
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        memberships = lines(Path(f"/proc/{pid}/cgroup"))
     except OSError:
         return False
-    paths = [PurePosixPath(line.split(":", 2)[2]) for line in lines]
+    paths = [PurePosixPath(line.split(":", 2)[2]) for line in memberships]
     for group in groups:
         for path in paths:
             for part in (path, *path.parents):

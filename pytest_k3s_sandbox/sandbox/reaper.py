@@ -185,8 +185,7 @@ def orphans() -> list[tuple[Path, Owner]]:
 
 def mounts_below(folder: Path) -> list[str]:
     """Return what is mounted below a folder, in the order in which it was mounted."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = [unescape(line.split()[4]) for line in mounts]
+    points = [unescape(line.split(" ")[4]) for line in processes.lines(Path("/proc/self/mountinfo"))]
     return [point for point in points if Path(point).is_relative_to(folder)]
 
 
@@ -250,7 +249,7 @@ def leftovers() -> list[str]:
         ("interface", (Path(name) for _, name in socket.if_nameindex())),
         ("cgroup", Path("/sys/fs/cgroup").glob("**/k3ssb-*")),
     ):
-        named = [path for path in places if re.fullmatch(r"k3s(sb-)?[0-9a-f]{8}", path.name)]
+        named = [path for path in places if re.fullmatch(r"k3s(sb-)?[0-9a-f]{8}(-gw)?", path.name)]
         if what == "cgroup":
             named = [path for path in named if not _of_another_pid_namespace(path)]
         found += [f"{what} {path if what == 'cgroup' else path.name}" for path in named]

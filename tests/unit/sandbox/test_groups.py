@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -221,6 +223,24 @@ def test_a_limit_that_was_reached_is_told(tree: Tree, files: dict[str, str], sai
     assert found is None if said is None else said in (found or "")
     assert Gauge([str(tree.group("it"))], Limits()).exceeded() is None
     gauge.close()
+
+
+def test_memory_that_ran_out_is_told_by_any_descriptor(tree: Tree) -> None:
+    """select(2) takes none from 1024 on; a test run with many open files has such."""
+    group = tree.group("it")
+    gauge = Gauge([str(group)], LIMITS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    try:
+        notice = os.eventfd(0)
+        gauge._told[group] = fcntl.fcntl(notice, fcntl.F_DUPFD_CLOEXEC, 1500)
+        assert gauge.exceeded() is None
+        os.eventfd_write(notice, 1)
+        assert "it took more than its 100 MiB of memory" in (gauge.exceeded() or "")
+        os.close(notice)
+    finally:
+        gauge.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_group_that_is_gone_has_reached_nothing(tree: Tree) -> None:
