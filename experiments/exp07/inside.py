@@ -117,6 +117,7 @@ def memory_files(folder: str) -> dict[str, int]:
         "memory.usage_in_bytes": int(read(f"{folder}/memory.usage_in_bytes")),
         "memory.stat rss": int(lines["rss"]),
         "memory.stat total_rss": int(lines["total_rss"]),
+        "memory.max_usage_in_bytes": int(read(f"{folder}/memory.max_usage_in_bytes")),
     }
 
 
@@ -146,18 +147,11 @@ def allocate() -> dict[str, dict[str, float]]:
             seen.append(memory_files(folder))
             os.write(tell, b"x")
         os.waitpid(pid, 0)
-        peak = int(read(f"{folder}/memory.max_usage_in_bytes"))
     before, during, after = seen
-    result: dict[str, dict[str, float]] = {
+    return {
         name: {"size": SIZE, "grown": during[name] - before[name], "left": after[name] - before[name]}
         for name in before
     }
-    result["memory.max_usage_in_bytes"] = {
-        "size": SIZE,
-        "grown": peak - before["memory.usage_in_bytes"],
-        "left": 0,
-    }
-    return result
 
 
 def fork() -> dict[str, int]:

@@ -133,7 +133,7 @@ def test_the_node_is_stable(
 
         changes = transitions(samples)[1:]
         always.judge(
-            not changes and all(sample.node_ready for sample in samples if sample.api_reachable),
+            not changes and all(sample.node_ready for sample in samples),  # one without an answer is none
             f"{sum(sample.node_ready or False for sample in samples)} of {len(samples)} samples, "
             f"{len(changes)} transitions",
         )

@@ -98,10 +98,12 @@ def test_without_a_test_that_needs_it_there_is_no_cluster(sharing: Project) -> N
     assert left(sharing) == []
 
 
-def test_without_workers_there_is_nothing_to_share(sharing: Project) -> None:
-    result = sharing.run("def test_it(request): pass", "--k3s-share")
-    result.assert_outcomes(passed=1)
-    assert left(sharing) == []
+def test_without_workers_there_is_nothing_to_share(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node is the run's own, as without the option."""
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(project.pytester.path / "home"))
+    project.run("def test_it(k3s): pass", "--k3s-share").assert_outcomes(passed=1)
+    assert project.count["sandbox up"] == project.count["sandbox down"] == 1
+    assert left(project) == []
 
 
 @pytest.mark.parametrize(("keep", "runs"), [("failed", 1), ("never", 0)])

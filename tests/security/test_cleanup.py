@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,13 @@ from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"), pytest.mark.timeout(120)]
 
-HUNG = "#!/bin/sh\nexec sleep 1000\n"
+HUNG = """#!/bin/sh
+case "$*" in
+    KEYS) exec sleep 20 ;;
+esac
+exec RM "$@"
+"""
+"""An rm(1) that hangs where it is to remove some sandboxes."""
 NEW_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 ANOTHER_NETWORK = ("unshare", "--net")
 
@@ -242,15 +249,20 @@ def test_records_of_the_version_before(home: Path, bystander: int) -> None:
 
 
 def test_sandboxes_that_hang_do_not_keep_the_next_start(home: Path, runsc: Path, tmp_path: Path) -> None:
-    hung = tmp_path / "hung-runsc"
-    hung.write_text(HUNG)
-    hung.chmod(0o755)
+    """One after the other, or under a lock, they would take a minute."""
+    hung = tmp_path / "hung" / "rm"
+    hung.parent.mkdir()
     with contextlib.ExitStack() as stack:
         sandboxes = [stack.enter_context(held("gvisor", runsc, home)) for _ in range(3)]
-        for sandbox in sandboxes:
+        for sandbox in sandboxes:  # when all are there: each start removes what was killed before
             sandbox.kill()
-            sandbox.rewrite(runsc=str(hung))
-        assert next_command(home) < 10
+        keys = "|".join(f"*{sandbox.key}*" for sandbox in sandboxes)
+        hung.write_text(HUNG.replace("KEYS", keys).replace("RM", str(shutil.which("rm"))))
+        hung.chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{hung.parent}:{os.environ['PATH']}")
+            assert next_command(home) < 10
+        assert all(sandbox.folder.exists() for sandbox in sandboxes)  # so they did hang
 
 
 def test_a_state_of_a_keeper_that_cannot_be(home: Path, bystander: int) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from pytest_k3s_sandbox import running
 from pytest_k3s_sandbox.bringup import Wish, everything, look_inside, start_sandbox
-from pytest_k3s_sandbox.cluster.logs import copy_logs
+from pytest_k3s_sandbox.cluster.logs import COPIES, copy_logs
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.keeper import described
@@ -79,14 +79,16 @@ def test_a_log_that_is_no_regular_file_is_not_read(
     try:
         inside(attacked, trick.format(secret=secret, log=log, logs=logs))
     except StartError as error:
-        if "mknod" not in trick:
-            raise
-        pytest.skip(f"not applicable: this sandbox makes no device there ({error.cause})")
+        # gVisor makes no device on files that the machine can see: there is none to be read.
+        assert "mknod" in trick
+        assert "Operation not permitted" in str(error)  # noqa: PT017 - one of many tricks
+        return
     try:
         found = copied(attacked, tmp_path)
-        assert "not copied" in found.get(
-            "evil.log", "not copied"
-        )  # gVisor shows FIFOs and sockets inside only
+        if "mkfifo" in trick or "socket" in trick:  # gVisor keeps these inside
+            assert "evil.log" not in found or "not copied" in found["evil.log"]
+        else:
+            assert "not copied" in found["evil.log"]
         assert SECRET not in "".join(found.values())
         with pytest.raises(OSError, match=r"something inside|directory|device|No such"):
             (attacked.logs / "evil.log").read_text()
@@ -107,7 +109,7 @@ def test_a_log_without_an_end_is_copied_to_its_last_part(
 
 def test_any_number_of_logs_is_copied_in_part(attacked: StartedSandbox, tmp_path: Path) -> None:
     inside(attacked, f"cd {STATE_DIR}/logs; for i in $(seq 500); do echo > many-$i.log; done")
-    assert len(copied(attacked, tmp_path)) < 300
+    assert len(copied(attacked, tmp_path)) == COPIES + 1  # and the log of runsc, which is the machine's
     inside(attacked, f"rm {STATE_DIR}/logs/many-*")
 
 

@@ -49,7 +49,10 @@ def test_every_part_is_the_program_under_test_with_each_flag_once(name: str) -> 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_part_writes_or_reads_outside_the_sandboxes_own_folders(name: str) -> None:
-    for value in flags(COMMANDS[name]()).values():
+    argv = COMMANDS[name]()
+    values = list(flags(argv).values()) or argv[1:]  # containerd's are words of their own
+    assert any("/" in value for value in values)
+    for value in values:
         path = PurePosixPath(value.removeprefix("unix://").removeprefix("sqlite://"))
         if path.is_absolute() and not value.startswith("10."):
             assert str(path).startswith((f"{STATE_DIR}/", "/run/")), value

@@ -113,7 +113,9 @@ def test_distributions_are_drawn_within_their_frame(first: list[float], second: 
         Distribution(name, "s", tuple(values), (1,), "g") for name, values in (("a", first), ("b", second))
     ]
     drawing = distribution_chart(found, "title", "id")
-    for circle in drawing.iter("circle"):
+    circles = list(drawing.iter("circle"))
+    assert circles
+    for circle in circles:
         assert 0 <= float(circle.get("cx", "-1")) <= WIDTH
     texts = [text.text for text in drawing.iter("text")]
     assert f"{number(found[0].spread.median)}, n {len(first)}" in texts

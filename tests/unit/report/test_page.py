@@ -84,7 +84,9 @@ def test_the_page_of_a_good_run(
     assert "9p (0x01021997)" in text
     assert "pytest -m exp08 &#39;--k3s-hold=10 s&#39;" in text
     assert "Incomplete" not in text
-    for link in (a["href"] for a in page.all("a")):
+    links = [a["href"] for a in page.all("a")]
+    assert len(links) > 2
+    for link in links:
         assert link is not None
         if link.startswith("#"):
             assert link[1:] in {attributes.get("id") for _, attributes in page.tags}
@@ -161,10 +163,14 @@ def test_the_page_can_be_used_without_eyes(
     assert len(page.all("caption")) == len(page.all("table")) > 0
     assert len(page.all("h1")) == len(page.all("main")) == 1
     assert all(header.get("scope") in {"col", "row"} for header in page.all("th"))
+    regions = [a for _, a in page.tags if a.get("role") == "region"]
+    assert page.all("svg")
+    assert page.all("th")
+    assert regions
     for drawing in page.all("svg"):
         named = drawing.get("aria-labelledby")
         assert drawing.get("aria-hidden") == "true" or (named and set(named.split()) <= ids)
-    for region in (a for _, a in page.tags if a.get("role") == "region"):
+    for region in regions:
         assert region["tabindex"] == "0"
         assert region.get("aria-label") or region.get("aria-labelledby") in ids
 

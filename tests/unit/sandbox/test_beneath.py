@@ -69,6 +69,8 @@ def test_no_path_leads_out_of_a_folder(tmp_path_factory: pytest.TempPathFactory,
     try:
         found = open_beneath(root, "/".join(parts), os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
+        # A way that stays inside and is there is not refused.
+        assert set(parts) & {"..", "link", "absolute"} or parts.count("a") > 3
         return
     finally:
         os.close(root)

@@ -36,7 +36,10 @@ def test_hierarchies_with_a_controller_are_found() -> None:
 
 
 def test_the_mount_table_of_this_machine_can_be_read() -> None:
-    for point in here.cgroup_mounts(Path("/proc/self/mountinfo").read_text()):
+    text = Path("/proc/self/mountinfo").read_text()
+    points = here.cgroup_mounts(text)
+    assert bool(points) == (" /sys/fs/cgroup" in text and (" - cgroup" in text))
+    for point in points:
         assert Path(point, "cgroup.procs").exists()
 
 

@@ -38,6 +38,7 @@ def test_pinned_version_is_the_modules(pin: Pin) -> None:
     module = (pin.build.module / pin.build.modfile).read_text()
     assert re.search(rf"\bv{re.escape(pin.version)}\b|-{re.escape(pin.version)}\d{{6}}-", module)
     assert golang.required(pin.build) <= golang.parse_version(PINS.go.version)
+    assert pin.build.packages
     sources = "".join(path.read_text() for path in pin.build.module.glob("*.go"))
     assert all(package == "." or f'"{package}"' in sources for package in pin.build.packages)
 
