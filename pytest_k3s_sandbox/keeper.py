@@ -238,8 +238,8 @@ def hold(order: Hold) -> None:
         lambda: reaper.processes_of(workdir, owner),
         lambda why: _end_for(why, state, workdir, owner),
     )
-    watcher.start()
     try:
+        watcher.start()
         while signal.sigtimedwait(STOP, 0) is None and not _drained(channel, POLL_SECONDS):
             pass
     finally:

@@ -245,8 +245,10 @@ class StartedSandbox(ABC):
             if self._client is not None:
                 self._client.end(Deadline.after(10))
         finally:  # also when a second Ctrl-C comes meanwhile
-            reaper.dispose(self.workdir, self._record)
-            self._life.release()
+            try:
+                reaper.dispose(self.workdir, self._record)
+            finally:
+                self._life.release()
 
     def hand_over(self, receive: Callable[[int], None]) -> None:
         """Let another process own the sandbox; it goes on when this one ends.
@@ -334,7 +336,8 @@ class StartedSandbox(ABC):
 
     def _has_ended(self, why: str) -> str:
         self.ended = f"the sandbox {self.name}: {why}"
-        ENDED.append(self.ended)
+        if self.ended not in ENDED and not self._closed:
+            ENDED.append(self.ended)
         return why
 
     def _end_for(self, why: str) -> None:

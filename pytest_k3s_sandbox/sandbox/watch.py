@@ -240,11 +240,17 @@ class Watcher:
 
     def _loop(self) -> None:
         while not self._left.wait(LOOK_SECONDS):
-            with contextlib.suppress(OSError):  # it is ending
+            why = None
+            try:
                 why = self._look()
-                if why is not None and not self._left.is_set():
-                    self._end(why)
-                    return
+            except OSError:  # it is ending
+                continue
+            except Exception as error:  # noqa: BLE001 - without a watch the disk would have no limit
+                broke = f"{type(error).__name__}: {error}"
+                why = f"the watch of its limits broke ({broke}), and it was ended; report it as a fault"
+            if why is not None and not self._left.is_set():
+                self._end(why)
+                return
 
     def _look(self) -> str | None:
         why = self.reason()

@@ -180,3 +180,17 @@ def test_the_thread_ends_the_sandbox_once_and_names_the_option(
     assert len(said) == 1
     assert "--k3s-processes" in said[0]
     watcher.stop()
+
+
+def test_a_watch_that_breaks_ends_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one the disk would have no limit from then on."""
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    (tmp_path / "var").mkdir()
+    said: list[str] = []
+    watcher = Watcher(tmp_path, Limits(None, GIB, None), (), list, said.append)
+    monkeypatch.setattr(watcher._disk, "exceeded", lambda: 1 // 0)
+    watcher.start()
+    watcher._thread.join(10)
+    watcher.stop()
+    assert len(said) == 1
+    assert "ZeroDivisionError" in said[0]
