@@ -2,10 +2,6 @@
 //
 //	storm open COUNT WORKERS STORM FILE ...       COUNT opens (and closes) in all
 //	storm statfs COUNT WORKERS STORM FILE ...     COUNT calls of statfs in all
-//	storm openat2 COUNT WORKERS STORM FILE ...    COUNT opens beneath the descriptor of the file's folder, RESOLVE_BENEATH
-//	storm fstatfs COUNT WORKERS STORM FILE ...    COUNT calls of fstatfs in all
-//	storm fresh COUNT WORKERS STORM FOLDER ...    COUNT folders made, a file in each opened twice by names not seen before,
-//	                                              and removed
 //	storm mkdir COUNT WORKERS STORM FOLDER ...    COUNT folders made and removed in all
 //	storm table COUNT WORKERS STORM GROUP PID FILE CALL ...
 //	                                              COUNT calls of each kind, on groups made below GROUP for them, so that
@@ -153,17 +149,6 @@ const (
 	resolveBeneath = 0x08 // linux/openat2.h
 )
 
-func beneath(folder int, name string) (int, error) {
-	how := openHow{flags: syscall.O_RDONLY | syscall.O_CLOEXEC, resolve: resolveBeneath}
-	text, _ := syscall.BytePtrFromString(name)
-	fd, _, err := syscall.Syscall6(openat2, uintptr(folder), uintptr(unsafe.Pointer(text)),
-		uintptr(unsafe.Pointer(&how)), unsafe.Sizeof(how), 0, 0)
-	if err != 0 {
-		return -1, err
-	}
-	return int(fd), nil
-}
-
 // again opens what is not measured, whatever the signals.
 func again(path string, write bool) int {
 	flags := syscall.O_RDONLY | syscall.O_CLOEXEC
@@ -189,47 +174,6 @@ func work(kind string, worker, count int, targets []string, t *tally) {
 			if err == nil {
 				t.note("close", syscall.Close(fd))
 			}
-			continue
-		}
-		if kind == "openat2" {
-			folder := again(filepath.Dir(target), false)
-			fd, err := beneath(folder, filepath.Base(target))
-			t.note("openat2", err)
-			if err == nil {
-				syscall.Close(fd)
-			}
-			syscall.Close(folder)
-			continue
-		}
-		if kind == "fstatfs" {
-			fd := again(target, false)
-			var answer syscall.Statfs_t
-			t.note("fstatfs", syscall.Fstatfs(fd, &answer))
-			syscall.Close(fd)
-			continue
-		}
-		if kind == "fresh" {
-			name := fmt.Sprintf("storm-%d-%d-%d", os.Getpid(), worker, i)
-			if os.Mkdir(filepath.Join(target, name), 0o755) != nil {
-				panic("mkdir")
-			}
-			folder := again(target, false)
-			for _, file := range []string{"tasks", "cgroup.procs"} {
-				var fd int
-				var err error
-				if file == "tasks" {
-					fd, err = beneath(folder, name+"/"+file)
-					t.note("openat2", err)
-				} else {
-					fd, err = syscall.Open(filepath.Join(target, name, file), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-					t.note("open", err)
-				}
-				if err == nil {
-					syscall.Close(fd)
-				}
-			}
-			syscall.Close(folder)
-			os.Remove(filepath.Join(target, name))
 			continue
 		}
 		if kind == "statfs" {
