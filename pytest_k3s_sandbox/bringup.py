@@ -23,7 +23,7 @@ from pytest_k3s_sandbox.cluster.logs import copy_logs
 from pytest_k3s_sandbox.cluster.reading import NoAnswer
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
-from pytest_k3s_sandbox.cluster.wait import is_lost, last_error
+from pytest_k3s_sandbox.cluster.wait import ended_at_start, lost_by
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
@@ -285,11 +285,10 @@ def note_ends(cluster: Cluster, writer: RunWriter) -> bool:
     dead = {
         name: code
         for name, process in cluster.processes.items()
-        if not is_lost(process) and (code := process.poll()) is not None
+        if lost_by(process) is None and (code := process.poll()) is not None
     }
     for name, code in dead.items():
-        line = last_error(cluster.processes[name])
-        what = f"{described(code)} during the start{f': {line}' if line else ''}"
+        what = ended_at_start(cluster.processes[name], described(code))
         writer.append(Event(t=writer.now(), kind=EventKind.FAULT, what=what, component=name))
     return bool(dead)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from pytest_k3s_sandbox import clock, forks
 from pytest_k3s_sandbox.cluster.restarts import Policy
-from pytest_k3s_sandbox.cluster.wait import after_restarts, is_lost, last_error
+from pytest_k3s_sandbox.cluster.wait import after_restarts, ended_at_start, lost_by
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.layers.base import Layer, Restorable
@@ -157,7 +157,7 @@ class Supervisor:
         return {
             name: each
             for name, each in processes.items()
-            if name not in mended or name in lost or is_lost(each)
+            if name not in mended or name in lost or lost_by(each) is not None
         }
 
     def lost(self) -> str | None:
@@ -235,7 +235,7 @@ class Supervisor:
         """Yield what is wrong with the agent during a start; whoever starts it waits until it works."""
         name = self._cluster.distribution.agent
         process = self._cluster.processes.get(name)
-        if process is None or is_lost(process):
+        if process is None or lost_by(process) is not None:
             return
         self._look(now, START_LOOK_SECONDS)
         code = process.poll()
@@ -244,9 +244,7 @@ class Supervisor:
             if case is not None and case.due is not None:
                 why = case.why  # it is known, and the log need not be read again
             else:
-                said = last_error(process)
-                how = UNDER_TRACER if code is None else described(code)
-                why = f"{how} during the start{f': {said}' if said else ''}"
+                why = ended_at_start(process, UNDER_TRACER if code is None else described(code))
             yield Fault(name, why, lambda: self._restart(name, wait=False))
 
     def _look(self, now: float, pause: float) -> None:

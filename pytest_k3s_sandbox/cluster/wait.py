@@ -49,9 +49,21 @@ class Attendant(Protocol):
         """Return what ended lately and how often it was started again; None if nothing did."""
 
 
-def is_lost(process: Process) -> bool:
-    """Tell whether a process ended with its sandbox; processes of other kinds need not know."""
-    return getattr(process, "lost", None) is not None
+def ended_at_start(process: Process, how: str) -> str:
+    """Return in words how a process ended during a start, with the last error line of its log.
+
+    Args:
+        process: The process.
+        how: How it ended, like ``exit code 1``.
+    """
+    line = last_error(process)
+    return f"{how} during the start{f': {line}' if line else ''}"
+
+
+def lost_by(process: Process) -> str | None:
+    """Return why a process ended with its sandbox, or None; processes of other kinds need not know."""
+    why: str | None = getattr(process, "lost", None)
+    return why
 
 
 def ended(processes: Mapping[str, Process]) -> Process | None:
@@ -100,11 +112,10 @@ def until(
     def met() -> bool:
         dead = ended(now())
         if dead is not None:
-            if is_lost(dead):
+            lost = lost_by(dead)
+            if lost is not None:
                 raise WaitError(
-                    f"the sandbox of {dead.name} was lost while waiting for {what}",
-                    cause=getattr(dead, "lost", None),
-                    log=dead.log,
+                    f"the sandbox of {dead.name} was lost while waiting for {what}", cause=lost, log=dead.log
                 )
             raise WaitError(
                 f"{dead.name} ended with exit code {dead.poll()} while waiting for {what}"
