@@ -172,9 +172,9 @@ def in_control_groups(pid: int, groups: Iterable[str]) -> bool:
     except OSError:
         return False
     paths = [PurePosixPath(line.split(":", 2)[2]) for line in memberships]
-    for group in groups:
-        for path in paths:
-            for part in (path, *path.parents):
-                if part.name == PurePosixPath(group).name and group.endswith(str(part)):
-                    return True
-    return False
+    return any(
+        part.name == PurePosixPath(group).name and group.endswith(str(part))
+        for group in groups
+        for path in paths
+        for part in (path, *path.parents)
+    )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_k3s_sandbox import clock
+from pytest_k3s_sandbox import bounded, clock
 from pytest_k3s_sandbox.sandbox import layout, rotation
 from pytest_k3s_sandbox.sandbox.groups import Gauge
 from pytest_k3s_sandbox.sandbox.limits import Limits, in_words
@@ -89,14 +89,7 @@ def used(folder: Path) -> int | None:
         str(folder),
     ]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=MOST_SECONDS,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        done = bounded.run(command, MOST_SECONDS, env={**os.environ, "LC_ALL": "C"})
     except (subprocess.TimeoutExpired, OSError):
         return None
     # It fails when a file goes meanwhile, and says the sum all the same.
