@@ -40,6 +40,7 @@ from pytest_k3s_sandbox.cli_options import (
     wished,
 )
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -130,9 +131,9 @@ def run_experiment(
     version: VersionOption = "default",
     api_port: PortOption = "6443",
     open_ports: OpenPortsOption = "none",
-    memory: MemoryOption = "75%",
-    disk: DiskOption = "50%",
-    processes: ProcessesOption = "32768",
+    memory: MemoryOption = MEMORY,
+    disk: DiskOption = DISK,
+    processes: ProcessesOption = PROCESSES,
     report: ReportOption = Path("reports"),
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

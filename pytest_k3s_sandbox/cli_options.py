@@ -15,6 +15,7 @@ import typer
 
 from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
+from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.bringup import Wish
@@ -173,7 +174,7 @@ def wished(
     api_port: str,
     distribution: Distribution = Distribution.EMBEDDED,
     open_ports: str = "none",
-    limits: tuple[str, str, str] = ("75%", "50%", "32768"),
+    limits: tuple[str, str, str] = (MEMORY, DISK, PROCESSES),
 ) -> Wish:
     """Return the wish that options express.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pytest_k3s_sandbox.options import variables
+from dataclasses import asdict
+
+from pytest_k3s_sandbox.options import OPTIONS, variables
+from pytest_k3s_sandbox.sandbox.limits import Wanted
 
 
 def test_options_are_recorded_and_secrets_are_not() -> None:
@@ -16,3 +19,9 @@ def test_options_are_recorded_and_secrets_are_not() -> None:
         "PATH": "/bin",
     }
     assert variables(given) == {"K3S_LAYERS": "fake_cni", "K3S_SANDBOX": "here", "K3S_SANDBOX_RELEASES": "0"}
+
+
+def test_limits_have_one_default() -> None:
+    """The options name it as text, because the plugin imports little."""
+    defaults = {option.name: option.default for option in OPTIONS}
+    assert {name: defaults[name] for name in ("memory", "disk", "processes")} == asdict(Wanted())
