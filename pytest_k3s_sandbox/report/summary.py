@@ -187,11 +187,15 @@ def beginning(known: Facts) -> str:
 
 def again(run: Run) -> str | None:
     """Return which programs were started again during the node's start, in words; None if none was."""
-    counts = Counter(event.component or "?" for event in start_restarts(run))
+    counts = _restarts(run)
     if not counts:
         return None
     each = [f"{name} was started again {'once' if n == 1 else f'{n} times'}" for name, n in counts.items()]
     return f"{' and '.join(each)} during the start"
+
+
+def _restarts(run: Run) -> Counter[str]:
+    return Counter(event.component or "?" for event in start_restarts(run))
 
 
 def _count(number: int, noun: str) -> str:
@@ -227,7 +231,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "ready_samples": known.ready_samples,
         "longest_gap_seconds": known.longest_gap,
         "transitions": [{"t": c.t, "ready": c.ready, "reason": c.reason} for c in known.transitions],
-        "restarts_during_start": dict(Counter(event.component or "?" for event in start_restarts(run))),
+        "restarts_during_start": dict(_restarts(run)),
         "errors": known.errors,
         "pods": [_pod(pod) for pod in known.pods],
         "measurements": [m.model_dump(exclude={"type"}) for m in run.measurements],

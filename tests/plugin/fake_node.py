@@ -111,6 +111,7 @@ class FakeCluster:
     def __init__(self) -> None:
         """Be up."""
         self.node = SimpleNamespace(ready=True, wait_ready=lambda: None)
+        self.supervisor = None
         code = 1 if os.environ.get("FAKE_KUBELET_ENDS") else None
         self.processes = {"kubelet": SimpleNamespace(poll=lambda: code, log=FakeLog())}
 
