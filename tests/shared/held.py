@@ -86,12 +86,17 @@ class Held:
 
     def freeze_and_kill(self) -> set[int]:
         """Kill the process that holds it, while the sandbox can notice nothing; return what runs on."""
-        members = self.members()
-        for pid in members:
-            os.kill(pid, signal.SIGSTOP)
+        frozen: set[int] = set()
+        while fresh := self.members() - frozen:  # one that is not stopped yet may start another
+            for pid in fresh:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            frozen |= fresh
+        # What was about to end when the signal came ends all the same.
+        assert wait_until(lambda: all(state(pid) in "TtZ" for pid in frozen), 10)
         self.process.kill()
         self.process.wait()
-        return members
+        return {pid for pid in frozen if running(pid)}
 
 
 @contextlib.contextmanager
@@ -148,9 +153,14 @@ def next_command(home: Path, *prefix: str) -> float:
 
 def running(pid: int) -> bool:
     """Return whether a process runs, be it stopped."""
+    return state(pid) != "Z"
+
+
+def state(pid: int) -> str:
+    """Return the letter of a process' state (proc(5)); that of a zombie for one that is gone."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "Z"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
