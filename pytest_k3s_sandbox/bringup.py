@@ -353,9 +353,8 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
     """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
     look_inside(cluster.sandbox, folder)
     objects: dict[str, object] = {}
-    ended = getattr(cluster.sandbox, "ended", None)  # then nothing answers, and asking takes long
     with contextlib.closing(cluster.reader()) as api:
-        for kind in ("nodes", "pods", "events") if ended is None else ():
+        for kind in ("nodes", "pods", "events") if cluster.lost is None else ():  # asking in vain takes long
             try:
                 objects[kind] = found = api.items(f"/api/v1/{kind}")
             except NoAnswer as error:

@@ -24,7 +24,7 @@ from pytest_k3s_sandbox.cluster.effects import merge
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
 from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, conditions
-from pytest_k3s_sandbox.cluster.wait import until
+from pytest_k3s_sandbox.cluster.wait import lost_by, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Layer
@@ -224,6 +224,13 @@ class Cluster:
                 log=self.logs,
             )
         return done
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing can be asked in its sandbox any more; None as long as it can."""
+        return next(
+            (why for each in list(self.processes.values()) if (why := lost_by(each)) is not None), None
+        )
 
     def wait(
         self,

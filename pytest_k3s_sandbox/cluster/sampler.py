@@ -275,6 +275,8 @@ class Sampler:
             return {}  # it is ending
 
     def _list(self, path: str) -> list[dict[str, Any]] | None:
+        if self._cluster.lost is not None:  # the machine has no way there any more, and each try takes long
+            return None
         try:
             return self._api.items(path)
         except NoAnswer:

@@ -114,7 +114,7 @@ class AgentClient:
         channel: Our end of the socket; the other end is process 1's standard input.
         what: What it launches, for messages.
         log: Where the launcher's output goes.
-        reason: Asked when process 1 has ended: why, if that is known.
+        reason: Asked when process 1 has ended, or a process was killed: why, if that is known.
     """
 
     def __init__(
@@ -208,8 +208,13 @@ class AgentClient:
         return child.status
 
     def lost(self, child: _Child) -> str | None:
-        """Return why a child's exit code is not known."""
-        return self._gone if child.status is None else None
+        """Return why a child's exit code is not known, or means nothing.
+
+        Where memory runs out, the kernel kills one process a moment before the whole sandbox is ended for it.
+        """
+        if child.status is None:
+            return self._gone
+        return self._reason() if child.status == -signal.SIGKILL else None
 
     def wait(self, child: _Child, deadline: Deadline) -> int | None:
         """Wait for a child's end."""

@@ -330,7 +330,7 @@ class StartedSandbox(ABC):
             return []
 
     def _reached(self) -> str | None:
-        """Return which limit was reached when process 1 has ended."""
+        """Return which limit was reached when process 1 has ended, or a process was killed."""
         why = None if self._watcher is None else self._watcher.reason()
         return why and self._has_ended(why)
 

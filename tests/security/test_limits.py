@@ -51,7 +51,8 @@ SCRIPTS = {
     "a file without a name": [
         "sh",
         "-c",
-        "exec 3>/var/file; rm /var/file; dd if=/dev/zero bs=1M count=3000 >&3",
+        # It goes on afterwards: a disk can take all that in less than a second, between two looks.
+        "exec 3>/var/file; rm /var/file; dd if=/dev/zero bs=1M count=3000 >&3; sleep 1000",
     ],
 }
 WANTED = Wanted(memory="400Mi", disk="300Mi", processes="400")
@@ -209,10 +210,10 @@ def test_who_takes_a_sandbox_over_watches_it(kind: str, tmp_path: Path) -> None:
 PODS = {
     "memory": (
         "awk 'BEGIN { s = \"x\"; while (1) s = s s }'",
-        Wanted(memory="3Gi", disk="12Gi", processes="6000"),
+        Wanted(memory="2Gi", disk="12Gi", processes="6000"),
         "--k3s-memory",
     ),
-    "a volume": ("dd if=/dev/zero of=/volume/file bs=1M", Wanted("6Gi", "2Gi", "6000"), "--k3s-disk"),
+    "a volume": ("dd if=/dev/zero of=/volume/file bs=1M", Wanted("6Gi", "1Gi", "6000"), "--k3s-disk"),
     # gVisor keeps what a pod writes to its own root in memory.
     "a file": ("dd if=/dev/zero of=/file bs=1M", Wanted("3Gi", "12Gi", "6000"), "--k3s-memory"),
     "processes": ("f() { f | f & f; }; f", Wanted("6Gi", "12Gi", "1500"), "--k3s-processes"),

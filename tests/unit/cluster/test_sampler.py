@@ -85,6 +85,7 @@ class FakeCluster:
         self.logs = folder / "logs"
         self.logs.mkdir()
         self.trouble: Exception | None = NoAnswer("/api", "refused")
+        self.lost: str | None = None
         self.nodes: list[Any] = []
         self.pods: list[Any] = []
         self.processes: dict[str, Any] = {}
@@ -105,6 +106,13 @@ class FakeCluster:
         if self.trouble is not None:
             raise self.trouble
         return {"/api/v1/nodes": self.nodes, "/api/v1/pods": self.pods}[path]
+
+
+def test_what_is_in_a_lost_sandbox_is_not_asked(cluster: FakeCluster, writer: RunWriter) -> None:
+    cluster.trouble = RuntimeError("asked")
+    cluster.lost = "its first process has ended"
+    sample = Sampler(cast("Cluster", cluster), writer).take()
+    assert (sample.api_reachable, sample.node_ready, sample.pods) == (False, None, {})
 
 
 def condition(kind: str, status: str, reason: str | None = None) -> dict[str, str | None]:

@@ -301,6 +301,18 @@ def test_a_process_tells_its_end(real: AgentClient, tmp_path: Path) -> None:
 
 
 @root_only
+def test_a_process_that_the_kernel_killed_for_a_limit_is_lost_by_it(
+    real: AgentClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = start(real, ["sh", "-c", "kill -KILL $$"], tmp_path / "log")
+    ended = start(real, ["sh", "-c", "exit 4"], tmp_path / "other")
+    assert (killed.wait(Deadline.after(10)), ended.wait(Deadline.after(10))) == (-9, 4)
+    assert (killed.lost, ended.lost) == (None, None)
+    monkeypatch.setattr(real, "_reason", lambda: "it took more than its memory")
+    assert (killed.lost, ended.lost) == ("it took more than its memory", None)
+
+
+@root_only
 def test_stop_is_polite_first(real: AgentClient, tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = start(real, ["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done"], log)
