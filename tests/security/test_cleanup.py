@@ -32,6 +32,12 @@ exec RM "$@"
 """
 """An rm(1) that hangs where it is to remove some sandboxes."""
 NEW_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+WITNESS = (
+    *("sh", "-c"),
+    'sleep 1000 & "$@"; code=$?; grep -q "^State:.S" /proc/$!/status || exit 97; kill $!; exit $code',
+    "sh",
+)
+"""Runs a command beside another process, and ends with 97 if that one was killed meanwhile."""
 ANOTHER_NETWORK = ("unshare", "--net")
 
 
@@ -101,8 +107,16 @@ def test_process_ids_in_a_state_file_of_runsc(home: Path, runsc: Path, bystander
         file.write_text(json.dumps(state))
         file.with_suffix(".lock").touch()
         # kill(-1) reaches every process there is: that one is tried in a pid namespace of its own.
-        next_command(home, *(NEW_PIDS if everything else ()))
+        next_command(home, *((*NEW_PIDS, *WITNESS) if everything else ()))
         assert running(bystander)
+
+
+def test_a_signal_for_everything_would_be_seen() -> None:
+    """What the test before proves of the process id -1 hangs on this."""
+    for number, code in ((0, 0), (int(signal.SIGKILL), 97)):
+        kills = f"import os; os.kill(-1, {number})"
+        done = subprocess.run([*NEW_PIDS, *WITNESS, sys.executable, "-c", kills], check=False)
+        assert done.returncode == code
 
 
 def test_after_a_reboot_no_process_is_signalled(home: Path, runsc: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -96,6 +99,31 @@ def test_a_forged_state_is_refused(forged: dict[str, object], home: Path) -> Non
     assert kept.states() == []
     kept.sweep()
     assert kept.state_file().exists()  # it is not known to be ours
+
+
+@pytest.mark.parametrize("start", [None, 0, 1, 7])
+@pytest.mark.parametrize("pid", [-1, 0, 1])
+def test_a_state_that_names_every_process_has_none_signalled(
+    pid: int, start: int | None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill(2) takes the process id -1 for all processes, and 0 for the caller's group."""
+    signalled: list[tuple[object, ...]] = []
+    for module, name in ((os, "kill"), (os, "killpg"), (signal, "pidfd_send_signal")):
+        monkeypatch.setattr(module, name, lambda *what: signalled.append(what))
+    monkeypatch.setattr(processes, "start_time", lambda _pid: start)  # as if a process had this number
+    monkeypatch.setattr(kept, "END_SECONDS", 0.1)
+    kept.write_state(replace(state("up"), origin=kept.UP_ORIGIN))
+    fields = {**json.loads(kept.state_file().read_text()), "pid": pid, "start": start}
+    (home / "kept" / "up.json").write_text(json.dumps(fields))
+    for refused in (kept.find, kept.made_by_up):
+        with pytest.raises(ConfigError, match="no cluster is up"):
+            refused("up")
+    kept.sweep()
+    with contextlib.suppress(ClusterError):  # and if it had come that far
+        kept.end(replace(state("up"), pid=pid, start=cast("int", start)))
+    assert not processes.send(pid, signal.SIGKILL, lambda _pid: True)
+    assert signalled == []
+    assert kept.state_file().exists()
 
 
 def test_a_state_under_another_name_is_none(home: Path) -> None:
