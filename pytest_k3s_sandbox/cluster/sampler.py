@@ -87,6 +87,9 @@ class LogFollower:
     Args:
         component: The log's name without ``.log``.
         path: Gives the file, which may not exist yet.
+
+    Attributes:
+        lines: How many whole lines were read so far.
     """
 
     def __init__(self, component: str, path: Callable[[], Path]) -> None:
@@ -95,6 +98,7 @@ class LogFollower:
         self._path = path
         self._offset = 0
         self._rest = b""
+        self.lines = 0
 
     def errors(self) -> list[tuple[str, str, str | None]]:
         """Return the error lines that are new, each as (kind, text, errno)."""
@@ -109,6 +113,7 @@ class LogFollower:
             return []
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-LINE_BYTES:]
+        self.lines += len(lines)
         found = []
         for line in lines:
             text = line.decode(errors="replace")
@@ -205,6 +210,10 @@ class Sampler:
             with self._lock:
                 self._read_logs()
         return [line for line in self.error_lines if line.kind == kind]
+
+    def lines_read(self, component: str) -> int:
+        """Return how many lines of a component's log were read so far: none, and no error proves nothing."""
+        return sum(follower.lines for follower in self._follow if follower.component == component)
 
     def take(self) -> Sample:
         """Take one sample now, and record it."""

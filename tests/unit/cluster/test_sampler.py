@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.exp08 import test_exp08
+from pytest_k3s_sandbox.claims import Claims, NotHeld
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import ApiReader, NoAnswer
 from pytest_k3s_sandbox.cluster.sampler import (
@@ -31,6 +34,7 @@ from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 ERROR = 'E1123 15:00:00.000000       1 server.go:302] "Failed to run" err="open /dev/kmsg: no such device"'
 WARNING = 'W1123 15:00:00.000000       1 server.go:302] "Something minor"'
+CADVISOR = 'E1123 15:00:00.000000       1 cadvisor_stats_provider.go:1] "Partial failure issuing cadvisor"'
 INFO = 'I1123 15:00:00.000000       1 server.go:302] "All is well"'
 
 
@@ -44,6 +48,7 @@ def test_an_error_line_is_found_once(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write(f"{ERROR}\n")
     assert len(follower.errors()) == 1
+    assert follower.lines == 4
 
 
 def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
@@ -106,6 +111,25 @@ class FakeCluster:
         if self.trouble is not None:
             raise self.trouble
         return {"/api/v1/nodes": self.nodes, "/api/v1/pods": self.pods}[path]
+
+
+@pytest.mark.parametrize(
+    ("log", "held"),
+    [(None, False), ("", False), (INFO, False), (f"{INFO}\n", True), (f"{CADVISOR}\n", False)],
+)
+def test_without_a_line_of_the_log_no_error_proves_nothing(
+    cluster: FakeCluster, writer: RunWriter, log: str | None, held: bool
+) -> None:
+    (cluster.logs / "containerd.log").write_text(f"{INFO}\n")
+    if log is not None:
+        (cluster.logs / "kubelet.log").write_text(log)
+    sampler = Sampler(cast("Cluster", cluster), writer)
+    with contextlib.nullcontext() if held else pytest.raises(NotHeld):
+        test_exp08.test_no_cadvisor_errors(sampler, Claims(writer))
+    assert sampler.lines_read("containerd") == 1
+    (verdict,) = read_run(writer.path).verdicts
+    said = "1, the first: " if log and "E1123" in log else 0 if held else "not one line of the kubelet's log"
+    assert str(verdict.measured).startswith(str(said))
 
 
 def test_what_is_in_a_lost_sandbox_is_not_asked(cluster: FakeCluster, writer: RunWriter) -> None:

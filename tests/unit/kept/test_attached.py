@@ -100,7 +100,9 @@ def test_nothing_is_missing_of_the_rest(cluster: AttachedCluster) -> None:
     readiness = RecordedReadiness(Path())
     for thing, owners in ((cluster.processes["kubelet"], Process), (stack, LayerStack), (readiness, Sampler)):
         found = {name: answer(thing, name) for name in public_names(owners) - {"samples", "error_lines"}}
-        assert {name for name, how in found.items() if how != "there"} <= {"forked", "stop", "take"}
+        assert {name for name, how in found.items() if how != "there"} <= {
+            *("forked", "lines_read", "stop", "take")
+        }
 
 
 def test_what_no_cluster_has_is_an_attribute_error(cluster: AttachedCluster) -> None:
