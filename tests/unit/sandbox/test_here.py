@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import here, layout
 from pytest_k3s_sandbox.sandbox.base import Bind
 
@@ -63,3 +69,45 @@ def test_a_cpuset_group_inherits_what_tasks_need(tmp_path: Path) -> None:
     (parent / "cpuset.cpus").write_text("0-1\n")
     here.make_cgroup(parent / "group")  # a plain folder has no files of its own: none are made up
     assert list((parent / "group").iterdir()) == []
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a sandbox's network namespace, and without a process."""
+    monkeypatch.setattr(here, "Path", lambda path: tmp_path / str(path).removeprefix("/"))
+    (tmp_path / "run/netns").mkdir(parents=True)
+    (tmp_path / "run/netns/k3ssb-1").touch()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "other").touch()
+    return tmp_path
+
+
+def process(machine: Path, pid: int, numbers: str | None, *, ours: bool = True) -> None:
+    """Put a process into the machine's /proc (proc_pid_status(5), NSpid)."""
+    folder = machine / f"proc/{pid}"
+    (folder / "ns").mkdir(parents=True)
+    os.link(machine / ("run/netns/k3ssb-1" if ours else "other"), folder / "ns/net")
+    line = "" if numbers is None else f"NSpid:\t{numbers}\n"
+    (folder / "status").write_text(f"Name:\tx\nPid:\t{pid}\n{line}Threads:\t1\n")
+
+
+def init_pid() -> int:
+    sandbox: Any = here.HereSandbox.__new__(here.HereSandbox)
+    sandbox.workdir = Path("/sandboxes/1")
+    sandbox._record = SimpleNamespace(network=SimpleNamespace(netns="k3ssb-1"))
+    return int(sandbox._init_pid())
+
+
+def test_process_1_is_the_first_of_the_sandboxs_own_namespaces(machine: Path) -> None:
+    process(machine, 10, "10")  # of the machine, but in the network: such as nsenter
+    process(machine, 11, "11\t5")  # another one of the sandbox
+    process(machine, 12, "12\t9\t1")  # a pod's process 1, in the host's network
+    process(machine, 13, "13\t1", ours=False)  # another sandbox's process 1
+    process(machine, 14, None)  # a kernel without NSpid
+    process(machine, 15, "15\t11")
+    (machine / "proc/16").mkdir()  # it has ended meanwhile
+    (machine / "proc/sys").mkdir()
+    with pytest.raises(StartError, match="the sandbox k3ssb-1 has ended"):
+        init_pid()
+    process(machine, 17, "17\t1")
+    assert init_pid() == 17
