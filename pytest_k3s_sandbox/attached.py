@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self, cast
 
+from pytest_k3s_sandbox import endings
 from pytest_k3s_sandbox.bringup import Up
 from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack
@@ -108,8 +109,21 @@ class AttachedSandbox:
         check: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Run a program inside to its end; see :meth:`.sandbox.base.Sandbox.run`."""
-        return outside.run(self._state.shell, argv, where=self.name, timeout=timeout, check=check, env=env)
+        """Run a program inside to its end; see :meth:`.sandbox.base.Sandbox.run`.
+
+        Raises:
+            StartError: It ran too long, or failed; or the owner has ended the sandbox, with the reason.
+        """
+        done = None
+        try:
+            done = outside.run(
+                self._state.shell, argv, where=self.name, timeout=timeout, check=check, env=env
+            )
+        finally:
+            failed = done is None or done.returncode != 0
+            if failed and (why := endings.why(self._state)) is not None:
+                raise StartError(why)
+        return done
 
     def statfs_magic(self, path: str) -> int:
         """Return ``f_type`` of a path as a program inside sees it (statfs(2))."""
@@ -159,9 +173,16 @@ class AttachedProcess:
         self._state = state
         self._users = users
 
+    @property
+    def lost(self) -> str | None:
+        """Why the owner has ended it with its sandbox; None if it has not."""
+        return endings.why(self._state)
+
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs; the owner's end is that of all."""
-        return self._users.ended().get(self.name) if self._state.alive else -signal.SIGKILL
+        if self.lost is not None or not self._state.alive:
+            return -signal.SIGKILL
+        return self._users.ended().get(self.name)
 
     def wait(self, deadline: Deadline) -> int | None:
         """Wait for its end."""

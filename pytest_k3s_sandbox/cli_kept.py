@@ -125,10 +125,13 @@ def up(
 
 def shell(context: typer.Context, name: NameOption = None) -> None:
     """Open a shell in the sandbox of a kept cluster, or run the given command there."""
-    from pytest_k3s_sandbox import kept  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox import endings, kept  # noqa: PLC0415 - only some commands
     from pytest_k3s_sandbox.cluster.components import PKI_DIR  # noqa: PLC0415 - likewise
 
+    if name is not None:
+        endings.check(kept.check_name(name))
     state = kept.find(name)
+    endings.check(state.name)
     config = f"KUBECONFIG={PKI_DIR}/admin.kubeconfig"
     argv = [*state.shell, "/usr/bin/env", config, *(context.args or ["/bin/bash"])]
     if sys.stdout.isatty() and sys.stderr.isatty():
@@ -148,24 +151,26 @@ def shell(context: typer.Context, name: NameOption = None) -> None:
 
 def ps(json_file: JsonOption = None) -> None:
     """List the sandboxes that run: whose they are, how old, and how their nodes are."""
+    from pytest_k3s_sandbox import endings  # noqa: PLC0415 - only some commands
     from pytest_k3s_sandbox.running import running, strange, table  # noqa: PLC0415 - only this command
 
     check_json(json_file)
     _remove_remains()
     rows = running()
     text = table(rows) if rows else "no sandbox runs"
-    give("\n".join([text, *strange()]), [asdict(row) for row in rows], json_file)
+    give("\n".join([text, *endings.lines(), *strange()]), [asdict(row) for row in rows], json_file)
 
 
 def _remove_remains() -> None:
     """Remove what runs that were killed left."""
-    from pytest_k3s_sandbox import kept, share  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox import endings, kept, share  # noqa: PLC0415 - only some commands
     from pytest_k3s_sandbox.sandbox import reaper  # noqa: PLC0415 - likewise
 
     if os.geteuid() == 0:
         reaper.reap()
         kept.sweep()
         share.sweep()
+        endings.sweep()
 
 
 def stop(

@@ -53,13 +53,15 @@ def register(config: pytest.Config) -> Hooks:
     return found
 
 
-def _ended_sandboxes() -> list[str]:
-    """Return which sandboxes of this process were ended for a limit, and why.
+def _ended_sandboxes(share: Share | None) -> list[str]:
+    """Return which sandboxes of this process were ended for a limit, and why; also the one that it shares.
 
     A test fails of that by whatever it did just then, often with a message that does not tell.
     """
     started = sys.modules.get("pytest_k3s_sandbox.sandbox.started")
-    return list(started.ENDED) if started is not None else []
+    own = list(started.ENDED) if started is not None else []
+    shared = None if share is None else share.ended
+    return own if shared is None else [*own, shared]
 
 
 def _share(config: pytest.Config, workerinput: Mapping[str, Any]) -> Share:
@@ -135,7 +137,9 @@ class Hooks:
         report = yield
         if report.failed:
             item.stash[FAILED] = True
-            report.sections += [("k3s-sandbox", line) for line in _ended_sandboxes()]
+            report.sections += [
+                ("k3s-sandbox", line) for line in _ended_sandboxes(item.config.stash.get(SHARE, None))
+            ]
         lines = item.config.stash[LINES]
         report.k3s_sandbox_lines = list(lines)  # type: ignore[attr-defined] # reports take what others add
         lines.clear()

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox import clock, kept
+from pytest_k3s_sandbox import clock, endings, kept
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import locks, machine, reaper, watch
@@ -189,12 +189,28 @@ def keep(order: Keep) -> None:
             up.cluster.node.wait_ready(90)
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
             try:
-                kept.write_state(_state(described(up, name=order.name, origin=order.origin)))
+                state = _state(described(up, name=order.name, origin=order.origin))
+                kept.write_state(state)
+                tell_ends(up.stack.sandbox, state)
                 _wait(users, lambda: up.cluster.unattended, last)
             finally:
                 kept.state_file(order.name).unlink(missing_ok=True)
+                endings.forget(order.name)
         if users is not None:
             finish(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
+
+
+def tell_ends(sandbox: Any, state: State) -> None:  # noqa: ANN401 - a started sandbox
+    """Let all that use a cluster know why its sandbox was ended, if that comes or has come.
+
+    Args:
+        sandbox: The cluster's.
+        state: What its users know of it.
+    """
+    endings.forget(state.name)  # what is told of an earlier one of that name
+    sandbox.on_end = lambda why: endings.note(state, why)
+    if sandbox.ended is not None:
+        endings.note(state, sandbox.ended)
 
 
 def _wait(
@@ -230,6 +246,7 @@ def hold(order: Hold) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     name = kept.take_name(state.name)
     machine.claim(workdir, owner)
+    endings.forget(state.name)
     kept.write_state(state)  # what fails until here leaves the sandbox to the process that gave the order
     watcher = watch.Watcher(
         workdir,
@@ -240,8 +257,12 @@ def hold(order: Hold) -> None:
     )
     try:
         watcher.start()
-        while signal.sigtimedwait(STOP, 0) is None and not _drained(channel, POLL_SECONDS):
-            pass
+        while signal.sigtimedwait(STOP, 0) is None:
+            if _drained(channel, POLL_SECONDS):
+                with contextlib.suppress(OSError):  # its control groups are gone
+                    if (why := watcher.reason()) is not None:
+                        _tell(why, state)
+                break
     finally:
         watcher.stop()
         kept.state_file(state.name).unlink(missing_ok=True)
@@ -257,10 +278,17 @@ def hold(order: Hold) -> None:
 
 
 def _end_for(why: str, state: State, workdir: Path, owner: machine.Owner) -> None:
-    """End a sandbox for a limit that it has reached; why is in the run's folder afterwards."""
-    with contextlib.suppress(OSError):
-        (Path(state.folder) / "keeper.log").write_text(f"the sandbox of {state.name}: {why}\n")
+    """End a sandbox for a limit that it has reached."""
+    _tell(why, state)
     reaper.end_processes(workdir, owner)
+
+
+def _tell(why: str, state: State) -> None:
+    """Leave the reason for a sandbox's end to those that use its cluster, and in the run's folder."""
+    said = f"the sandbox k3ssb-{state.sandbox}: {why}"
+    endings.note(state, said)
+    with contextlib.suppress(OSError):
+        (Path(state.folder) / "keeper.log").write_text(f"{said}\n")
 
 
 def _drained(channel: socket.socket, seconds: float) -> bool:

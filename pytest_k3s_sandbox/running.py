@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import clock, escaping, kept
+from pytest_k3s_sandbox import clock, endings, escaping, kept
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import machine
@@ -33,9 +33,10 @@ class Running:
         kept: Whether it is kept for people: ``k3s-sandbox stop`` ends such a one.
         age: Seconds since it was started.
         node: ``Ready``, ``NotReady``, ``no node`` or ``no answer``; ``none`` if there is no
-            cluster in it, ``?`` if nobody asked.
+            cluster in it, ``ended`` if it was ended for a limit, ``?`` if nobody asked.
         kubeconfig: The administrator's kubeconfig on the machine; None if there is no cluster in it.
         folder: The folder of its records, if it is known.
+        ended: Why it was ended before its time; None if it was not.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Running:
     node: str
     kubeconfig: str | None
     folder: str | None
+    ended: str | None = None
 
 
 def running(*, ask: bool = True) -> list[Running]:
@@ -71,6 +73,7 @@ def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
         age = clock.wall() - (folder / machine.OWNER_FILE).stat().st_mtime
     except FileNotFoundError:
         return None
+    ended = None if state is None else endings.why(state)
     config = Path(state.kubeconfig) if state is not None else kubeconfig(folder)
     return Running(
         name=folder.name if state is None else state.name,
@@ -81,9 +84,16 @@ def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
         owner=state.origin if state is not None else command(owner.pid) if owner.process.local else ELSEWHERE,
         kept=state is not None,
         age=age,
-        node="none" if config is None else node_state(config) if ask else "?",
+        node="ended"
+        if ended is not None
+        else "none"
+        if config is None
+        else node_state(config)
+        if ask
+        else "?",
         kubeconfig=None if config is None else str(config),
         folder=None if state is None else state.folder,
+        ended=ended,
     )
 
 

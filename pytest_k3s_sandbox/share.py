@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox import forks, kept
+from pytest_k3s_sandbox import endings, forks, kept
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
 from pytest_k3s_sandbox.sandbox import locks, machine
 from pytest_k3s_sandbox.users import Users
@@ -87,7 +87,16 @@ class Share:
                 cause=said.strip()[-3000:] or "the process that keeps it has ended",
                 log=Path(launched["folder"]),
             )
+        why = endings.why(state)
+        if why is not None:
+            raise ClusterError("the shared cluster has ended", cause=why, log=Path(state.folder))
         return state
+
+    @property
+    def ended(self) -> str | None:
+        """Why the cluster that this worker uses was ended before its time; None if it was not."""
+        found = None if self._up is None else endings.read(self.name)
+        return None if found is None else found.why
 
     def _launched(self) -> dict[str, Any] | None:
         text = self.users.read("launched")

@@ -58,6 +58,7 @@ class StartedSandbox(ABC):
         limits: What it may take.
         unlimited: Why the machine does not limit its memory or processes, by the controller.
         ended: Why it was ended before its time; None if it was not.
+        on_end: Called with that reason before its processes are killed.
         handed_over: Whether another process owns it now; what is in it stays as it is then.
 
     Raises:
@@ -93,6 +94,7 @@ class StartedSandbox(ABC):
         self.handed_over = False
         self.unlimited: dict[str, str] = {}
         self.ended: str | None = None
+        self.on_end: Callable[[str], None] | None = None
         self._watcher: watch.Watcher | None = None
         self._root_magic: int | None = None
         self._client: AgentClient | None = None
@@ -338,6 +340,8 @@ class StartedSandbox(ABC):
         self.ended = f"the sandbox {self.name}: {why}"
         if self.ended not in ENDED and not self._closed:
             ENDED.append(self.ended)
+            if self.on_end is not None:
+                self.on_end(self.ended)
         return why
 
     def _end_for(self, why: str) -> None:
