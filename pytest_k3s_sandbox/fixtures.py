@@ -243,15 +243,18 @@ def k3s_up(
     from pytest_k3s_sandbox.report.beginning import bring_up  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.summary import again  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.runs import clean_start, experiment_of, keep_running  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.runs import (  # noqa: PLC0415 - likewise
+        clean_start,
+        experiment_of,
+        judge_shared_start,
+        keep_running,
+    )
 
     patience = activate(request.config).patience
     share = request.config.stash.get(SHARE, None)
     if share is not None and k3s_layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
         request.config.stash[LINES].append(f"k3s-sandbox: uses the shared cluster {share.name}")
-        if (shared := clean_start(request, up.writer)) is not None:
-            with cleanstart.judged(shared, up.writer):
-                pass  # it is Ready, and its records tell how it started
+        judge_shared_start(request, up.writer)
         yield up
         return
     # A user's own `k3s_layers` need not record, nor start a control plane.

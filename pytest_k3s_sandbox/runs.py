@@ -10,7 +10,7 @@ import pytest
 
 from pytest_k3s_sandbox import allure, cleanstart, forks, openruns, outcomes
 from pytest_k3s_sandbox.claims import Claims
-from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.errors import ClusterError, MissingCapability
 from pytest_k3s_sandbox.keys import (
     FAILED,
     KEPT,
@@ -167,6 +167,29 @@ def clean_start(request: pytest.FixtureRequest, writer: RunWriter) -> OpenClaim 
     ):
         run.clean_start = cleanstart.announce(claims(writer))
     return run.clean_start
+
+
+def judge_shared_start(request: pytest.FixtureRequest, writer: RunWriter) -> None:
+    """Judge how a shared cluster started, if an experiment's test can come to use it.
+
+    A test of an experiment that asks for the cluster only when it runs is not refused before. After
+    another test of its worker it finds the cluster there, so that the claim is made with the first test.
+    It fails only an experiment's test.
+
+    Args:
+        request: The fixture that attaches to the cluster.
+        writer: The run's records, which tell how the cluster started.
+
+    Raises:
+        ClusterError: The running test is an experiment's, and a program has ended during the start.
+    """
+    claim = clean_start(request, writer)
+    refused: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if claim is None and any(openruns.experiment(item) is not None for item in request.session.items):
+        claim, refused = cleanstart.announce(claims(writer)), contextlib.suppress(ClusterError)
+    if claim is not None:
+        with refused, cleanstart.judged(claim, writer):
+            pass  # it is Ready, and its records tell how it started
 
 
 def claims(writer: RunWriter) -> Claim:

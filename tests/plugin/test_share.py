@@ -171,3 +171,83 @@ def test_what_is_the_owners_alone_is_refused_with_the_remedy(sharing: Project) -
         ["*ConfigError: the fixture k3s_fake_cni: another process keeps this cluster*"]
     )
     result.stdout.fnmatch_lines(["*measures for exp08, and the cluster is shared*"])
+
+
+def test_all_that_share_a_cluster_are_told_the_limit_that_ended_it(
+    sharing: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = "the sandbox k3ssb-fake: it took 3 GiB of memory, and was ended; give it more by --k3s-memory"
+    monkeypatch.setenv("FAKE_LIMIT", limit)
+    result = sharing.run(
+        """
+        import time
+        from pathlib import Path
+        import pytest
+        from pytest_k3s_sandbox.deadline import Deadline
+
+        def test_wait(k3s):
+            Path("began-wait").touch()
+            k3s.wait(lambda: False, "it", Deadline.after(20))
+
+        def test_run(k3s_sandbox):
+            Path("began-run").touch()
+            while k3s_sandbox.run(["true"]).returncode == 0:
+                time.sleep(0.1)
+                k3s_sandbox.run(["false"], check=False)
+
+        def test_other(k3s): assert not "another reason"
+        """,
+        "-n2",
+        "--k3s-share",
+        "--k3s-keep=never",
+        subprocess=True,
+    )
+    assert result.parseoutcomes()["failed"] == 3
+    result.stdout.fnmatch_lines(
+        [f"*WaitError: the sandbox of kubelet was lost while waiting for it: {limit}"]
+    )
+    result.stdout.fnmatch_lines([f"*StartError: {limit}"])
+    lines = [number for number, line in enumerate(result.outlines) if "- k3s-sandbox -" in line]
+    assert len([number for number in lines if result.outlines[number + 1] == limit]) >= 2
+    assert left(sharing) == []
+
+
+# An experiment's test is refused by what it asks for; this one asks when it runs already.
+LATE = """
+import pytest
+
+@pytest.mark.exp08
+def test_experiment(request):
+    request.getfixturevalue("k3s_claim")("it", "It is", True)
+"""
+
+
+@pytest.mark.parametrize("why", ["", "kubelet ended with exit code 1 during the start"])
+def test_an_experiment_on_a_shared_cluster_that_was_restarted_is_no_clean_start(
+    sharing: Project, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_KUBELET_ENDS", why)
+    result = sharing.run(LATE, "-n1", "--k3s-share", "--k3s-keep=always", subprocess=True)
+    (run,) = sharing.runs
+    if why:
+        assert {one.name: (one.word, one.measured) for one in run.verdicts} == {
+            "clean-start": ("not held", f"1: kubelet {why}")
+        }
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines([f"*ClusterError: the start of the node was not clean: 1: kubelet {why}"])
+    else:
+        assert {one.name: one.word for one in run.verdicts} == {"clean-start": "held", "it": "held"}
+        result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("first", ["a user's test", "an experiment"])
+def test_no_later_experiment_counts_as_cleanly_started_either(
+    sharing: Project, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_KUBELET_ENDS", "kubelet ended with exit code 1 during the start")
+    user = "def test_mine(k3s): pass\n"
+    tests = (user + LATE) if first == "a user's test" else LATE + LATE.replace("test_e", "test_another_e")
+    sharing.run(tests, "-n1", "--dist=load", "--k3s-share", "--k3s-keep=always", subprocess=True)
+    (run,) = sharing.runs
+    words = {one.word for one in run.verdicts if one.name == "clean-start"}
+    assert words == {"not held"}
