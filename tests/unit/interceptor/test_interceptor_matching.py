@@ -91,6 +91,10 @@ def test_below_takes_text_and_bytes_of_any_kind() -> None:
         ("/[]]c", ["/]c"], ["/[]]c", "/c"]),
         ("/[]a]c", ["/]c", "/ac"], ["/bc"]),
         ("/[!]a]c", ["/bc"], ["/]c", "/ac"]),
+        ("/[^]a]c", ["/bc"], ["/]c", "/ac"]),
+        ("/[ab]X", ["/aX"], ["/XX"]),
+        ("/[!ab]X", ["/XX"], ["/aX"]),
+        ("/[X]", ["/X"], ["/a"]),
         ("/[]", ["/[]"], ["/]"]),
         ("/[!]", ["/[!]"], ["/a"]),
         ("/[]x", ["/[]x"], ["/x"]),
@@ -119,7 +123,16 @@ def test_a_range_that_runs_backwards_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "begin"),
-    [("/a", "/a"), ("/a*b", "/a"), ("/a?b*", "/a"), ("/a*[b]?", "/a"), ("/a[b]", "/a"), ("", ""), ("*", "")],
+    [
+        ("/X", "/X"),
+        ("/a", "/a"),
+        ("/a*b", "/a"),
+        ("/a?b*", "/a"),
+        ("/a*[b]?", "/a"),
+        ("/a[b]", "/a"),
+        ("", ""),
+        ("*", ""),
+    ],
 )
 def test_the_literal_part_of_a_pattern(pattern: str, begin: str) -> None:
     assert literal(pattern) == begin
