@@ -13,7 +13,7 @@ from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
 
 def main() -> None:
     """Load the filter and become the program that the arguments name."""
-    seccomp.load(seccomp.packed(seccomp.build(())))
+    seccomp.load(seccomp.packed(seccomp.build({})))
     os.execv(sys.argv[1], sys.argv[1:])  # noqa: S606 - running the program without a shell is the purpose
 
 

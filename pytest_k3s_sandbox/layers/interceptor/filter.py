@@ -13,9 +13,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from enum import Flag, auto
 from typing import Final, NamedTuple
 
+from pytest_k3s_sandbox.layers.interceptor import repeating
 from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, SECCOMP
 
 PROBING: Final = 121
@@ -37,10 +39,16 @@ _IF_BITS: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _NUMBER, _ARCH = 0, 4
 _ARGUMENTS: Final = (16, 24, 32)
 """Where the lower halves of the first arguments are."""
-_FLAGS: Final = {"open": 1, "openat": 3}
+_POINTER: Final = 8
+"""Where the instruction pointer is, its lower half first."""
+_FLAGS: Final = {"open": 6, "openat": 13}
 """The part of the tail that tests the flags of a call that opens; openat2 has them in memory."""
-_PROBE: Final = 5
-_TRACE: Final = 8
+_PAGE_AND_FLAGS: Final = {"open": 1, "openat": 8}
+"""The part that tests the flags of calls from the page of :mod:`.repeating`, and stops all others."""
+_PAGE: Final = 15
+_PROBE: Final = 20
+_ALLOW: Final = 22
+_TRACE: Final = 23
 _NOT_TO_READ: Final = 0o200000 | 1
 """O_DIRECTORY and O_WRONLY, asm-generic/fcntl.h (uapi): with either nobody can read a file's content."""
 
@@ -52,6 +60,16 @@ FLAGS: Final = (_SPEC_ALLOW, 0)
 """What to try for seccomp(2), in this order: gVisor has no flags."""
 
 
+class Stops(Flag):
+    """When a call has to stop."""
+
+    ALWAYS = auto()
+    READING = auto()
+    """Unless it opens a folder, or a file for writing alone."""
+    RETURNING = auto()
+    """Because its return is watched: unless it comes from the page of :mod:`.repeating`."""
+
+
 class Instruction(NamedTuple):
     """One struct sock_filter."""
 
@@ -61,9 +79,28 @@ class Instruction(NamedTuple):
     value: int
 
 
-def build(
-    calls: Iterable[str], *, reads_only: Iterable[str] = (), probing: bool = False
-) -> tuple[Instruction, ...]:
+def _matched(name: str, stops: Stops) -> int:
+    """Return the part of the tail for a call."""
+    if Stops.ALWAYS in stops or (Stops.READING in stops and name not in _FLAGS):
+        return _TRACE
+    if Stops.READING in stops:
+        return (_PAGE_AND_FLAGS if Stops.RETURNING in stops else _FLAGS)[name]
+    return _PAGE if Stops.RETURNING in stops else _ALLOW
+
+
+def _from_page(at: int, passed: int) -> tuple[Instruction, ...]:
+    """Return the part of the tail at ``at``: calls from the page go on at ``passed``, others stop."""
+    low, high = repeating.ADDRESS & 0xFFFF_FFFF, repeating.ADDRESS >> 32
+    return (
+        Instruction(_LOAD, 0, 0, _POINTER + 4),
+        Instruction(_IF_EQUAL, 0, _TRACE - at - 2, high),
+        Instruction(_LOAD, 0, 0, _POINTER),
+        Instruction(_IF_AT_LEAST, _TRACE - at - 4, 0, low + repeating.PAGE),
+        Instruction(_IF_AT_LEAST, passed - at - 5, _TRACE - at - 5, low),
+    )
+
+
+def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruction, ...]:
     """Return a filter that reports ``calls`` to the tracer and lets everything else pass.
 
     Calls of 32-bit programs pass, too, and so do those of x32 ones, whose numbers are all
@@ -71,12 +108,10 @@ def build(
     a call that is not trapped costs some five comparisons.
 
     Args:
-        calls: Names of calls.
-        reads_only: Those of them that pass if they open a folder, or a file for writing alone.
+        calls: When each call has to stop, by its name.
         probing: Whether the call that a launched program probes with is reported, too.
     """
-    numbers = {NUMBERS[name]: _TRACE for name in calls}
-    numbers |= {NUMBERS[name]: _FLAGS[name] for name in reads_only if name in _FLAGS}
+    numbers = {NUMBERS[name]: _matched(name, stops) for name, stops in calls.items()}
     if probing:
         numbers[PROBING] = _PROBE
     if not numbers:
@@ -89,14 +124,17 @@ def build(
     )
     tail = (
         Instruction(_RETURN, 0, 0, RET_ALLOW),  # 0: no number matched
-        Instruction(_LOAD, 0, 0, _ARGUMENTS[1]),  # 1: flags of open
-        Instruction(_IF_BITS, 4, 5, _NOT_TO_READ),
-        Instruction(_LOAD, 0, 0, _ARGUMENTS[2]),  # 3: flags of openat
-        Instruction(_IF_BITS, 2, 3, _NOT_TO_READ),
-        Instruction(_LOAD, 0, 0, _ARGUMENTS[0]),  # 5: the probing call
+        *_from_page(1, 6),
+        Instruction(_LOAD, 0, 0, _ARGUMENTS[1]),  # 6: flags of open
+        Instruction(_IF_BITS, _ALLOW - 8, _TRACE - 8, _NOT_TO_READ),
+        *_from_page(8, 13),
+        Instruction(_LOAD, 0, 0, _ARGUMENTS[2]),  # 13: flags of openat
+        Instruction(_IF_BITS, _ALLOW - 15, _TRACE - 15, _NOT_TO_READ),
+        *_from_page(15, _ALLOW),
+        Instruction(_LOAD, 0, 0, _ARGUMENTS[0]),  # 20: the probing call
         Instruction(_IF_EQUAL, 1, 0, NOBODY),
-        Instruction(_RETURN, 0, 0, RET_ALLOW),
-        Instruction(_RETURN, 0, 0, RET_TRACE),  # 8
+        Instruction(_RETURN, 0, 0, RET_ALLOW),  # 22
+        Instruction(_RETURN, 0, 0, RET_TRACE),  # 23
     )
     return (*head, *_halved(sorted(numbers.items()), 2 * len(numbers) - 1), *tail)
 

@@ -74,18 +74,22 @@ class Injector:
         Returns:
             The registers to restore after the call; None: it cannot be done, and nothing was changed.
         """
+        where = (self._registers.words[RSP] - _RED_ZONE - len(program) - 16) & ~15
+        if not self._memory.write(tid, where, seccomp.with_header(program, where)):
+            return None
+        return self.call(tid, SECCOMP, (_MODE_FILTER, self._flags[0], where))
+
+    def call(self, tid: int, number: int, arguments: tuple[int, ...]) -> bytes | None:
+        """Turn such a program to any call; arguments and result as for :meth:`begin`."""
         words = self._registers.words
         address = vdso_address(procfs.auxiliary(tid)) if self._offset >= 0 else None
         if address is None or words[CS] != requests.CODE_64:
             return None
-        where = (words[RSP] - _RED_ZONE - len(program) - 16) & ~15
-        if not self._memory.write(tid, where, seccomp.with_header(program, where)):
-            return None
         saved = self._registers.save()
         words[RIP] = address + self._offset
-        words[RAX] = SECCOMP
+        words[RAX] = number
         words[ORIG_RAX] = (1 << 64) - 1  # not in a call: the kernel must not restart one
-        for index, value in zip(ARGUMENTS, (_MODE_FILTER, self._flags[0], where), strict=False):
+        for index, value in zip(ARGUMENTS, arguments, strict=False):
             words[index] = value
         self._registers.store(tid)
         return saved

@@ -45,7 +45,7 @@ def launch(command: Sequence[str], program: bytes, *, outlive: bool = False) -> 
     """
     if program:
         return _launch(command, program, outlive=outlive)
-    scout = _launch((), seccomp.packed(seccomp.build((), probing=True)), outlive=False)
+    scout = _launch((), seccomp.packed(seccomp.build({}, probing=True)), outlive=False)
     os.kill(scout.pid, signal.SIGKILL)  # also where a signal has just stopped it
     while os.WIFSTOPPED(os.waitpid(scout.pid, requests.WALL)[1]):
         pass

@@ -6,9 +6,10 @@ from typing import Final
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
 from pytest_k3s_sandbox.layers.interceptor import procfs
+from pytest_k3s_sandbox.layers.interceptor.filter import Stops
 from pytest_k3s_sandbox.layers.interceptor.matching import PathRules, program_test
 from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, reads_only, trapped_calls
-from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
+from pytest_k3s_sandbox.layers.interceptor.syscalls import FSTATFS, NUMBERS, Group, names
 
 
 class Profile:
@@ -22,11 +23,14 @@ class Profile:
         masks_close: Whether descriptors of masked paths are to be remembered.
         retries: Whether interrupted calls are looked at.
         exits: Whether some of them are looked at when they return.
+        repeated: The numbers of the calls that are made again inside a Go program; see :mod:`.repeating`.
         filter: What has to be loaded into such a program, as BPF; empty: nothing beyond
             what every program has.
     """
 
-    __slots__ = ("exits", "filter", "masks_close", "paths", "places", "reads_links", "retries", "rules")
+    __slots__ = (
+        *("exits", "filter", "masks_close", "paths", "places", "reads_links", "repeated", "retries", "rules"),
+    )
 
     def __init__(self, rules: Rules, everyones: Rules | None) -> None:
         """Prepare; ``everyones`` are the rules whose filter every program has, this one among them."""
@@ -44,21 +48,47 @@ class Profile:
         self.masks_close = any(Group.CLOSE in rule.groups for rule in rules.masks)
         self.retries = bool(rules.retries)
         self.exits = any(rule.exits for rule in rules.retries)
+        self.repeated = repeated_calls(rules)
         self.filter = b""
         if everyones is not None:
-            (calls, reads), (known, known_reads) = _calls(rules), _calls(everyones)
-            if not (calls <= known and known_reads <= reads):
+            mine, known = kinds_of_stops(rules), kinds_of_stops(everyones)
+            if not all(covers(known.get(name, Stops(0)), kind) for name, kind in mine.items()):
                 self.filter = filter_of(rules)
 
 
-def _calls(rules: Rules) -> tuple[frozenset[str], frozenset[str]]:
-    return trapped_calls(rules), reads_only(rules)
+def covers(known: Stops, wanted: Stops) -> bool:
+    """Tell whether a filter that stops a call for one reason stops it for the other, too."""
+    return Stops.ALWAYS in known or wanted in known
+
+
+def repeated_calls(rules: Rules) -> frozenset[int]:
+    """Return the numbers of the calls that are made again inside a Go program.
+
+    These are all calls of a retry rule that watches returns. close is not among them: it has closed the
+    descriptor when it is interrupted (close(2)).
+    """
+    groups = {group for rule in rules.retries if rule.exits for group in rule.groups} - {Group.CLOSE}
+    found = frozenset(NUMBERS[name] for name in names(*groups))
+    return found | {FSTATFS} if Group.STATFS in groups else found
+
+
+def kinds_of_stops(rules: Rules) -> dict[str, Stops]:
+    """Return when each call has to stop for rules; calls that are not named never stop."""
+    others = rules._replace(retries=())
+    always = trapped_calls(others) - reads_only(others)
+    reading = reads_only(others)
+    exits = frozenset[str]().union(*(rule.exits for rule in rules.retries))
+    return {
+        name: (Stops.ALWAYS if name in always else Stops(0))
+        | (Stops.READING if name in reading else Stops(0))
+        | (Stops.RETURNING if name in exits else Stops(0))
+        for name in trapped_calls(rules)
+    }
 
 
 def filter_of(rules: Rules, *, probing: bool = False) -> bytes:
     """Return the filter for rules; ``probing`` as for :func:`.filter.build`."""
-    calls, reads = _calls(rules)
-    return seccomp.packed(seccomp.build(calls, reads_only=reads, probing=probing))
+    return seccomp.packed(seccomp.build(kinds_of_stops(rules), probing=probing))
 
 
 class Profiles:
@@ -68,6 +98,7 @@ class Profiles:
         everyones: The rules for every program.
         selective: Whether there are rules for some programs only.
         retries: Whether there is a rule that has to do with signals.
+        exits: Whether some rule watches the return of calls.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -75,6 +106,7 @@ class Profiles:
         self._rules = rules
         self.everyones = rules.only(lambda programs: not programs)
         self.retries = bool(rules.retries)
+        self.exits = any(rule.exits for rule in rules.retries)
         self._tests = {
             programs: program_test(programs) for programs in {rule.programs for rule in rules.every()} - {()}
         }

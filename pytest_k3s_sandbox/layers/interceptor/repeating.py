@@ -1,78 +1,176 @@
-"""Code in the tracee that makes an interrupted call again, without a stop of the tracer's.
+"""Code inside Go programs that makes interrupted calls again, without a stop of the tracer's.
 
-For a signal to the process gVisor interrupts a request to a FUSE server, and another thread takes the signal.
+gVisor interrupts a request to a FUSE server for any signal. Another thread may take a signal to the process.
 Then the call has failed with EINTR, and there is no delivery at which the tracer could make it again.
 A stop at the exit of every such call would show it, and would cost as much as the call itself.
 
-So the tracer lets the call return to a few instructions of its own. They compare the result with -EINTR.
-If it is that, they go back to the program's ``syscall`` instruction, where the call is trapped again.
-Else they go on where the call would have returned. Their bytes lie in a page that the tracee maps.
+All calls of Go's packages os, syscall and unix go through one function, ``Syscall6``
+(``internal/runtime/syscall/asm_linux_amd64.s``). The tracer changes that function in the program's memory.
+It does so when the program has been executed and has not run yet.
+The function then jumps to a page that the program has mapped at a fixed address.
+There the call is made, and made again while its result is EINTR and its number is wanted.
+Then the code jumps back behind the function's ``syscall``.
 
-The kernel repeats some interrupted calls itself by going back over the ``syscall`` instruction (ERESTARTSYS).
-So the code begins with that instruction.
+The seccomp filter lets wanted calls from that page pass; see :mod:`.filter`. A program without the function,
+such as one in C, is left as it is.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import struct
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-from pytest_k3s_sandbox.layers.interceptor.requests import SYSCALL, SYSCALL_LENGTH
+from pytest_k3s_sandbox.layers.interceptor import procfs
 
 PAGE: Final = 4096
-MAP_ARGUMENTS: Final = (0, PAGE, 0x7, 0x22, (1 << 64) - 1, 0)
+ADDRESS: Final = 0x4000_0000_0000
+"""Where the page lies: far from programs, their libraries and Go's heap (``runtime/malloc.go``)."""
+_FIXED_NOREPLACE: Final = 0x10_0000
+"""MAP_FIXED_NOREPLACE of mmap(2). A kernel that does not know it takes the address as a wish."""
+MAP_ARGUMENTS: Final = (ADDRESS, PAGE, 0x7, 0x22 | _FIXED_NOREPLACE, (1 << 64) - 1, 0)
 """addr, length, PROT_READ|PROT_WRITE|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, fd, offset: mmap(2)."""
 
-SIZE: Final = 48
-ENTRY: Final = SYSCALL_LENGTH
-"""Where a call returns to: behind the ``syscall`` instruction."""
+_ARGUMENTS: Final = bytes.fromhex("4989f2 4889fa 4889ce 4889df")
+"""mov r10, rsi; mov rdx, rdi; mov rsi, rcx; mov rdi, rbx: from Go's registers to the kernel's."""
+FUNCTION: Final = _ARGUMENTS + b"\x0f\x05"
+"""The beginning of Syscall6: the moves and ``syscall``. It is as long as a jump to any address."""
+_WANTED_AT: Final = 2048
+"""Where in the page the wanted calls are: one bit for each number."""
+_NUMBERS: Final = 512
+_SEARCHED: Final = 4 << 20
+"""How much of a program is searched. The linker puts the function into the first 64 KiB of a program."""
+
+_AT_ENTRY: Final = 9
+"""The program's entry in the auxiliary vector: getauxval(3)."""
+_PT_LOAD, _PF_X, _ET_EXEC_OR_DYN = 1, 1, (2, 3)
 
 
-def code(number: int, back: int) -> bytes:
-    """Return the instructions for one place of a program.
-
-    Only rax, rcx, r11 and the flags may change in a system call (syscall(2)), and of these only the flags are
-    changed here.
-
-    Args:
-        number: The call's number, which the ``syscall`` instruction expects in rax.
-        back: The address behind the program's ``syscall`` instruction.
-    """
-    instructions = (
-        SYSCALL,
-        b"\x48\x83\xf8" + struct.pack("<b", -errno.EINTR),  # cmp rax, imm8
-        b"\x74\x06",  # je over the next one
-        b"\xff\x25\x0b\x00\x00\x00",  # jmp [rip + 11]: the first address below
-        b"\xb8" + struct.pack("<I", number),  # mov eax, imm32
-        b"\xff\x25\x08\x00\x00\x00",  # jmp [rip + 8]: the second one
-        struct.pack("<QQ", back, back - SYSCALL_LENGTH),
-    )
-    return b"".join(instructions).ljust(SIZE, b"\x90")
-
-
-class Page:
-    """The page of one process.
+class Program(NamedTuple):
+    """Where a program's file says that things are: elf(5).
 
     Attributes:
-        address: Where it is; 0 before the process has mapped it.
-        usable: Whether the process could map it.
-        places: The code's entry by the call's number and the address behind its instruction.
+        function: The address of Syscall6.
+        entry: The address of the first instruction.
     """
 
-    __slots__ = ("address", "places", "usable")
+    function: int
+    entry: int
+
+
+def program_of(head: bytes, text: bytes, address: int) -> Program | None:
+    """Return where the function is; None where there is none.
+
+    Args:
+        head: The beginning of an ELF file.
+        text: The beginning of its code.
+        address: The code's address.
+    """
+    offset = text.find(FUNCTION)
+    if offset < 0 or len(head) < 64:  # noqa: PLR2004 - the size of an ELF header
+        return None
+    return Program(address + offset, struct.unpack_from("<Q", head, 24)[0])
+
+
+def code_of(head: bytes) -> tuple[int, int, int] | None:
+    """Return offset, length and address of an ELF file's code; None if there is none, or not 64-bit."""
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":  # noqa: PLR2004 - likewise
+        return None
+    kind = struct.unpack_from("<H", head, 16)[0]
+    table, size, count = struct.unpack_from("<Q14xHH", head, 32)
+    if kind not in _ET_EXEC_OR_DYN or size != 56:  # noqa: PLR2004 - the size of a program header
+        return None
+    for index in range(count):
+        at = table + index * size
+        if at + size > len(head):
+            return None
+        what, flags, offset, start, _, length = struct.unpack_from("<IIQQQQ", head, at)
+        if what == _PT_LOAD and flags & _PF_X:
+            return offset, length, start
+    return None
+
+
+def loaded_at(program: Program, auxiliary: bytes) -> int | None:
+    """Return the function's address in a process, which knows where its program was loaded."""
+    for kind, value in struct.iter_unpack("=QQ", auxiliary[: len(auxiliary) // 16 * 16]):
+        if kind == _AT_ENTRY:
+            return int(program.function + value - program.entry)
+    return None
+
+
+class Programs:
+    """Finds the function in programs, and remembers it by the file."""
 
     def __init__(self) -> None:
-        """Begin without one."""
-        self.address = 0
-        self.usable = True
-        self.places: dict[tuple[int, int], int] = {}
+        """Begin without any."""
+        self._known: dict[tuple[int, int, int, int], Program | None] = {}
 
-    def has(self, address: int) -> bool:
-        """Tell whether an address lies in it."""
-        return self.address <= address < self.address + PAGE if self.address else False
+    def function(self, tid: int) -> int | None:
+        """Return the address of Syscall6 in a process; None: it has none, or it is ending."""
+        try:
+            fd = os.open(f"/proc/{tid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            file = os.fstat(fd)
+            key = file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+            if key not in self._known:
+                self._known[key] = _read(fd)
+            program = self._known[key]
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return None if program is None else loaded_at(program, procfs.auxiliary(tid))
 
-    def next(self) -> int | None:
-        """Return where the next code goes; None when the page is full."""
-        offset = len(self.places) * SIZE
-        return self.address + offset if offset + SIZE <= PAGE else None
+
+def _read(fd: int) -> Program | None:
+    head = os.pread(fd, PAGE, 0)
+    code = code_of(head)
+    if code is None:
+        return None
+    offset, length, address = code
+    return program_of(head, os.pread(fd, min(length, _SEARCHED), offset), address)
+
+
+def jump(address: int) -> bytes:
+    """Return the instruction that jumps to an address: jmp [rip + 0], and the address behind it."""
+    return b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", address)
+
+
+def page(function: int, numbers: Iterable[int]) -> bytes:
+    """Return the page's content.
+
+    Callers of the function expect none of the registers back that the code changes (Go's internal ABI).
+    r12 keeps the call's number, because the kernel's result takes its place.
+    The kernel repeats some interrupted calls itself, by going back over ``syscall`` (ERESTARTSYS).
+
+    Args:
+        function: The address of Syscall6.
+        numbers: The calls that are made again.
+    """
+    wanted = bytearray(_NUMBERS // 8)
+    for number in numbers:
+        wanted[number // 8] |= 1 << number % 8
+    instructions = (
+        _ARGUMENTS,  # 0
+        b"\x49\x89\xc4",  # 12: mov r12, rax
+        b"\x0f\x05",  # 15: syscall
+        b"\x48\x83\xf8" + struct.pack("<b", -errno.EINTR),  # 17: cmp rax, -EINTR
+        b"\x74\x0e",  # 21: je 37
+        jump(function + len(FUNCTION)),  # 23
+        b"\x49\x81\xfc" + struct.pack("<I", _NUMBERS - 1),  # 37: cmp r12, 511
+        b"\x77\xe9",  # 44: ja 23
+        b"\x4c\x0f\xa3\x25" + struct.pack("<i", _WANTED_AT - 54),  # 46: bt [rip + ...], r12
+        b"\x73\xdf",  # 54: jnc 23
+        b"\x4c\x89\xe0",  # 56: mov rax, r12
+        b"\xeb\xd2",  # 59: jmp 15
+    )
+    return b"".join(instructions).ljust(_WANTED_AT, b"\xcc") + wanted
+
+
+def inside(pointer: int) -> bool:
+    """Tell whether an instruction pointer is in the page."""
+    return ADDRESS <= pointer < ADDRESS + PAGE

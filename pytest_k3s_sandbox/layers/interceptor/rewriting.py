@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pytest_k3s_sandbox.layers.interceptor import repeating, requests
+from pytest_k3s_sandbox.layers.interceptor import requests
 from pytest_k3s_sandbox.layers.interceptor.calls import Call, Space
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
 from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, RIP, Registers
@@ -39,14 +39,12 @@ class Rewriter:
         self._memory = memory
         self._process_of = process_of
         self._spaces: dict[int, Space] = {}
-        self._pages: dict[int, repeating.Page] = {}
 
     def forget(self, tid: int, call: Call | None) -> None:
         """Note that a thread, which was in ``call``, has ended or executes another program."""
         if call is not None:
             self._give_back(call)
         self._spaces.pop(tid, None)
-        self._pages.pop(tid, None)
 
     def instead(self, tid: int, call: Call, number: int, arguments: tuple[int, ...] = ()) -> Call:
         """Turn the call that a tracee is about to make to another one, and keep its registers in ``call``."""
@@ -63,56 +61,6 @@ class Rewriter:
         self._registers.words[RIP] -= requests.SYSCALL_LENGTH
         self._registers.words[RAX] = call.number
         self._registers.store(tid)
-
-    def repeats(self, tid: int) -> bool:
-        """Tell whether the call at which a tracee stands can return to such code, and write it if need be."""
-        page = self._pages.setdefault(self._process_of(tid), repeating.Page())
-        if not page.usable or not page.address:
-            return page.usable
-        words = self._registers.words
-        place = (words[ORIG_RAX], words[RIP])
-        if place in page.places or page.has(words[RIP]):
-            return True
-        address = page.next()
-        # Where gVisor has patched a program (systrap's usertrap), there is another instruction.
-        site = self._memory.read(tid, words[RIP] - requests.SYSCALL_LENGTH, requests.SYSCALL_LENGTH)
-        if address is None or site != requests.SYSCALL:
-            return False
-        if not self._memory.write(tid, address, repeating.code(*place)):
-            page.usable = False
-            return False
-        page.places[place] = address + repeating.ENTRY
-        return True
-
-    def repeat(self, tid: int, number: int, *, entry_first: bool) -> Call | None:
-        """Let a call return to code that makes it again if it was interrupted; see :mod:`.repeating`.
-
-        The caller has asked :meth:`repeats` before.
-
-        Returns:
-            A call that is made first, in a process that has no page for that code yet; None otherwise.
-        """
-        page = self._pages[self._process_of(tid)]
-        if not page.address:
-            call = Call(self._page_mapped, number, entry_first)
-            return self.instead(tid, call, MMAP, repeating.MAP_ARGUMENTS)
-        words = self._registers.words
-        back = words[RIP]
-        if page.has(back):
-            return None
-        words[RIP] = page.places[number, back]
-        self._registers.store(tid)
-        return None
-
-    def _page_mapped(self, tid: int, call: Call) -> None:
-        address = self._registers.words[RAX]
-        page = self._pages.setdefault(self._process_of(tid), repeating.Page())
-        if -_LAST_ERRNO <= requests.signed(address) < 0:
-            page.usable = False
-        elif not page.address:  # another thread may have been quicker
-            page.address = address
-        self._registers.recall(call.saved)
-        self.run_again(tid, call)
 
     def prepare(self, tid: int, number: int, *, entry_first: bool) -> Call | None:
         """Have the tracee map memory, if it has none to spare; the call is made again after that."""

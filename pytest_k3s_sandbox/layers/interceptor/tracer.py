@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 
-from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
+from pytest_k3s_sandbox.layers.interceptor import messages, procfs, repeating, requests
 from pytest_k3s_sandbox.layers.interceptor.calls import Call
 from pytest_k3s_sandbox.layers.interceptor.forward import FORWARDED
 from pytest_k3s_sandbox.layers.interceptor.inject import Injector
@@ -19,7 +19,7 @@ from pytest_k3s_sandbox.layers.interceptor.requests import PtraceError
 from pytest_k3s_sandbox.layers.interceptor.scratch import Scratch
 from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
 from pytest_k3s_sandbox.layers.interceptor.stats import Stats
-from pytest_k3s_sandbox.layers.interceptor.syscalls import SECCOMP
+from pytest_k3s_sandbox.layers.interceptor.syscalls import MMAP, SECCOMP
 from pytest_k3s_sandbox.layers.interceptor.trapped import TrappedCalls
 from pytest_k3s_sandbox.layers.interceptor.waiting import Waiter
 
@@ -54,7 +54,9 @@ class Tracer:
             self._process_of,
             entry_first=stats.entry_first,
         )
-        self._injector = Injector(self._registers, memory) if profiles.selective else None
+        self._memory = memory
+        self._programs = repeating.Programs()
+        self._injector = Injector(self._registers, memory) if profiles.selective or profiles.exits else None
         self._pending: dict[int, Call] = {}
         self._processes: dict[int, int] = {}
         self._known: dict[int, Profile] = {}
@@ -208,12 +210,44 @@ class Tracer:
         if messages.debugging():
             names = ", ".join(os.fsdecode(path) for path in procfs.program_paths(tid))
             messages.say("debug", f"{tid} executes {names}: {len(profile.rules.every())} rules are for it")
-        if profile.filter and profile.filter not in self._filters.get(tid, ()):
+        function = self._programs.function(tid) if profile.repeated else None
+        if function is not None:
+            self._pending[tid] = Call(lambda tid, call: self._map(tid, call, function), MMAP, at_entry=False)
+        elif profile.filter and profile.filter not in self._filters.get(tid, ()):
             self._pending[tid] = Call(self._executable, SECCOMP, at_entry=False)
+
+    def _map(self, tid: int, call: Call, function: int) -> Call | None:
+        """At the exit stop of execve: have a Go program map the page of :mod:`.repeating`."""
+        saved = None
+        if self._injector is not None:
+            saved = self._injector.call(tid, MMAP, repeating.MAP_ARGUMENTS)
+        if saved is None:
+            return self._executable(tid, call)
+        mapping = Call(lambda tid, call: self._mapped(tid, call, function), MMAP, at_entry=True)
+        mapping.saved = saved
+        return mapping
+
+    def _mapped(self, tid: int, call: Call, function: int) -> Call | None:
+        """At the exit stop of that call: write the page, and let the program's function jump to it."""
+        address = self._registers.words[requests.RAX]
+        self._registers.recall(call.saved)
+        self._registers.store(tid)
+        numbers = self._known[tid].repeated
+        if address == repeating.ADDRESS and self._memory.write(
+            tid, address, repeating.page(function, numbers)
+        ):
+            there = self._memory.read(tid, function, 16)
+            if there.startswith(repeating.FUNCTION):
+                new = repeating.jump(address) + there[len(repeating.FUNCTION) :]
+                requests.poke(tid, function, new[:8])
+                requests.poke(tid, function + 8, new[8:])
+        return self._executable(tid, call)
 
     def _executable(self, tid: int, _call: Call) -> Call | None:
         """At the exit stop of execve: have the program load its filter."""
         program = self._known[tid].filter
+        if not program or program in self._filters.get(tid, ()):
+            return None
         saved = self._injector.begin(tid, program) if self._injector is not None else None
         if saved is None:
             self._unfiltered(tid, "a 32-bit program, or there is no vDSO")

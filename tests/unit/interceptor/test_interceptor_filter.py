@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
-from pytest_k3s_sandbox.layers.interceptor.filter import NOBODY, PROBING, RET_ALLOW, RET_TRACE
+from pytest_k3s_sandbox.layers.interceptor.filter import NOBODY, PROBING, RET_ALLOW, RET_TRACE, Stops
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, preset_names
-from pytest_k3s_sandbox.layers.interceptor.rules import trapped_calls
-from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS
+from pytest_k3s_sandbox.layers.interceptor.profiles import covers, kinds_of_stops
+from pytest_k3s_sandbox.layers.interceptor.repeating import ADDRESS, PAGE
+from pytest_k3s_sandbox.layers.interceptor.rules import RetryRule, Rules
+from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, Group
 
 X86_64, I386 = 0xC000_003E, 0x4000_0003
 X32 = 0x4000_0000
@@ -27,11 +29,12 @@ def run(
     number: int,
     arch: int = X86_64,
     arguments: tuple[int, ...] = (),
+    pointer: int = 0x1234,
 ) -> int:
     """Execute a filter as the kernel does, with the instructions that filters use (linux/bpf_common.h)."""
     padded = (*arguments, *(0,) * (6 - len(arguments)))
-    data = struct.pack("=IIQ6Q", number & 0xFFFF_FFFF, arch, 0x1234, *padded)
-    instructions = list(program)
+    data = struct.pack("=IIQ6Q", number & 0xFFFF_FFFF, arch, pointer, *padded)
+    instructions = program if isinstance(program, list) else list(program)
     accumulator, at = 0, 0
     while True:
         code, if_true, if_false, value = instructions[at]
@@ -54,9 +57,22 @@ def run(
             at += if_true if holds else if_false
 
 
+def steps(program: tuple[seccomp.Instruction, ...], number: int) -> int:
+    """Return how many instructions a call costs."""
+    executed: list[int] = []
+
+    class Counted(list[seccomp.Instruction]):
+        def __getitem__(self, index: int) -> seccomp.Instruction:  # type: ignore[override]
+            executed.append(index)
+            return super().__getitem__(index)
+
+    run(Counted(program), number)
+    return len(executed)
+
+
 @given(calls_sets, st.booleans())
 def test_it_reports_what_it_is_to_report(calls: frozenset[str], probing: bool) -> None:
-    program = seccomp.build(calls, probing=probing)
+    program = seccomp.build(dict.fromkeys(calls, Stops.ALWAYS), probing=probing)
     wanted = {NUMBERS[name] for name in calls}
     for number in range(600):
         assert run(program, number) == (RET_TRACE if number in wanted else RET_ALLOW)
@@ -80,7 +96,7 @@ def test_it_agrees_with_libseccomps(calls: frozenset[str]) -> None:
         reference.export_bpf(file)
         file.seek(0)
         theirs = list(struct.iter_unpack("=HBBI", file.read()))
-    ours = seccomp.build(calls)
+    ours = seccomp.build(dict.fromkeys(calls, Stops.ALWAYS))
     for number in [*range(600), *(number | X32 for number in range(600)), 0xFFFF_FFFF]:
         for arch in (X86_64, I386):
             assert run(ours, number, arch) == run(theirs, number, arch)
@@ -88,23 +104,22 @@ def test_it_agrees_with_libseccomps(calls: frozenset[str]) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_call_that_is_not_trapped_costs_few_comparisons(name: str) -> None:
-    program = seccomp.build(trapped_calls(load_preset(name).with_tree("/t")))
-    assert len(program) <= 44
+    program = seccomp.build(kinds_of_stops(load_preset(name).with_tree("/t")))
+    assert max(steps(program, number) for number in range(600) if run(program, number) == RET_ALLOW) <= 14
 
 
 def test_it_is_laid_out_as_the_kernel_reads_it() -> None:
-    program = seccomp.packed(seccomp.build({"open"}))
-    assert len(program) == 14 * 8
+    program = seccomp.packed(seccomp.build({"open": Stops.ALWAYS}))
+    assert len(program) == 29 * 8
     assert program[:8] == struct.pack("=HBBI", 0x20, 0, 0, 4)
     header = seccomp.with_header(program, 0x1000)
-    assert struct.unpack("=H6xQ", header[:16]) == (14, 0x1010)
+    assert struct.unpack("=H6xQ", header[:16]) == (29, 0x1010)
     assert header[16:] == program
 
 
 def test_what_is_not_opened_to_be_read_can_be_opened_unseen() -> None:
-    program = seccomp.build(
-        {"open", "openat", "openat2", "creat", "close"}, reads_only={"open", "openat", "creat"}
-    )
+    reading = dict.fromkeys(("open", "openat", "creat"), Stops.READING)
+    program = seccomp.build({**reading, "openat2": Stops.ALWAYS, "close": Stops.ALWAYS})
     folder = 0o200000 | 0o2000000
     for number, flags_at in ((NUMBERS["open"], 1), (NUMBERS["openat"], 2)):
         before = (0,) * flags_at
@@ -115,3 +130,60 @@ def test_what_is_not_opened_to_be_read_can_be_opened_unseen() -> None:
         assert run(program, number, I386, arguments=(*before, 0o2000000)) == RET_ALLOW
     for name in ("openat2", "creat", "close"):
         assert run(program, NUMBERS[name], arguments=(folder, folder, folder)) == RET_TRACE
+
+
+INSIDE = (ADDRESS, ADDRESS + 17, ADDRESS + PAGE - 1)
+OUTSIDE = (
+    0,
+    0x401234,
+    ADDRESS - 1,
+    ADDRESS + PAGE,
+    ADDRESS & 0xFFFF_FFFF,
+    ADDRESS + (1 << 32),
+    ADDRESS | 1 << 63,
+)
+
+
+def test_a_call_whose_return_is_watched_passes_from_the_page_that_repeats_it() -> None:
+    program = seccomp.build({"openat2": Stops.RETURNING, "openat": Stops.RETURNING | Stops.ALWAYS})
+    for pointer in INSIDE:
+        assert run(program, NUMBERS["openat2"], pointer=pointer) == RET_ALLOW
+        assert run(program, NUMBERS["openat"], pointer=pointer) == RET_TRACE
+    for pointer in OUTSIDE:
+        assert run(program, NUMBERS["openat2"], pointer=pointer) == RET_TRACE
+        assert run(program, NUMBERS["openat"], pointer=pointer) == RET_TRACE
+
+
+@pytest.mark.parametrize(("name", "flags_at"), [("open", 1), ("openat", 2)])
+def test_flags_count_only_in_that_page_where_the_return_is_watched_as_well(name: str, flags_at: int) -> None:
+    program = seccomp.build({name: Stops.READING | Stops.RETURNING})
+    before = (0,) * flags_at
+    for flags, inside in ((0o200000, RET_ALLOW), (1, RET_ALLOW), (0, RET_TRACE), (2, RET_TRACE)):
+        for pointer in INSIDE:
+            assert run(program, NUMBERS[name], arguments=(*before, flags), pointer=pointer) == inside
+        for pointer in OUTSIDE:
+            assert run(program, NUMBERS[name], arguments=(*before, flags), pointer=pointer) == RET_TRACE
+
+
+reasons = st.integers(0, 7).map(Stops)
+
+
+@given(reasons, reasons, st.sampled_from(["open", "openat", "openat2", "stat"]))
+def test_a_filter_that_covers_another_stops_whatever_the_other_stops(
+    known: Stops, wanted: Stops, name: str
+) -> None:
+    first, second = seccomp.build({name: known}), seccomp.build({name: wanted})
+    stopped = [
+        (run(program, NUMBERS[name], arguments=(flags,) * 3, pointer=pointer) == RET_TRACE)
+        for program in (first, second)
+        for flags in (0, 1)
+        for pointer in (INSIDE[0], OUTSIDE[0])
+    ]
+    if covers(known, wanted):
+        assert all(mine or not theirs for mine, theirs in zip(stopped[:4], stopped[4:], strict=True))
+
+
+def test_a_retry_rule_adds_its_returns_to_what_other_rules_stop() -> None:
+    retry = RetryRule("/sys", (Group.OPEN, Group.STAT, Group.CLOSE), exits=("openat", "stat"))
+    assert kinds_of_stops(Rules(retries=(retry,))) == {"openat": Stops.RETURNING, "stat": Stops.RETURNING}
+    assert kinds_of_stops(Rules(retries=(retry._replace(exits=()),))) == {}

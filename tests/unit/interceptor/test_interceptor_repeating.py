@@ -1,76 +1,187 @@
-"""The code that makes an interrupted call again, executed on this machine's processor."""
+"""The code that makes interrupted calls again: executed on this machine, and found in programs."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import mmap
+import os
 import platform
 import struct
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.interceptor import repeating
+from pytest_k3s_sandbox.layers.interceptor.profiles import repeated_calls
+from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION, Program
 from pytest_k3s_sandbox.layers.interceptor.requests import SYSCALL
+from pytest_k3s_sandbox.layers.interceptor.rules import RetryRule, Rules
+from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, Group
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="its instructions are x86-64's")
+processor = pytest.mark.skipif(platform.machine() != "x86_64", reason="its instructions are x86-64's")
 
-NUMBER = 437
+OPENAT2, STAT = 437, 4
+ROOM = 8192
+CALL_AT = 15
+"""Where in the page the call is made."""
 
 
-def enter(answer: int) -> int:
-    """Jump to the code as a call returns to it, and tell where it went on.
+def enter(number: int, answers: list[int], wanted: set[int]) -> tuple[int, int]:
+    """Execute the page's code with a stand-in for the kernel, and return its result and how often it called.
 
     Args:
-        answer: What is in rax then.
-
-    Returns:
-        1 if it went on behind the program's instruction; with the call's number in rax, that number.
+        number: The call's number, as Go gives it in rax.
+        answers: What the kernel answers, one after the other; at most three.
+        wanted: The numbers of the calls that are made again.
     """
-    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    back = start + 256
-    # In the place of the program's two-byte `syscall`: a `ret`, which gives out rax.
-    # Behind it: mov eax, 1; ret.
-    page[254:256] = b"\xc3\x90"
-    page[256:262] = b"\xb8\x01\x00\x00\x00\xc3"
-    page[0 : repeating.SIZE] = repeating.code(NUMBER, back)
-    # mov rax, answer; mov rcx, entry; jmp rcx
-    page[512:534] = (
-        b"\x48\xb8"
-        + struct.pack("<q", answer)
-        + b"\x48\xb9"
-        + struct.pack("<Q", start + repeating.ENTRY)
-        + b"\xff\xe1"
+    memory = mmap.mmap(-1, ROOM, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    function = start + 4096
+    memory[0:4096] = repeating.page(function, wanted).ljust(4096, b"\x00")
+    stand_in, counter = start + 4096 + 512, start + 4096 + 1024
+    # The stand-in: rax = answers[counter]; counter += 1.
+    memory[4096 + 512 : 4096 + 512 + 35] = (
+        b"\x49\xbd"
+        + struct.pack("<Q", counter)  # mov r13, counter
+        + b"\x49\x8b\x4d\x00"  # mov rcx, [r13]
+        + b"\x49\x8b\x44\xcd\x08"  # mov rax, [r13 + 8 * rcx + 8]
+        + b"\x49\xff\x45\x00"  # inc qword [r13]
+        + b"\xc3"  # ret
+    ).ljust(35, b"\x90")
+    memory[4096 + 1024 : 4096 + 1024 + 8 + 8 * len(answers)] = struct.pack(
+        f"<{len(answers) + 1}q", 0, *answers
     )
-    return int(ctypes.CFUNCTYPE(ctypes.c_long)(start + 512)())
+    assert memory[CALL_AT : CALL_AT + 2] == SYSCALL
+    # In the place of `syscall` is room for a short jump: to a call of the stand-in, in the unused room.
+    memory[CALL_AT : CALL_AT + 2] = b"\xeb" + struct.pack("<b", 80 - CALL_AT - 2)
+    memory[80:97] = (
+        b"\x49\xbe"
+        + struct.pack("<Q", stand_in)  # mov r14, stand_in
+        + b"\x41\xff\xd6"  # call r14
+        + b"\xeb"
+        + struct.pack("<b", CALL_AT + 2 - 95)  # back behind the call
+    ).ljust(17, b"\x90")
+    # Behind the function's syscall: ret. The caller: keep what C wants back, rax = number, jump to the page.
+    memory[4096 + len(FUNCTION) : 4096 + len(FUNCTION) + 1] = b"\xc3"
+    entry = 4096 + 2048
+    memory[entry : entry + 41] = (
+        b"\x53\x41\x54\x41\x55\x41\x56"  # push rbx, r12, r13, r14
+        b"\x48\xb8"
+        + struct.pack("<Q", number & (1 << 64) - 1)  # mov rax, number
+        + b"\x48\xb9"
+        + struct.pack("<Q", start)  # mov rcx, page
+        + b"\xff\xd1"  # call rcx
+        + b"\x41\x5e\x41\x5d\x41\x5c\x5b\xc3"  # pop, ret
+    ).ljust(41, b"\x90")
+    result = int(ctypes.CFUNCTYPE(ctypes.c_long)(start + entry)())
+    return result, struct.unpack_from("<q", memory, 4096 + 1024)[0]
 
 
-@pytest.mark.parametrize("answer", [0, 3, -errno.ENOENT, -errno.EBADF, -512, 2**40, -(2**40)])
+@processor
+@pytest.mark.parametrize("answer", [0, 3, -errno.ENOENT, -errno.EBADF, -errno.ESRCH, -512, 2**40, -(2**40)])
 def test_an_answer_goes_on_behind_the_call(answer: int) -> None:
-    assert enter(answer) == 1
+    assert enter(OPENAT2, [answer], {OPENAT2}) == (answer, 1)
 
 
-def test_an_interrupted_call_goes_back_to_its_instruction_with_its_number() -> None:
-    assert enter(-errno.EINTR) == NUMBER
+@processor
+def test_an_interrupted_call_that_is_wanted_is_made_until_it_is_not_interrupted() -> None:
+    assert enter(OPENAT2, [-errno.EINTR, -errno.EINTR, 7], {OPENAT2}) == (7, 3)
+    assert enter(STAT, [-errno.EINTR, -errno.ENOENT], {OPENAT2, STAT}) == (-errno.ENOENT, 2)
 
 
-def test_the_code_begins_with_the_call_for_kernels_that_go_back_themselves() -> None:
-    code = repeating.code(NUMBER, 0x1234)
-    assert code.startswith(SYSCALL)
-    assert len(SYSCALL) == repeating.ENTRY
-    assert len(code) == repeating.SIZE
+@processor
+@pytest.mark.parametrize("number", [0, 5, 436, 438, 511, 512, 437 + 512, 2**31, 2**40, -1, -(2**63)])
+def test_an_interrupted_call_that_is_not_wanted_is_answered_so(number: int) -> None:
+    assert enter(number, [-errno.EINTR], {OPENAT2, STAT}) == (-errno.EINTR, 1)
 
 
-def test_a_page_holds_many_places_and_no_more() -> None:
-    page = repeating.Page()
-    assert not page.has(0)
-    page.address = 0x7000
-    for number in range(200):
-        address = page.next()
-        if address is None:
-            break
-        assert page.has(address + repeating.SIZE - 1)
-        page.places[number, 0] = address + repeating.ENTRY
-    assert len(page.places) == repeating.PAGE // repeating.SIZE
-    assert len(set(page.places.values())) == len(page.places)
+@processor
+@given(st.frozensets(st.integers(0, 511), max_size=8), st.integers(0, 600))
+def test_exactly_the_wanted_numbers_are_made_again(wanted: frozenset[int], number: int) -> None:
+    assert enter(number, [-errno.EINTR, 1], set(wanted)) == (
+        (1, 2) if number in wanted else (-errno.EINTR, 1)
+    )
+
+
+def test_the_jump_fits_over_the_functions_beginning() -> None:
+    assert len(repeating.jump(repeating.ADDRESS)) == len(FUNCTION)
+    assert len(repeating.page(0x401000, range(512))) <= repeating.PAGE
+
+
+def test_an_instruction_pointer_is_inside_the_page_or_not() -> None:
+    assert [repeating.inside(repeating.ADDRESS + at) for at in (-1, 0, 4095, 4096)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def elf(*segments: tuple[int, int, bytes, int], entry: int = 0x401000, kind: int = 2) -> bytes:
+    """Return an ELF file with these segments: type, flags, content, address."""
+    offset = 64 + 56 * len(segments)
+    table, body = b"", b""
+    for what, flags, content, address in segments:
+        at = offset + len(body)
+        table += struct.pack("<IIQQQQQQ", what, flags, at, address, address, len(content), len(content), 4096)
+        body += content
+    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH", kind, 62, 1, entry, 64, 0, 0, 64, 56, len(segments), 0, 0, 0
+    )
+    return header + table + body
+
+
+def program_of(file: bytes) -> Program | None:
+    code = repeating.code_of(file)
+    if code is None:
+        return None
+    offset, length, address = code
+    return repeating.program_of(file[:4096], file[offset : offset + length], address)
+
+
+TEXT = b"\x90" * 100 + FUNCTION + b"\x48\x3d"
+
+
+def test_the_function_is_found_in_the_code_alone() -> None:
+    data, code = (1, 6, TEXT, 0x500000), (1, 5, TEXT, 0x401000)
+    assert program_of(elf(data, code)) == Program(0x401000 + 100, 0x401000)
+    assert program_of(elf(data)) is None
+    assert program_of(elf((1, 5, b"\x90" * 200, 0x401000))) is None
+
+
+def test_a_file_that_is_no_program_has_none() -> None:
+    fine = elf((1, 5, TEXT, 0x401000))
+    for broken in (b"", b"#!/bin/sh\n", fine[:63], b"\x7fELF\x01" + fine[5:], elf((1, 5, TEXT, 0), kind=1)):
+        assert program_of(broken) is None
+
+
+@given(st.binary(max_size=300))
+def test_whatever_stands_in_a_header_is_read_without_an_error(noise: bytes) -> None:
+    program_of((elf((1, 5, TEXT, 0x401000))[:5] + noise).ljust(64, b"\xff"))
+
+
+def test_a_program_is_loaded_where_its_entry_says() -> None:
+    program = Program(0x1064, 0x1000)
+    auxiliary = struct.pack("=QQQQQQ", 6, 4096, 9, 0x5555_0000_1000, 0, 0)
+    assert repeating.loaded_at(program, auxiliary) == 0x5555_0000_1064
+    assert repeating.loaded_at(program, auxiliary[:16]) is None
+
+
+def test_this_process_is_no_go_program_and_an_ended_one_is_nothing() -> None:
+    programs = repeating.Programs()
+    assert programs.function(os.getpid()) is None
+    ended = next(number for number in itertools.count(2**22 - 1, -1) if not Path(f"/proc/{number}").exists())
+    assert programs.function(ended) is None
+
+
+def test_only_rules_that_watch_returns_repeat_inside_programs() -> None:
+    rule = RetryRule("/sys", (Group.OPEN, Group.LIST, Group.CLOSE), exits=("openat",))
+    wanted = {NUMBERS[name] for name in ("open", "openat", "openat2", "creat", "getdents", "getdents64")}
+    assert repeated_calls(Rules(retries=(rule,))) == wanted
+    assert repeated_calls(Rules(retries=(rule._replace(exits=()),))) == frozenset()
+    both = {NUMBERS["statfs"], NUMBERS["fstatfs"]}
+    assert repeated_calls(Rules(retries=(rule._replace(groups=(Group.STATFS,)),))) == both
