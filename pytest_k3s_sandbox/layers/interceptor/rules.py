@@ -165,14 +165,15 @@ class RetryRule(NamedTuple):
 
     At the delivery of a signal the tracer makes the interrupted call again, which costs no stop.
     A signal to the whole process can interrupt one thread and be delivered to another; then the
-    first has no delivery. The calls in ``exits`` are also looked at when they return.
+    first has no delivery. The calls in ``exits`` are also looked at when they return. In Go programs all
+    calls of the groups but close are, on any path, and by code of their own; see :mod:`.repeating`.
 
     Attributes:
         under: The folder.
         groups: open, stat, access, readlink; statfs, with fstatfs; list, which is getdents; or close, of
             whatever descriptor: an interrupted close has closed it (close(2)).
         programs: Only in these programs; see :class:`Rules`.
-        exits: The names of the calls that stop when they return, too, so that no interruption is missed.
+        exits: The names of the calls that stop when they return in other programs.
     """
 
     under: str
