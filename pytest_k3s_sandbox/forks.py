@@ -76,10 +76,16 @@ def inherited() -> bool:
 
 def _after_fork() -> None:
     global _foreign  # noqa: PLW0603 - it is a fact about the process
+    errors: list[Exception] = []
     for thing in list(_alive):
         _foreign = True
-        thing.forked()
+        try:
+            thing.forked()
+        except Exception as error:  # noqa: BLE001 - the others must let go, too
+            errors.append(error)
     _alive.clear()
+    if errors:  # Python prints what a hook of fork(2) raises, and goes on
+        raise ExceptionGroup("a forked process could not let go of what is its parent's", errors)
 
 
 os.register_at_fork(after_in_child=_after_fork)
