@@ -71,7 +71,7 @@ class Agent:
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write)
         signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
-        pending = b""
+        pending = bytearray()
         self._say({"ready": os.getpid()})
         while True:
             readable, _, _ = select.select([self._channel, wake_read], [], [], 5.0)
@@ -83,11 +83,13 @@ class Agent:
             chunk = os.read(self._channel, 65536)
             if not chunk:
                 return
-            *lines, pending = (pending + chunk).split(b"\n")
-            if max(map(len, (*lines, pending))) > LINE_BYTES:
-                raise BrokenError(f"a line is longer than {LINE_BYTES} bytes")
-            for line in lines:
-                self._handle(parse(line))
+            for number, part in enumerate(chunk.split(b"\n")):
+                if number:  # the part before this one ended a line
+                    self._handle(parse(bytes(pending)))
+                    pending.clear()
+                pending += part
+                if len(pending) > LINE_BYTES:
+                    raise BrokenError(f"a line is longer than {LINE_BYTES} bytes")
 
     def _say(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"

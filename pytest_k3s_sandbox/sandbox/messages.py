@@ -75,7 +75,7 @@ class Lines:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the lines that a piece completes, without their ends.
@@ -83,10 +83,19 @@ class Lines:
         Raises:
             ProtocolError: A line is too long.
         """
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        if max(map(len, (*lines, self._rest))) > LINE_BYTES:
-            raise ProtocolError(f"a line is longer than {LINE_BYTES} bytes")
+        *ends, rest = piece.split(b"\n")
+        lines = []
+        for end in ends:
+            self._keep(end)
+            lines.append(bytes(self._rest))
+            self._rest.clear()
+        self._keep(rest)
         return lines
+
+    def _keep(self, part: bytes) -> None:
+        self._rest += part
+        if len(self._rest) > LINE_BYTES:
+            raise ProtocolError(f"a line is longer than {LINE_BYTES} bytes")
 
 
 def parse(line: bytes) -> Message:

@@ -129,6 +129,19 @@ def test_lines_come_whole_however_they_are_cut(texts: list[bytes], data: st.Data
     assert found == texts
 
 
+def test_a_piece_does_not_copy_what_came_before() -> None:
+    class Piece(bytes):
+        __slots__ = ()
+
+        def __radd__(self, other: bytes) -> bytes:
+            raise AssertionError(f"{len(other)} bytes were copied")
+
+    lines = Lines()
+    for _ in range(3):
+        assert lines.feed(Piece(b"x")) == []
+    assert lines.feed(Piece(b"\n")) == [b"xxx"]
+
+
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_a_line_without_an_end_is_kept_up_to_the_limit(end: bytes) -> None:
     lines = Lines()
