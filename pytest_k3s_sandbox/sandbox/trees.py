@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox.sandbox.beneath import NEW, Beneath, make_folder
 from pytest_k3s_sandbox.sandbox.resolve import FOLDER, LOOK, Limited, RefusedError, open_beneath, private
+
+MOST_DEPTH = 100
+"""So deep may folders lie in a tree that comes out; each level holds a descriptor open."""
+
+MOST_ENTRIES = 1_000_000
+"""So many entries may a tree that comes out have; an empty file has no byte that another limit counts."""
 
 
 @contextlib.contextmanager
@@ -85,30 +93,48 @@ def copy_tree_out(files: Beneath, inside: str, target: Path, limit: int) -> None
         limit: The bytes that all files may have together.
 
     Raises:
-        RefusedError: It has more bytes.
+        RefusedError: It has more bytes, or too many entries or levels.
         OSError: It cannot be read or written.
     """
     with files.opened(files.relative(inside)) as folder:
-        _copy_out(folder, target, [limit], inside)
+        _copy_out(folder, target, _Left(limit, MOST_ENTRIES), inside)
 
 
-def _copy_out(folder: int, target: Path, left: list[int], shown: str) -> None:
+@dataclass
+class _Left:
+    """What a copy may still take."""
+
+    size: int
+    entries: int
+
+    def names(self, folder: int, shown: str) -> list[str]:
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in itertools.islice(found, self.entries + 1)]
+        self.entries -= len(names)
+        if self.entries < 0:
+            raise RefusedError(shown, f"the tree has more than {MOST_ENTRIES} entries")
+        return sorted(names)
+
+
+def _copy_out(folder: int, target: Path, left: _Left, shown: str, depth: int = 1) -> None:
+    if depth > MOST_DEPTH:
+        raise RefusedError(shown, f"the tree has more than {MOST_DEPTH} levels")
     target.mkdir(mode=0o700)
-    for name in sorted(os.listdir(folder)):
+    for name in left.names(folder, shown):
         kind = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if stat.S_ISLNK(kind):
             (target / name).symlink_to(os.readlink(name, dir_fd=folder))
         elif stat.S_ISDIR(kind):
             child = open_beneath(folder, name, FOLDER)
             try:
-                _copy_out(child, target / name, left, shown)
+                _copy_out(child, target / name, left, shown, depth + 1)
             finally:
                 os.close(child)
         elif stat.S_ISREG(kind):
             with os.fdopen(open_beneath(folder, name, LOOK), "rb") as source:
                 seen = os.fstat(source.fileno())
-                left[0] -= seen.st_size
-                if not stat.S_ISREG(seen.st_mode) or left[0] < 0:
+                left.size -= seen.st_size
+                if not stat.S_ISREG(seen.st_mode) or left.size < 0:
                     raise RefusedError(f"{shown}/{name}", "it is no regular file, or all are too large")
                 with open(target / name, "xb", opener=private) as out:
                     shutil.copyfileobj(Limited(source, seen.st_size), out)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytest_k3s_sandbox
-from pytest_k3s_sandbox.sandbox import resolve
+from pytest_k3s_sandbox.sandbox import resolve, trees
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.resolve import RefusedError, open_beneath
@@ -160,6 +160,20 @@ def test_trees_are_copied_and_merged(files: Beneath, tmp_path: Path) -> None:
         copy_tree_out(files, "/var/tree", tmp_path / "small", 3)
     copy_tree_in(tmp_path / "out", files, "/var/again")
     assert files.text("/var/again/sub/file") == "one"
+
+
+def test_a_tree_that_comes_out_has_limits(
+    files: Beneath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (files.root / "var/tree/a/b").mkdir(parents=True)
+    monkeypatch.setattr(trees, "MOST_DEPTH", 2)
+    with pytest.raises(RefusedError, match="more than 2 levels"):
+        copy_tree_out(files, "/var/tree", tmp_path / "deep", 100)
+    monkeypatch.setattr(trees, "MOST_DEPTH", 3)
+    copy_tree_out(files, "/var/tree", tmp_path / "fits", 100)
+    monkeypatch.setattr(trees, "MOST_ENTRIES", 1)
+    with pytest.raises(RefusedError, match="more than 1 entries"):
+        copy_tree_out(files, "/var/tree", tmp_path / "many", 100)
 
 
 def test_a_tree_is_not_copied_through_a_link(files: Beneath, tmp_path: Path) -> None:
