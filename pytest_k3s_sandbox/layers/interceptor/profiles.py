@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
-from pytest_k3s_sandbox.layers.interceptor import procfs
+from pytest_k3s_sandbox.layers.interceptor import procfs, repeating
 from pytest_k3s_sandbox.layers.interceptor.filter import Stops
 from pytest_k3s_sandbox.layers.interceptor.matching import PathRules, program_test
 from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, reads_only, trapped_calls
@@ -55,6 +56,10 @@ class Profile:
             if not all(covers(known.get(name, Stops(0)), kind) for name, kind in mine.items()):
                 self.filter = filter_of(rules)
 
+    def repeats(self, pointer: int, number: int) -> bool:
+        """Tell whether code inside the program makes a call again; ``pointer`` is behind its instruction."""
+        return repeating.inside(pointer) and number in self.repeated
+
 
 def covers(known: Stops, wanted: Stops) -> bool:
     """Tell whether a filter that stops a call for one reason stops it for the other, too."""
@@ -65,11 +70,15 @@ def repeated_calls(rules: Rules) -> frozenset[int]:
     """Return the numbers of the calls that are made again inside a Go program.
 
     These are all calls of a retry rule that watches returns. close is not among them: it has closed the
-    descriptor when it is interrupted (close(2)).
+    descriptor when it is interrupted (close(2)). Neither are calls that another rule lets fail with EINTR:
+    the program has to see that.
     """
     groups = {group for rule in rules.retries if rule.exits for group in rule.groups} - {Group.CLOSE}
     found = frozenset(NUMBERS[name] for name in names(*groups))
-    return found | {FSTATFS} if Group.STATFS in groups else found
+    if Group.STATFS in groups:
+        found |= {FSTATFS}
+    failing = (rule.calls for rule in rules.faults if rule.errno == errno.EINTR)
+    return found - {NUMBERS[name] for name in frozenset[str]().union(*failing)}
 
 
 def kinds_of_stops(rules: Rules) -> dict[str, Stops]:

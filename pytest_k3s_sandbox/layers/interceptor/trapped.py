@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pytest_k3s_sandbox.layers.interceptor import messages, procfs, repeating, requests
+from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
 from pytest_k3s_sandbox.layers.interceptor.calls import NO_PATH, Call
 from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, names_a_folder, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
@@ -123,7 +123,7 @@ class TrappedCalls:
         words = registers.words
         if requests.signed(words[RAX]) not in _INTERRUPTED:
             return
-        if repeating.inside(words[RIP]) and words[ORIG_RAX] in profile.repeated:
+        if profile.repeats(words[RIP], words[ORIG_RAX]):
             return
         # A signal can also come when the program computes, with such a number in its register by chance.
         if self._memory.read(tid, words[RIP] - requests.SYSCALL_LENGTH, requests.SYSCALL_LENGTH) != SYSCALL:
@@ -159,25 +159,24 @@ class TrappedCalls:
         """Await the answer of a call that is carried out as it is, if a rule may change that."""
         if of.group is Group.STATFS:
             return self._statfs(tid, profile, path or b"/")
-        if profile.exits and path and not repeating.inside(self._registers.words[RIP]):
+        number = self._registers.words[ORIG_RAX]
+        if profile.exits and path and not profile.repeats(self._registers.words[RIP], number):
             # Inside the folder the path may be relative, which may_concern() has resolved.
             rule = profile.paths.retries(path, of.group, exit_of=of.name)
             if rule is not None:
                 return self._watched(profile, of)
         if profile.reads_links and of.group is Group.READLINK and path and b"/fd/" in path:
             return Call(
-                lambda tid, call: self._finish_readlink(tid, call, profile),
-                self._registers.words[ORIG_RAX],
-                self._entry_first,
-                of,
+                lambda tid, call: self._finish_readlink(tid, call, profile), number, self._entry_first, of
             )
         return None
 
     def _listing(self, tid: int, profile: Profile, name: str) -> Call | None:
         """Have a listing made again that is interrupted: nothing of it was read then."""
-        if repeating.inside(self._registers.words[RIP]):
+        words = self._registers.words
+        if profile.repeats(words[RIP], words[ORIG_RAX]):
             return None
-        path = procfs.descriptor_path(tid, self._registers.words[ARGUMENTS[0]])
+        path = procfs.descriptor_path(tid, words[ARGUMENTS[0]])
         if path is None or profile.paths.retries(path, Group.LIST, exit_of=name) is None:
             return None
         return self._watched(profile, NO_PATH)

@@ -19,7 +19,7 @@ from pytest_k3s_sandbox.layers.interceptor import repeating
 from pytest_k3s_sandbox.layers.interceptor.profiles import repeated_calls
 from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION, Program
 from pytest_k3s_sandbox.layers.interceptor.requests import SYSCALL
-from pytest_k3s_sandbox.layers.interceptor.rules import RetryRule, Rules
+from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, RetryRule, Rules
 from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, Group
 
 processor = pytest.mark.skipif(platform.machine() != "x86_64", reason="its instructions are x86-64's")
@@ -183,5 +183,8 @@ def test_only_rules_that_watch_returns_repeat_inside_programs() -> None:
     wanted = {NUMBERS[name] for name in ("open", "openat", "openat2", "creat", "getdents", "getdents64")}
     assert repeated_calls(Rules(retries=(rule,))) == wanted
     assert repeated_calls(Rules(retries=(rule._replace(exits=()),))) == frozenset()
+    fault = FaultRule("/sys/file", errno.EINTR, groups=(Group.OPEN,))
+    assert repeated_calls(Rules(retries=(rule,), faults=(fault,))) == wanted - {2, 85, 257, 437}
+    assert repeated_calls(Rules(retries=(rule,), faults=(fault._replace(errno=errno.EIO),))) == wanted
     both = {NUMBERS["statfs"], NUMBERS["fstatfs"]}
     assert repeated_calls(Rules(retries=(rule._replace(groups=(Group.STATFS,)),))) == both
