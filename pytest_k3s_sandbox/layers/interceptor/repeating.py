@@ -5,8 +5,8 @@ Then the call has failed with EINTR, and there is no delivery at which the trace
 A stop at the exit of every such call would show it, and would cost as much as the call itself.
 
 All calls of Go's packages os, syscall and unix go through one function, ``Syscall6``
-(``internal/runtime/syscall/asm_linux_amd64.s``). The tracer changes that function in the program's memory.
-It does so when the program has been executed and has not run yet.
+(``internal/runtime/syscall/asm_linux_amd64.s``). The tracer changes that function in the program's memory;
+:mod:`.installing` does it. It does so when the program has been executed and has not run yet.
 The function then jumps to a page that the program has mapped at a fixed address.
 There the call is made, and made again while its result is EINTR and its number is wanted.
 Then the code jumps back behind the function's ``syscall``.
@@ -30,8 +30,10 @@ ADDRESS: Final = 0x4000_0000_0000
 """Where the page lies: far from programs, their libraries and Go's heap (``runtime/malloc.go``)."""
 _FIXED_NOREPLACE: Final = 0x10_0000
 """MAP_FIXED_NOREPLACE of mmap(2). A kernel that does not know it takes the address as a wish."""
-MAP_ARGUMENTS: Final = (ADDRESS, PAGE, 0x7, 0x22 | _FIXED_NOREPLACE, (1 << 64) - 1, 0)
-"""addr, length, PROT_READ|PROT_WRITE|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, fd, offset: mmap(2)."""
+MAP_ARGUMENTS: Final = (ADDRESS, PAGE, 0x3, 0x22 | _FIXED_NOREPLACE, (1 << 64) - 1, 0)
+"""addr, length, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, fd, offset: mmap(2)."""
+PROTECT_ARGUMENTS: Final = (ADDRESS, PAGE, 0x5)
+"""addr, length, PROT_READ|PROT_EXEC: mprotect(2)."""
 
 _ARGUMENTS: Final = bytes.fromhex("4989f2 4889fa 4889ce 4889df")
 """mov r10, rsi; mov rdx, rdi; mov rsi, rcx; mov rdi, rbx: from Go's registers to the kernel's."""
@@ -87,7 +89,8 @@ def code_of(head: bytes) -> tuple[int, int, int] | None:
         if at + size > len(head):
             return None
         what, flags, offset, start, _, length = struct.unpack_from("<IIQQQQ", head, at)
-        if what == _PT_LOAD and flags & _PF_X:
+        # A segment without content can claim any offset; none of a file's is as large.
+        if what == _PT_LOAD and flags & _PF_X and offset < 1 << 63:
             return offset, length, start
     return None
 
@@ -96,7 +99,7 @@ def loaded_at(program: Program, auxiliary: bytes) -> int | None:
     """Return the function's address in a process, which knows where its program was loaded."""
     for kind, value in struct.iter_unpack("=QQ", auxiliary[: len(auxiliary) // 16 * 16]):
         if kind == _AT_ENTRY:
-            return int(program.function + value - program.entry)
+            return int(program.function + value - program.entry) % (1 << 64)
     return None
 
 

@@ -17,7 +17,7 @@ class Stats:
         stops: How often a tracee stopped, by kind.
         calls: How often each trapped call stopped.
         applied: How often each rule changed something, by its label.
-        restarted: Calls that were run again after EINTR.
+        restarted: Calls that the tracer let run again after EINTR.
         unchanged: Calls that a rule fits but that were left alone, by reason.
         filters: Filters loaded into programs that rules are for.
         seconds: Time from a stop's report until its tracee runs again, by kind of stop.

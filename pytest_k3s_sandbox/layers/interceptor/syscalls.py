@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 AT_FDCWD: Final = -100
 CLOSE: Final = 3
 MMAP: Final = 9
+MPROTECT: Final = 10
+MUNMAP: Final = 11
 GETPID: Final = 39
 GETDENTS: Final = 78
 STATFS: Final = 137

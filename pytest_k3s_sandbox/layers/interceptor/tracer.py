@@ -13,6 +13,7 @@ from pytest_k3s_sandbox.layers.interceptor import messages, procfs, repeating, r
 from pytest_k3s_sandbox.layers.interceptor.calls import Call
 from pytest_k3s_sandbox.layers.interceptor.forward import FORWARDED
 from pytest_k3s_sandbox.layers.interceptor.inject import Injector
+from pytest_k3s_sandbox.layers.interceptor.installing import Installation
 from pytest_k3s_sandbox.layers.interceptor.memory import Memory
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profile, Profiles
 from pytest_k3s_sandbox.layers.interceptor.requests import PtraceError
@@ -212,36 +213,12 @@ class Tracer:
             messages.say("debug", f"{tid} executes {names}: {len(profile.rules.every())} rules are for it")
         function = self._programs.function(tid) if profile.repeated else None
         if function is not None:
-            self._pending[tid] = Call(lambda tid, call: self._map(tid, call, function), MMAP, at_entry=False)
+            steps = Installation(
+                self._injector, self._registers, self._memory, function, profile.repeated, self._executable
+            )
+            self._pending[tid] = Call(steps.begin, MMAP, at_entry=False)
         elif profile.filter and profile.filter not in self._filters.get(tid, ()):
             self._pending[tid] = Call(self._executable, SECCOMP, at_entry=False)
-
-    def _map(self, tid: int, call: Call, function: int) -> Call | None:
-        """At the exit stop of execve: have a Go program map the page of :mod:`.repeating`."""
-        saved = None
-        if self._injector is not None:
-            saved = self._injector.call(tid, MMAP, repeating.MAP_ARGUMENTS)
-        if saved is None:
-            return self._executable(tid, call)
-        mapping = Call(lambda tid, call: self._mapped(tid, call, function), MMAP, at_entry=True)
-        mapping.saved = saved
-        return mapping
-
-    def _mapped(self, tid: int, call: Call, function: int) -> Call | None:
-        """At the exit stop of that call: write the page, and let the program's function jump to it."""
-        address = self._registers.words[requests.RAX]
-        self._registers.recall(call.saved)
-        self._registers.store(tid)
-        numbers = self._known[tid].repeated
-        if address == repeating.ADDRESS and self._memory.write(
-            tid, address, repeating.page(function, numbers)
-        ):
-            there = self._memory.read(tid, function, 16)
-            if there.startswith(repeating.FUNCTION):
-                new = repeating.jump(address) + there[len(repeating.FUNCTION) :]
-                requests.poke(tid, function, new[:8])
-                requests.poke(tid, function + 8, new[8:])
-        return self._executable(tid, call)
 
     def _executable(self, tid: int, _call: Call) -> Call | None:
         """At the exit stop of execve: have the program load its filter."""

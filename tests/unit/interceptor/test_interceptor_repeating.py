@@ -164,6 +164,21 @@ def test_whatever_stands_in_a_header_is_read_without_an_error(noise: bytes) -> N
     program_of((elf((1, 5, TEXT, 0x401000))[:5] + noise).ljust(64, b"\xff"))
 
 
+def test_an_empty_segment_at_an_offset_that_no_file_has_is_passed_over() -> None:
+    file = bytearray(elf((1, 5, b"", 0x400000), (1, 5, TEXT, 0x401000)))
+    struct.pack_into("<Q", file, 64 + 8, 1 << 63)
+    assert program_of(bytes(file)) == Program(0x401000 + 100, 0x401000)
+
+
+@given(st.integers(0, 2**48), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_whatever_entry_a_program_claims_the_function_has_an_address(
+    function: int, entry: int, value: int
+) -> None:
+    found = repeating.loaded_at(Program(function, entry), struct.pack("=QQ", 9, value))
+    assert found is not None
+    assert 0 <= found < 1 << 64
+
+
 def test_a_program_is_loaded_where_its_entry_says() -> None:
     program = Program(0x1064, 0x1000)
     auxiliary = struct.pack("=QQQQQQ", 6, 4096, 9, 0x5555_0000_1000, 0, 0)
