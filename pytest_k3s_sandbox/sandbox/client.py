@@ -30,6 +30,8 @@ GRACE_SECONDS = 4.0
 """How long process 1 may need to end everything inside: two seconds, and what a busy machine adds."""
 ENDED = "its first process has ended"
 HANDED_OVER = "another process owns it"
+PIECES = 16
+"""So many pieces of what has come are taken in at a hand-over; the inside can say any number."""
 
 
 @dataclass
@@ -232,14 +234,16 @@ class AgentClient:
     def hand_over(self, receive: Callable[[int], None]) -> None:
         """Let another process hold the channel; to this one it is then as if the sandbox had ended.
 
+        The ends of processes that have come by then are taken in.
+
         Args:
             receive: Called with the channel's descriptor; when it returns, the other process has it.
         """
         receive(self._channel.fileno())
-        self._end_with(HANDED_OVER)
         with contextlib.suppress(OSError):  # the thread has come to its end meanwhile
             self._waker.send(b"x")  # it would read what is the other's now
         self._left.wait(5)
+        self._end_with(HANDED_OVER)  # the thread has said so, unless it hangs
 
     def end_because(self, why: str) -> None:
         """Take the sandbox for ended, for a reason that errors then name; its end begins."""
@@ -326,15 +330,26 @@ class AgentClient:
         poll.register(self._wake, select.POLLIN)
         while True:
             if self._wake.fileno() in {fd for fd, _ in poll.poll()}:
+                self._take_rest(lines)
                 return HANDED_OVER
-            piece = self._channel.recv(65536)
-            if not piece:
-                return ENDED
-            for line in lines.feed(piece):
-                message = messages.parse(line)
-                with self._changed:
-                    self._note(message)
-                    self._changed.notify_all()
+            with contextlib.suppress(BlockingIOError):  # the process that takes over has read it
+                piece = self._channel.recv(65536, socket.MSG_DONTWAIT)
+                if not piece:
+                    return ENDED
+                self._take(lines, piece)
+
+    def _take_rest(self, lines: messages.Lines) -> None:
+        """Take in what has come before a hand-over; the other process may have read parts of it."""
+        with contextlib.suppress(OSError, ProtocolError):  # the sandbox is the other process' to end
+            for _ in range(PIECES):
+                self._take(lines, self._channel.recv(65536, socket.MSG_DONTWAIT))
+
+    def _take(self, lines: messages.Lines, piece: bytes) -> None:
+        for line in lines.feed(piece):
+            message = messages.parse(line)
+            with self._changed:
+                self._note(message)
+                self._changed.notify_all()
 
     def _end_with(self, why: str) -> None:
         with self._changed:

@@ -486,3 +486,36 @@ def test_usage_says_what_every_process_has_used(wires: Wires) -> None:
     assert (parent, name) == (os.getppid(), Path("/proc/self/comm").read_text().strip())
     assert 0 < cpu <= time.process_time() + 0.1
     assert 2**20 < rss < 2**33
+
+
+class LateListener(AgentClient):
+    """A client whose thread gets no time on a busy machine until it is told to go on."""
+
+    go_on = threading.Event()
+
+    def _listen(self) -> None:
+        self.go_on.wait(20)
+        super()._listen()
+
+
+def test_an_end_that_has_come_before_a_hand_over_is_known_after_it(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    launcher = subprocess.Popen(["sleep", "100"])
+    with theirs:
+        found = LateListener(launcher, ours, what="test", log=tmp_path / "log")
+        child = client._Child("it", 5, InsidePath(tmp_path / "it.log"))
+        other = client._Child("other", 6, InsidePath(tmp_path / "other.log"))
+        found._children.update({5: child, 6: other})
+
+        def receive(_channel: int) -> None:
+            theirs.sendall(READY + b'{"exit": 5, "status": 3}\n{"exit": 6, ')
+            threading.Timer(0.3, found.go_on.set).start()
+
+        try:
+            found.hand_over(receive)
+            assert found.status(child) == 3
+            assert (found.status(other), found.lost(other)) == (-signal.SIGKILL, client.HANDED_OVER)
+            assert launcher.poll() is None
+        finally:
+            launcher.kill()
+            found._thread.join(5)
