@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -109,6 +110,28 @@ class Beneath:
         """
         with self.opened(self.relative(inside)) as folder:
             return sorted(os.listdir(folder))  # noqa: PTH208 - a path has no descriptor
+
+    def sizes(self, inside: str, suffix: str, most: int) -> tuple[dict[str, int], bool]:
+        """Return the bytes of regular files in a folder, by their names; no file is opened.
+
+        Args:
+            inside: The absolute path inside of the folder.
+            suffix: The end of the names that count.
+            most: The names that are looked at; the inside can make any number.
+
+        Returns:
+            The sizes, and whether the folder has more names.
+
+        Raises:
+            OSError: It is no folder, is not there, or a link is on the way.
+        """
+        found: dict[str, int] = {}
+        with self.opened(self.relative(inside)) as folder, os.scandir(folder) as entries:
+            for entry in itertools.islice(entries, most):
+                with contextlib.suppress(OSError):  # it is gone
+                    if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
+                        found[entry.name] = entry.stat(follow_symlinks=False).st_size
+            return found, next(entries, None) is not None
 
     def size(self, inside: str) -> int:
         """Return the bytes of a regular file, or 0 where there is none."""

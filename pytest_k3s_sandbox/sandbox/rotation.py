@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
@@ -18,33 +19,63 @@ LOG_BYTES = 64 << 20
 """A log that is longer is rotated. An hour's log of a kubelet has a tenth of it."""
 
 LOGS = 200
-"""So many logs are looked at at once; the inside can make any number, which the limit of the disk ends."""
+"""So many logs of other names are rotated at once; the inside can make any number, which the disk ends."""
+
+NAMES = 10_000
+"""So many names in the folder are looked at."""
+
+KNOWN = (
+    "k3s.log",
+    "kine.log",
+    "kube-apiserver.log",
+    "kube-controller-manager.log",
+    "kube-scheduler.log",
+    "containerd.log",
+    "kubelet.log",
+    "cgroupfs.log",
+    "kmsg.log",
+)
+"""The logs of a node's programs, which come first: no number of other names hides them."""
 
 FOLDER = f"{STATE_DIR}/logs"
 
 
-def rotate(files: Beneath, most: int) -> list[str]:
+def rotate(files: Beneath, most: int, note: Callable[[str], None] = lambda _text: None) -> list[str]:
     """Rotate the logs that are too long.
 
     Args:
         files: The files that the inside can write.
         most: The bytes that a log may have.
+        note: Called with a sentence when a limit leaves logs out.
 
     Returns:
         The names of those that were rotated.
     """
-    done: list[str] = []
+    done = [name for name in KNOWN if files.size(f"{FOLDER}/{name}") > most and _rotated(files, name, most)]
     try:
-        names = [name for name in files.names(FOLDER) if name.endswith(".log")]
+        sizes, more = files.sizes(FOLDER, ".log", NAMES)
     except OSError:  # the inside may have removed the folder
         return done
-    for name in names[:LOGS]:
-        # What is no regular file with one name is not ours to truncate.
-        with contextlib.suppress(OSError):
-            if files.size(f"{FOLDER}/{name}") > most:
-                files.rotate(f"{FOLDER}/{name}", most)
-                done.append(name)
-    return done
+    if more:
+        note(f"{FOLDER} has more than {NAMES} names; logs beyond them are not rotated, remove files there")
+    long = sorted(name for name, size in sizes.items() if size > most and name not in KNOWN)
+    if len(long) > LOGS:
+        note(f"{FOLDER} has more than {LOGS} logs of over {most} bytes; so many are rotated at once")
+    return done + [name for name in long[:LOGS] if _rotated(files, name, most)]
+
+
+def _rotated(files: Beneath, name: str, most: int) -> bool:
+    # What is no regular file with one name is not ours to truncate.
+    with contextlib.suppress(OSError):
+        files.rotate(f"{FOLDER}/{name}", most)
+        return True
+    return False
+
+
+def noted(log: Path, text: str) -> None:
+    """Append a line to a log of the machine's own."""
+    with contextlib.suppress(OSError), log.open("a") as file:
+        file.write(f"k3s-sandbox: {text}\n")
 
 
 def cut(log: Path, most: int) -> None:

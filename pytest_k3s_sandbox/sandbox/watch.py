@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pytest_k3s_sandbox import bounded, clock
@@ -211,6 +212,7 @@ class Watcher:
         self._left = threading.Event()
         self._lock = threading.Lock()
         self._rotated = clock.monotonic()
+        self._noted: set[str] = set()
         self._thread = threading.Thread(target=self._loop, name=f"watch-{workdir.name}", daemon=True)
 
     def start(self) -> None:
@@ -245,12 +247,19 @@ class Watcher:
                 self._end(why)
                 return
 
+    def _note(self, log: Path, text: str) -> None:
+        """Write a note to the sandbox's log, each once."""
+        if text not in self._noted:
+            self._noted.add(text)
+            rotation.noted(log, text)
+
     def _look(self) -> str | None:
         why = self.reason()
         if why is None and (filled := self._disk.exceeded()) is not None:
             why = explained(filled, "disk")
         if why is None and clock.monotonic() - self._rotated >= ROTATE_SECONDS:
             self._rotated = clock.monotonic()
-            rotation.rotate(layout.shared(self._workdir), rotation.LOG_BYTES)
-            rotation.cut(layout.control(self._workdir) / "sandbox.log", rotation.LOG_BYTES)
+            log = layout.control(self._workdir) / "sandbox.log"
+            rotation.rotate(layout.shared(self._workdir), rotation.LOG_BYTES, partial(self._note, log))
+            rotation.cut(log, rotation.LOG_BYTES)
         return why

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_k3s_sandbox.cluster.embedded import CONTROL_PLANE
 from pytest_k3s_sandbox.cluster.logs import copy_logs, written_since
 from pytest_k3s_sandbox.sandbox import rotation
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
@@ -81,7 +82,39 @@ def test_not_more_logs_than_a_number_are_looked_at(
     monkeypatch.setattr(rotation, "LOGS", 3)
     for number in range(9):
         (logs / f"{number}.log").write_bytes(b"x" * 100)
-    assert rotate(Beneath(tmp_path), 10) == ["0.log", "1.log", "2.log"]
+    notes: list[str] = []
+    assert rotate(Beneath(tmp_path), 10, notes.append) == ["0.log", "1.log", "2.log"]
+    assert notes == [f"{FOLDER} has more than 3 logs of over 10 bytes; so many are rotated at once"]
+
+
+def test_names_that_come_before_hide_no_log(tmp_path: Path, logs: Path) -> None:
+    for number in range(300):
+        (logs / f"0{number}.log").touch()
+    (logs / "kubelet.log").write_bytes(b"x" * 100)
+    (logs / "mine.log").write_bytes(b"x" * 100)
+    notes: list[str] = []
+    assert rotate(Beneath(tmp_path), 10, notes.append) == ["kubelet.log", "mine.log"]
+    assert notes == []
+
+
+def test_no_number_of_names_hides_a_log_of_the_node(
+    tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "NAMES", 3)
+    for number in range(9):
+        (logs / f"{number}.log").touch()
+    known = (*CONTROL_PLANE, "containerd", "kubelet", "k3s")
+    for name in known:
+        (logs / f"{name}.log").write_bytes(b"x" * 100)
+    notes: list[str] = []
+    found = rotate(Beneath(tmp_path), 10, notes.append)
+    assert {f"{name}.log" for name in known} <= set(found)
+    assert [note for note in notes if "more than 3 names" in note] == notes != []
+
+
+def test_a_note_goes_to_a_log_of_the_machine(tmp_path: Path) -> None:
+    rotation.noted(tmp_path / "sandbox.log", "it is long")
+    assert (tmp_path / "sandbox.log").read_text() == "k3s-sandbox: it is long\n"
 
 
 def test_a_log_of_the_machine_keeps_its_last_lines(tmp_path: Path) -> None:
