@@ -15,7 +15,7 @@ LAST_SECONDS = 2.0
 
 
 def run(
-    argv: Sequence[str], seconds: float, *, env: Mapping[str, str] | None = None
+    argv: Sequence[str], seconds: float, *, env: Mapping[str, str] | None = None, text: str | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end, or kill it: as ``subprocess.run``, whose time limit takes Python's clocks.
 
@@ -23,16 +23,20 @@ def run(
     within the limit only.
 
     Args:
-        argv: The program and its arguments; its input is empty.
+        argv: The program and its arguments.
         seconds: How long it may take.
         env: Its environment; this process' own if None.
+        text: Its input, which is empty if None; it need not read it.
 
     Raises:
         TimeoutExpired: It was killed, or its output did not end.
     """
     deadline = Deadline.after(seconds)
     pipe = subprocess.PIPE
-    process = subprocess.Popen(argv, bufsize=0, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env)
+    stdin = subprocess.DEVNULL if text is None else pipe
+    process = subprocess.Popen(argv, bufsize=0, stdin=stdin, stdout=pipe, stderr=pipe, env=env)
+    if process.stdin is not None and text is not None:
+        threading.Thread(target=_write, args=(process.stdin, text), name="input", daemon=True).start()
     readers = [_Reader(stream) for stream in (process.stdout, process.stderr) if stream is not None]
     try:
         for reader in readers:
@@ -69,6 +73,14 @@ class _Reader:
         with self._stream as stream, contextlib.suppress(OSError):
             while piece := stream.read(65536):  # without a buffer: what is there
                 self._pieces.append(piece)
+
+
+def _write(stream: IO[bytes], text: str) -> None:
+    """Write a text to a pipe and close it; a program that ends before it has read all breaks the pipe."""
+    with contextlib.suppress(OSError), stream:
+        data = memoryview(text.encode())
+        while data:
+            data = data[stream.write(data) :]  # without a buffer: a part may be written
 
 
 def wait(process: subprocess.Popen[bytes], seconds: float) -> int:

@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_k3s_sandbox import bounded
 from pytest_k3s_sandbox.errors import StartError
 
 MACHINE, SANDBOX = "m0", "s0"
@@ -27,6 +28,9 @@ OWN = "169.254.213.1/32"
 """The namespace's own address, a link-local one (RFC 3927), which its ARP requests need."""
 
 SECONDS = 30.0
+
+REFUSED = "run `k3s-sandbox doctor`, which tells what this machine lacks for a network of a sandbox's own"
+"""What helps where the kernel or a program refuses."""
 
 
 class TooSlow(StartError):
@@ -216,19 +220,28 @@ def run(namespace: Path | None, argv: list[str], text: str = "") -> None:
     """
     enter = ["unshare", "--net"] if namespace is None else ["nsenter", f"--net={namespace}"]
     try:
-        done = subprocess.run(
-            [*guard(), *enter, *argv],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
+        done = bounded.run([*guard(), *enter, *argv], SECONDS, text=text)
     except FileNotFoundError as error:
-        raise StartError(f"`{enter[0]}` failed", cause=str(error)) from error
+        raise StartError(
+            f"`{enter[0]}` failed", cause=str(error), remedy="install util-linux, which has this program"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise TooSlow(f"`{argv[0]}` failed", cause=f"it did not end within {SECONDS:g} s") from error
+        raise too_slow(argv[0]) from error
     if done.returncode != 0:
-        failed = Failed(f"`{argv[0]}` failed", cause=done.stderr.strip() or f"exit code {done.returncode}")
+        said = done.stderr.decode(errors="replace").strip()
+        failed = Failed(
+            f"`{argv[0]}` failed in {'a new network namespace' if namespace is None else namespace}",
+            cause=said or f"exit code {done.returncode}",
+            remedy=REFUSED,
+        )
         failed.code = done.returncode
         raise failed
+
+
+def too_slow(command: str) -> TooSlow:
+    """Return the error of a program that was killed because it took too long."""
+    return TooSlow(
+        f"`{command}` failed",
+        cause=f"it did not end within {SECONDS:g} s",
+        remedy="start again when the machine is less busy, or run fewer sandboxes at once",
+    )

@@ -20,6 +20,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from pytest_k3s_sandbox import bounded
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import gateway
 from pytest_k3s_sandbox.sandbox.processes import every, in_network_namespace
@@ -79,12 +80,16 @@ def _ip(*words: str, batch: Sequence[str] = ()) -> str:
         )
     argv = [*gateway.guard(), "ip", *words]
     try:
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=30)
+        done = bounded.run(argv, gateway.SECONDS, text=text)
     except subprocess.TimeoutExpired as error:
-        raise gateway.TooSlow(f"`ip {' '.join(words)}` failed", cause="it did not end within 30 s") from error
+        raise gateway.too_slow(f"ip {' '.join(words)}") from error
     if done.returncode != 0:
-        raise StartError(f"`ip {' '.join(words)}` failed", cause=done.stderr.strip())
-    return done.stdout
+        raise StartError(
+            f"`ip {' '.join(words)}` failed",
+            cause=done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}",
+            remedy=gateway.REFUSED,
+        )
+    return done.stdout.decode()
 
 
 def pools() -> tuple[IPv4Network, ...]:
@@ -184,7 +189,12 @@ def choose(key: str) -> Network:
     """
     network = named(key, *(str(host) for host in free_subnet(used_networks()).hosts()))
     if os.path.lexists(NETNS / network.netns) or _index(network.veth):
-        raise StartError(f"the network {network.netns}", cause="the machine has one of that name already")
+        raise StartError(
+            f"the network {network.netns}",
+            cause="the machine has one of that name already",
+            remedy=f"start again, which takes another name; if no sandbox uses it (`k3s-sandbox ps`), remove "
+            f"it with `ip netns delete {network.netns}` and `ip link delete {network.veth}`",
+        )
     return network
 
 

@@ -15,6 +15,7 @@ from pytest_k3s_sandbox import bounded, clock
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import WaitError
+from pytest_k3s_sandbox.sandbox import gateway, network
 
 REPLACED = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "strftime")
 """What freezegun replaces of the module time (freezegun/api.py)."""
@@ -64,6 +65,27 @@ def test_a_program_that_closes_its_output_is_killed_too() -> None:
 def test_a_program_that_ends_is_not() -> None:
     done = bounded.run(["sh", "-c", "echo $A; echo b >&2; exit 3"], 20, env={"A": "1"})
     assert (done.returncode, done.stdout, done.stderr) == (3, b"1\n", b"b\n")
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.timeout(20)
+def test_the_programs_of_a_network_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ip", "nsenter"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 30\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(gateway, "SECONDS", 0.2)
+    with pytest.raises(gateway.TooSlow, match=r"`ip -batch -` failed: it did not end within 0.2 s\nRemedy: "):
+        network._ip(batch=["link show"])
+    with pytest.raises(gateway.TooSlow, match=r"`true` failed: it did not end within 0.2 s\nRemedy: "):
+        gateway.run(tmp_path, ["true"], "its input")
+
+
+def test_a_program_gets_its_input_whether_it_reads_it_or_not() -> None:
+    long = "long \u00e4\n" * 100_000
+    assert bounded.run(["cat"], 20, text=long).stdout.decode() == long
+    assert bounded.run(["true"], 20, text=long).returncode == 0
+    assert bounded.run(["cat"], 20, text="").stdout == b""
 
 
 def test_they_are_the_clocks_of_the_kernel() -> None:

@@ -116,8 +116,23 @@ def test_without_ip_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_ip_refuses_is_quoted() -> None:
-    with pytest.raises(StartError, match=r"`ip no-such-object` failed: .*no-such-object"):
+    with pytest.raises(StartError, match=r"`ip no-such-object` failed: .*no-such-object(.|\n)*\nRemedy: run"):
         network._ip("no-such-object")
+
+
+def test_what_a_program_in_a_namespace_says_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "guard", tuple)
+    (tmp_path / "nsenter").write_text("#!/bin/sh\necho no >&2; exit 5\n")
+    (tmp_path / "nsenter").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(gateway.Failed, match=r"`true` failed in /run/netns/x: no\nRemedy: run") as caught:
+        gateway.run(Path("/run/netns/x"), ["true"])
+    assert caught.value.code == 5
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(StartError, match=r"`nsenter` failed: .*\nRemedy: install util-linux"):
+        gateway.run(Path("/run/netns/x"), ["true"])
 
 
 def test_a_network_that_fails_halfway_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +195,7 @@ def test_a_name_that_the_machine_has_already_is_not_chosen(
     monkeypatch.setattr(network, "used_networks", set)
     assert network.choose("0123abcd").netns == "k3ssb-0123abcd"
     (tmp_path / "k3ssb-0123abcd").touch()
-    with pytest.raises(StartError, match="has one of that name already"):
+    with pytest.raises(StartError, match=r"has one of that name already\nRemedy: .*ip netns delete"):
         network.choose("0123abcd")
 
 
