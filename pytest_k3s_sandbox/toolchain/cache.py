@@ -112,8 +112,7 @@ class Cache:
                     raise ProvisionError(
                         f"cache folder {self.root} is not used: what it holds would run as root",
                         cause=f"{path}: {why}",
-                        remedy=f"if nobody has changed it: chown -R root {path}; chmod -R go-w {path}. "
-                        "Or name another folder by K3S_SANDBOX_CACHE",
+                        remedy=f"{trust.remedy(path, folder)}. Or name another folder by K3S_SANDBOX_CACHE",
                     )
             self._trusted = users
         return self._trusted

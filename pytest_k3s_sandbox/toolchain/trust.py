@@ -9,6 +9,9 @@ from pathlib import Path
 
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
+MOST_LINKS = 40
+"""So many symbolic links may lead to a folder, as the kernel has it (path_resolution(7))."""
+
 
 def owners(environ: Mapping[str, str] = os.environ) -> frozenset[int]:
     """Return the users whose files are trusted: root, this user, and the one that became root by sudo(8)."""
@@ -40,10 +43,15 @@ def problem(status: os.stat_result, trusted: frozenset[int], *, sticky: bool = F
 def folder_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | None:
     """Return what somebody else may change of a folder and the way to it, and why; None if there is nothing.
 
+    The way is that of the folder itself, and that of each symbolic link that the path as given takes.
+
     Args:
         folder: The folder; what does not exist yet is fine.
         trusted: The users that may.
     """
+    found = _link_problem(folder, trusted)
+    if found is not None:
+        return found
     real = folder.resolve()
     for path in (real, *real.parents):
         try:
@@ -53,4 +61,42 @@ def folder_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | 
         why = problem(status, trusted, sticky=path != real)
         if why is not None:
             return path, why
+    return None
+
+
+def remedy(path: Path, folder: Path) -> str:
+    """Return what can be done about what :func:`folder_problem` found on the way to a folder."""
+    if path.is_symlink():
+        return f"remove the link {path}, or give the folder that it should lead to by a path without links"
+    if not folder.resolve().is_relative_to(path):
+        return f"chown root {path}; chmod go-w {path}. Or give the folder by a path without links"
+    return f"if nobody has changed it: chown -R root {path}; chmod -R go-w {path}"
+
+
+def _link_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | None:
+    """Return the first symbolic link on the way to a folder that somebody else can change, and why."""
+    here, left, links = Path("/"), list(reversed(folder.absolute().parts[1:])), 0
+    while left:
+        part = left.pop()
+        if part == "..":
+            here = here.parent
+            continue
+        try:
+            status = (here / part).lstat()
+        except (FileNotFoundError, NotADirectoryError):  # nothing that exists comes after it
+            return None
+        if not stat.S_ISLNK(status.st_mode):
+            here /= part
+            continue
+        link, links = here / part, links + 1
+        if links > MOST_LINKS:
+            return link, "too many symbolic links lead there"
+        if (why := problem(status, trusted)) is not None:
+            return link, f"it is a symbolic link, and {why}"
+        for holder in (here, *here.parents):
+            if (why := problem(holder.lstat(), trusted, sticky=True)) is not None:
+                return holder, f"the symbolic link {link} lies in it, and {why}"
+        target = link.readlink()
+        here = Path("/") if target.is_absolute() else here
+        left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
     return None
