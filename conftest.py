@@ -11,9 +11,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from pytest_k3s_sandbox import experiment_markers
-from pytest_k3s_sandbox.activation import activate
-from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.pytestplugin import experiment_markers
+from pytest_k3s_sandbox.pytestplugin.activation import activate
+from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.sandbox import reaper
 
 pytest_plugins = ["pytester"]  # for tests/plugin; pytest takes it from the top folder's conftest only

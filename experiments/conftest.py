@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox import experiment_markers
-from pytest_k3s_sandbox.activation import activate
-from pytest_k3s_sandbox.bench.places import need_9p
-from pytest_k3s_sandbox.bench.trials import NodeTrials
-from pytest_k3s_sandbox.keys import RUNNING, SETTINGS
-from pytest_k3s_sandbox.runs import Claim, claims, experiment_of, recorded
+from pytest_k3s_sandbox.lab.nodes import NodeTrials
+from pytest_k3s_sandbox.lab.places import need_9p
+from pytest_k3s_sandbox.pytestplugin import experiment_markers
+from pytest_k3s_sandbox.pytestplugin.activation import activate
+from pytest_k3s_sandbox.pytestplugin.recording import Claim, claims, experiment_of, recorded
+from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bringup import Wish
-    from pytest_k3s_sandbox.openruns import Uses
+    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.pytestplugin.openruns import Uses
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 SHARED: pytest.StashKey[NodeTrials] = pytest.StashKey()

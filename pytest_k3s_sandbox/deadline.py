@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_k3s_sandbox import clock
+from pytest_k3s_sandbox.support import clock
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from pytest_k3s_sandbox import escaping
+from pytest_k3s_sandbox.support import escaping
 
 
 class SandboxError(Exception):

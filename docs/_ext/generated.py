@@ -14,7 +14,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from pytest_k3s_sandbox import cli, fixtures, markers, options
+from pytest_k3s_sandbox import settings
+from pytest_k3s_sandbox.cli import main
+from pytest_k3s_sandbox.pytestplugin import fixtures, markers
 
 
 def cell(text: str) -> str:
@@ -30,7 +32,7 @@ def literal(text: str) -> str:
 
 def option_lines() -> Iterator[str]:
     """Yield a list of the plugin's options."""
-    for option in options.OPTIONS:
+    for option in settings.OPTIONS:
         values = ", ".join(f"`{value}`" for value in option.choices)
         facts = [
             "a flag" if option.flag else f"values: {values}" if values else "",
@@ -68,7 +70,7 @@ def fixture_lines() -> Iterator[str]:
 
 def command_lines() -> Iterator[str]:
     """Yield a section for each command."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(main.app)
     for name, command in group.commands.items():
         yield f"## `k3s-sandbox {name}`\n"
         yield literal(command.help or "") + "\n"

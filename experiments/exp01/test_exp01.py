@@ -13,8 +13,8 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.report.findings import Stage
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bench.trials import NodeTrials
-    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.lab.nodes import NodeTrials
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp01, pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(180)]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.bench.trials import ISOLATION, settings
+from pytest_k3s_sandbox.lab.nodes import ISOLATION, settings
 from pytest_k3s_sandbox.report.findings import Stage, Wall
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bench.trials import NodeTrials
-    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.lab.nodes import NodeTrials
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp02, pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(180)]
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.bench.nodes import follow
-from pytest_k3s_sandbox.bench.onlookers import ONLOOKERS, READS, build_all, compared, look
-from pytest_k3s_sandbox.bench.places import need_9p, placed
-from pytest_k3s_sandbox.bringup import Wish
-from pytest_k3s_sandbox.claims import Claims
-from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.lab.places import need_9p, placed
+from pytest_k3s_sandbox.lab.probes import ONLOOKERS, READS, build_all, compared, look
+from pytest_k3s_sandbox.lab.survival import follow
 from pytest_k3s_sandbox.layers.stack import parse
+from pytest_k3s_sandbox.node.bringup import Wish
+from pytest_k3s_sandbox.pytestplugin.claims import Claims
+from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.findings import Stage
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bench.trials import NodeTrials
-    from pytest_k3s_sandbox.bringup import Up
+    from pytest_k3s_sandbox.lab.nodes import NodeTrials
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
     from pytest_k3s_sandbox.report.records import RunWriter
-    from pytest_k3s_sandbox.runs import Claim
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.observe import Milestone
+from pytest_k3s_sandbox.lab.observe import Milestone
 from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.report.findings import Stage
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bench.trials import NodeTrials
-    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.lab.nodes import NodeTrials
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [
     pytest.mark.exp05,

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_k3s_sandbox.claims import Claims
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.layers.cgroupfs.probe import CGROUP_SUPER_MAGIC, FUSE_SUPER_MAGIC
 from pytest_k3s_sandbox.layers.interceptor.layer import PtraceInterceptor
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.layers.workarounds.layer import TREE, Workarounds
+from pytest_k3s_sandbox.pytestplugin.claims import Claims
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, root_magic
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
@@ -29,7 +29,7 @@ from pytest_k3s_sandbox.toolchain import ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import CGROUP_READERS, static_busybox
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bringup import Wish
+    from pytest_k3s_sandbox.node.bringup import Wish
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -99,7 +99,7 @@ def place(
     request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_wish: Wish, k3s_run: RunWriter
 ) -> Iterator[Place]:
     """The filesystem in a sandbox of each kind, and nothing of Kubernetes."""
-    from pytest_k3s_sandbox.bringup import fingerprint  # noqa: PLC0415  # it imports much
+    from pytest_k3s_sandbox.node.bringup import fingerprint  # noqa: PLC0415  # it imports much
 
     ensure_system_packages([one for one in CGROUP_READERS if one.name != "lxcfs"])
     programs = [k3s_toolchain.get(name).path for name in ("runc", "cadvisor")]

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.bench.places import need_9p
-from pytest_k3s_sandbox.cluster.churn import Churn
-from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.lab.churn import Churn
+from pytest_k3s_sandbox.lab.places import need_9p
+from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.findings import Stage
 from pytest_k3s_sandbox.report.kinds import Kind, classify
 from pytest_k3s_sandbox.report.records import Event
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bench.trials import NodeTrials
-    from pytest_k3s_sandbox.bringup import Up
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
-    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.lab.nodes import NodeTrials
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp07, pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor")]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 
 HOUR = 3600.0
 TO_END = 900.0  # for what comes before and after, so that the teardown and the report are never cut off

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.bench.trials import ISOLATION
+from pytest_k3s_sandbox.lab.nodes import ISOLATION
 from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.report.findings import Ablation, Stage
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bench.trials import NodeTrials
-    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.lab.nodes import NodeTrials
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "gvisor", "fuse", "ptrace")]
 
@@ -118,8 +118,8 @@ def words_of(found: Iterable[frozenset[str]]) -> str:
 @pytest.mark.parametrize("column", [(v, r) for v in VERSIONS for r in ROOTS], indirect=True, ids="-".join)
 def test_every_subset(request: pytest.FixtureRequest, column: NodeTrials) -> None:
     """All layers together give a node with a pod and statistics; fewer give what they gave before."""
+    from pytest_k3s_sandbox.pytestplugin.recording import claims  # noqa: PLC0415 - likewise
     from pytest_k3s_sandbox.report.ablation import matrix, sets  # noqa: PLC0415 - as above
-    from pytest_k3s_sandbox.runs import claims  # noqa: PLC0415 - likewise
 
     wanted = {Stage.READY: READY_WITH["-".join(request.node.callspec.params["column"])], Stage.POD: POD_WITH}
     names = {Stage.READY: "Ready", Stage.POD: "a running pod"}
@@ -154,7 +154,7 @@ def test_every_subset(request: pytest.FixtureRequest, column: NodeTrials) -> Non
 @pytest.mark.parametrize("column", [(v, "one-root") for v in VERSIONS], indirect=True, ids="-".join)
 def test_parts_of_the_workarounds(column: NodeTrials) -> None:
     """Of the workarounds, those that stand for what the kubelet or runc demand cannot be left out."""
-    from pytest_k3s_sandbox.runs import claims  # noqa: PLC0415 - as above
+    from pytest_k3s_sandbox.pytestplugin.recording import claims  # noqa: PLC0415 - as above
 
     cells: list[Ablation] = []
     stacks = {tuple(stack.split(",")): stages for stack, stages in PARTS.items()}

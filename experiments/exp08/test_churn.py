@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.churn import Churn, is_ready, pod
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.keys import SETTINGS
-from pytest_k3s_sandbox.options import OPTIONS
+from pytest_k3s_sandbox.lab.churn import Churn, is_ready, pod
+from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.records import Event, Measurement
 from pytest_k3s_sandbox.report.series import transitions
 from pytest_k3s_sandbox.report.trend import trend
+from pytest_k3s_sandbox.settings import OPTIONS
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bringup import Up
     from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.cluster.sampler import Sampler
-    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
 

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.keys import SETTINGS
+from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Event, read_run
 from pytest_k3s_sandbox.report.summary import root_name
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, root_magic
+from pytest_k3s_sandbox.support import clock
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.bringup import Up
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
-    from pytest_k3s_sandbox.runs import Claim
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
 

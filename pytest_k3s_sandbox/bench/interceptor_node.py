@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox.bench import Say
-from pytest_k3s_sandbox.bringup import Up, Wish, everything
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.interceptor.layer import ROLES
+from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 PODS = 50

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pytest_k3s_sandbox import clock
+from pytest_k3s_sandbox.support import clock
 
 BACKDATED = timedelta(hours=1)
 """How far before now certificates begin to be valid: the sandbox's clock may be behind ours."""

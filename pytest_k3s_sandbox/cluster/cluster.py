@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_k3s_sandbox import bounded, forks
 from pytest_k3s_sandbox.cluster import direct
 from pytest_k3s_sandbox.cluster.answers import answered, found, patient
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
@@ -30,6 +29,7 @@ from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import Layer
 from pytest_k3s_sandbox.sandbox.base import Completed, Process, Sandbox
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
+from pytest_k3s_sandbox.support import bounded, forks
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, CoreV1Api

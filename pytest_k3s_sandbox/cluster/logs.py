@@ -11,10 +11,10 @@ import os
 import shutil
 from pathlib import Path
 
-from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.resolve import RefusedError
+from pytest_k3s_sandbox.support import escaping
 
 COPY_BYTES = 32 << 20
 """The last bytes of each log that are copied."""

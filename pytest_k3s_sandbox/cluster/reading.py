@@ -18,9 +18,9 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, Self
 
-from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.support import forks
 
 READ_SECONDS = 10.0
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pytest_k3s_sandbox import clock, forks
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import NoAnswer, conditions
 from pytest_k3s_sandbox.errors import SandboxError
@@ -19,6 +18,7 @@ from pytest_k3s_sandbox.report.errors import alike, shorten
 from pytest_k3s_sandbox.report.kinds import classify
 from pytest_k3s_sandbox.report.records import Cost, ErrorLine, PodState, RunWriter, Sample
 from pytest_k3s_sandbox.sandbox.base import Usage
+from pytest_k3s_sandbox.support import clock, forks
 
 WATCHED_LOGS = ("kubelet", "containerd")
 REQUEST_SECONDS = 5

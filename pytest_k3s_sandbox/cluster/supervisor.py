@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pytest_k3s_sandbox import clock, forks
 from pytest_k3s_sandbox.cluster.restarts import Policy
 from pytest_k3s_sandbox.cluster.wait import after_restarts, ended_at_start, lost_by
 from pytest_k3s_sandbox.deadline import Deadline
@@ -22,6 +21,7 @@ from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.layers.base import Layer, Restorable
 from pytest_k3s_sandbox.report.records import Event, EventKind, RunWriter
 from pytest_k3s_sandbox.sandbox.base import Process, Usage, described
+from pytest_k3s_sandbox.support import clock, forks
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster

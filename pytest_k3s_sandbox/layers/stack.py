@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.sandbox.base import Sandbox
+from pytest_k3s_sandbox.support import forks
 
 
 def _workarounds(sandbox: Sandbox, variant: str | None = None) -> Layer:

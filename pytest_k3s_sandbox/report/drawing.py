@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-from pytest_k3s_sandbox.escaping import xml
+from pytest_k3s_sandbox.support.escaping import xml
 
 WIDTH = 960
 """A drawing's width in its own units; it scales."""

@@ -6,11 +6,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.escaping import plot
 from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, STAGES, matrix
 from pytest_k3s_sandbox.report.distributions import distributions, grouped, memory, processor
 from pytest_k3s_sandbox.report.timeline import BAD, chosen_lanes, legend, whole
+from pytest_k3s_sandbox.support.escaping import plot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,11 +7,11 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.escaping import xml
 from pytest_k3s_sandbox.report.compare import comparison
 from pytest_k3s_sandbox.report.drawing import STYLE
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.report.view import link, view
+from pytest_k3s_sandbox.support.escaping import xml
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
-from pytest_k3s_sandbox import __version__, clock, forks
+from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.report.findings import (
     MAX_MESSAGE,
@@ -48,6 +48,7 @@ from pytest_k3s_sandbox.report.schema import (
     Record,
     Sample,
 )
+from pytest_k3s_sandbox.support import clock, forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,6 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.findings import (
     Ablation,
@@ -30,6 +29,7 @@ from pytest_k3s_sandbox.report.schema import (
     Sample,
 )
 from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, value_text, worst
+from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

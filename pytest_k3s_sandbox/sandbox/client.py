@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import bounded, forks
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import messages
@@ -24,6 +23,7 @@ from pytest_k3s_sandbox.sandbox.agent import LINE_BYTES
 from pytest_k3s_sandbox.sandbox.base import Usage
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.messages import Exit, Message, ProtocolError, Ready, Refused, Spawned, Used
+from pytest_k3s_sandbox.support import bounded, forks
 
 REPLY_SECONDS = 30.0
 GRACE_SECONDS = 4.0

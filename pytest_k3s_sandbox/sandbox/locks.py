@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Self
 
-from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.support import forks
 
 POLL_SECONDS = 0.01
 GLANCE_SECONDS = 0.03

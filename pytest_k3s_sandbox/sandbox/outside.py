@@ -8,10 +8,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 
-from pytest_k3s_sandbox import bounded, clock
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox.base import Completed
 from pytest_k3s_sandbox.sandbox.layout import SHELL_PATH
+from pytest_k3s_sandbox.support import bounded, clock
 
 
 def run(

@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.sandbox import locks, machine, network, processes
 from pytest_k3s_sandbox.sandbox.machine import Owner
+from pytest_k3s_sandbox.support import clock
 
 KILL_SECONDS = 5.0
 """How long to wait for processes that were killed."""

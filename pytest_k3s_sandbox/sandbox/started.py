@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from pytest_k3s_sandbox import forks
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import groups, layout, machine, network, outside, reaper, watch
@@ -29,6 +28,7 @@ from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.limits import Room, Wanted
 from pytest_k3s_sandbox.sandbox.network import Network
 from pytest_k3s_sandbox.sandbox.resolve import RefusedError
+from pytest_k3s_sandbox.support import forks
 
 START_SECONDS = 20.0
 FULL = (errno.ENOSPC, errno.EDQUOT)

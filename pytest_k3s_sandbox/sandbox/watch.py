@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pytest_k3s_sandbox import bounded, clock
 from pytest_k3s_sandbox.sandbox import layout, rotation
 from pytest_k3s_sandbox.sandbox.groups import Gauge
 from pytest_k3s_sandbox.sandbox.limits import Limits, in_words
+from pytest_k3s_sandbox.support import bounded, clock
 
 LOOK_SECONDS = 1.0
 MEASURE_SECONDS = 30.0

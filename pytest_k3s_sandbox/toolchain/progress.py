@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from pytest_k3s_sandbox import clock, escaping
+from pytest_k3s_sandbox.support import clock, escaping
 
 if TYPE_CHECKING:
     from rich.status import Status

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.errors import ProvisionError
+from pytest_k3s_sandbox.support import clock
 from pytest_k3s_sandbox.toolchain.pins import Pin, Release
 from pytest_k3s_sandbox.toolchain.progress import Work
 

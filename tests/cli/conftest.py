@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.options import OPTIONS
 from pytest_k3s_sandbox.sandbox import machine, reaper
+from pytest_k3s_sandbox.settings import OPTIONS
 
 Done = subprocess.CompletedProcess[str]
 

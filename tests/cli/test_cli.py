@@ -26,7 +26,7 @@ HEAVY = ("pytest", "kubernetes", "pydantic", "cryptography", "fuse", "ptrace", "
 
 WHAT_HELP_IMPORTS = f"""
 import sys
-from pytest_k3s_sandbox import cli
+from pytest_k3s_sandbox.cli import main as cli
 sys.argv = ["k3s-sandbox", *sys.argv[1:]]
 try:
     cli.main()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox import kept
+from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -37,7 +37,7 @@ def nothing_kept(home: Path) -> Iterator[None]:
     for owner in owners:
         if owner is not None and owner.pid != os.getpid() and machine.start_time(owner.pid) == owner.start:
             os.kill(owner.pid, signal.SIGKILL)
-    wait_until(lambda: kept.states() == [])
+    wait_until(lambda: registry.states() == [])
     with machine.lock():
         reaper.reap()
 
@@ -124,7 +124,7 @@ def test_up_use_and_down(cli: Cli, up: Done, home: Path, tmp_path: Path) -> None
         argv = [
             sys.executable,
             "-m",
-            "pytest_k3s_sandbox.cli",
+            "pytest_k3s_sandbox.cli.main",
             "shell",
             "sh",
             "-c",
@@ -158,14 +158,14 @@ def test_up_use_and_down(cli: Cli, up: Done, home: Path, tmp_path: Path) -> None
     assert processes(keys) == set()
     assert [line for line in reaper.leftovers() if keys[0] in line or str(home) in line] == []
     assert list((home / "sandboxes").iterdir()) == []
-    assert not kept.state_file().exists()
+    assert not registry.state_file().exists()
     assert (Path(down.stderr.split(": ")[1].strip()) / "records.jsonl").is_file()
     assert cli("down").returncode == 2
 
 
 def test_keeper_that_is_killed(cli: Cli, up: Done, home: Path) -> None:
     assert up.returncode == 0
-    state = kept.find()
+    state = registry.find()
     keys = [folder.name for folder in (home / "sandboxes").glob("*")]
     assert processes(keys)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox import cli as command_line
+from pytest_k3s_sandbox.cli import main as command_line
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
 
 Done = subprocess.CompletedProcess[str]

@@ -18,7 +18,9 @@ import typer
 import yaml
 from blocks import ROOT, Block, blocks, pages, split
 
-from pytest_k3s_sandbox import cli, fixtures, markers, options
+from pytest_k3s_sandbox import settings
+from pytest_k3s_sandbox.cli import main
+from pytest_k3s_sandbox.pytestplugin import fixtures, markers
 
 if not (ROOT / "docs").is_dir():
     pytest.skip("not applicable: this is no checkout", allow_module_level=True)
@@ -55,12 +57,12 @@ def text(page: Path) -> str:
 def test_the_reference_is_complete(site: Path) -> None:
     said = text(site / "reference/options.html")
     words = set(re.findall(r"[\w-]+", said))
-    wanted = [word for option in options.OPTIONS for word in (f"--k3s-{option.name}", option.variable)]
+    wanted = [word for option in settings.OPTIONS for word in (f"--k3s-{option.name}", option.variable)]
     assert [word for word in wanted if word not in words] == []
     assert [name for name in markers.MARKERS if f"@pytest.mark.{name}" not in said] == []
     said = text(site / "reference/fixtures.html")
     assert [name for name in fixtures.__all__ if f"{name}" not in said] == []
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(main.app)
     said = text(site / "reference/command.html")
     for name, command in group.commands.items():
         assert f"k3s-sandbox {name}" in said
@@ -124,12 +126,12 @@ OTHERS = {"pip", "tox", "python", "python3", "apt-get", "chown"}
 def test_every_command_is_one_that_there_is(page: str, words: list[str]) -> None:
     name, *arguments = program(words)
     if name == "k3s-sandbox":
-        group: Any = typer.main.get_command(cli.app)
+        group: Any = typer.main.get_command(main.app)
         command = group.commands[arguments[0]]
         command.make_context(arguments[0], arguments[1:])  # raises for unknown options and missing arguments
     elif name == "pytest":
         asked = [word for word in arguments if word.startswith("--k3s-")]
-        known = {f"--k3s-{option.name}": option for option in options.OPTIONS}
+        known = {f"--k3s-{option.name}": option for option in settings.OPTIONS}
         for word in asked:
             option, _, value = word.partition("=")
             assert option in known, f"{page}: {word}"

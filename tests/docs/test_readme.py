@@ -10,17 +10,19 @@ import pytest
 import typer
 from blocks import ROOT
 
-from pytest_k3s_sandbox import cli, fixtures, options
+from pytest_k3s_sandbox import settings
+from pytest_k3s_sandbox.cli import main
+from pytest_k3s_sandbox.pytestplugin import fixtures
 
 if not (ROOT / "docs").is_dir():
     pytest.skip("not applicable: this is no checkout", allow_module_level=True)
 
 TEXT = (ROOT / "README.md").read_text()
-GROUP: Any = typer.main.get_command(cli.app)
+GROUP: Any = typer.main.get_command(main.app)
 
 
 def test_options_of_pytest() -> None:
-    known = {f"--k3s-{option.name}" for option in options.OPTIONS}
+    known = {f"--k3s-{option.name}" for option in settings.OPTIONS}
     named = set(re.findall(r"--k3s-[\w-]*\w", TEXT))
     assert len(named) > 5
     assert named - known == set()
@@ -28,7 +30,7 @@ def test_options_of_pytest() -> None:
 
 def test_variables() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "pytest_k3s_sandbox").rglob("*.py"))
-    known = {option.variable for option in options.OPTIONS}
+    known = {option.variable for option in settings.OPTIONS}
     named = set(re.findall(r"\bK3S_[A-Z_]+[A-Z]\b", TEXT))
     assert named
     programs = {"K3S_SANDBOX_KUBELET"}  # made of the program's name

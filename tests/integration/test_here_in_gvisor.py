@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_k3s_sandbox.cli.experiments import experiments_folder
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.experiment import experiments_folder
 from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, Bind
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pyte
 INNER = """
 import json
 from pathlib import Path
-from pytest_k3s_sandbox.bringup import Wish, everything
+from pytest_k3s_sandbox.node.bringup import Wish, everything
 from pytest_k3s_sandbox.sandbox import reaper
 from pytest_k3s_sandbox.toolchain import Toolchain
 

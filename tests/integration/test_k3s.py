@@ -14,13 +14,13 @@ import pytest
 from outside import outside
 from stand_in_node import node, toolchain_with, write_stand_in
 
-from pytest_k3s_sandbox import bringup
-from pytest_k3s_sandbox.bringup import Up, Wish
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
+from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.node.bringup import Up, Wish
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from held import next_command
 
-from pytest_k3s_sandbox import keeper, kept
-from pytest_k3s_sandbox.attached import AttachedSandbox
+from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import registry
+from pytest_k3s_sandbox.daemon.attached import AttachedSandbox
+from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.kept import State
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
@@ -33,8 +34,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Give the folder of sandboxes, which is a test's own; no kept one of it is left."""
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
     yield tmp_path / "home"
-    for state in kept.states():
-        kept.end(state)
+    for state in registry.states():
+        registry.end(state)
     with machine.lock():
         reaper.reap()
 
@@ -58,10 +59,10 @@ def hold(sandbox: StartedSandbox, log: Path) -> State:
         order = keeper.Hold({**fields, **more}, str(sandbox.workdir), channel, sandbox.lock_fd)
         process = keeper.launch(order, log)
         keeper.disown(process)
-        assert kept.wait_for(lambda: kept.read_state(name) is not None, 30), log.read_text()
+        assert registry.wait_for(lambda: registry.read_state(name) is not None, 30), log.read_text()
 
     sandbox.hand_over(receive)
-    return kept.find(name)
+    return registry.find(name)
 
 
 def left(key: str) -> list[str]:
@@ -98,26 +99,26 @@ def test_it_goes_on_without_the_process_that_started_it(started: StartedSandbox,
         other.run(["sleep", "100"], timeout=0.5)
     assert left(key) == []
 
-    kept.end(state)
+    registry.end(state)
     assert left(key) == []
     assert not started.workdir.exists()
     assert key not in Path("/proc/self/mountinfo").read_text()
-    assert not kept.state_file(state.name).exists()
+    assert not registry.state_file(state.name).exists()
 
 
 def test_it_ends_when_the_process_that_took_over_is_killed(started: StartedSandbox, tmp_path: Path) -> None:
     state = hold(started, tmp_path / "log")
     key = started.workdir.name
     os.kill(state.pid, signal.SIGKILL)
-    assert kept.wait_for(lambda: not state.alive, 5)
+    assert registry.wait_for(lambda: not state.alive, 5)
 
     def reaped() -> bool:
         with machine.lock():
             reaper.reap()
         return left(key) == []
 
-    assert kept.wait_for(reaped, 10, poll=0.2)
-    assert kept.states() == []
+    assert registry.wait_for(reaped, 10, poll=0.2)
+    assert registry.states() == []
 
 
 def test_one_that_cannot_be_taken_over_stays_its_owners(started: StartedSandbox) -> None:
@@ -138,9 +139,9 @@ def test_a_hand_over_that_fails_leaves_the_sandbox_to_a_living_owner(
 ) -> None:
     name = started.workdir.name
     if when == "before it claims":
-        taken = kept.take_name(name)  # so that the other process is refused the name
+        taken = registry.take_name(name)  # so that the other process is refused the name
     else:
-        kept.state_file(name).mkdir(parents=True)  # so that it cannot say that it keeps the cluster
+        registry.state_file(name).mkdir(parents=True)  # so that it cannot say that it keeps the cluster
         taken = None
     cluster = SimpleNamespace(
         kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
@@ -152,7 +153,7 @@ def test_a_hand_over_that_fails_leaves_the_sandbox_to_a_living_owner(
     owner = machine.read_owner(started.workdir)
     assert owner is not None
     assert owner.process == Identity.own()
-    assert kept.states() == []
+    assert registry.states() == []
     next_command(home)  # which removes what has no owner
     assert started.run(["echo", "mine"]).stdout == "mine\n"
     if taken is not None:

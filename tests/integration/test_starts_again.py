@@ -21,9 +21,9 @@ import pytest
 from outside import outside
 from stand_in_node import node, write_stand_in
 
-from pytest_k3s_sandbox.bringup import Up, Wish, everything
+from pytest_k3s_sandbox.cli.experiments import experiments_folder
 from pytest_k3s_sandbox.errors import WaitError
-from pytest_k3s_sandbox.experiment import experiments_folder
+from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import Run, read_run
 from pytest_k3s_sandbox.report.summary import outcome, sentence
@@ -120,13 +120,13 @@ def test_a_kubelet_that_ends_once_is_started_again_for_a_users_test(project: Pat
 
 
 def test_a_kubelet_that_ends_once_is_started_again_by_up(project: Path) -> None:
-    up = ran("pytest_k3s_sandbox.cli", "up", "--name=again", "--report=reports", folder=project)
+    up = ran("pytest_k3s_sandbox.cli.main", "up", "--name=again", "--report=reports", folder=project)
     try:
         assert up.returncode == 0, up.stderr
         assert re.search(rf"node Ready; {AGAIN}$", up.stderr, re.MULTILINE), up.stderr
         assert kinds(the_run(project / "reports")) == ["fault", "restart"]
     finally:
-        down = ran("pytest_k3s_sandbox.cli", "down", "--name=again", folder=project)
+        down = ran("pytest_k3s_sandbox.cli.main", "down", "--name=again", folder=project)
     assert down.returncode == 0, down.stderr
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from pytest_k3s_sandbox.bringup import Wish, control_plane, start_sandbox
-from pytest_k3s_sandbox.cluster.observe import Milestone
-from pytest_k3s_sandbox.cluster.trials import Trials
 from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.lab.observe import Milestone
+from pytest_k3s_sandbox.lab.trials import Trials
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.stack import FULL
+from pytest_k3s_sandbox.node.bringup import Wish, control_plane, start_sandbox
 from pytest_k3s_sandbox.report.findings import Stage
 from pytest_k3s_sandbox.report.records import RunWriter
 

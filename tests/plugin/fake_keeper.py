@@ -12,15 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import endings, keeper, kept
+from pytest_k3s_sandbox.daemon import endings, process, registry
+from pytest_k3s_sandbox.daemon.clients import Users
 from pytest_k3s_sandbox.report.finish import finish
 from pytest_k3s_sandbox.report.records import Environment, Event, Machine, RunWriter, Sample
 from pytest_k3s_sandbox.report.schema import EventKind
 from pytest_k3s_sandbox.sandbox.processes import Identity
-from pytest_k3s_sandbox.users import Users
 
 
-def launch(order: keeper.Keep, log: Path) -> subprocess.Popen[bytes]:
+def launch(order: process.Keep, log: Path) -> subprocess.Popen[bytes]:
     """Start this file instead of the real keeper."""
     with log.open("wb") as out:
         return subprocess.Popen(
@@ -63,12 +63,12 @@ def main(order: dict[str, Any]) -> None:
             fields = {"name": order["name"], "origin": order["origin"], "folder": str(folder)}
             fields |= {"kubeconfig": "/none", "shell": ["env"], "sandbox": "fake", "kind": "gvisor"}
             fields |= {"address": "192.0.2.1", "api_port": 6443, "node": "n", "layers": ["fake_cni"]}
-            state = kept.State.of({**fields, **own, "processes": {"kubelet": 7}, "zero": writer.zero})
+            state = registry.State.of({**fields, **own, "processes": {"kubelet": 7}, "zero": writer.zero})
             if why := os.environ.get("FAKE_KUBELET_ENDS"):
                 for kind in (EventKind.FAULT, EventKind.RESTART):
                     writer.append(Event(t=writer.now(), kind=kind, what=why, component="kubelet"))
             writer.append(Sample(t=writer.now(), node_ready=True, api_reachable=True))
-            kept.write_state(state)
+            registry.write_state(state)
             while not users.gone(last):
                 if (limit := os.environ.get("FAKE_LIMIT")) and len(list(Path.cwd().glob("began-*"))) > 1:
                     endings.note(state, limit)
@@ -77,7 +77,7 @@ def main(order: dict[str, Any]) -> None:
                 note("shared cluster stays")
                 os._exit(0)
             last.callback(users.remove)
-            kept.state_file(order["name"]).unlink()
+            registry.state_file(order["name"]).unlink()
             endings.forget(order["name"])
         finish(folder, keep=order["keep"], failed=users.read("failed") is not None)
         note("shared cluster down")

@@ -18,14 +18,16 @@ from typing import Any, Self
 
 import pytest
 
-from pytest_k3s_sandbox import bringup, experiment_markers, forks
-from pytest_k3s_sandbox.activation import activate
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.pytestplugin import experiment_markers
+from pytest_k3s_sandbox.pytestplugin.activation import activate
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
 from pytest_k3s_sandbox.sandbox import layout
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, V9FS_MAGIC, Completed
+from pytest_k3s_sandbox.support import forks
 
 JOURNAL = Path.cwd() / "journal.txt"
 

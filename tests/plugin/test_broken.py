@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 CONFTEST = """
 import pytest
-from pytest_k3s_sandbox import capabilities
+from pytest_k3s_sandbox.toolchain import capabilities
 from pytest_k3s_sandbox.toolchain import probes
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def test_a_fixture_that_lacks_something_skips_all_its_tests_and_leaves_no_run(pr
 
 UNABLE = """
 import pytest
-from pytest_k3s_sandbox import bringup
+from pytest_k3s_sandbox.node import bringup
 from pytest_k3s_sandbox.errors import MissingCapability
 
 def unable(wish, toolchain): raise MissingCapability("the sandbox", cause="no such thing")

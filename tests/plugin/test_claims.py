@@ -270,11 +270,11 @@ def test_other(k3s_claim):
 
 def test_a_test_left_to_another_run_is_no_gap(project: Project) -> None:
     test = """
-from pytest_k3s_sandbox.openruns import begin
+from pytest_k3s_sandbox.pytestplugin.openruns import begin
 
 @pytest.fixture
 def closing(request, k3s_run):
-    from pytest_k3s_sandbox.keys import OPEN_RUNS
+    from pytest_k3s_sandbox.pytestplugin.stash import OPEN_RUNS
     yield
     (run,) = request.config.stash[OPEN_RUNS]
     run.over = True

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox import forks
-from pytest_k3s_sandbox.children import ended_here
+from pytest_k3s_sandbox.daemon.clients import Users
 from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.pytestplugin.children import ended_here
 from pytest_k3s_sandbox.report.records import RunWriter
-from pytest_k3s_sandbox.users import Users
+from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project

@@ -47,7 +47,9 @@ def test_cluster(k3s): assert k3s.startswith("a cluster of the")
 def test_dynamic(request): assert request.getfixturevalue("layers") == 7
 """
 
-INERT = {"activation", "fixtures", "keys", "markers", "options", "plugin"}
+INERT = {"pytestplugin", "settings"} | {
+    f"pytestplugin.{name}" for name in ("activation", "fixtures", "markers", "plugin", "stash")
+}
 """The modules that pytest loads in every project: declarations."""
 
 
@@ -98,7 +100,7 @@ def test_looking_at_it_costs_little(foreign: pytest.Pytester) -> None:
             import pytest
             import _pytest.pytester, _pytest.junitxml  # what pytest itself may load
             before = set(sys.modules)
-            import pytest_k3s_sandbox.plugin
+            import pytest_k3s_sandbox.pytestplugin.plugin
             print(*sorted(set(sys.modules) - before - set({names!r}.split()) - {{"pytest_k3s_sandbox"}}))
             """
         )

@@ -178,7 +178,7 @@ def test_a_marker_that_could_have_no_effect_is_refused(
 
 def test_requires_of_a_test_that_is_skipped_anyway_asks_for_nothing(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "import pytest\nfrom pytest_k3s_sandbox import capabilities\n"
+        "import pytest\nfrom pytest_k3s_sandbox.toolchain import capabilities\n"
         "from pytest_k3s_sandbox.errors import MissingCapability\n"
         "@pytest.fixture(scope='session', autouse=True)\n"
         "def lacking():\n    pass\n"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox import options
-from pytest_k3s_sandbox.options import Given, OptionError
+from pytest_k3s_sandbox import settings
+from pytest_k3s_sandbox.settings import Given, OptionError
 
 SHOW = """
 import pytest
-from pytest_k3s_sandbox.activation import activate
+from pytest_k3s_sandbox.pytestplugin.activation import activate
 
 def test_show(request):
     s = activate(request.config)
@@ -148,18 +148,18 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @given(st.integers(1, 10**9), st.sampled_from(sorted(UNITS)))
 def test_a_duration_is_a_number_and_a_unit(number: int, unit: str) -> None:
-    assert options.parse_duration(f"{number}{unit}") == number * UNITS[unit]
+    assert settings.parse_duration(f"{number}{unit}") == number * UNITS[unit]
 
 
 @given(st.floats(0.001, 1e6))
 def test_a_duration_may_have_a_fraction(number: float) -> None:
-    assert options.parse_duration(f"{number!r}m") == pytest.approx(number * 60)
+    assert settings.parse_duration(f"{number!r}m") == pytest.approx(number * 60)
 
 
 @given(st.text() | st.from_regex(r"-?[0-9a-f.]*(s|m|h|d|ms)?", fullmatch=True) | st.floats().map(repr))
 def test_a_duration_is_positive_and_finite_or_refused_by_name(text: str) -> None:
     refusal = f"ini option k3s_duration: {text!r} is not a duration like 90s, 5m or 1h"
-    seconds = outcome(lambda: options.parse_duration(text, "ini option k3s_duration"))
+    seconds = outcome(lambda: settings.parse_duration(text, "ini option k3s_duration"))
     assert seconds == refusal or (isinstance(seconds, float) and 0 < seconds < float("inf"))
 
 
@@ -168,11 +168,11 @@ def test_a_duration_is_positive_and_finite_or_refused_by_name(text: str) -> None
 )
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(OptionError):
-        options.parse_duration(text)
+        settings.parse_duration(text)
 
 
 @given(st.text() | st.integers().map(str) | st.from_regex(r"\d{1,6}", fullmatch=True))
 def test_a_port_is_a_tcp_port_or_refused_by_name(text: str) -> None:
-    port = outcome(lambda: options.parse_port(Given(text, "--k3s-api-port")))
+    port = outcome(lambda: settings.parse_port(Given(text, "--k3s-api-port")))
     is_port = text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536
     assert port == (int(text) if is_port else f"--k3s-api-port: {text!r} is not a TCP port (1 to 65535)")

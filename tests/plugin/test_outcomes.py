@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from result_formats import attachments, cases, documents, ends, properties, steps_of
 
-from pytest_k3s_sandbox.outcomes import is_broken, mend_junit
+from pytest_k3s_sandbox.pytestplugin.results import is_broken, mend_junit
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project

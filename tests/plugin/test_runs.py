@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox import bringup
+from pytest_k3s_sandbox.node import bringup
 from pytest_k3s_sandbox.report.records import RunWriter
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from experiment_conftest import MARKS
 
-from pytest_k3s_sandbox import keeper
+from pytest_k3s_sandbox.daemon import process
 
 pytest.importorskip("xdist")
 
@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import fake_keeper
-from pytest_k3s_sandbox import keeper
+from pytest_k3s_sandbox.daemon import process as keeper
 
 keeper.launch = fake_keeper.launch
 
@@ -34,7 +34,7 @@ def k3s_toolchain():
 @pytest.fixture
 def sharing(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A user's project whose shared clusters are made of nothing."""
-    monkeypatch.setattr(keeper, "launch", keeper.launch)  # what the conftest replaces in this process
+    monkeypatch.setattr(process, "launch", process.launch)  # what the conftest replaces in this process
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(project.pytester.path / "home"))
     project.pytester.makeconftest(CONFTEST + MARKS)
     return project

@@ -149,7 +149,7 @@ def as_nobody() -> tuple[str, ...]:
     if setpriv is None:
         pytest.skip("there is no setpriv, with which root becomes nobody")
     words = (setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    probe = [*words, sys.executable, "-c", "import pytest, pytest_k3s_sandbox.plugin"]
+    probe = [*words, sys.executable, "-c", "import pytest, pytest_k3s_sandbox.pytestplugin.plugin"]
     if subprocess.run(probe, cwd="/", capture_output=True, check=False).returncode != 0:
         pytest.skip("not applicable: only root can read this Python environment")
     return words

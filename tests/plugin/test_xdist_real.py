@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_k3s_sandbox.kept import wait_for
+from pytest_k3s_sandbox.daemon.registry import wait_for
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder

@@ -24,8 +24,8 @@ def test_night(): pass
 def test_docker(): pass
 
 def test_loaded():
-    assert "pytest_k3s_sandbox.plugin" in sys.modules
-    assert "pytest_k3s_sandbox.hooks" not in sys.modules
+    assert "pytest_k3s_sandbox.pytestplugin.plugin" in sys.modules
+    assert "pytest_k3s_sandbox.pytestplugin.hooks" not in sys.modules
 """
 
 EVERYTHING = """

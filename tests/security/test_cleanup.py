@@ -288,7 +288,10 @@ def test_a_state_of_a_keeper_that_cannot_be(home: Path, bystander: int) -> None:
     fields |= {"api_port": 1, "layers": [], "processes": {}, "zero": 0.0}
     fields |= {"boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
     fields |= {"pid_namespace": str(Path("/proc/self/ns/pid").readlink())}
-    code = "from pytest_k3s_sandbox import kept; kept.END_SECONDS = 1; [kept.end(s) for s in kept.states()]"
+    code = (
+        "from pytest_k3s_sandbox.daemon import registry; registry.END_SECONDS = 1; "
+        "[registry.end(state) for state in registry.states()]"
+    )
     for left_out in ((), ("boot", "pid_namespace")):
         (kept / "up.json").write_text(json.dumps({k: v for k, v in fields.items() if k not in left_out}))
         # In a pid namespace of its own: kill(-1) would reach every process there is.

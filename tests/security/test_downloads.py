@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pytest_k3s_sandbox.cli import app
+from pytest_k3s_sandbox.cli.main import app
 from pytest_k3s_sandbox.errors import ConfigError, ProvisionError
 from pytest_k3s_sandbox.toolchain import Toolchain, pinning, pins, release
 from pytest_k3s_sandbox.toolchain.pins import GoPin, Pin, Pins, Release

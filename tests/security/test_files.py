@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_k3s_sandbox import running
-from pytest_k3s_sandbox.bringup import Wish, everything, look_inside, start_sandbox
 from pytest_k3s_sandbox.cluster.logs import COPIES, copy_logs
+from pytest_k3s_sandbox.daemon import inventory
+from pytest_k3s_sandbox.daemon.process import described
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
-from pytest_k3s_sandbox.keeper import described
+from pytest_k3s_sandbox.node.bringup import Wish, everything, look_inside, start_sandbox
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
@@ -301,7 +301,7 @@ def test_a_pod_that_can_write_the_nodes_folder_does_not_become_root_of_the_machi
             # The machine goes on as if nothing were: kubectl, the client, ps, the line that `up` prints.
             assert cluster.kubectl("get", "nodes").returncode == 0
             assert len(cluster.core.list_node().items) == 1
-            (row,) = [row for row in running.running() if row.sandbox == up.stack.sandbox.workdir.name]
+            (row,) = [row for row in inventory.running() if row.sandbox == up.stack.sandbox.workdir.name]
             assert row.node in {"Ready", "NotReady"}
             shown = described(up, name="x", origin="test")
             assert "exec" not in Path(str(shown["kubeconfig"])).read_text()

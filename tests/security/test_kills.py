@@ -59,7 +59,8 @@ def test_it(k3s_sandbox):
 HAND_OVER = """
 import sys
 from pathlib import Path
-from pytest_k3s_sandbox import keeper, kept
+from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import registry as kept
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 kind, runsc = sys.argv[1:]
@@ -219,7 +220,7 @@ def victim_of(what: str, processes: dict[int, list[str]]) -> int | None:
     """Return the process that is to be killed, if there is one at this moment."""
     for pid, words in processes.items():
         found = {
-            "keeper": "pytest_k3s_sandbox.keeper" in words,
+            "keeper": "pytest_k3s_sandbox.daemon.process" in words,
             "sandbox": words[:1] == ["runsc-sandbox"],
             "gofer": words[:1] == ["runsc-gofer"],
             "launcher": words[0].endswith("/runsc") or words[0] == "unshare",

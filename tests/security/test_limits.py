@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox import keeper, kept
-from pytest_k3s_sandbox.bringup import Wish, everything
+from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError, StartError
+from pytest_k3s_sandbox.node.bringup import Wish, everything
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import groups, reaper, rotation, watch
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
@@ -196,14 +197,14 @@ def test_who_takes_a_sandbox_over_watches_it(kind: str, tmp_path: Path) -> None:
             order = keeper.Hold(fields, str(sandbox.workdir), channel, sandbox.lock_fd, limits)
             process = keeper.launch(order, tmp_path / "log")
             keeper.disown(process)
-            assert kept.wait_for(lambda: kept.read_state(name) is not None, 30), (
+            assert registry.wait_for(lambda: registry.read_state(name) is not None, 30), (
                 tmp_path / "log"
             ).read_text()
 
         sandbox.hand_over(receive)
-    assert kept.wait_for(lambda: not sandbox.workdir.exists(), ENDS_SECONDS)
+    assert registry.wait_for(lambda: not sandbox.workdir.exists(), ENDS_SECONDS)
     assert "its limit is 100 MiB" in (tmp_path / "keeper.log").read_text()
-    assert kept.wait_for(lambda: kept.read_state(name) is None, 5)
+    assert registry.wait_for(lambda: registry.read_state(name) is None, 5)
     assert left(sandbox) == []
 
 

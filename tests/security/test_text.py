@@ -18,13 +18,14 @@ import pytest
 from pydantic import ValidationError
 from synthetic_runs import everything, write
 
-from pytest_k3s_sandbox import allure, running
-from pytest_k3s_sandbox.cli_options import give, say
+from pytest_k3s_sandbox.cli.options import give, say
+from pytest_k3s_sandbox.cli.progress import Course, LiveDisplay, PlainDisplay, Verbosity
 from pytest_k3s_sandbox.cluster.logs import copy_logs
+from pytest_k3s_sandbox.daemon import inventory
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.display import Course, LiveDisplay, PlainDisplay, Verbosity
 from pytest_k3s_sandbox.errors import ClusterError, WaitError
 from pytest_k3s_sandbox.layers.stack import FULL
+from pytest_k3s_sandbox.pytestplugin import allure
 from pytest_k3s_sandbox.report import ablation_text
 from pytest_k3s_sandbox.report.export import export
 from pytest_k3s_sandbox.report.page import render
@@ -186,13 +187,13 @@ def test_the_terminal_obeys_nothing(hostile_run: Path, capsys: pytest.CaptureFix
         display.line(HOSTILE)
         display.update(course)
         display.close()
-    row = running.Running(HOSTILE, "s", "here", "1", 1, HOSTILE, True, 1.0, HOSTILE, None, None)
-    print(running.table([row, row]))  # noqa: T201 - as `ps` does
+    row = inventory.Running(HOSTILE, "s", "here", "1", 1, HOSTILE, True, 1.0, HOSTILE, None, None)
+    print(inventory.table([row, row]))  # noqa: T201 - as `ps` does
     captured = capsys.readouterr()
     for text in (captured.out, captured.err):
         assert BEGIN in text
         assert unseen(text) == []
-    assert len(running.table([row, row]).splitlines()) == 3
+    assert len(inventory.table([row, row]).splitlines()) == 3
 
 
 @pytest.mark.parametrize("kind", [ClusterError, WaitError])
@@ -206,7 +207,7 @@ def test_what_pytest_writes_of_an_error_is_a_text(tmp_path: Path) -> None:
     """On the terminal, in JUnit's XML and in allure's results."""
     (tmp_path / "test_it.py").write_text(
         "from pytest_k3s_sandbox.errors import ClusterError\n"
-        "from pytest_k3s_sandbox.claims import NotHeld, Claims\n"
+        "from pytest_k3s_sandbox.pytestplugin.claims import NotHeld, Claims\n"
         f"HOSTILE = {HOSTILE!r}\n"
         "def test_error():\n"
         "    raise ClusterError(HOSTILE, cause=HOSTILE)\n"

@@ -3,7 +3,7 @@
 MARKS = """
 from pathlib import Path
 
-from pytest_k3s_sandbox import experiment_markers
+from pytest_k3s_sandbox.pytestplugin import experiment_markers
 
 def pytest_configure(config):
     experiment_markers.register(config)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from outside import outside
 
-from pytest_k3s_sandbox import bringup
-from pytest_k3s_sandbox.bringup import Up, Wish
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
+from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.node.bringup import Up, Wish
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain

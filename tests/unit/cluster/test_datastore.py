@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_k3s_sandbox import bringup
 from pytest_k3s_sandbox.cluster import datastore
 from pytest_k3s_sandbox.errors import ClusterError, MissingCapability, SandboxError, StartError
-from pytest_k3s_sandbox.seed import seed
+from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.node.seed import seed
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.progress import SilentProgress
 
@@ -117,7 +117,7 @@ def test_a_control_plane_that_does_not_come_up_is_no_reason_for_an_empty_datasto
         raise StartError("the API server ended")
 
     monkeypatch.setattr(bringup, "start_sandbox", started)
-    monkeypatch.setattr("pytest_k3s_sandbox.seed.Cluster", refuse)
+    monkeypatch.setattr("pytest_k3s_sandbox.node.seed.Cluster", refuse)
     monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
     monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
     with pytest.raises(StartError, match="the API server ended"):

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.exp08 import test_exp08
-from pytest_k3s_sandbox.claims import Claims, NotHeld
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import ApiReader, NoAnswer
 from pytest_k3s_sandbox.cluster.sampler import (
@@ -26,6 +25,7 @@ from pytest_k3s_sandbox.cluster.sampler import (
     pod_state,
 )
 from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.pytestplugin.claims import Claims, NotHeld
 from pytest_k3s_sandbox.report.errors import group_errors
 from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Cost, RunWriter, read_run

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_k3s_sandbox import clock
 from pytest_k3s_sandbox.cluster import supervisor
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.restarts import Policy
@@ -19,6 +18,7 @@ from pytest_k3s_sandbox.cluster.supervisor import Supervisor
 from pytest_k3s_sandbox.errors import ClusterError, LayerError, StartError
 from pytest_k3s_sandbox.report.records import Event, RunWriter, read_run
 from pytest_k3s_sandbox.sandbox.base import Usage
+from pytest_k3s_sandbox.support import clock
 
 Entry = tuple[str, str | None, str]
 

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_runs import ENVIRONMENT, everything, write
 
-from pytest_k3s_sandbox import escaping
 from pytest_k3s_sandbox.report.export import export, figure_data
 from pytest_k3s_sandbox.report.records import Announced, Event, Sample, Tested, Verdict, read_run
 from pytest_k3s_sandbox.report.tables import (
@@ -24,6 +23,7 @@ from pytest_k3s_sandbox.report.tables import (
     markdown,
     results,
 )
+from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable

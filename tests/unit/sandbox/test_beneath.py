@@ -210,7 +210,7 @@ def test_nothing_else_writes_below_var() -> None:
         str(path.relative_to(package)) for path in package.rglob("*.py") if knows.search(path.read_text())
     }
     assert found == {
-        "attached.py",  # where its logs are, to read them
+        "daemon/attached.py",  # where its logs are, to read them
         "sandbox/enter.py",  # inside the new root, before anything runs there
         "sandbox/layout.py",  # before the sandbox starts
         "sandbox/started.py",  # as attached.py

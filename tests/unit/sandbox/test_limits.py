@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox import options
-from pytest_k3s_sandbox.bringup import Wish
+from pytest_k3s_sandbox import settings
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.options import Given, OptionError, parse_limits
+from pytest_k3s_sandbox.node.bringup import Wish
 from pytest_k3s_sandbox.sandbox.limits import (
     DISK,
     MEMORY,
@@ -24,6 +23,7 @@ from pytest_k3s_sandbox.sandbox.limits import (
     parse_processes,
     parse_size,
 )
+from pytest_k3s_sandbox.settings import Given, OptionError, parse_limits
 
 MIB, GIB = 1 << 20, 1 << 30
 MACHINE = Room(memory_bytes=8 * GIB, free_bytes=100 * GIB, pids=4194304)
@@ -121,7 +121,7 @@ def test_they_are_told_in_words() -> None:
 
 
 def test_the_options_have_the_same_defaults_and_name_where_a_wrong_value_came_from() -> None:
-    given_ = {option.name: Given(option.default, f"--k3s-{option.name}") for option in options.OPTIONS}
+    given_ = {option.name: Given(option.default, f"--k3s-{option.name}") for option in settings.OPTIONS}
     assert parse_limits(given_) == (MEMORY, DISK, PROCESSES) == Wish().limits
     with pytest.raises(OptionError, match=r"^environment variable K3S_DISK: .*'lots' is no amount"):
         parse_limits({**given_, "disk": Given("lots", "environment variable K3S_DISK")})

@@ -1,0 +1,1 @@
+"""The command ``k3s-sandbox``."""

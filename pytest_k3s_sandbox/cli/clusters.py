@@ -1,0 +1,233 @@
+"""The commands around clusters that are kept for people: up, shell, ps, stop, down."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pytest_k3s_sandbox.cli.options import (
+    DiskOption,
+    Distribution,
+    DistributionOption,
+    JsonOption,
+    Kind,
+    LayersOption,
+    MemoryOption,
+    OpenPortsOption,
+    PortOption,
+    ProcessesOption,
+    QuietOption,
+    ReportOption,
+    SandboxOption,
+    VerboseOption,
+    VersionOption,
+    check_json,
+    check_report,
+    give,
+    need_root,
+    picked,
+    provisioned,
+    say,
+    verbosity,
+    wished,
+)
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES
+from pytest_k3s_sandbox.support import clock
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.daemon.registry import State
+
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="The cluster's name; not needed while there is only one.")
+]
+
+
+def up(
+    name: Annotated[str, typer.Option("--name", help="The new cluster's name.")] = "up",
+    sandbox: SandboxOption = Kind.GVISOR,
+    layers: LayersOption = "default",
+    distribution: DistributionOption = Distribution.EMBEDDED,
+    version: VersionOption = "default",
+    api_port: PortOption = "6443",
+    open_ports: OpenPortsOption = "none",
+    memory: MemoryOption = MEMORY,
+    disk: DiskOption = DISK,
+    processes: ProcessesOption = PROCESSES,
+    report: ReportOption = Path("reports"),
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Start a cluster to play with; ``shell``, ``ps`` and ``down`` go with it."""
+    from pytest_k3s_sandbox.cli.progress import for_terminal, shown  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.daemon.process import Keep, launch  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.node.bringup import programs_of, run_folder  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.summary import again  # noqa: PLC0415 - likewise
+
+    registry.check_name(name)
+    wish = replace(
+        wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes)),
+        supervised=True,
+    )
+    kubernetes = picked(version)
+    level = verbosity(quiet=quiet, verbose=verbose)
+    check_json(json_file)
+    need_root()
+    _remove_remains()
+    registry.refuse_another(name)
+    check_report(report)
+    provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
+    folder = run_folder(report.absolute(), "up", sandbox)
+    log = folder.with_suffix(".log")
+    began = clock.monotonic()
+    process = launch(Keep(name, registry.UP_ORIGIN, asdict(wish), "up", str(folder), kubernetes), log)
+    display = for_terminal(level)
+    try:
+        with shown(display, lambda: [folder]):
+            # Another `up` of that name may have come first: its cluster is not the one of this command.
+            while ((state := registry.read_state(name)) is None or state.pid != process.pid) and (
+                process.poll() is None
+            ):
+                time.sleep(0.1)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        log.unlink(missing_ok=True)
+        raise
+    said = log.read_text(errors="replace").strip()[-3000:]
+    log.unlink()
+    if state is None or state.pid != process.pid:
+        raise SandboxError(
+            "the cluster did not come up",
+            cause=said or f"its keeper ended with {process.returncode}",
+            log=None if "\nDetails: " in said else folder,
+        )
+    restarts = again(read_run(folder))
+    display.line(f"{clock.monotonic() - began:6.1f} s  node Ready{f'; {restarts}' if restarts else ''}")
+    give(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}", asdict(state), json_file)
+    option = "" if name == registry.UP else f" --name {name}"
+    display.line(f"records: {state.folder}")
+    display.line(f"a shell inside: k3s-sandbox shell{option}    the end: {registry.end_command(state)}")
+
+
+def shell(context: typer.Context, name: NameOption = None) -> None:
+    """Open a shell in the sandbox of a kept cluster, or run the given command there."""
+    from pytest_k3s_sandbox.cluster.components import PKI_DIR  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.daemon import endings, registry  # noqa: PLC0415 - only some commands
+
+    if name is not None:
+        endings.check(registry.check_name(name))
+    state = registry.find(name)
+    endings.check(state.name)
+    config = f"KUBECONFIG={PKI_DIR}/admin.kubeconfig"
+    argv = [*state.shell, "/usr/bin/env", config, *(context.args or ["/bin/bash"])]
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted on the way
+    # runsc writes to a file at an offset of its own, over what is there; to a pipe it appends.
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as inside:
+        copies = [
+            threading.Thread(target=shutil.copyfileobj, args=streams)
+            for streams in ((inside.stdout, sys.stdout.buffer), (inside.stderr, sys.stderr.buffer))
+        ]
+        for copy in copies:
+            copy.start()
+        for copy in copies:
+            copy.join()
+    raise typer.Exit(inside.returncode)
+
+
+def ps(json_file: JsonOption = None) -> None:
+    """List the sandboxes that run: whose they are, how old, and how their nodes are."""
+    from pytest_k3s_sandbox.daemon import endings  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.daemon.inventory import running, strange, table  # noqa: PLC0415 - only this command
+
+    check_json(json_file)
+    _remove_remains()
+    rows = running()
+    text = table(rows) if rows else "no sandbox runs"
+    give("\n".join([text, *endings.lines(), *strange()]), [asdict(row) for row in rows], json_file)
+
+
+def _remove_remains() -> None:
+    """Remove what runs that were killed left."""
+    from pytest_k3s_sandbox.daemon import endings, registry  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.pytestplugin import sharing  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.sandbox import reaper  # noqa: PLC0415 - likewise
+
+    if os.geteuid() == 0:
+        reaper.reap()
+        registry.sweep()
+        sharing.sweep()
+        endings.sweep()
+
+
+def stop(
+    names: Annotated[list[str] | None, typer.Argument(help="The names of kept clusters; see `ps`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that are kept.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """End kept clusters; nothing of them is left but their records."""
+    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
+
+    if every == bool(names):
+        raise ConfigError(
+            "which cluster is to end",
+            cause="it takes either names or --all",
+            remedy="see the names with `k3s-sandbox ps`",
+        )
+    _remove_remains()
+    states = registry.states() if every else [_to_end(name) for name in names or []]
+    for state in states:
+        registry.end(state)
+        if not quiet:
+            say(f"ended {state.name}; records: {state.folder}")
+
+
+def _to_end(name: str) -> State:
+    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.daemon.inventory import running  # noqa: PLC0415 - likewise
+
+    row = next((row for row in running(ask=False) if name in {row.name, row.sandbox}), None)
+    if row is not None and not row.kept:
+        raise ConfigError(
+            f"the sandbox {name} is not kept for anybody",
+            cause=f"it belongs to process {row.pid} ({row.owner}), and ends with it",
+            remedy=f"end that one: kill -INT {row.pid}",
+        )
+    return registry.find(name if row is None else row.name)
+
+
+def down(
+    name: Annotated[str | None, typer.Option("--name", help="The name that `up` was given, if any.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """End the cluster of ``up``; nothing of it is left but its records."""
+    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
+
+    _remove_remains()
+    state = registry.made_by_up(name)
+    registry.end(state)
+    if not quiet:
+        say(f"ended; records: {state.folder}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    takes_words = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+    app.command()(up)
+    app.command(context_settings=takes_words)(shell)
+    for command in (ps, stop, down):
+        app.command()(command)

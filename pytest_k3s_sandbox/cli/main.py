@@ -1,0 +1,288 @@
+"""The command ``k3s-sandbox``: thin; every command is a few lines around the package."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox import bench as benchmarks
+from pytest_k3s_sandbox.cli import clusters
+from pytest_k3s_sandbox.cli.options import (
+    DiskOption,
+    Distribution,
+    DistributionOption,
+    JsonOption,
+    Kind,
+    LayersOption,
+    MemoryOption,
+    OpenPortsOption,
+    PortOption,
+    ProcessesOption,
+    QuietOption,
+    ReportOption,
+    SandboxOption,
+    VerboseOption,
+    VersionOption,
+    check_json,
+    check_report,
+    give,
+    need_root,
+    picked,
+    pinned,
+    provisioned,
+    say,
+    verbosity,
+    wished,
+)
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Kubernetes nodes in gVisor sandboxes with a 9p root.",
+)
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it.")
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
+@app.command()
+def doctor(json_file: JsonOption = None) -> None:
+    """Say what this machine can do, a line each with its remedy; exit 1 if the main job cannot run."""
+    from pytest_k3s_sandbox.toolchain import doctor as checkup  # noqa: PLC0415 - only this command
+
+    check_json(json_file)
+    checks = checkup.checks()
+    give(checkup.render(checks), [asdict(check) for check in checks], json_file)
+    if checkup.failed(checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def provision(
+    programs: Annotated[list[str] | None, typer.Argument(help="Only these programs.")] = None,
+    for_tests: Annotated[
+        bool, typer.Option("--for-tests", help="System packages of the project's own tests, too.")
+    ] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Only fetch releases, and write their digests for review.")
+    ] = False,
+    pin_to: Annotated[
+        Path | None,
+        typer.Option("--pin-to", help="The file for the digests of --pin, instead of the output."),
+    ] = None,
+    unpinned: Annotated[
+        bool,
+        typer.Option(
+            "--unpinned-releases",
+            help="Also take releases whose digest is not pinned, by their publishers' checksums.",
+        ),
+    ] = False,
+    quiet: QuietOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Get every program and system package: cached, checksummed, resumable."""
+    check_json(json_file)
+    if pin or pin_to is not None:
+        pinned(programs, pin_to, quiet=quiet, json_file=json_file)
+        return
+    found = provisioned(programs, quiet=quiet, for_tests=for_tests, unpinned=unpinned)
+    text = "\n".join(f"{one.name} {one.version} ({one.origin}): {one.path}" for one in found)
+    result = [
+        {"name": one.name, "version": one.version, "origin": one.origin, "path": str(one.path)}
+        for one in found
+    ]
+    give(text, result, json_file)
+
+
+clusters.register(app)
+
+
+@app.command("run")
+def run_experiment(
+    experiment: Annotated[str, typer.Argument(help="For example exp08.")],
+    sandbox: SandboxOption = Kind.GVISOR,
+    layers: LayersOption = "default",
+    duration: Annotated[
+        str, typer.Option(help="How long the node is held Ready, like 120, 5m or 1h.")
+    ] = "120",
+    distribution: DistributionOption = Distribution.EMBEDDED,
+    version: VersionOption = "default",
+    api_port: PortOption = "6443",
+    open_ports: OpenPortsOption = "none",
+    memory: MemoryOption = MEMORY,
+    disk: DiskOption = DISK,
+    processes: ProcessesOption = PROCESSES,
+    report: ReportOption = Path("reports"),
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Run an experiment and say what held; exit 0 only if everything did."""
+    from pytest_k3s_sandbox.cli import experiments  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.cli.progress import for_terminal, shown  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.node.bringup import programs_of  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.summary import sentence, summarize  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.settings import OptionError, parse_duration  # noqa: PLC0415 - likewise
+
+    experiments.require(experiment)
+    wish = wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes))
+    kubernetes = picked(version)
+    try:
+        seconds = parse_duration(duration, "--duration")
+    except OptionError as error:
+        raise ConfigError(str(error)) from error
+    level = verbosity(quiet=quiet, verbose=verbose)
+    check_json(json_file)
+    need_root()
+    check_report(report)
+    provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
+    options = [
+        f"--k3s-sandbox={wish.sandbox}",
+        f"--k3s-layers={layers}",
+        f"--k3s-duration={duration}",
+        f"--k3s-api-port={wish.api_port}",
+        f"--k3s-open-ports={open_ports}",
+        f"--k3s-memory={memory}",
+        f"--k3s-disk={disk}",
+        f"--k3s-processes={processes}",
+        f"--k3s-distribution={wish.distribution}",
+        f"--k3s-version={version}",
+    ]
+    display = for_terminal(level)
+    with shown(display, experiments.new_runs(report), seconds):
+        outcome = experiments.run(experiment, options, report, display.line)
+    runs = [read_run(page.parent) for page in outcome.pages]
+    summaries = [experiments.judged(summarize(run), outcome.code) for run in runs]
+    lines = [f"{sentence(run)}\nreport: {page}" for run, page in zip(runs, outcome.pages, strict=True)]
+    give("\n".join(lines), summaries[0] if len(summaries) == 1 else summaries, json_file)
+    if outcome.code != 0 or not summaries or not all(summary["ok"] for summary in summaries):
+        say(f"not everything held; pytest's own words: {outcome.log}")
+        raise typer.Exit(1)
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def intercept(context: typer.Context) -> None:
+    """Run a command under the ptrace interceptor alone: [--preset|--rules] [--stats FILE] -- CMD."""
+    from pytest_k3s_sandbox.layers.interceptor.__main__ import main as entry  # noqa: PLC0415 - only this command
+
+    raise typer.Exit(entry(context.args))
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def cgroupfs(context: typer.Context) -> None:
+    """Serve the FUSE cgroup filesystem alone: [MOUNTPOINT] [--controllers a,b] [--stack-on PATH]."""
+    from pytest_k3s_sandbox.layers.cgroupfs.__main__ import main as entry  # noqa: PLC0415 - only this command
+
+    raise typer.Exit(entry(context.args, prog="k3s-sandbox cgroupfs"))
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="; ".join(f"{key}: {entry.about}" for key, entry in benchmarks.BENCHMARKS.items())
+        ),
+    ] = "coldstart",
+    count: Annotated[
+        int | None, typer.Option("-n", min=2, help="How often each is measured; each has its own default.")
+    ] = None,
+    quiet: QuietOption = False,
+    json_file: JsonOption = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="The folder that gets a folder with a page of the figures."),
+    ] = None,
+) -> None:
+    """Measure side by side, in gVisor and natively; prints a table with ratios."""
+    entry = benchmarks.require(name)
+    check_json(json_file)
+    need_root()
+    if report is not None:
+        check_report(report)
+    result = benchmarks.load(name)(count or entry.count, (lambda _line: None) if quiet else say)
+    give(result.table, result.figures, json_file)
+    if report is not None and result.records:
+        from pytest_k3s_sandbox.node.bringup import run_folder  # noqa: PLC0415 - only some commands
+
+        say(f"report: {benchmarks.record(result, run_folder(report, 'bench', name))}")
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several are shown side by side.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page's folder; a single run's own by default.")
+    ] = None,
+    width: Annotated[
+        list[float] | None,
+        typer.Option(min=20, max=1000, help="A figure's width in mm, repeatable; 84 and 174 by default."),
+    ] = None,
+    figures: Annotated[
+        bool, typer.Option(help="Write figures, CSV, tables and the citation beside the page, too.")
+    ] = True,
+) -> None:
+    """Make the page of recorded runs, and figures (SVG, PDF), data (CSV), tables and a citation beside it."""
+    from pytest_k3s_sandbox.report.page import page_of, render  # noqa: PLC0415 - only this command
+
+    target = out or (runs[0] if len(runs) == 1 else Path("reports/comparison"))
+    if out is None and target.is_file():
+        target = target.parent  # a run may be named by its records
+    exports: list[Path] = []
+    if figures:
+        from pytest_k3s_sandbox.report.export import export  # noqa: PLC0415 - it imports much
+        from pytest_k3s_sandbox.report.figures import COLUMN_MM, PAGE_MM  # noqa: PLC0415 - likewise
+
+        exports = export(runs, page_of(target).parent, width or (COLUMN_MM, PAGE_MM))
+    typer.echo(render(runs, target, exports))
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_DEFECTS = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR}
+"""Refusals of files that the user named or that are on the user's disk; other errors of the system are
+defects of ours, which a traceback helps to find."""
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one message and exit code 2."""
+    try:
+        app()
+    except SandboxError as error:
+        say(f"k3s-sandbox: {error}")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in NO_DEFECTS:
+            raise
+        remedy = "make room there, or name another folder" if error.errno in FULL else "name another path"
+        say(f"k3s-sandbox: {error.filename or 'writing'}: {error.strerror}\nRemedy: {remedy}")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

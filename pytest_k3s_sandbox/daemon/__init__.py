@@ -1,0 +1,1 @@
+"""Clusters that outlive a command, and the processes that keep them."""

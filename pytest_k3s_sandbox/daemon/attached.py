@@ -1,0 +1,324 @@
+"""A cluster that another process keeps, as the fixtures hand it out: everything that its API gives.
+
+What belongs to its owner alone (starting and ending parts of it, checking its layers) is refused
+with a reason.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, Self, cast
+
+from pytest_k3s_sandbox.cluster.base import Distribution
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.sampler import Sampler
+from pytest_k3s_sandbox.daemon import endings
+from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.registry import State
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ConfigError, StartError
+from pytest_k3s_sandbox.layers.base import Health, Layer
+from pytest_k3s_sandbox.layers.stack import LayerStack
+from pytest_k3s_sandbox.node.bringup import Up
+from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
+from pytest_k3s_sandbox.sandbox import machine, outside
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage, magic_argv
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
+from pytest_k3s_sandbox.sandbox.inside import InsidePath
+from pytest_k3s_sandbox.sandbox.layout import below_var, control, shared
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+
+
+def refuse(what: str) -> NoReturn:
+    """Say that something is the owner's.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        what,
+        cause="another process keeps this cluster, and other tests use it, too",
+        remedy="run this test without --k3s-share",
+    )
+
+
+def refuse_the_rest(owner: type, what: str) -> Callable[[object, str], NoReturn]:
+    """Return a ``__getattr__`` that refuses what the owner's class has and the attached one has not.
+
+    Args:
+        owner: The class that the owner has an object of.
+        what: What that object is, for the message.
+    """
+
+    def find(_self: object, name: str) -> NoReturn:
+        if not name.startswith("_") and name in public_names(owner):
+            refuse(f"{name} of {what}")
+        raise AttributeError(name)
+
+    return find
+
+
+def public_names(owner: type) -> frozenset[str]:
+    """Return the public attributes of a class: its methods, and what it declares in its annotations."""
+    declared = {name for base in owner.__mro__ for name in vars(base).get("__annotations__", {})}
+    return frozenset(name for name in {*dir(owner), *declared} if not name.startswith("_"))
+
+
+class Refusing:
+    """In the place of a distribution, which is the owner's."""
+
+    __getattr__ = refuse_the_rest(Distribution, "a shared cluster")
+
+
+class AttachedSandbox:
+    """The sandbox of a cluster that another process keeps; implements :class:`~.sandbox.base.Sandbox`."""
+
+    def __init__(self, state: State) -> None:
+        """Keep the state."""
+        self._state = state
+        self.kind = state.kind
+        self.address = state.address
+        self.workdir = machine.home() / "sandboxes" / state.sandbox
+        self.name = f"k3ssb-{state.sandbox}"
+
+    @property
+    def logs(self) -> InsidePath:
+        """The folder on the machine with every process' log."""
+        return below_var(self.workdir, f"{STATE_DIR}/logs")
+
+    @property
+    def files(self) -> Beneath:
+        """The files that the inside can write; see :attr:`.sandbox.base.Sandbox.files`."""
+        return shared(self.workdir)
+
+    @property
+    def control(self) -> Path:
+        """The folder of what the machine itself uses; see :attr:`.sandbox.base.Sandbox.control`."""
+        return control(self.workdir)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a program inside to its end; see :meth:`.sandbox.base.Sandbox.run`.
+
+        Raises:
+            StartError: It ran too long, or failed; or the owner has ended the sandbox, with the reason.
+        """
+        done = None
+        try:
+            done = outside.run(
+                self._state.shell, argv, where=self.name, timeout=timeout, check=check, env=env
+            )
+        finally:
+            failed = done is None or done.returncode != 0
+            if failed and (why := endings.why(self._state)) is not None:
+                raise StartError(why)
+        return done
+
+    def statfs_magic(self, path: str) -> int:
+        """Return ``f_type`` of a path as a program inside sees it (statfs(2))."""
+        return int(self.run(magic_argv(path)).stdout, 16)
+
+    def root_magic(self) -> int:
+        """Return ``f_type`` of ``/`` as a program inside sees it (statfs(2))."""
+        return self.statfs_magic("/")
+
+    def shell_argv(self, argv: Sequence[str]) -> list[str]:
+        """Return a command for the machine that runs a program inside, with this terminal."""
+        return [*self._state.shell, *argv]
+
+    def spawn(
+        self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: str = "/"
+    ) -> Process:
+        """Refuse: who starts a process inside has to end it, too."""
+        del argv, env, cwd
+        refuse(f"starting {name} in a shared sandbox")
+
+    def usage(self) -> list[Usage]:
+        """Refuse: the owner samples it, and the run's records have it."""
+        refuse("the usage of a shared sandbox")
+
+    def close(self) -> None:
+        """Do nothing: it is not this process' to end."""
+
+    __getattr__ = refuse_the_rest(StartedSandbox, "a shared sandbox")
+
+
+class AttachedProcess:
+    """A process of the shared cluster; implements :class:`~.sandbox.base.Process`.
+
+    Args:
+        name: Its name.
+        pid: Its id inside.
+        log: Its log on the machine.
+        state: The cluster's state.
+        users: Where its end is told.
+    """
+
+    def __init__(self, name: str, pid: int, log: InsidePath, state: State, users: Users) -> None:
+        """Keep the arguments."""
+        self.name = name
+        self.pid = pid
+        self.log = log
+        self._state = state
+        self._users = users
+
+    @property
+    def lost(self) -> str | None:
+        """Why the owner has ended it with its sandbox; None if it has not."""
+        return endings.why(self._state)
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs; the owner's end is that of all."""
+        if self.lost is not None or not self._state.alive:
+            return -signal.SIGKILL
+        return self._users.ended().get(self.name)
+
+    def wait(self, deadline: Deadline) -> int | None:
+        """Wait for its end."""
+        while (code := self.poll()) is None and not deadline.expired:
+            time.sleep(0.1)
+        return code
+
+    def signal(self, number: int) -> None:
+        """Refuse."""
+        refuse(f"signal {number} for {self.name} of a shared cluster")
+
+    def stop(self, grace: float = 5.0) -> int:
+        """Refuse."""
+        del grace
+        refuse(f"ending {self.name} of a shared cluster")
+
+
+class AttachedCluster(Cluster):
+    """The cluster, as far as its API and its files give it.
+
+    Args:
+        state: Its state.
+        users: Where the ends of its processes are told.
+        kubectl: The kubectl program on the machine.
+    """
+
+    def __init__(self, state: State, users: Users, kubectl: Path) -> None:
+        """Keep the arguments."""
+        settings = Settings(node=state.node, address=state.address, api_port=state.api_port)
+        # What a distribution does for a cluster is refused below, before it is asked.
+        super().__init__(AttachedSandbox(state), cast("Distribution", Refusing()), settings, kubectl=kubectl)
+        del self.layers  # the objects are the owner's: asking for them is refused, and not answered with none
+        self._state = state
+        self._all: dict[str, Process] = {
+            name: AttachedProcess(name, pid, self.sandbox.logs / f"{name}.log", state, users)
+            for name, pid in state.processes.items()
+        }
+
+    def __enter__(self) -> Self:
+        """Refuse."""
+        refuse("starting a shared cluster")
+
+    def __exit__(self, *_: object) -> None:
+        """Refuse, as :meth:`__enter__` does."""
+        refuse("ending a shared cluster")
+
+    def load_image(self, tar: Path, seconds: float = 60.0) -> tuple[str, ...]:
+        """Refuse."""
+        del seconds
+        refuse(f"loading image {tar} into a shared cluster")
+
+    def start_node(self, layers: Sequence[Layer]) -> None:
+        """Refuse."""
+        del layers
+        refuse("starting the node of a shared cluster")
+
+    def stop_node(self) -> None:
+        """Refuse."""
+        refuse("ending the node of a shared cluster")
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """The distribution's processes, by name."""
+        return self._all
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig, a file on the machine."""
+        return Path(self._state.kubeconfig)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse the layers."""
+        if name == "layers":
+            refuse("the layers of a shared cluster; `k3s_layers.names` has their names")
+        raise AttributeError(name)
+
+
+@dataclass(frozen=True)
+class AttachedStack(LayerStack):
+    """The layers of a shared cluster; the objects are its owner's, and here are only their names.
+
+    Attributes:
+        words: The names.
+    """
+
+    words: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers' names."""
+        return self.words
+
+    def check(self) -> dict[str, Health]:
+        """Refuse."""
+        refuse("checking the layers of a shared cluster")
+
+
+class RecordedReadiness:
+    """The samples of the owner's sampler, read from the run's records."""
+
+    failure: BaseException | None = None
+    __getattr__ = refuse_the_rest(Sampler, "the sampler of a shared cluster")
+
+    def __init__(self, folder: Path) -> None:
+        """Keep the run's folder."""
+        self._folder = folder
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples so far."""
+        return list(read_run(self._folder).samples)
+
+    @property
+    def error_lines(self) -> list[ErrorLine]:
+        """The error lines so far."""
+        return list(read_run(self._folder).errors)
+
+    def errors(self, kind: str) -> list[ErrorLine]:
+        """Return the error lines of one kind so far."""
+        return [line for line in self.error_lines if line.kind == kind]
+
+
+def attach(state: State, users: Users, kubectl: Path) -> Up:
+    """Return a cluster that another process keeps, with all that the fixtures hand out.
+
+    Args:
+        state: Its state.
+        users: Its users, of which this process is one.
+        kubectl: The kubectl program on the machine.
+    """
+    folder = Path(state.folder)
+    cluster = AttachedCluster(state, users, kubectl)
+    return Up(
+        stack=AttachedStack(cluster.sandbox, (), state.layers),
+        cluster=cluster,
+        writer=RunWriter(folder, zero=state.zero, joined=True),
+        readiness=cast("Sampler", RecordedReadiness(folder)),  # all of it that tests use
+        folder=folder,
+    )

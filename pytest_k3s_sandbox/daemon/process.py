@@ -1,0 +1,319 @@
+"""The processes that keep a cluster: one brings it up itself, the other takes over a test's sandbox.
+
+``python -m pytest_k3s_sandbox.daemon.process keep|hold ORDER``, the order as JSON; see :class:`Keep` and
+:class:`Hold`. What others need to reach the cluster is in its state file (:mod:`.kept`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_k3s_sandbox.daemon import endings, registry
+from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.registry import State
+from pytest_k3s_sandbox.errors import SandboxError, StartError
+from pytest_k3s_sandbox.sandbox import locks, machine, reaper, watch
+from pytest_k3s_sandbox.sandbox.limits import Limits
+from pytest_k3s_sandbox.sandbox.processes import Identity
+from pytest_k3s_sandbox.support import clock
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.sandbox.base import Process
+
+STOP = {signal.SIGTERM, signal.SIGINT}
+POLL_SECONDS = 0.5
+HOLD_SECONDS = 30.0
+"""How long the process that takes over may need to start."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Bring a cluster up and keep it until a signal, or until its last user is gone.
+
+    Attributes:
+        name: The cluster's name.
+        origin: Why it is kept, in a few words.
+        wish: The fields of its :class:`~.bringup.Wish`.
+        experiment: The experiment's name, for the records.
+        folder: The run's folder.
+        version: The version of Kubernetes; None for the default.
+        users: The folder of its :class:`~.users.Users`; without one it waits for a signal only.
+        keep: Whether the run's folder is kept when it has users: ``never``, ``failed`` or ``always``.
+    """
+
+    name: str
+    origin: str
+    wish: dict[str, Any]
+    experiment: str
+    folder: str
+    version: str | None = None
+    users: str | None = None
+    keep: str = "always"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Own a sandbox that another process started, until a signal.
+
+    Attributes:
+        state: The fields of its :class:`~.kept.State` but those that tell the process.
+        workdir: The sandbox's folder.
+        channel: The descriptor of the socket that leads to process 1.
+        lock: The descriptor of the lock that says that the sandbox has an owner.
+        limits: The fields of its :class:`~.sandbox.limits.Limits`.
+    """
+
+    state: dict[str, Any]
+    workdir: str
+    channel: int
+    lock: int
+    limits: dict[str, int | None] = field(default_factory=dict)
+
+
+def launch(order: Keep | Hold, log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that carries out an order and outlives this one.
+
+    Args:
+        order: The order.
+        log: The file for its output.
+    """
+    mode, fds = ("keep", ()) if isinstance(order, Keep) else ("hold", (order.channel, order.lock))
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest_k3s_sandbox.daemon.process", mode, json.dumps(asdict(order))],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            pass_fds=fds,
+        )
+
+
+def disown(process: subprocess.Popen[bytes]) -> None:
+    """Let a process that outlives this one go without a warning that nobody has waited for it."""
+    process.returncode = 0
+
+
+def described(up: Up, *, name: str, origin: str) -> dict[str, Any]:
+    """Return the fields of a cluster's state but those that tell the process."""
+    cluster, sandbox = up.cluster, up.stack.sandbox
+    return {
+        "name": name,
+        "origin": origin,
+        "folder": str(up.folder),
+        "kubeconfig": str(cluster.kubeconfig),
+        "shell": tuple(sandbox.shell_argv([])),  # type: ignore[attr-defined] # a started sandbox has it
+        "sandbox": sandbox.workdir.name,
+        "kind": sandbox.kind,
+        "address": sandbox.address,
+        "api_port": cluster.settings.api_port,
+        "node": cluster.node.name,
+        "layers": up.stack.names,
+        "processes": {name: process.pid for name, process in cluster.processes.items()},
+        "zero": up.writer.zero,
+    }
+
+
+def hand_over(up: Up, origin: str) -> State:
+    """Let a running cluster outlive this process: another one owns its sandbox from then on.
+
+    Args:
+        up: The cluster; nothing can be run in its sandbox by this process afterwards.
+        origin: Why it is kept, in a few words.
+
+    Raises:
+        StartError: The other process did not take over; the sandbox is still this one's.
+    """
+    sandbox = up.stack.sandbox
+    name = sandbox.workdir.name
+    fields = described(up, name=name, origin=origin)
+    log = up.folder / "keeper.log"
+    lock: int = sandbox.lock_fd  # type: ignore[attr-defined] # a started sandbox has it
+
+    limits = asdict(sandbox.limits)  # type: ignore[attr-defined] # likewise
+
+    def receive(channel: int) -> None:
+        process = launch(Hold(fields, str(sandbox.workdir), channel, lock, limits), log)
+        try:
+            registry.wait_for(
+                lambda: registry.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS
+            )
+        except BaseException:  # Ctrl-C: the sandbox stays this process' own
+            process.kill()
+            process.wait()
+            raise
+        if registry.read_state(name) is None:
+            process.kill()
+            process.wait()
+            registry.sweep()  # it may have written its state in the last moment
+            raise StartError("the cluster cannot be kept", cause=log.read_text(errors="replace")[-2000:])
+        disown(process)
+        log.unlink()
+
+    sandbox.hand_over(receive)  # type: ignore[attr-defined] # a started sandbox has it
+    state = registry.read_state(name)
+    if state is None:
+        raise StartError("the cluster cannot be kept", cause="its sandbox has ended meanwhile")
+    return state
+
+
+def _state(fields: Mapping[str, Any]) -> State:
+    return State.of({**fields, **asdict(Identity.own())})
+
+
+def keep(order: Keep) -> None:
+    """Carry out an order to bring a cluster up and keep it."""
+    from pytest_k3s_sandbox.node.bringup import Wish, everything  # noqa: PLC0415 - `hold` needs no cluster
+    from pytest_k3s_sandbox.report.finish import finish  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
+
+    wish = Wish(**registry.tuples(order.wish))
+    users = Users(Path(order.users)) if order.users is not None else None
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # during the bring-up: unwind
+    with contextlib.ExitStack() as last:
+        name = registry.take_name(order.name)
+        last.callback(name.release, remove=True)
+        with everything(
+            wish, Toolchain(kubernetes=order.version), Path(order.folder), experiment=order.experiment
+        ) as up:
+            up.cluster.node.wait_ready(90)
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+            try:
+                state = _state(described(up, name=order.name, origin=order.origin))
+                registry.write_state(state)
+                tell_ends(up.stack.sandbox, state)
+                _wait(users, lambda: up.cluster.unattended, last)
+            finally:
+                registry.state_file(order.name).unlink(missing_ok=True)
+                endings.forget(order.name)
+        if users is not None:
+            finish(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
+
+
+def tell_ends(sandbox: Any, state: State) -> None:  # noqa: ANN401 - a started sandbox
+    """Let all that use a cluster know why its sandbox was ended, if that comes or has come.
+
+    Args:
+        sandbox: The cluster's.
+        state: What its users know of it.
+    """
+    endings.forget(state.name)  # what is told of an earlier one of that name
+    sandbox.on_end = lambda why: endings.note(state, why)
+    if sandbox.ended is not None:
+        endings.note(state, sandbox.ended)
+
+
+def _wait(
+    users: Users | None, final: Callable[[], Mapping[str, Process]], last: contextlib.ExitStack
+) -> None:
+    """Return after a signal, or when nobody uses the cluster; who comes then waits for ``last``."""
+    # Another thread may take a signal that comes before the wait; its handler runs between two waits.
+    while signal.sigtimedwait(STOP, POLL_SECONDS) is None:
+        if users is None:
+            continue
+        users.write_ended(
+            {name: code for name, process in final().items() if (code := process.poll()) is not None}
+        )
+        with contextlib.ExitStack() as alone:
+            # Who wants it to stay says so before leaving.
+            if users.gone(alone) and not users.stay:
+                alone.callback(users.remove)
+                last.enter_context(alone.pop_all())
+                return
+
+
+def hold(order: Hold) -> None:
+    """Carry out an order to own a sandbox, and end it after a signal or with its process 1."""
+    workdir = Path(order.workdir)
+    life = locks.Lock.inherited(workdir / machine.LIFE_FILE, order.lock)
+    channel = socket.socket(fileno=order.channel)
+    channel.set_inheritable(False)
+    found = machine.read_owner(workdir)
+    if found is None:
+        raise StartError(f"the sandbox {workdir.name}", cause="it has ended")
+    state = _state(order.state)
+    owner = found.owned_by(state.process)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    name = registry.take_name(state.name)
+    machine.claim(workdir, owner)
+    endings.forget(state.name)
+    registry.write_state(state)  # what fails until here leaves the sandbox to the process that gave the order
+    watcher = watch.Watcher(
+        workdir,
+        Limits(**order.limits),
+        owner.cgroups,
+        lambda: reaper.processes_of(workdir, owner),
+        lambda why: _end_for(why, state, workdir, owner),
+    )
+    try:
+        watcher.start()
+        while signal.sigtimedwait(STOP, 0) is None:
+            if _drained(channel, POLL_SECONDS):
+                with contextlib.suppress(OSError):  # its control groups are gone
+                    if (why := watcher.reason()) is not None:
+                        _tell(why, state)
+                break
+    finally:
+        watcher.stop()
+        registry.state_file(state.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # process 1 has ended
+            # The end of its input is the end of process 1, and of everything.
+            channel.shutdown(socket.SHUT_WR)
+        until = clock.monotonic() + machine.LOCK_SECONDS / 6
+        while clock.monotonic() < until and not _drained(channel, POLL_SECONDS):
+            pass
+        reaper.dispose(workdir, owner)
+        life.release()
+        name.release(remove=True)
+
+
+def _end_for(why: str, state: State, workdir: Path, owner: machine.Owner) -> None:
+    """End a sandbox for a limit that it has reached."""
+    _tell(why, state)
+    reaper.end_processes(workdir, owner)
+
+
+def _tell(why: str, state: State) -> None:
+    """Leave the reason for a sandbox's end to those that use its cluster, and in the run's folder."""
+    said = f"the sandbox k3ssb-{state.sandbox}: {why}"
+    endings.note(state, said)
+    with contextlib.suppress(OSError):
+        (Path(state.folder) / "keeper.log").write_text(f"{said}\n")
+
+
+def _drained(channel: socket.socket, seconds: float) -> bool:
+    """Take what process 1 says, which nobody needs any more; return whether it has ended."""
+    readable, _, _ = select.select([channel], [], [], seconds)
+    try:
+        return bool(readable) and not channel.recv(65536)
+    except OSError:
+        return True
+
+
+def main() -> None:
+    """Carry out an order; an error of ours is one message, for who gave it, and exit code 2."""
+    mode, text = sys.argv[1:]
+    order = json.loads(text)
+    try:
+        if mode == "keep":
+            keep(Keep(**order))
+        else:
+            hold(Hold(**order))
+    except SandboxError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What only experiments and benchmarks need: nodes that may fail, and what becomes of them."""

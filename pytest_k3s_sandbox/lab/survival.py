@@ -1,0 +1,84 @@
+"""How far a worker node gets with certain layers, and how long it stays Ready: recorded, whatever it is."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_k3s_sandbox.lab.observe import Limits, Observation, Watch
+from pytest_k3s_sandbox.lab.trials import trial_pod
+from pytest_k3s_sandbox.report.beginning import bring_up
+from pytest_k3s_sandbox.report.findings import Ablation, Measurement
+from pytest_k3s_sandbox.report.records import read_run
+from pytest_k3s_sandbox.report.schema import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_k3s_sandbox.node.bringup import Up
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a node.
+
+    Attributes:
+        seen: How far it got, and what stopped it.
+        ready_seconds: From the first sample in which it was Ready to the last one; 0 if it never was.
+        losses: How often it was Ready no more.
+    """
+
+    seen: Observation
+    ready_seconds: float
+    losses: int
+
+    def sentence(self) -> str:
+        """Return it in words, for a report."""
+        if self.seen.error is None:
+            stopped = "nothing stopped it"
+        else:
+            stopped = f"stopped by {self.seen.error.component}: {self.seen.error.text}"
+        ended = "" if self.seen.exit_code is None else f"; the kubelet ended with {self.seen.exit_code}"
+        return f"{self.seen.reached}, Ready for {self.ready_seconds:.0f} s; {stopped}{ended}"
+
+
+def readiness(samples: Sequence[Sample]) -> tuple[float, int]:
+    """Return for how long a node was Ready, from the first such sample to the last, and how often not."""
+    ready = [sample.t for sample in samples if sample.node_ready]
+    if not ready:
+        return 0.0, 0
+    states = [bool(sample.node_ready) for sample in samples if sample.t >= ready[0]]
+    losses = sum(before and not after for before, after in itertools.pairwise(states))
+    return ready[-1] - ready[0], losses
+
+
+def follow(up: Up, hold: float, patience: float = 1.0) -> Fate:
+    """Follow a node that was just started; its end is a finding, and so is a pod that does not run.
+
+    Args:
+        up: The node; what is found goes into its records.
+        hold: For how many seconds a node that is Ready is watched.
+        patience: How much slower than usual the machine is.
+    """
+    seen = Watch(up.cluster, trial_pod(up.cluster), Limits().stretched(patience)).follow()
+    until = time.monotonic() + hold
+    while seen.ready and time.monotonic() < until and up.cluster.processes["kubelet"].poll() is None:
+        time.sleep(POLL_SECONDS)
+    seconds, losses = readiness(up.readiness.samples)
+    ready = next((sample.t for sample in up.readiness.samples if sample.node_ready), None)
+    begun = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
+    up.writer.append(
+        Ablation(
+            layers=up.stack.names,
+            version=up.cluster.settings.kubernetes,
+            reached=seen.reached,
+            seconds_to_ready=None if ready is None else ready - (0.0 if begun is None else begun.start),
+            error=seen.error,
+        )
+    )
+    up.writer.append(Measurement.of("seconds-ready", [seconds], "s"))
+    return Fate(seen, seconds, losses)

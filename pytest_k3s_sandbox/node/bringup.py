@@ -1,0 +1,422 @@
+"""From a wish to a running node: what the fixtures and the command line both do."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from pytest_k3s_sandbox import __version__
+from pytest_k3s_sandbox.cluster.base import Distribution
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.cluster.k3s import K3s
+from pytest_k3s_sandbox.cluster.logs import copy_logs
+from pytest_k3s_sandbox.cluster.reading import NoAnswer
+from pytest_k3s_sandbox.cluster.sampler import Sampler
+from pytest_k3s_sandbox.cluster.supervisor import Supervisor
+from pytest_k3s_sandbox.cluster.wait import ended_at_start, lost_by
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.layers.base import Health
+from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
+from pytest_k3s_sandbox.node.seed import seed
+from pytest_k3s_sandbox.report.records import (
+    Environment,
+    Event,
+    EventKind,
+    LayerState,
+    Machine,
+    Program,
+    RunWriter,
+)
+from pytest_k3s_sandbox.sandbox import gateway
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Sandbox, described
+from pytest_k3s_sandbox.sandbox.groups import NAMES
+from pytest_k3s_sandbox.sandbox.limits import Limits, Wanted
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+from pytest_k3s_sandbox.settings import variables
+from pytest_k3s_sandbox.support import clock, escaping, forks
+from pytest_k3s_sandbox.toolchain import Toolchain
+from pytest_k3s_sandbox.toolchain.pins import minor_of
+
+KINDS = ("gvisor", "here")
+DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to bring up.
+
+    Attributes:
+        sandbox: The sandbox's kind, one of ``KINDS``.
+        layers: The layers' names in the order of a stack; None for the kind's own default.
+        api_port: The API server's TCP port.
+        open_ports: TCP ports of the machine that programs inside may reach.
+        node: The node's name.
+        distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
+        one_root: Whether a gvisor sandbox has a single 9p mount; see
+            :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
+        supervised: Whether what ends by itself is started again, the kubelet or k3s also during a start; see
+            :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
+        limits: What it may take of the machine: the fields of a
+            :class:`~pytest_k3s_sandbox.sandbox.limits.Wanted`.
+    """
+
+    sandbox: str = "gvisor"
+    layers: tuple[str, ...] | None = None
+    api_port: int = 6443
+    node: str = "k3s-sandbox"
+    distribution: str = "embedded"
+    one_root: bool = False
+    supervised: bool = False
+    open_ports: tuple[int, ...] = ()
+    limits: tuple[str, str, str] = astuple(Wanted())
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: The kind or the distribution is unknown, the port is no TCP port, or a limit says
+                nothing.
+        """
+        Wanted(*self.limits)
+        for what, given, known in (
+            ("sandbox", self.sandbox, KINDS),
+            ("distribution", self.distribution, DISTRIBUTIONS),
+        ):
+            if given not in known:
+                raise ConfigError(f"unknown {what} {given!r}", cause=f"known are {', '.join(known)}")
+        for what, number in (
+            ("API port", self.api_port),
+            *(("opened port", port) for port in self.open_ports),
+        ):
+            if not 0 < number < 65536:  # noqa: PLR2004 - the range of TCP ports
+                raise ConfigError(f"{what} {number}", cause="a TCP port is between 1 and 65535")
+
+
+def programs_of(distribution: str) -> tuple[str, ...]:
+    """Return the programs that a distribution needs, in a sandbox and on the machine."""
+    return tuple(dict.fromkeys((*DISTRIBUTIONS[distribution]().programs, "kubectl", "runsc")))
+
+
+def kubernetes_version(wish: Wish, toolchain: Toolchain) -> str:
+    """Return the version of Kubernetes that a node gets, as its program says.
+
+    Raises:
+        ConfigError: It is not the version that the toolchain was asked for.
+    """
+    name = "k3s" if wish.distribution == "k3s" else "kubelet"
+    program = toolchain.get(name)
+    if program.version == "unknown":
+        return toolchain.pins.kubernetes
+    asked = toolchain.kubernetes
+    if asked and minor_of(asked) != minor_of(program.version):
+        raise ConfigError(
+            f"Kubernetes version {asked}",
+            cause=f"{program.path} ({program.origin}) is version {program.version}",
+            remedy=f"name another one by {toolchain.pins.programs[name].variable}, or ask for no version",
+        )
+    return program.version
+
+
+def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
+    """Start the sandbox of a wish, with the programs of a node in it.
+
+    Raises:
+        SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
+    """
+    found = {name: toolchain.get(name).path for name in DISTRIBUTIONS[wish.distribution]().programs}
+    wanted = Wanted(*wish.limits)
+    with tempfile.TemporaryDirectory() as folder:
+        # Inside, a program has the name that it is called by, whatever the user's own file is called.
+        programs = [Path(folder, name) for name in found]
+        for program, path in zip(programs, found.values(), strict=True):
+            program.symlink_to(path.resolve())
+        if wish.sandbox == "here":
+            from pytest_k3s_sandbox.sandbox.here import HereSandbox  # noqa: PLC0415 - only what is used
+
+            return HereSandbox(programs=programs, opened=wish.open_ports, limits=wanted)
+        from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox  # noqa: PLC0415 - only what is used
+
+        runsc = toolchain.get("runsc").path
+        return GvisorSandbox(
+            runsc, programs=programs, one_root=wish.one_root, opened=wish.open_ports, limits=wanted
+        )
+
+
+def default_layers(sandbox: StartedSandbox) -> tuple[str, ...]:
+    """Return the layers that a node needs there: all on a 9p root, few on plain Linux."""
+    return FULL if sandbox.root_magic() == V9FS_MAGIC else NATIVE
+
+
+@dataclass(frozen=True)
+class RecordedStack(LayerStack):
+    """A stack of layers whose coming up was recorded.
+
+    Attributes:
+        run: The records.
+        cluster: The cluster whose control plane was started with the layers; None if there is none.
+    """
+
+    run: RunWriter
+    cluster: Cluster | None = None
+
+    def check(self) -> dict[str, Health]:
+        """Probe every layer now, and record what was found."""
+        found = super().check()
+        for name, health in found.items():
+            state = LayerState(t=self.run.now(), name=name, ok=health.ok, details=dict(health.details))
+            self.run.append(state)
+        return found
+
+
+@dataclass
+class Up:
+    """A node and everything around it.
+
+    Attributes:
+        stack: The sandbox and its layers.
+        cluster: Kubernetes in it.
+        writer: The run's records.
+        readiness: The sampler.
+        folder: The run's folder.
+    """
+
+    stack: LayerStack
+    cluster: Cluster
+    writer: RunWriter
+    readiness: Sampler
+    folder: Path
+
+
+def control_plane(sandbox: Sandbox, wish: Wish, toolchain: Toolchain, writer: RunWriter) -> Cluster:
+    """Return a cluster whose control plane starts on entering, without waiting for the layers.
+
+    Args:
+        sandbox: Where.
+        wish: What was asked for.
+        toolchain: Where the programs come from.
+        writer: The run's records.
+    """
+    embedded = wish.distribution == "embedded"
+    return Cluster(
+        sandbox,
+        Embedded(seed(toolchain)) if embedded else DISTRIBUTIONS[wish.distribution](),
+        Settings(
+            node=wish.node,
+            address=sandbox.address,
+            api_port=wish.api_port,
+            kubernetes=kubernetes_version(wish, toolchain),
+        ),
+        kubectl=toolchain.get("kubectl").path,
+        phase=writer.phase,
+        records=writer.path.parent,
+    )
+
+
+@contextlib.contextmanager
+def cluster_up(
+    stack: LayerStack,
+    wish: Wish,
+    toolchain: Toolchain,
+    writer: RunWriter,
+    *,
+    experiment: str,
+    cluster: Cluster | None = None,
+    interval: float = 1.0,
+) -> Iterator[Up]:
+    """Bring a node up on a stack, sampled from the start; copies the logs at the end.
+
+    Args:
+        stack: The sandbox and the layers, which are up.
+        wish: What was asked for.
+        toolchain: Where the programs come from.
+        writer: The run's records.
+        experiment: The experiment's name, for the records.
+        cluster: The cluster whose control plane was started before; None to start one here.
+        interval: Seconds between two samples.
+
+    Raises:
+        ClusterError: It did not come up; its message names the folder with the diagnostics.
+    """
+    owner = forks.Owner()
+    folder = writer.path.parent
+    writer.append(fingerprint(stack, wish, toolchain, experiment))
+    with contextlib.ExitStack() as ending, explained(stack.sandbox, folder):
+        if cluster is None:
+            cluster = ending.enter_context(control_plane(stack.sandbox, wish, toolchain, writer))
+        sampler = ending.enter_context(Sampler(cluster, writer, interval=interval))
+        try:
+            with contextlib.ExitStack() as supervised:
+                if wish.supervised:
+                    cluster.supervisor = supervised.enter_context(
+                        Supervisor(cluster, writer, lambda: sampler.seen_ready)
+                    )
+                try:
+                    cluster.start_node(stack.layers)
+                except SandboxError:
+                    if not wish.supervised:
+                        note_ends(cluster, writer)
+                    raise
+                yield Up(stack, cluster, writer, sampler, folder)
+        finally:
+            if owner.mine:
+                sampler.stop()
+                diagnose(cluster, folder)
+                cluster.stop_node()
+
+
+def note_ends(cluster: Cluster, writer: RunWriter) -> bool:
+    """Record which programs of a cluster have ended by themselves, and return whether one has.
+
+    For a cluster without a supervisor, which would record it.
+
+    Args:
+        cluster: The cluster.
+        writer: The run's records.
+    """
+    dead = {
+        name: code
+        for name, process in cluster.processes.items()
+        if lost_by(process) is None and (code := process.poll()) is not None
+    }
+    for name, code in dead.items():
+        what = ended_at_start(cluster.processes[name], described(code))
+        writer.append(Event(t=writer.now(), kind=EventKind.FAULT, what=what, component=name))
+    return bool(dead)
+
+
+def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment: str) -> Environment:
+    """Return the record that says where a run takes place."""
+    found = {name: toolchain.get(name) for name in programs_of(wish.distribution)}
+    sandbox = stack.sandbox
+    magic = sandbox.root_magic() if isinstance(sandbox, StartedSandbox) else None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Environment(
+        experiment=experiment,
+        sandbox=sandbox.kind,
+        root_magic=magic,
+        kernel=sandbox.run(["uname", "-r"]).stdout.strip(),
+        programs={name: Program(version=p.version, origin=p.origin) for name, p in found.items()},
+        pins={pin.group: pin.version for pin in toolchain.pins.programs.values()},
+        layers=stack.names,
+        python=platform.python_version(),
+        project_version=__version__,
+        started=clock.now().isoformat(timespec="seconds"),
+        argv=tuple(sys.argv),
+        machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
+        distribution=wish.distribution,
+        kubernetes=kubernetes_version(wish, toolchain),
+        variables=variables(os.environ),
+        network=described_network(stack.sandbox, wish),
+        limits=described_limits(stack.sandbox),
+    )
+
+
+def described_network(sandbox: Sandbox, wish: Wish) -> str | None:
+    """Return what programs inside can reach, in words; None where that is not known."""
+    found = getattr(sandbox, "network", None)
+    if found is None:
+        return None
+    opened = f"; opened: {', '.join(map(str, wish.open_ports))}" if wish.open_ports else ""
+    return f"{found.isolation}: {gateway.MEANING[found.isolation]}{opened}"
+
+
+def described_limits(sandbox: Sandbox) -> str | None:
+    """Return what a sandbox may take of the machine, in words; None where that is not known."""
+    limits: Limits | None = getattr(sandbox, "limits", None)
+    if limits is None:
+        return None
+    lacking: dict[str, str] = getattr(sandbox, "unlimited", {})
+    return "; ".join((str(limits), *(f"not limited: {NAMES[name]} ({why})" for name, why in lacking.items())))
+
+
+@contextlib.contextmanager
+def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
+    """When the enclosed bring-up breaks, leave diagnostics in a folder and name it in the error."""
+    try:
+        yield
+    except SandboxError as error:
+        look_inside(sandbox, folder)
+        error.log = folder
+        raise
+
+
+def diagnose(cluster: Cluster, folder: Path) -> None:
+    """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
+    look_inside(cluster.sandbox, folder)
+    objects: dict[str, object] = {}
+    with contextlib.closing(cluster.reader()) as api:
+        for kind in ("nodes", "pods", "events") if cluster.lost is None else ():  # asking in vain takes long
+            try:
+                objects[kind] = found = api.items(f"/api/v1/{kind}")
+            except NoAnswer as error:
+                objects[kind] = str(error)
+            else:
+                for each in found:
+                    each["metadata"].pop("managedFields", None)  # as long as the rest, and nobody reads it
+    (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
+
+
+def look_inside(sandbox: Sandbox, folder: Path) -> None:
+    """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
+    copy_logs(sandbox, folder)
+    inside = {
+        "mountinfo.txt": ["cat", "/proc/self/mountinfo"],
+        "cgroups.txt": ["sh", "-c", "cat /proc/self/cgroup; find /sys/fs/cgroup -maxdepth 3 -type d"],
+        "processes.txt": ["sh", "-c", "ps -eo pid,ppid,stat,rss,time,args 2>&1"],
+    }
+    target = folder / "diagnostics"
+    target.mkdir(exist_ok=True)
+    for name, argv in inside.items():
+        with contextlib.suppress(SandboxError):
+            said = sandbox.run(argv, check=False, timeout=10).stdout
+            (target / name).write_text(escaping.visible(said))
+
+
+def run_folder(base: Path, *words: str) -> Path:
+    """Return a new, empty folder for a run below ``base``: the time in UTC and the words.
+
+    Making it takes its name: of runs that begin in the same second, the later ones get a number.
+    Where it cannot be made, the name is returned all the same; who records there says why.
+    """
+    stamp = clock.now().strftime("%Y%m%dT%H%M%S")
+    name = "-".join((stamp, *words))
+    folder = base / name
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = base / f"{name}-{number}"
+        except OSError:
+            break
+        else:
+            break
+    return folder
+
+
+@contextlib.contextmanager
+def everything(wish: Wish, toolchain: Toolchain, folder: Path, *, experiment: str) -> Iterator[Up]:
+    """Start a sandbox, its layers and a cluster, and end them all: the whole for the command line."""
+    if wish.distribution == "embedded":
+        seed(toolchain)  # now, because a run's time begins with its records
+    with contextlib.ExitStack() as stack:
+        names: Sequence[str]
+        writer = stack.enter_context(RunWriter(folder))
+        with writer.phase("sandbox"):
+            sandbox = stack.enter_context(start_sandbox(wish, toolchain))
+        names = wish.layers if wish.layers is not None else default_layers(sandbox)
+        with explained(sandbox, folder):
+            cluster = stack.enter_context(control_plane(sandbox, wish, toolchain, writer))
+            layers = stack.enter_context(bring_up(sandbox, names, writer.phase))
+        yield stack.enter_context(
+            cluster_up(layers, wish, toolchain, writer, experiment=experiment, cluster=cluster)
+        )

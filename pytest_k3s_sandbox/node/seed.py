@@ -1,0 +1,101 @@
+"""The datastore that clusters begin with, made once for the programs that write it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from pytest_k3s_sandbox.cluster import datastore
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import MissingCapability, StartError
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR
+from pytest_k3s_sandbox.toolchain import Toolchain
+from pytest_k3s_sandbox.toolchain.cache import CorruptEntryError
+from pytest_k3s_sandbox.toolchain.progress import Work
+
+WRITERS = ("kine", "kube-apiserver", "kube-controller-manager")
+NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
+SECONDS = 90.0
+
+
+def seed(toolchain: Toolchain) -> Path | None:
+    """Return the datastore that a cluster of these programs begins with.
+
+    It is made on first use, by a start of the control plane natively (``here``), which takes
+    some seconds.
+
+    Args:
+        toolchain: Where the programs come from, and whose cache keeps the datastore.
+
+    Returns:
+        A SQLite file to copy; None for an empty datastore: if ``K3S_SANDBOX_SEED=0`` asks for it, or if
+        this machine cannot start ``here``, which is said where progress is shown.
+
+    Raises:
+        SandboxError: The control plane did not come up; nothing is left.
+    """
+    if toolchain.environ.get("K3S_SANDBOX_SEED") == "0":
+        return None
+    key = datastore.identity(toolchain.get(name).path for name in WRITERS)
+    found = _cached(toolchain, key)
+    if found is not None:
+        return found
+    with toolchain.cache.lock(key):
+        found = _cached(toolchain, key)
+        if found is not None:  # another process made it meanwhile
+            return found
+        what = f"a datastore for Kubernetes {toolchain.pins.kubernetes}"
+        try:
+            with Work(toolchain.progress, f"preparing {what}"):
+                entry = toolchain.cache.create(
+                    key,
+                    lambda content, _scratch: _write(toolchain, content / datastore.FILE),
+                    version=toolchain.pins.kubernetes,
+                    origin="build",
+                    what=what,
+                )
+        except _NoPlaceError as error:
+            note = f"clusters begin with an empty datastore, which takes some seconds more: {error.__cause__}"
+            toolchain.progress.note(" ".join(note.split()))
+            return None
+    return entry.folder / datastore.FILE
+
+
+class _NoPlaceError(Exception):
+    """A sandbox of kind ``here`` cannot be started; the cause says why."""
+
+
+def _cached(toolchain: Toolchain, key: str) -> Path | None:
+    with contextlib.suppress(CorruptEntryError):
+        entry = toolchain.cache.lookup(key, datastore.FILE)
+        return entry.folder / datastore.FILE if entry is not None else None
+    return None
+
+
+def _write(toolchain: Toolchain, target: Path) -> None:
+    """Start a control plane on an empty datastore, end it, and keep what it wrote."""
+    from pytest_k3s_sandbox.node.bringup import Wish, start_sandbox  # noqa: PLC0415 - it uses this module
+
+    distribution = Embedded()
+    deadline = Deadline.after(SECONDS)
+    try:
+        started = start_sandbox(Wish("here"), toolchain)
+    except (StartError, MissingCapability) as error:
+        raise _NoPlaceError from error
+    with started as sandbox:
+        settings = Settings(node="k3s-sandbox", address=sandbox.address, kubernetes=toolchain.pins.kubernetes)
+        with Cluster(sandbox, distribution, settings, kubectl=toolchain.get("kubectl").path) as cluster:
+            distribution.wait_control_plane(sandbox, settings, deadline)
+            for namespace in NAMESPACES:
+                cluster.wait_usable(namespace, deadline)
+        # SQLite opens files by their names, so it works on copies that the inside cannot touch.
+        for suffix in ("", "-wal"):
+            name = f"{STATE_DIR}/db/{datastore.FILE}{suffix}"
+            if sandbox.files.exists(name):
+                sandbox.files.copy_out(name, target.with_name(f"{target.name}{suffix}"))
+        datastore.clean(target)
+        for path in target.parent.glob(f"{target.name}-*"):
+            path.unlink()

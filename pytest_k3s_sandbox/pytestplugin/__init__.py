@@ -1,0 +1,1 @@
+"""What pytest loads: hooks, fixtures, markers, and what they record of a test run."""

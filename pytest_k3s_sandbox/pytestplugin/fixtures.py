@@ -1,0 +1,335 @@
+"""The public fixtures, each a few lines around a context manager.
+
+Each can be overridden by a fixture of the same name; all but ``k3s_namespace`` live as
+long as ``--k3s-scope`` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from pytest_k3s_sandbox import settings as options
+from pytest_k3s_sandbox.pytestplugin.activation import activate
+from pytest_k3s_sandbox.pytestplugin.stash import FAILED, LINES, SHARE
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
+    from pytest_k3s_sandbox.cluster.sampler import Sampler
+    from pytest_k3s_sandbox.layers.base import Layer
+    from pytest_k3s_sandbox.layers.stack import LayerStack
+    from pytest_k3s_sandbox.node.bringup import Up, Wish
+    from pytest_k3s_sandbox.pytestplugin.recording import Claim
+    from pytest_k3s_sandbox.report.records import RunWriter
+    from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+    from pytest_k3s_sandbox.toolchain import Toolchain
+
+__all__ = [
+    "k3s",
+    "k3s_cgroupfs",
+    "k3s_claim",
+    "k3s_fake_cni",
+    "k3s_interceptor",
+    "k3s_layers",
+    "k3s_namespace",
+    "k3s_node",
+    "k3s_readiness",
+    "k3s_run",
+    "k3s_sandbox",
+    "k3s_toolchain",
+    "k3s_up",
+    "k3s_wish",
+    "k3s_workarounds",
+]
+
+FIXTURES = {
+    "workarounds": "k3s_workarounds",
+    "fuse_cgroupfs": "k3s_cgroupfs",
+    "ptrace_interceptor": "k3s_interceptor",
+    "fake_cni": "k3s_fake_cni",
+}
+"""The fixture of each layer."""
+
+
+def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature for dynamic scopes
+    return options.scope(config)
+
+
+@pytest.fixture(scope="session")
+def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
+    """Where the programs under test come from; what is missing is provisioned on first use."""
+    from pytest_k3s_sandbox.node.bringup import programs_of  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.node.seed import seed  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.toolchain.capabilities import missing  # noqa: PLC0415 - the plugin imports little
+
+    lack = missing("root")
+    if lack is not None:
+        raise lack  # now, not after the programs of a node that cannot start were built
+    settings = activate(request.config)
+    toolchain = Toolchain(kubernetes=settings.version)
+    if settings.distribution == "embedded":
+        toolchain.provision()
+        seed(toolchain)
+    else:
+        toolchain.provision(programs_of(settings.distribution))
+    return toolchain
+
+
+@pytest.fixture(scope=_scope)
+def k3s_wish(request: pytest.FixtureRequest) -> Wish:
+    """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
+    from pytest_k3s_sandbox.node.bringup import Wish  # noqa: PLC0415 - the plugin imports little
+
+    settings = activate(request.config)
+    return Wish(
+        settings.sandbox,
+        settings.layers,
+        settings.api_port,
+        distribution=settings.distribution,
+        supervised=True,
+        open_ports=settings.open_ports,
+        limits=settings.limits,
+    )
+
+
+@pytest.fixture(scope=_scope)
+def k3s_run(
+    request: pytest.FixtureRequest,
+    k3s_wish: Wish,
+    k3s_toolchain: Toolchain,  # a run's time begins when the programs are there
+) -> Iterator[RunWriter]:
+    """The records of this run, in a folder of its own; its page is rendered at the end."""
+    from pytest_k3s_sandbox.pytestplugin.recording import recorded  # noqa: PLC0415 - the plugin imports little
+
+    activate(request.config)
+    if SHARE in request.config.stash:
+        yield request.config.stash[SHARE].up(k3s_wish, k3s_toolchain).writer
+        return
+    with recorded(request, k3s_wish) as writer:
+        yield writer
+
+
+@pytest.fixture(scope=_scope)
+def k3s_sandbox(
+    request: pytest.FixtureRequest, k3s_wish: Wish, k3s_toolchain: Toolchain, k3s_run: RunWriter
+) -> Iterator[StartedSandbox]:
+    """A started sandbox of the kind that ``--k3s-sandbox`` names."""
+    from pytest_k3s_sandbox.node.bringup import start_sandbox  # noqa: PLC0415 - the plugin imports little
+
+    if SHARE in request.config.stash:
+        # All of one that a test uses, but what only its owner may do.
+        yield cast("StartedSandbox", request.config.stash[SHARE].up(k3s_wish, k3s_toolchain).stack.sandbox)
+        return
+    with k3s_run.phase("sandbox"):
+        started = start_sandbox(k3s_wish, k3s_toolchain)
+    with started:
+        yield started
+
+
+def _layer(
+    name: str, sandbox: StartedSandbox, run: RunWriter, wish: Wish
+) -> contextlib.AbstractContextManager[Layer]:
+    from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.layers.stack import entered, make, split  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.node.bringup import explained  # noqa: PLC0415 - likewise
+
+    word = next((word for word in wish.layers or () if split(word)[0] == name), name)  # with its variant
+    if isinstance(sandbox, AttachedSandbox):
+        refuse(f"the fixture {FIXTURES[name]}")
+
+    @contextlib.contextmanager
+    def up() -> Iterator[Layer]:
+        with contextlib.ExitStack() as stack:
+            with explained(sandbox, run.path.parent), run.phase(f"layer {word}"):
+                layer = stack.enter_context(entered(make(word, sandbox), sandbox))
+            yield layer
+
+    return up()
+
+
+@pytest.fixture(scope=_scope)
+def k3s_workarounds(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+    """The layer of the older workarounds, up in the sandbox: kmsg, kernel tunables, OCI spec."""
+    with _layer("workarounds", k3s_sandbox, k3s_run, k3s_wish) as layer:
+        yield layer
+
+
+@pytest.fixture(scope=_scope)
+def k3s_cgroupfs(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+    """The layer of the FUSE cgroup v1 filesystem, up in the sandbox."""
+    with _layer("fuse_cgroupfs", k3s_sandbox, k3s_run, k3s_wish) as layer:
+        yield layer
+
+
+@pytest.fixture(scope=_scope)
+def k3s_interceptor(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+    """The layer of the ptrace interceptor, proven in the sandbox."""
+    with _layer("ptrace_interceptor", k3s_sandbox, k3s_run, k3s_wish) as layer:
+        yield layer
+
+
+@pytest.fixture(scope=_scope)
+def k3s_fake_cni(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+    """The layer of the fake CNI plugin, installed in the sandbox."""
+    with _layer("fake_cni", k3s_sandbox, k3s_run, k3s_wish) as layer:
+        yield layer
+
+
+@pytest.fixture(scope=_scope)
+def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
+    """The ordered stack of layers.
+
+    Without a parameter it is made of the layers' own fixtures. Parametrized indirectly
+    with names (a comma-separated text or a sequence), which is what the marker
+    ``k3s_layers`` does, it is that stack in a fresh sandbox
+    of its own, so that nothing of another stack is left in it.
+    """
+    from pytest_k3s_sandbox.layers.stack import bring_up, parse, split  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.node.bringup import (  # noqa: PLC0415 - the plugin imports little
+        RecordedStack,
+        control_plane,
+        default_layers,
+        explained,
+        start_sandbox,
+    )
+    from pytest_k3s_sandbox.pytestplugin.recording import recorded  # noqa: PLC0415 - likewise
+
+    activate(request.config)
+    wish: Wish = request.getfixturevalue("k3s_wish")
+    toolchain: Toolchain = request.getfixturevalue("k3s_toolchain")
+    if SHARE in request.config.stash and not hasattr(request, "param"):
+        yield request.config.stash[SHARE].up(wish, toolchain).stack
+        return
+    with contextlib.ExitStack() as stack:
+
+        def begin(where: StartedSandbox, run: RunWriter) -> Cluster | None:
+            """Let the control plane come up beside the layers, if a test wants a cluster."""
+            if "k3s_up" not in request.fixturenames:
+                return None
+            return stack.enter_context(control_plane(where, wish, toolchain, run))
+
+        if not hasattr(request, "param"):
+            run: RunWriter = request.getfixturevalue("k3s_run")
+            shared: StartedSandbox = request.getfixturevalue("k3s_sandbox")
+            names = wish.layers if wish.layers is not None else default_layers(shared)
+            with explained(shared, run.path.parent):
+                cluster = begin(shared, run)
+            each = tuple(request.getfixturevalue(FIXTURES[split(name)[0]]) for name in names)
+            yield RecordedStack(shared, each, run, cluster)
+            return
+        names = parse(request.param)
+        run = stack.enter_context(recorded(request, wish, "+".join(names) or "none"))
+        with run.phase("sandbox"):
+            own = stack.enter_context(start_sandbox(wish, toolchain))
+        with explained(own, run.path.parent):
+            cluster = begin(own, run)
+            up = stack.enter_context(bring_up(own, names, run.phase))
+        yield RecordedStack(own, up.layers, run, cluster)
+
+
+@pytest.fixture(scope=_scope)
+def k3s_up(
+    request: pytest.FixtureRequest, k3s_layers: LayerStack, k3s_wish: Wish, k3s_toolchain: Toolchain
+) -> Iterator[Up]:
+    """Everything that is up: the stack, the cluster, the records and the sampler."""
+    from pytest_k3s_sandbox.node.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.pytestplugin import cleanstart  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.pytestplugin.recording import (  # noqa: PLC0415 - likewise
+        clean_start,
+        experiment_of,
+        judge_shared_start,
+        keep_running,
+    )
+    from pytest_k3s_sandbox.report.beginning import bring_up  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.summary import again  # noqa: PLC0415 - likewise
+
+    patience = activate(request.config).patience
+    share = request.config.stash.get(SHARE, None)
+    if share is not None and k3s_layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
+        request.config.stash[LINES].append(f"k3s-sandbox: uses the shared cluster {share.name}")
+        judge_shared_start(request, up.writer)
+        yield up
+        return
+    # A user's own `k3s_layers` need not record, nor start a control plane.
+    if isinstance(k3s_layers, RecordedStack):
+        run, cluster = k3s_layers.run, k3s_layers.cluster
+    else:
+        run, cluster = request.getfixturevalue("k3s_run"), None
+    name, claim = experiment_of(request), clean_start(request, run)
+    # What an experiment's node does by itself is the experiment's result.
+    wish = k3s_wish if claim is None else dataclasses.replace(k3s_wish, supervised=False)
+    with contextlib.ExitStack() as ending:
+        bring = cluster_up(k3s_layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster)
+        if claim is None:
+            up = ending.enter_context(bring)
+        else:
+            with cleanstart.judged(claim, run) as start_is_over:
+                up = ending.enter_context(bring)
+                start_is_over(up, patience)
+        began = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
+        seconds = run.now() - (0.0 if began is None else began.start)
+        words = f"{k3s_layers.sandbox.kind}, {'+'.join(k3s_layers.names) or 'no layers'}"
+        request.config.stash[LINES].append(
+            f"k3s-sandbox: a cluster is up after {seconds:.1f} s ({words}); records: {up.folder}"
+        )
+        failed_before = request.session.testsfailed
+        yield up
+        supervisor = up.cluster.supervisor
+        # Records can be long, and what was never started again need not be looked for in them.
+        mended = supervisor is not None and supervisor.restarts(up.cluster.distribution.agent) > 0
+        if mended and (restarts := again(read_run(up.folder))) is not None:
+            request.config.stash[LINES].append(f"k3s-sandbox: {restarts}; records: {up.folder}")
+        if request.session.testsfailed > failed_before:
+            keep_running(request.config, up)
+
+
+@pytest.fixture(scope=_scope)
+def k3s(k3s_up: Up) -> Cluster:
+    """A cluster on the stack that the test asked for: ``kubeconfig``, ``client``, ``kubectl``, ``logs``."""
+    return k3s_up.cluster
+
+
+@pytest.fixture(scope=_scope)
+def k3s_readiness(k3s_up: Up) -> Sampler:
+    """The sampler that has run since the bring-up began: ``samples`` and ``errors(kind)``."""
+    return k3s_up.readiness
+
+
+@pytest.fixture(scope=_scope)
+def k3s_node(k3s: Cluster) -> Node:
+    """The worker node, Ready."""
+    k3s.node.wait_ready()
+    return k3s.node
+
+
+@pytest.fixture(scope=_scope)
+def k3s_claim(k3s_up: Up) -> Claim:
+    """Record whether a claim held, then assert it: every assertion becomes a line of the report."""
+    from pytest_k3s_sandbox.pytestplugin.recording import claims  # noqa: PLC0415 - the plugin imports little
+
+    return claims(k3s_up.writer)
+
+
+@pytest.fixture
+def k3s_namespace(
+    request: pytest.FixtureRequest,
+    k3s: Cluster,
+    k3s_node: Node,  # noqa: ARG001 - a namespace is of use on a Ready node
+) -> Iterator[str]:
+    """A namespace of the test's own, deleted afterwards with all that is in it.
+
+    With ``--k3s-keep=running`` it stays after a failure, with the cluster.
+    """
+
+    def spare() -> bool:
+        return activate(request.config).keep == "running" and FAILED in request.node.stash
+
+    with k3s.namespace(f"test-{os.urandom(4).hex()}", spare=spare) as name:
+        yield name

@@ -1,0 +1,70 @@
+"""Where the plugin keeps its state in pytest's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.pytestplugin.hooks import Hooks
+    from pytest_k3s_sandbox.pytestplugin.openruns import OpenRun
+    from pytest_k3s_sandbox.pytestplugin.sharing import Share
+    from pytest_k3s_sandbox.report.records import RunWriter
+    from pytest_k3s_sandbox.settings import Settings
+    from pytest_k3s_sandbox.support.forks import Owner
+
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
+"""The resolved options; there when the plugin is awake."""
+
+HOOKS: pytest.StashKey[Hooks] = pytest.StashKey()
+"""The hooks of a run that uses something of ours."""
+
+EXPERIMENT: pytest.StashKey[str] = pytest.StashKey()
+"""In a test's own stash: the experiment that it belongs to."""
+
+PROCESS: pytest.StashKey[Owner] = pytest.StashKey()
+"""The process that pytest runs in, as opposed to one that runs a single test for it (pytest-forked)."""
+
+RUNNING = pytest.StashKey[pytest.Item]()
+"""The test whose turn it is."""
+
+REPORTS = pytest.StashKey[list[Path]]()
+"""The pages that were written, for the terminal's summary."""
+
+LINES = pytest.StashKey[list[str]]()
+"""What is to be said with the next test's report: a node came up, a cluster is kept."""
+
+SHARE: pytest.StashKey[Share] = pytest.StashKey()
+"""A worker's part in the cluster that the workers of pytest-xdist share."""
+
+SHARE_OF_WORKERS: pytest.StashKey[Share] = pytest.StashKey()
+"""The part of the process that has the workers: it comes first and leaves last."""
+
+FAILED = pytest.StashKey[bool]()
+"""In a test's own stash: it has failed."""
+
+KEPT = pytest.StashKey[bool]()
+"""Whether this process has kept a cluster running; one of them is enough."""
+
+RUN: pytest.StashKey[RunWriter] = pytest.StashKey()
+"""The run that the current tests belong to."""
+
+OPEN_RUNS: pytest.StashKey[list[OpenRun]] = pytest.StashKey()
+"""The runs that take the outcomes of tests."""
+
+STRAYS = pytest.StashKey[list[dict[str, str]]]()
+"""The tests of experiments that failed and had no run to be recorded in."""
+
+DIGESTS = pytest.StashKey[list[dict[str, Any]]]()
+"""The key figures of the runs, for the terminal's summary."""
+
+WORKER_DIGESTS = "k3s_sandbox_digests"
+"""The key figures of a worker's runs, in what it hands over at its end."""
+
+WORKER_STRAYS = "k3s_sandbox_strays"
+"""A worker's tests of experiments that failed without a run, in what it hands over at its end."""
+
+WORKER_REPORTS = "k3s_sandbox_reports"
+"""The pages that a worker of pytest-xdist wrote, in what it hands over at its end."""

@@ -1,0 +1,110 @@
+"""An attached cluster has all that one of one's own has: it works, or is refused in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pytest_k3s_sandbox.cluster.base import Distribution
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.sampler import Sampler
+from pytest_k3s_sandbox.daemon.attached import (
+    AttachedCluster,
+    AttachedStack,
+    RecordedReadiness,
+    public_names,
+)
+from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.registry import State
+from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.layers.stack import LayerStack
+from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+
+
+class FakeState:
+    """As much of a state as is read."""
+
+    kind, address, sandbox, node, api_port = "gvisor", "192.0.2.1", "abcd1234", "n", 6443
+    kubeconfig, alive, shell, layers = "/none", True, ("env",), ("fake_cni",)
+
+    def __init__(self) -> None:
+        """Have one process."""
+        self.processes = {"kubelet": os.getpid()}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> AttachedCluster:
+    return AttachedCluster(cast("State", FakeState()), Users(tmp_path / "users"), Path("/none"))
+
+
+def answer(thing: object, name: str) -> str:
+    """Look a name up; what is refused says why, and nothing else is raised."""
+    try:
+        getattr(thing, name)
+    except ConfigError as error:
+        return "refused" if "another process keeps this cluster" in str(error) else str(error)
+    return "there"
+
+
+@pytest.mark.parametrize("kind", [GvisorSandbox, HereSandbox, Sandbox])
+def test_the_sandbox(cluster: AttachedCluster, kind: type) -> None:
+    found = {name: answer(cluster.sandbox, name) for name in public_names(kind)}
+    assert found["run"] == found["statfs_magic" if kind is not Sandbox else "logs"] == "there"
+    if kind is not Sandbox:
+        assert found["hand_over"] == "refused"
+
+
+def test_the_cluster(cluster: AttachedCluster) -> None:
+    own = Cluster(cluster.sandbox, *[cast("Any", None)] * 2, kubectl=Path())
+    names = public_names(Cluster) | {name for name in vars(own) if not name.startswith("_")}
+    found = {
+        name: answer(cluster, name) for name in names if name not in {"client", "core"}
+    }  # these read a file
+    assert [name for name, how in found.items() if how == "refused"] == ["layers"]
+
+
+@pytest.mark.parametrize("name", sorted(public_names(Distribution)))
+def test_the_distribution_is_the_owners(cluster: AttachedCluster, name: str) -> None:
+    assert answer(cluster.distribution, name) == "refused"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda cluster: cluster.load_image(Path("mine.tar")),
+        lambda cluster: cluster.__enter__(),
+        lambda cluster: cluster.__exit__(None, None, None),
+        lambda cluster: cluster.start_node(()),
+        lambda cluster: cluster.stop_node(),
+        lambda cluster: cluster.sandbox.usage(),
+        lambda cluster: cluster.sandbox.spawn(["true"], name="true"),
+        lambda cluster: cluster.processes["kubelet"].signal(15),
+        lambda cluster: cluster.processes["kubelet"].stop(),
+        lambda cluster: AttachedStack(cluster.sandbox, (), ("fake_cni",)).check(),
+        lambda _cluster: cast("Any", RecordedReadiness(Path())).take(),
+        lambda _cluster: cast("Any", RecordedReadiness(Path())).stop(),
+    ],
+)
+def test_what_is_the_owners_is_refused_with_the_remedy(cluster: AttachedCluster, refused: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match="run this test without --k3s-share"):
+        refused(cluster)
+
+
+def test_nothing_is_missing_of_the_rest(cluster: AttachedCluster) -> None:
+    stack = AttachedStack(cluster.sandbox, (), ("fake_cni",))
+    readiness = RecordedReadiness(Path())
+    for thing, owners in ((cluster.processes["kubelet"], Process), (stack, LayerStack), (readiness, Sampler)):
+        found = {name: answer(thing, name) for name in public_names(owners) - {"samples", "error_lines"}}
+        assert {name for name, how in found.items() if how != "there"} <= {
+            *("forked", "lines_read", "stop", "take")
+        }
+
+
+def test_what_no_cluster_has_is_an_attribute_error(cluster: AttachedCluster) -> None:
+    for thing in (cluster, cluster.sandbox, cluster.distribution):
+        assert not hasattr(thing, "no_such_thing")

@@ -1,0 +1,122 @@
+"""Ctrl-C while another process takes a sandbox over: it stays its owner's, and the other one ends."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import registry
+from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.sandbox import locks, machine
+from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.limits import Limits
+from pytest_k3s_sandbox.sandbox.processes import Identity
+from pytest_k3s_sandbox.support import forks
+
+
+class FakeClient:
+    """In the place of the channel to process 1."""
+
+    def __init__(self) -> None:
+        """Have it still."""
+        self.given = False
+
+    def hand_over(self, receive: Callable[[int], None]) -> None:
+        """As the real one does."""
+        receive(0)
+        self.given = True
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - a sandbox that is none
+    """A sandbox that was not started."""
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
+    made: Any = HereSandbox.__new__(HereSandbox)
+    made.workdir, made._life, made._record = machine.new_workdir("here")
+    made._owner, made._client, made._watcher = forks.Owner(), FakeClient(), None
+    made._closed = made.handed_over = False
+    made.limits, made.ended = Limits(), None
+    made._record = replace(made._record, network=replace(made._record.network, address="192.0.2.1"))
+    monkeypatch.setattr(HereSandbox, "shell_argv", lambda _self, argv: ["env", *argv])
+    yield made
+    made._life.release()
+
+
+@pytest.fixture
+def up(sandbox: Any, tmp_path: Path) -> Any:  # noqa: ANN401 - likewise
+    """A cluster around it."""
+    cluster = SimpleNamespace(
+        kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
+    )
+    stack = SimpleNamespace(sandbox=sandbox, names=())
+    return SimpleNamespace(cluster=cluster, stack=stack, folder=tmp_path, writer=SimpleNamespace(zero=0.0))
+
+
+@pytest.fixture
+def taker(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that were to take over; each one claims the sandbox, and comes no further."""
+    launched: list[subprocess.Popen[bytes]] = []
+
+    def launch(order: keeper.Hold, log: Path) -> subprocess.Popen[bytes]:
+        log.write_text("it came no further")
+        launched.append(subprocess.Popen(["sleep", "100"]))
+        workdir = Path(order.workdir)
+        owner = machine.read_owner(workdir)
+        assert owner is not None
+        machine.claim(workdir, owner.owned_by(replace(Identity.own(), pid=launched[0].pid)))
+        return launched[0]
+
+    monkeypatch.setattr(keeper, "launch", launch)
+    return launched
+
+
+@pytest.mark.parametrize("why", [KeyboardInterrupt(), SystemExit(1), OSError("no state can be read")])
+def test_ctrl_c_during_a_hand_over_leaves_the_sandbox_to_its_owner(
+    sandbox: Any,  # noqa: ANN401 - likewise
+    up: Any,  # noqa: ANN401 - likewise
+    taker: list[subprocess.Popen[bytes]],
+    why: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait_for(*_: object) -> bool:
+        owner = machine.read_owner(sandbox.workdir)
+        assert owner is not None
+        assert owner.pid == taker[0].pid
+        assert taker[0].poll() is None
+        raise why
+
+    monkeypatch.setattr(registry, "wait_for", wait_for)
+    with pytest.raises(type(why)) as raised:
+        keeper.hand_over(up, "a test")
+    assert raised.value is why
+    stays(sandbox, taker)
+
+
+def test_one_that_does_not_take_over_in_time_is_ended(
+    sandbox: Any,  # noqa: ANN401 - likewise
+    up: Any,  # noqa: ANN401 - likewise
+    taker: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeper, "HOLD_SECONDS", 0.1)
+    with pytest.raises(StartError, match="the cluster cannot be kept: it came no further"):
+        keeper.hand_over(up, "a test")
+    stays(sandbox, taker)
+
+
+def stays(sandbox: Any, taker: list[subprocess.Popen[bytes]]) -> None:  # noqa: ANN401 - likewise
+    """Check that a sandbox is this process' own, and that the other one has ended and was waited for."""
+    assert [process.returncode for process in taker] == [-9]
+    owner = machine.read_owner(sandbox.workdir)
+    assert owner is not None
+    assert owner.process == Identity.own()
+    assert locks.held(sandbox.workdir / machine.LIFE_FILE)
+    assert (sandbox.handed_over, sandbox._closed, sandbox._client.given) == (False, False, False)
+    assert registry.states() == []
