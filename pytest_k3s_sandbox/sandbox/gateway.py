@@ -18,8 +18,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_k3s_sandbox import bounded
 from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.support import bounded
 
 MACHINE, SANDBOX = "m0", "s0"
 """The namespace's two interfaces: towards the machine, and towards the sandbox."""

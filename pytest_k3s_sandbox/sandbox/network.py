@@ -20,10 +20,10 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox import bounded
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import gateway
 from pytest_k3s_sandbox.sandbox.processes import every, in_network_namespace
+from pytest_k3s_sandbox.support import bounded
 
 POOLS = (IPv4Network("10.213.0.0/16"), IPv4Network("172.31.0.0/16"), IPv4Network("198.18.0.0/16"))
 """Where the /30 networks are taken from: the next one where the machine has a route over all of one.
