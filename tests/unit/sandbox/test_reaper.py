@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,3 +53,40 @@ def test_those_of_a_sandbox_that_lives_are_left_out(root: Path) -> None:
     machine.claim(folder, replace(owner, start=1))
     found = [line for line in reaper.leftovers() if folder.name in line]
     assert sorted(found) == [f"folder {folder}", *(f"network namespace {name}" for name in made)]
+
+
+def test_cgroups_that_the_inside_has_nested_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reaper, "MOST_GROUPS", 5)
+    group, elsewhere = tmp_path / "group", tmp_path / "elsewhere"
+    (elsewhere / "kept").mkdir(parents=True)
+    for number in range(20):  # what is removed makes room
+        (group / str(number) / "a" / "b").mkdir(parents=True)
+    reaper.remove_cgroup(group)
+    assert not group.exists()
+    group.mkdir()
+    (group / "link").symlink_to(elsewhere)
+    reaper.remove_cgroup(group, seconds=0.1)
+    assert (elsewhere / "kept").is_dir()
+    assert capsys.readouterr().err == ""
+
+
+def test_cgroups_at_a_great_depth_are_left_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, folder = tmp_path / "group", os.open(tmp_path, os.O_RDONLY)
+    try:
+        for name in ("group", *["x"] * 1500):  # deeper than Python's stack
+            os.mkdir(name, dir_fd=folder)
+            below = os.open(name, os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        reaper.remove_cgroup(group, seconds=0.2)
+        said = capsys.readouterr().err
+    finally:  # pytest could not remove it
+        os.close(folder)
+        subprocess.run(["rm", "-rf", "--", str(group)], check=True)
+    assert f"the cgroup {group} is left" in said
+    assert "or one deeper than 64" in said
+    assert "Remedy: find " in said
