@@ -317,14 +317,18 @@ def end(state: State) -> None:
     """
     if not state.process.local and state.alive:
         raise ConfigError(
-            f"the cluster {state.name!r}",
+            f"the cluster {state.name!r} cannot be ended from here",
             cause="the process that keeps it runs in another pid namespace, such as another container's",
-            remedy="end it there",
+            remedy=f"run `{end_command(state)}` there",
         )
     processes.send(state.pid, signal.SIGTERM, lambda _pid: state.process.alive)
     if not wait_for(lambda: not state.alive, END_SECONDS):
         raise ClusterError(
-            f"the process {state.pid}, which keeps {state.name!r}, does not end", log=Path(state.folder)
+            f"the process {state.pid}, which keeps {state.name!r}, does not end",
+            cause=f"it still runs {END_SECONDS:g} s after SIGTERM",
+            remedy=f"wait and try again, or end it by `kill -KILL {state.pid}`; the next start of a sandbox "
+            "removes what it leaves",
+            log=Path(state.folder),
         )
 
 

@@ -281,7 +281,7 @@ class AgentClient:
         return True
 
     def _ask(self, request: dict[str, Any], child: _Child | None = None) -> Message:
-        self._owner.check(f"starting a process in the sandbox {self._what}")
+        self._owner.check(f"the child of a fork cannot use its parent's sandbox {self._what} in this way")
         asked = _Asked(child)
         with self._changed:
             number = next(self._ids)

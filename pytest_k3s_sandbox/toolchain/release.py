@@ -167,7 +167,10 @@ def _digest(path: Path, algorithm: str) -> str:
 
 def _too_large(url: str, size: int) -> UnusableReleaseError:
     return UnusableReleaseError(
-        f"{url} is not used", cause=f"it has {size} bytes or more, the limit is {SIZE_LIMIT}"
+        f"{url} is not used",
+        cause=f"it has {size} bytes or more, the limit is {SIZE_LIMIT}",
+        remedy="check that the address leads to a release of the program, and not to another file; "
+        "name another version if it does",
     )
 
 

@@ -139,7 +139,10 @@ def test_a_keeper_of_another_pid_namespace_lives_while_it_has_its_name(home: Pat
     held = registry.take_name("away")
     assert registry.states() == [away]
     registry.sweep()
-    with pytest.raises(ConfigError, match="another pid namespace"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'away' cannot be ended .*another pid namespace.*\nRemedy: run `k3s-sandbox .*away`",
+    ):
         registry.end(away)
     held.release()
     registry.sweep()
@@ -239,7 +242,10 @@ def test_the_end_is_waited_for_and_one_that_does_not_come_is_told(monkeypatch: p
                     registry.end(state("it", process.pid))
                     assert process.wait(timeout=5) == -15
                 else:
-                    with pytest.raises(ClusterError, match="does not end"):
+                    with pytest.raises(
+                        ClusterError,
+                        match=r"does not end: it still runs 0\.5 s .*\nRemedy: .*`kill -KILL \d+`",
+                    ):
                         registry.end(state("it", process.pid))
             finally:
                 process.kill()

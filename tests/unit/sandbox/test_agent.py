@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.sandbox import agent, client
 from pytest_k3s_sandbox.sandbox.client import AgentClient, AgentProcess
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
@@ -519,3 +519,21 @@ def test_an_end_that_has_come_before_a_hand_over_is_known_after_it(tmp_path: Pat
         finally:
             launcher.kill()
             found._thread.join(5)
+
+
+def test_the_child_of_a_fork_is_told_that_the_sandbox_is_its_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = speaking(READY, tmp_path / "log")
+    try:
+        found.wait_ready(Deadline.after(10))
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: 7)
+            with pytest.raises(
+                ConfigError,
+                match=r"the child of a fork cannot use its parent's sandbox test in this way: "
+                r"this process \(7\) was forked from its owner, process \d+\nRemedy: do it in the process",
+            ):
+                found.usage()
+    finally:
+        found.end(Deadline.after(0))

@@ -230,3 +230,9 @@ def test_full_disk_in_a_download(machine: Machine, server: Server, monkeypatch: 
 )
 def test_checksum_files(text: str, *, found: bool) -> None:
     assert checksum_in(text, "file", "sha256") == (SUM if found else None)
+
+
+def test_a_download_that_is_too_large_is_an_error_with_a_remedy() -> None:
+    said = str(release._too_large("https://example.org/it", 7))
+    assert said.startswith("https://example.org/it is not used: it has 7 bytes or more, the limit is ")
+    assert "\nRemedy: check that the address leads to a release" in said
