@@ -34,6 +34,7 @@ class Users:
         """Keep the folder's name; nothing is made yet."""
         self.folder = folder
         self._fd: int | None = None
+        self._alone = False
         forks.watch(self)
 
     def forked(self) -> None:
@@ -68,19 +69,27 @@ class Users:
         try:
             fd = self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
-            return True
+            # Another one removes it, or has: then a new user can come before this one has looked.
+            return not self.folder.exists()
         except BlockingIOError:
             return False
         if fd is None:
             return False
-        until.callback(os.close, fd)
+        self._alone = True
+        until.callback(self._alone_no_longer, fd)
         return True
 
+    def _alone_no_longer(self, fd: int) -> None:
+        self._alone = False
+        os.close(fd)
+
     def remove(self) -> None:
-        """Remove the folder, which only a process may do that knows that there is no user.
+        """Remove the folder, while :meth:`gone` keeps new users out; else there is nothing of ours to remove.
 
         What is not ours in it stays, and so does the folder then.
         """
+        if not self._alone:
+            return
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():
                 if OURS.fullmatch(path.name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import subprocess
 import sys
@@ -104,6 +105,31 @@ def test_words_are_left_for_the_others(tmp_path: Path) -> None:
     one.write_ended({"kubelet": -9})
     assert (other.read("failed"), other.stay, other.ended()) == ("", True, {"kubelet": -9})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "failed", "stay"]
+
+
+def test_what_a_new_user_has_made_is_not_removed_by_one_that_saw_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    last, user = Users(folder), Users(folder)
+    with contextlib.ExitStack() as stack:
+        assert last.gone(stack)
+        user.enter()
+        user.note("launched", "x")
+        last.remove()
+        assert user.read("launched") == "x"
+        assert not last.gone(stack)
+
+
+def test_a_folder_that_is_just_removed_counts_as_gone_only_when_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    users = Users(folder)
+    monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: (folder / "users").unlink())
+    with contextlib.ExitStack() as stack:
+        assert not users.gone(stack)
+        monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: [(folder / "users").unlink(), folder.rmdir()])
+        assert users.gone(stack)
 
 
 def test_a_race_of_users_and_keepers_ends_with_nothing(tmp_path: Path) -> None:
