@@ -125,10 +125,17 @@ def test_a_folder_that_is_just_removed_counts_as_gone_only_when_it_is(
     folder = tmp_path / "shared"
     folder.mkdir()
     users = Users(folder)
-    monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: (folder / "users").unlink())
+    gone_too: list[Path] = []
+
+    def removed(_fd: int, _how: int) -> None:
+        (folder / "users").unlink()
+        for path in gone_too:
+            path.rmdir()
+
+    monkeypatch.setattr(fcntl, "flock", removed)
     with contextlib.ExitStack() as stack:
         assert not users.gone(stack)
-        monkeypatch.setattr(fcntl, "flock", lambda _fd, _how: [(folder / "users").unlink(), folder.rmdir()])
+        gone_too.append(folder)
         assert users.gone(stack)
 
 
