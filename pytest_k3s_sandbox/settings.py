@@ -301,8 +301,8 @@ def parse_limits(given: Mapping[str, Given]) -> tuple[str, str, str]:
     Raises:
         OptionError: One says nothing that it could mean.
     """
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.sandbox.limits import Wanted  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.errors import ConfigError
+    from pytest_k3s_sandbox.sandbox.limits import Wanted
 
     for name in ("memory", "disk", "processes"):
         try:
@@ -320,8 +320,8 @@ def parse_version(given: Given) -> str | None:
     """
     if given.value == "default":
         return None
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions, pick  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.errors import ConfigError
+    from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions, pick
 
     try:
         return pick(given.value, kubernetes_versions())
@@ -370,8 +370,8 @@ def settings(config: pytest.Config) -> Settings:
     Raises:
         OptionError: One has a value that it cannot have.
     """
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.errors import ConfigError
+    from pytest_k3s_sandbox.layers.stack import parse
 
     given = {option.name: resolve(option, config) for option in OPTIONS}
     words = given["layers"]

@@ -37,7 +37,7 @@ DEPLOYMENT = {
 
 def test_control_plane_alone(trials: NodeTrials, claim: Claim) -> None:
     """API server, controllers and scheduler work on a 9p root without a node, a layer or a CNI plugin."""
-    from kubernetes.client import AppsV1Api  # noqa: PLC0415 - collecting tests imports little
+    from kubernetes.client import AppsV1Api
 
     cluster = trials.cluster
     apps = AppsV1Api(cluster.client)

@@ -99,7 +99,7 @@ def place(
     request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_wish: Wish, k3s_run: RunWriter
 ) -> Iterator[Place]:
     """The filesystem in a sandbox of each kind, and nothing of Kubernetes."""
-    from pytest_k3s_sandbox.node.bringup import fingerprint  # noqa: PLC0415  # it imports much
+    from pytest_k3s_sandbox.node.bringup import fingerprint
 
     ensure_system_packages([one for one in CGROUP_READERS if one.name != "lxcfs"])
     programs = [k3s_toolchain.get(name).path for name in ("runc", "cadvisor")]
@@ -140,8 +140,8 @@ def claim(place: Place, k3s_run: RunWriter) -> Claims:
 @pytest.mark.parametrize("controller", DEFAULT)
 def test_every_file_is_there_and_read(place: Place, controller: str, claim: Claims) -> None:
     """Every file of the model is there, in the root and in a group, and can be read if it is to be."""
-    from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting  # noqa: PLC0415  # only here
-    from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree  # noqa: PLC0415  # likewise
+    from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting
+    from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
     root = Tree(ProcAccounting(), [controller]).hierarchies[controller].root
     child = root.hierarchy.mkdir(root, "child")

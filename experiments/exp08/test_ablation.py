@@ -85,7 +85,7 @@ def test_without_one_layer(trials: NodeTrials, claim: Claim, missing: str) -> No
 @pytest.fixture
 def column(request: pytest.FixtureRequest, trials_with: Callable[..., NodeTrials]) -> Iterator[NodeTrials]:
     """Trials of one version of Kubernetes in one of the two sandboxes, in a run of the test's own."""
-    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - collecting tests imports little
+    from pytest_k3s_sandbox.toolchain import Toolchain
 
     version, root = request.param
     toolchain = Toolchain(kubernetes=version)
@@ -99,7 +99,7 @@ def column(request: pytest.FixtureRequest, trials_with: Callable[..., NodeTrials
 
 def every(column: NodeTrials, stacks: Iterable[tuple[str, ...]], so_far: list[Ablation]) -> None:
     """Try stacks with and without the isolation of local storage, and add what was recorded."""
-    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - as above
+    from pytest_k3s_sandbox.report.records import read_run
 
     stacks = list(stacks)
     for isolation in (True, False):
@@ -118,8 +118,8 @@ def words_of(found: Iterable[frozenset[str]]) -> str:
 @pytest.mark.parametrize("column", [(v, r) for v in VERSIONS for r in ROOTS], indirect=True, ids="-".join)
 def test_every_subset(request: pytest.FixtureRequest, column: NodeTrials) -> None:
     """All layers together give a node with a pod and statistics; fewer give what they gave before."""
-    from pytest_k3s_sandbox.pytestplugin.recording import claims  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.ablation import matrix, sets  # noqa: PLC0415 - as above
+    from pytest_k3s_sandbox.pytestplugin.recording import claims
+    from pytest_k3s_sandbox.report.ablation import matrix, sets
 
     wanted = {Stage.READY: READY_WITH["-".join(request.node.callspec.params["column"])], Stage.POD: POD_WITH}
     names = {Stage.READY: "Ready", Stage.POD: "a running pod"}
@@ -154,7 +154,7 @@ def test_every_subset(request: pytest.FixtureRequest, column: NodeTrials) -> Non
 @pytest.mark.parametrize("column", [(v, "one-root") for v in VERSIONS], indirect=True, ids="-".join)
 def test_parts_of_the_workarounds(column: NodeTrials) -> None:
     """Of the workarounds, those that stand for what the kubelet or runc demand cannot be left out."""
-    from pytest_k3s_sandbox.pytestplugin.recording import claims  # noqa: PLC0415 - as above
+    from pytest_k3s_sandbox.pytestplugin.recording import claims
 
     cells: list[Ablation] = []
     stacks = {tuple(stack.split(",")): stages for stack, stages in PARTS.items()}

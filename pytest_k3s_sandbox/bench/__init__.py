@@ -98,8 +98,8 @@ def record(result: Result, folder: Path) -> Path:
     Returns:
         The page.
     """
-    from pytest_k3s_sandbox.report.page import render  # noqa: PLC0415 - only who wants a report
-    from pytest_k3s_sandbox.report.records import RunWriter  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.page import render
+    from pytest_k3s_sandbox.report.records import RunWriter
 
     writer = RunWriter(folder)
     for one in result.records:

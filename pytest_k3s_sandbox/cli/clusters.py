@@ -70,12 +70,12 @@ def up(
     json_file: JsonOption = None,
 ) -> None:
     """Start a cluster to play with; ``shell``, ``ps`` and ``down`` go with it."""
-    from pytest_k3s_sandbox.cli.progress import for_terminal, shown  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.daemon.process import Keep, launch  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.node.bringup import programs_of, run_folder  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.summary import again  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.cli.progress import for_terminal, shown
+    from pytest_k3s_sandbox.daemon import registry
+    from pytest_k3s_sandbox.daemon.process import Keep, launch
+    from pytest_k3s_sandbox.node.bringup import programs_of, run_folder
+    from pytest_k3s_sandbox.report.records import read_run
+    from pytest_k3s_sandbox.report.summary import again
 
     registry.check_name(name)
     wish = replace(
@@ -125,8 +125,8 @@ def up(
 
 def shell(context: typer.Context, name: NameOption = None) -> None:
     """Open a shell in the sandbox of a kept cluster, or run the given command there."""
-    from pytest_k3s_sandbox.cluster.components import PKI_DIR  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.daemon import endings, registry  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.cluster.components import PKI_DIR
+    from pytest_k3s_sandbox.daemon import endings, registry
 
     if name is not None:
         endings.check(registry.check_name(name))
@@ -151,8 +151,8 @@ def shell(context: typer.Context, name: NameOption = None) -> None:
 
 def ps(json_file: JsonOption = None) -> None:
     """List the sandboxes that run: whose they are, how old, and how their nodes are."""
-    from pytest_k3s_sandbox.daemon import endings  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.daemon.inventory import running, strange, table  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.daemon import endings
+    from pytest_k3s_sandbox.daemon.inventory import running, strange, table
 
     check_json(json_file)
     _remove_remains()
@@ -163,9 +163,9 @@ def ps(json_file: JsonOption = None) -> None:
 
 def _remove_remains() -> None:
     """Remove what runs that were killed left."""
-    from pytest_k3s_sandbox.daemon import endings, registry  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.pytestplugin import sharing  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.sandbox import reaper  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.daemon import endings, registry
+    from pytest_k3s_sandbox.pytestplugin import sharing
+    from pytest_k3s_sandbox.sandbox import reaper
 
     if os.geteuid() == 0:
         reaper.reap()
@@ -180,7 +180,7 @@ def stop(
     quiet: QuietOption = False,
 ) -> None:
     """End kept clusters; nothing of them is left but their records."""
-    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.daemon import registry
 
     if every == bool(names):
         raise ConfigError(
@@ -197,8 +197,8 @@ def stop(
 
 
 def _to_end(name: str) -> State:
-    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.daemon.inventory import running  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.daemon import registry
+    from pytest_k3s_sandbox.daemon.inventory import running
 
     row = next((row for row in running(ask=False) if name in {row.name, row.sandbox}), None)
     if row is not None and not row.kept:
@@ -215,7 +215,7 @@ def down(
     quiet: QuietOption = False,
 ) -> None:
     """End the cluster of ``up``; nothing of it is left but its records."""
-    from pytest_k3s_sandbox.daemon import registry  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.daemon import registry
 
     _remove_remains()
     state = registry.made_by_up(name)

@@ -71,7 +71,7 @@ def _root(
 @app.command()
 def doctor(json_file: JsonOption = None) -> None:
     """Say what this machine can do, a line each with its remedy; exit 1 if the main job cannot run."""
-    from pytest_k3s_sandbox.toolchain import doctor as checkup  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.toolchain import doctor as checkup
 
     check_json(json_file)
     checks = checkup.checks()
@@ -141,12 +141,12 @@ def run_experiment(
     json_file: JsonOption = None,
 ) -> None:
     """Run an experiment and say what held; exit 0 only if everything did."""
-    from pytest_k3s_sandbox.cli import experiments  # noqa: PLC0415 - only this command
-    from pytest_k3s_sandbox.cli.progress import for_terminal, shown  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.node.bringup import programs_of  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.summary import sentence, summarize  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.settings import OptionError, parse_duration  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.cli import experiments
+    from pytest_k3s_sandbox.cli.progress import for_terminal, shown
+    from pytest_k3s_sandbox.node.bringup import programs_of
+    from pytest_k3s_sandbox.report.records import read_run
+    from pytest_k3s_sandbox.report.summary import sentence, summarize
+    from pytest_k3s_sandbox.settings import OptionError, parse_duration
 
     experiments.require(experiment)
     wish = wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes))
@@ -187,7 +187,7 @@ def run_experiment(
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def intercept(context: typer.Context) -> None:
     """Run a command under the ptrace interceptor alone: [--preset|--rules] [--stats FILE] -- CMD."""
-    from pytest_k3s_sandbox.layers.interceptor.__main__ import main as entry  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.layers.interceptor.__main__ import main as entry
 
     raise typer.Exit(entry(context.args))
 
@@ -195,7 +195,7 @@ def intercept(context: typer.Context) -> None:
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def cgroupfs(context: typer.Context) -> None:
     """Serve the FUSE cgroup filesystem alone: [MOUNTPOINT] [--controllers a,b] [--stack-on PATH]."""
-    from pytest_k3s_sandbox.layers.cgroupfs.__main__ import main as entry  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.layers.cgroupfs.__main__ import main as entry
 
     raise typer.Exit(entry(context.args, prog="k3s-sandbox cgroupfs"))
 
@@ -227,7 +227,7 @@ def bench(
     result = benchmarks.load(name)(count or entry.count, (lambda _line: None) if quiet else say)
     give(result.table, result.figures, json_file)
     if report is not None and result.records:
-        from pytest_k3s_sandbox.node.bringup import run_folder  # noqa: PLC0415 - only some commands
+        from pytest_k3s_sandbox.node.bringup import run_folder
 
         say(f"report: {benchmarks.record(result, run_folder(report, 'bench', name))}")
     if not result.ok:
@@ -249,15 +249,15 @@ def report(
     ] = True,
 ) -> None:
     """Make the page of recorded runs, and figures (SVG, PDF), data (CSV), tables and a citation beside it."""
-    from pytest_k3s_sandbox.report.page import page_of, render  # noqa: PLC0415 - only this command
+    from pytest_k3s_sandbox.report.page import page_of, render
 
     target = out or (runs[0] if len(runs) == 1 else Path("reports/comparison"))
     if out is None and target.is_file():
         target = target.parent  # a run may be named by its records
     exports: list[Path] = []
     if figures:
-        from pytest_k3s_sandbox.report.export import export  # noqa: PLC0415 - it imports much
-        from pytest_k3s_sandbox.report.figures import COLUMN_MM, PAGE_MM  # noqa: PLC0415 - likewise
+        from pytest_k3s_sandbox.report.export import export
+        from pytest_k3s_sandbox.report.figures import COLUMN_MM, PAGE_MM
 
         exports = export(runs, page_of(target).parent, width or (COLUMN_MM, PAGE_MM))
     typer.echo(render(runs, target, exports))

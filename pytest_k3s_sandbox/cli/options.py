@@ -84,7 +84,7 @@ def verbosity(*, quiet: bool, verbose: bool) -> Verbosity:
     Raises:
         ConfigError: Both were asked for.
     """
-    from pytest_k3s_sandbox.cli.progress import Verbosity  # noqa: PLC0415 - only commands that take long
+    from pytest_k3s_sandbox.cli.progress import Verbosity
 
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose", cause="they exclude each other", remedy="drop one")
@@ -127,8 +127,8 @@ def provisioned(
         for_tests: Whether to get what only the project's own tests need, too.
         unpinned: Whether to take releases whose digest is not pinned.
     """
-    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - only some commands
-    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.toolchain import Toolchain
+    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal
 
     progress = SilentProgress() if quiet else for_terminal()
     environ = {**os.environ, **({"K3S_SANDBOX_RELEASES": "unpinned"} if unpinned else {})}
@@ -150,8 +150,8 @@ def pinned(
     Raises:
         ConfigError: The file cannot be written.
     """
-    from pytest_k3s_sandbox.toolchain import Toolchain, pinning  # noqa: PLC0415 - only this command
-    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.toolchain import Toolchain, pinning
+    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal
 
     digests = pinning.pin(Toolchain(progress=SilentProgress() if quiet else for_terminal()), programs)
     lines = pinning.as_toml(digests)
@@ -181,8 +181,8 @@ def wished(
     Raises:
         ConfigError: One has a value that it cannot have.
     """
-    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.node.bringup import Wish  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.layers.stack import parse
+    from pytest_k3s_sandbox.node.bringup import Wish
 
     names = None if layers == "default" else parse(layers)
     opened = ports(open_ports)
@@ -202,7 +202,7 @@ def picked(version: str) -> str | None:
     Raises:
         ConfigError: None of the pinned ones is meant.
     """
-    from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions, pick  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions, pick
 
     return None if version == "default" else pick(version, kubernetes_versions())
 
@@ -213,7 +213,7 @@ def port(text: str) -> int:
     Raises:
         ConfigError: It is none.
     """
-    from pytest_k3s_sandbox.settings import Given, OptionError, parse_port  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.settings import Given, OptionError, parse_port
 
     try:
         return parse_port(Given(text, "--api-port"))
@@ -227,7 +227,7 @@ def ports(text: str) -> tuple[int, ...]:
     Raises:
         ConfigError: One is none.
     """
-    from pytest_k3s_sandbox.settings import Given, OptionError, parse_ports  # noqa: PLC0415 - only some commands
+    from pytest_k3s_sandbox.settings import Given, OptionError, parse_ports
 
     try:
         return parse_ports(Given(text, "--open-ports"))

@@ -195,8 +195,8 @@ class LiveDisplay:
 
     def __init__(self, verbosity: Verbosity, stream: TextIO | None = None) -> None:
         """Show an empty block."""
-        from rich.console import Console  # noqa: PLC0415 - rich is slow to import, and most runs have no terminal
-        from rich.live import Live  # noqa: PLC0415 - likewise
+        from rich.console import Console
+        from rich.live import Live
 
         self._verbosity = verbosity
         self._console = Console(file=stream or sys.stderr)
@@ -218,10 +218,10 @@ class LiveDisplay:
         self._live.stop()
 
     def _block(self, course: Course) -> RenderableType:
-        from rich.console import Group  # noqa: PLC0415 - as above
-        from rich.progress_bar import ProgressBar  # noqa: PLC0415 - as above
-        from rich.table import Table  # noqa: PLC0415 - as above
-        from rich.text import Text  # noqa: PLC0415 - as above
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
 
         phases = Table.grid(padding=(0, 1))
         if course.since is None or self._verbosity >= Verbosity.VERBOSE:

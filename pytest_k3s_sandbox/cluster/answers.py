@@ -27,8 +27,8 @@ def _away(error: Exception) -> bool:
     """Tell whether an error means that the API server cannot answer now."""
     if isinstance(error, NoAnswer):
         return error.status is None or _busy(error.status)
-    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client; here, who raised it has it
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, ApiException):
         return _busy(error.status)
@@ -46,8 +46,8 @@ def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
         try:
             return hint()
         except Exception as error:
-            from kubernetes.client import ApiException  # noqa: PLC0415 - as in _away
-            from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
+            from kubernetes.client import ApiException
+            from urllib3.exceptions import HTTPError
 
             if isinstance(error, (NoAnswer, HTTPError, ApiException)):
                 return f"the API server does not answer: {error}"
@@ -58,7 +58,7 @@ def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
 
 def found(read: Any) -> Any:  # noqa: ANN401 - the kubernetes package publishes no types
     """Return what a read of the API gives, or None when the object does not exist."""
-    from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
+    from kubernetes.client import ApiException
 
     try:
         return read()

@@ -185,7 +185,7 @@ class Cluster:
     @functools.cached_property
     def core(self) -> CoreV1Api:
         """The core API of :attr:`client`."""
-        from kubernetes.client import CoreV1Api  # noqa: PLC0415 - as above
+        from kubernetes.client import CoreV1Api
 
         return CoreV1Api(self.client)
 

@@ -70,8 +70,8 @@ def client(kubeconfig: Path) -> ApiClient:
     Args:
         kubeconfig: The file with the address and the credentials.
     """
-    from kubernetes import config  # noqa: PLC0415 - takes half a second; only users of a cluster pay it
-    from kubernetes.client import ApiClient, Configuration  # noqa: PLC0415 - likewise
+    from kubernetes import config
+    from kubernetes.client import ApiClient, Configuration
 
     settings: Any = type.__call__(Configuration)  # not a copy of the default that a test may have set
     config.load_kube_config(str(kubeconfig), client_configuration=settings, persist_config=False)

@@ -121,11 +121,11 @@ def node_state(config: Path) -> str:
     Args:
         config: The administrator's kubeconfig.
     """
-    import kubernetes  # noqa: PLC0415 - takes half a second, and most commands do not need it
-    from kubernetes.config import ConfigException  # noqa: PLC0415 - likewise
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - what the client lets through
+    import kubernetes
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
 
-    from pytest_k3s_sandbox.cluster import direct  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.cluster import direct
 
     try:
         with direct.client(config) as api:

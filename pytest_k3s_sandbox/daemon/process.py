@@ -174,9 +174,9 @@ def _state(fields: Mapping[str, Any]) -> State:
 
 def keep(order: Keep) -> None:
     """Carry out an order to bring a cluster up and keep it."""
-    from pytest_k3s_sandbox.node.bringup import Wish, everything  # noqa: PLC0415 - `hold` needs no cluster
-    from pytest_k3s_sandbox.report.finish import finish  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.node.bringup import Wish, everything
+    from pytest_k3s_sandbox.report.finish import finish
+    from pytest_k3s_sandbox.toolchain import Toolchain
 
     wish = Wish(**registry.tuples(order.wish))
     users = Users(Path(order.users)) if order.users is not None else None

@@ -106,10 +106,10 @@ class NodeTrials:
         return seen
 
     def _begin(self, stack: contextlib.ExitStack) -> tuple[Trials, RunWriter]:
-        from pytest_k3s_sandbox.lab.observe import Limits  # noqa: PLC0415 - likewise
-        from pytest_k3s_sandbox.lab.trials import Trials  # noqa: PLC0415 - likewise
-        from pytest_k3s_sandbox.layers.stack import LayerStack  # noqa: PLC0415 - likewise
-        from pytest_k3s_sandbox.node.bringup import (  # noqa: PLC0415 - collecting tests imports little
+        from pytest_k3s_sandbox.lab.observe import Limits
+        from pytest_k3s_sandbox.lab.trials import Trials
+        from pytest_k3s_sandbox.layers.stack import LayerStack
+        from pytest_k3s_sandbox.node.bringup import (
             control_plane,
             explained,
             fingerprint,

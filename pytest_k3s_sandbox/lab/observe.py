@@ -265,7 +265,7 @@ class Watch:
         self._cluster.core.create_namespaced_pod(POD_NAMESPACE, {**self._pod, "metadata": {"name": name}})
 
     def _summary_served(self) -> bool:
-        from kubernetes.client import ApiException  # noqa: PLC0415 - see Cluster.client
+        from kubernetes.client import ApiException
 
         name = self._cluster.node.name
         try:

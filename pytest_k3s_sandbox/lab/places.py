@@ -55,7 +55,7 @@ def placed(
         wish: What was asked for.
         writer: The run's records.
     """
-    from pytest_k3s_sandbox.node.bringup import fingerprint  # noqa: PLC0415 - it imports much
+    from pytest_k3s_sandbox.node.bringup import fingerprint
 
     with contextlib.ExitStack() as ending:
         with writer.phase(f"sandbox {kind}"):

@@ -227,7 +227,7 @@ class Trials:
 
     def _forget(self) -> None:
         """Remove the node and what belongs to it from the API server."""
-        from kubernetes.client import CoordinationV1Api, StorageV1Api  # noqa: PLC0415 - see Cluster.client
+        from kubernetes.client import CoordinationV1Api, StorageV1Api
 
         core, name = self.cluster.core, self.cluster.node.name
         leases, storage = CoordinationV1Api(self.cluster.client), StorageV1Api(self.cluster.client)

@@ -18,38 +18,38 @@ from pytest_k3s_sandbox.support import forks
 
 
 def _workarounds(sandbox: Sandbox, variant: str | None = None) -> Layer:
-    from pytest_k3s_sandbox.layers.workarounds.layer import Workarounds  # noqa: PLC0415 - only what is used
+    from pytest_k3s_sandbox.layers.workarounds.layer import Workarounds
 
     return Workarounds(sandbox) if variant is None else Workarounds.only(sandbox, variant)
 
 
 def _fuse_cgroupfs(sandbox: Sandbox) -> Layer:
-    from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs  # noqa: PLC0415 - only what is used
+    from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 
     return FuseCgroupfs(sandbox)
 
 
 def _ptrace_interceptor(sandbox: Sandbox, variant: str | None = None) -> Layer:
-    from pytest_k3s_sandbox.layers.interceptor.layer import PRESET, PtraceInterceptor  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.layers.workarounds.layer import TREE  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.layers.interceptor.layer import PRESET, PtraceInterceptor
+    from pytest_k3s_sandbox.layers.workarounds.layer import TREE
 
     return PtraceInterceptor(sandbox, variant or PRESET, tree=TREE)
 
 
 def _fake_cni(sandbox: Sandbox) -> Layer:
-    from pytest_k3s_sandbox.layers.cni.layer import FakeCni  # noqa: PLC0415 - only what is used
+    from pytest_k3s_sandbox.layers.cni.layer import FakeCni
 
     return FakeCni(sandbox)
 
 
 def _check_workarounds(variant: str) -> None:
-    from pytest_k3s_sandbox.layers.workarounds.layer import parse_parts  # noqa: PLC0415 - only what is used
+    from pytest_k3s_sandbox.layers.workarounds.layer import parse_parts
 
     parse_parts(variant)
 
 
 def _check_preset(variant: str) -> None:
-    from pytest_k3s_sandbox.layers.interceptor.loading import load_preset  # noqa: PLC0415 - only what is used
+    from pytest_k3s_sandbox.layers.interceptor.loading import load_preset
 
     load_preset(variant)
 

@@ -141,10 +141,10 @@ def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
         for program, path in zip(programs, found.values(), strict=True):
             program.symlink_to(path.resolve())
         if wish.sandbox == "here":
-            from pytest_k3s_sandbox.sandbox.here import HereSandbox  # noqa: PLC0415 - only what is used
+            from pytest_k3s_sandbox.sandbox.here import HereSandbox
 
             return HereSandbox(programs=programs, opened=wish.open_ports, limits=wanted)
-        from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox  # noqa: PLC0415 - only what is used
+        from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 
         runsc = toolchain.get("runsc").path
         return GvisorSandbox(

@@ -51,7 +51,7 @@ def hooks(config: pytest.Config) -> Hooks:
         UsageError: An option has a value that it cannot have.
     """
     if HOOKS not in config.stash:
-        from pytest_k3s_sandbox.pytestplugin import hooks as module  # noqa: PLC0415 - only runs that use a node pay for it
+        from pytest_k3s_sandbox.pytestplugin import hooks as module
 
         config.stash[HOOKS] = module.register(config)
     return config.stash[HOOKS]

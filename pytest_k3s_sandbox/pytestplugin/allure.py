@@ -43,7 +43,7 @@ def steps(config: pytest.Config) -> Callable[[str], AbstractContextManager[objec
     """Return what makes a step of each phase of the bring-up; without allure, it does nothing."""
     if not is_on(config):
         return nullcontext
-    import allure  # noqa: PLC0415 - only where it is asked for
+    import allure
 
     def step(name: str) -> AbstractContextManager[object]:
         made: AbstractContextManager[object] = allure.step(name)
@@ -54,7 +54,7 @@ def steps(config: pytest.Config) -> Callable[[str], AbstractContextManager[objec
 
 def label(values: Mapping[str, str]) -> None:
     """Give the running test labels, to search by, and parameters, which tell its histories apart."""
-    import allure  # noqa: PLC0415 - only where it is asked for
+    import allure
 
     dynamic: Any = allure.dynamic
     for name, value in values.items():
@@ -70,15 +70,15 @@ def attach_run(folder: Path, logs: Path) -> None:
         folder: The run's folder.
         logs: The folder of its logs; while the node is up, that is not below the run's folder.
     """
-    import allure  # noqa: PLC0415 - only where it is asked for
+    import allure
 
-    from pytest_k3s_sandbox.errors import SandboxError  # noqa: PLC0415 - only after a failure
-    from pytest_k3s_sandbox.report.drawing import standalone  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.figures import PAGE_MM  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.records import RECORDS_FILE, read_run  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.tables import csv_tables  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.timeline import timeline  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.sandbox.inside import InsidePath  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.errors import SandboxError
+    from pytest_k3s_sandbox.report.drawing import standalone
+    from pytest_k3s_sandbox.report.figures import PAGE_MM
+    from pytest_k3s_sandbox.report.records import RECORDS_FILE, read_run
+    from pytest_k3s_sandbox.report.tables import csv_tables
+    from pytest_k3s_sandbox.report.timeline import timeline
+    from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
     kinds = allure.attachment_type
     # The records may be gone with --k3s-keep, and a log may end while it is read: what is there is attached.
@@ -106,7 +106,7 @@ class Results:
 
     def __init__(self, config: pytest.Config) -> None:
         """Register with allure, and write what all results share."""
-        import allure_commons  # noqa: PLC0415 - only where it is asked for
+        import allure_commons
 
         manager = allure_commons.plugin_manager
         manager.register(self)

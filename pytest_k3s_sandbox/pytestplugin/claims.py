@@ -73,7 +73,7 @@ class Claims:
             limit: What it is held against.
             unit: The unit of what is measured, and of the limit.
         """
-        from pytest_k3s_sandbox.report.records import Announced  # noqa: PLC0415 - the plugin imports little
+        from pytest_k3s_sandbox.report.records import Announced
 
         made = OpenClaim(self, name, text, limit, unit)
         self._writer.append(
@@ -113,7 +113,7 @@ class Claims:
         ended: str | None = None,
     ) -> None:
         """Record a verdict; see :class:`~pytest_k3s_sandbox.report.findings.Verdict` for the arguments."""
-        from pytest_k3s_sandbox.report.records import Verdict  # noqa: PLC0415 - the plugin imports little
+        from pytest_k3s_sandbox.report.records import Verdict
 
         self._writer.append(
             Verdict(

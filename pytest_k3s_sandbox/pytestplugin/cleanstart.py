@@ -71,7 +71,7 @@ def _record(claim: OpenClaim, found: list[Event]) -> None:
 
 def _wait(up: Up, patience: float) -> None:
     """Return when a start is over: the node was Ready, a program has ended, or it takes too long."""
-    from pytest_k3s_sandbox.node.bringup import note_ends  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.node.bringup import note_ends
 
     deadline = Deadline.after(READY_SECONDS * patience)
     while not note_ends(up.cluster, up.writer):
@@ -83,8 +83,8 @@ def _wait(up: Up, patience: float) -> None:
 
 def ends(writer: RunWriter) -> list[Event]:
     """Return the events of a run that tell of programs that ended before its node was Ready first."""
-    from pytest_k3s_sandbox.report.beginning import start_faults  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.beginning import start_faults
+    from pytest_k3s_sandbox.report.records import read_run
 
     return list(start_faults(read_run(writer.path)))
 

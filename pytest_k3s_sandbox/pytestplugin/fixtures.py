@@ -63,10 +63,10 @@ def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, AR
 @pytest.fixture(scope="session")
 def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     """Where the programs under test come from; what is missing is provisioned on first use."""
-    from pytest_k3s_sandbox.node.bringup import programs_of  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.node.seed import seed  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.toolchain import Toolchain  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.toolchain.capabilities import missing  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.node.bringup import programs_of
+    from pytest_k3s_sandbox.node.seed import seed
+    from pytest_k3s_sandbox.toolchain import Toolchain
+    from pytest_k3s_sandbox.toolchain.capabilities import missing
 
     lack = missing("root")
     if lack is not None:
@@ -84,7 +84,7 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
 @pytest.fixture(scope=_scope)
 def k3s_wish(request: pytest.FixtureRequest) -> Wish:
     """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
-    from pytest_k3s_sandbox.node.bringup import Wish  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.node.bringup import Wish
 
     settings = activate(request.config)
     return Wish(
@@ -105,7 +105,7 @@ def k3s_run(
     k3s_toolchain: Toolchain,  # a run's time begins when the programs are there
 ) -> Iterator[RunWriter]:
     """The records of this run, in a folder of its own; its page is rendered at the end."""
-    from pytest_k3s_sandbox.pytestplugin.recording import recorded  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.pytestplugin.recording import recorded
 
     activate(request.config)
     if SHARE in request.config.stash:
@@ -120,7 +120,7 @@ def k3s_sandbox(
     request: pytest.FixtureRequest, k3s_wish: Wish, k3s_toolchain: Toolchain, k3s_run: RunWriter
 ) -> Iterator[StartedSandbox]:
     """A started sandbox of the kind that ``--k3s-sandbox`` names."""
-    from pytest_k3s_sandbox.node.bringup import start_sandbox  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.node.bringup import start_sandbox
 
     if SHARE in request.config.stash:
         # All of one that a test uses, but what only its owner may do.
@@ -135,9 +135,9 @@ def k3s_sandbox(
 def _layer(
     name: str, sandbox: StartedSandbox, run: RunWriter, wish: Wish
 ) -> contextlib.AbstractContextManager[Layer]:
-    from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.layers.stack import entered, make, split  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.node.bringup import explained  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse
+    from pytest_k3s_sandbox.layers.stack import entered, make, split
+    from pytest_k3s_sandbox.node.bringup import explained
 
     word = next((word for word in wish.layers or () if split(word)[0] == name), name)  # with its variant
     if isinstance(sandbox, AttachedSandbox):
@@ -190,15 +190,15 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     ``k3s_layers`` does, it is that stack in a fresh sandbox
     of its own, so that nothing of another stack is left in it.
     """
-    from pytest_k3s_sandbox.layers.stack import bring_up, parse, split  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.node.bringup import (  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.layers.stack import bring_up, parse, split
+    from pytest_k3s_sandbox.node.bringup import (
         RecordedStack,
         control_plane,
         default_layers,
         explained,
         start_sandbox,
     )
-    from pytest_k3s_sandbox.pytestplugin.recording import recorded  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.pytestplugin.recording import recorded
 
     activate(request.config)
     wish: Wish = request.getfixturevalue("k3s_wish")
@@ -238,17 +238,17 @@ def k3s_up(
     request: pytest.FixtureRequest, k3s_layers: LayerStack, k3s_wish: Wish, k3s_toolchain: Toolchain
 ) -> Iterator[Up]:
     """Everything that is up: the stack, the cluster, the records and the sampler."""
-    from pytest_k3s_sandbox.node.bringup import RecordedStack, cluster_up  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.pytestplugin import cleanstart  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.pytestplugin.recording import (  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.node.bringup import RecordedStack, cluster_up
+    from pytest_k3s_sandbox.pytestplugin import cleanstart
+    from pytest_k3s_sandbox.pytestplugin.recording import (
         clean_start,
         experiment_of,
         judge_shared_start,
         keep_running,
     )
-    from pytest_k3s_sandbox.report.beginning import bring_up  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.report.summary import again  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.beginning import bring_up
+    from pytest_k3s_sandbox.report.records import read_run
+    from pytest_k3s_sandbox.report.summary import again
 
     patience = activate(request.config).patience
     share = request.config.stash.get(SHARE, None)
@@ -312,7 +312,7 @@ def k3s_node(k3s: Cluster) -> Node:
 @pytest.fixture(scope=_scope)
 def k3s_claim(k3s_up: Up) -> Claim:
     """Record whether a claim held, then assert it: every assertion becomes a line of the report."""
-    from pytest_k3s_sandbox.pytestplugin.recording import claims  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.pytestplugin.recording import claims
 
     return claims(k3s_up.writer)
 

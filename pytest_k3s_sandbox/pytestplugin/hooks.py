@@ -107,7 +107,7 @@ class Hooks:
         if SHARE in item.config.stash:
             markers.check_shareable(item)
         for mark in item.iter_markers("k3s_requires"):
-            from pytest_k3s_sandbox.toolchain.capabilities import missing  # noqa: PLC0415 - only tests that ask
+            from pytest_k3s_sandbox.toolchain.capabilities import missing
 
             for name in mark.args:
                 lack = missing(name)

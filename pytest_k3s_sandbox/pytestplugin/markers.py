@@ -23,7 +23,7 @@ def check(item: pytest.Item) -> None:
     Raises:
         UsageError: One has arguments that it cannot have, or no effect on this test.
     """
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.errors import ConfigError
 
     for mark in item.iter_markers():
         if mark.name not in MARKERS:
@@ -53,7 +53,7 @@ def check_shareable(item: pytest.Item) -> None:
     Raises:
         ConfigError: The test is one, and its node is not of a stack of its own.
     """
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.errors import ConfigError
 
     experiment = item.stash.get(EXPERIMENT, None)
     if (
@@ -69,8 +69,8 @@ def check_shareable(item: pytest.Item) -> None:
 
 
 def _check_arguments(mark: pytest.Mark) -> None:
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.errors import ConfigError
+    from pytest_k3s_sandbox.layers.stack import parse
 
     if mark.kwargs:
         raise ConfigError(f"unknown argument {next(iter(mark.kwargs))!r}", cause="it takes names only")
@@ -95,8 +95,8 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
     What is wrong about its markers is left to :func:`check`: here, an error would be a broken module.
     """
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.layers.stack import parse  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.errors import ConfigError
+    from pytest_k3s_sandbox.layers.stack import parse
 
     mark = metafunc.definition.get_closest_marker("k3s_layers")
     if mark is None or "k3s_layers" not in metafunc.fixturenames:

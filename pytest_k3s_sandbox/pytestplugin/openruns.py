@@ -233,7 +233,7 @@ def _record(
     phase: Literal["setup", "call", "teardown"] | None,
     message: str | None,
 ) -> None:
-    from pytest_k3s_sandbox.report.records import MAX_MESSAGE, Tested  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.report.records import MAX_MESSAGE, Tested
 
     document = getattr(getattr(item, "obj", None), "__doc__", None) or ""
     writer.append(

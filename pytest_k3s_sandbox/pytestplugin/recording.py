@@ -49,8 +49,8 @@ def recorded(
         words: Further words of the folder's name.
         uses: Tells whether a test uses the run; by default that is told from the fixture.
     """
-    from pytest_k3s_sandbox.node.bringup import run_folder  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.report.records import RunWriter  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.node.bringup import run_folder
+    from pytest_k3s_sandbox.report.records import RunWriter
 
     config, session = request.config, request.session
     settings = config.stash[SETTINGS]
@@ -99,8 +99,8 @@ def _failed_here(config: pytest.Config) -> bool:
 
 def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
     """Render the page of a run whose records are closed, or remove its folder, as the options say."""
-    from pytest_k3s_sandbox.report.finish import finish  # noqa: PLC0415 - the plugin imports little
-    from pytest_k3s_sandbox.report.page import render  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.finish import finish
+    from pytest_k3s_sandbox.report.page import render
 
     results.end(config, folder)
     keep = config.stash[SETTINGS].keep
@@ -130,13 +130,13 @@ def _interruption(session: pytest.Session) -> str | None:
 
 def keep_running(config: pytest.Config, up: Up) -> None:
     """Let the cluster of a test that failed go on when this process ends, if that was asked for."""
-    from pytest_k3s_sandbox.sandbox.started import StartedSandbox  # noqa: PLC0415 - the plugin imports little
+    from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 
     wanted = config.stash[SETTINGS].keep == "running" and KEPT not in config.stash
     if not wanted or not isinstance(up.stack.sandbox, StartedSandbox) or not up.stack.sandbox.mine:
         return
-    from pytest_k3s_sandbox.daemon.process import hand_over  # noqa: PLC0415 - likewise
-    from pytest_k3s_sandbox.node.bringup import diagnose  # noqa: PLC0415 - only after a failure
+    from pytest_k3s_sandbox.daemon.process import hand_over
+    from pytest_k3s_sandbox.node.bringup import diagnose
 
     diagnose(up.cluster, up.folder)
     state = hand_over(up, "a test failed (--k3s-keep=running)")

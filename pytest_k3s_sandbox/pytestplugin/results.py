@@ -121,8 +121,8 @@ class Outcomes:
         strays = self._config.stash[STRAYS]
         if not found and not others and not strays:
             return
-        from pytest_k3s_sandbox.report.digest import Digest, digest, lines  # noqa: PLC0415 - only after a run
-        from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+        from pytest_k3s_sandbox.report.digest import Digest, digest, lines
+        from pytest_k3s_sandbox.report.records import read_run
 
         digests = [Digest(**one) for one in found]
         for folder in others:
@@ -139,8 +139,8 @@ def begin(config: pytest.Config, run: RunWriter) -> None:
 
 def end(config: pytest.Config, folder: Path) -> None:
     """Keep a run's key figures for the terminal's summary, whether its folder is kept or not."""
-    from pytest_k3s_sandbox.report.digest import digest  # noqa: PLC0415 - only after a run
-    from pytest_k3s_sandbox.report.records import read_run  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.report.digest import digest
+    from pytest_k3s_sandbox.report.records import read_run
 
     run = read_run(folder)
     if run.environment is None and run.complete:

@@ -59,7 +59,7 @@ class Share:
             ConfigError: Somebody else wished for something else.
         """
         if self._up is None:
-            from pytest_k3s_sandbox.daemon.attached import attach  # noqa: PLC0415 - the plugin imports little
+            from pytest_k3s_sandbox.daemon.attached import attach
 
             self._up = attach(
                 self._state(wish, toolchain.kubernetes), self.users, toolchain.get("kubectl").path
@@ -104,8 +104,8 @@ class Share:
         return None if text is None else dict(json.loads(text))
 
     def _launch(self, wish: Wish, wanted: dict[str, Any], version: str | None) -> dict[str, Any]:
-        from pytest_k3s_sandbox.daemon import process as keeper  # noqa: PLC0415 - the plugin imports little
-        from pytest_k3s_sandbox.node.bringup import run_folder  # noqa: PLC0415 - likewise
+        from pytest_k3s_sandbox.daemon import process as keeper
+        from pytest_k3s_sandbox.node.bringup import run_folder
 
         folder = run_folder(self._report, "test", wish.sandbox, "shared")
         order = keeper.Keep(

@@ -222,7 +222,7 @@ def standalone(svg: ET.Element, width: float) -> str:
 
 def markup(drawing: ET.Element) -> object:
     """Return a drawing as text that the template takes as it is."""
-    import markupsafe  # noqa: PLC0415 - comes with jinja2, which is loaded only for pages
+    import markupsafe
 
     # ElementTree has escaped every text and attribute.
     return markupsafe.Markup(ET.tostring(drawing, encoding="unicode", short_empty_elements=False))  # noqa: S704 - see above

@@ -82,8 +82,8 @@ def write_figures(
         ConfigError: A file cannot be written.
     """
     # Slow to import, and used here only; Figure itself draws without a display and keeps no state.
-    import matplotlib as mpl  # noqa: PLC0415 - as above
-    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     made = []
     with mpl.rc_context(_STYLE):
@@ -162,7 +162,7 @@ def _readiness(figure: Figure, run: Run) -> None:
 
 
 def _legend(figure: Figure, names: dict[str, str]) -> None:
-    from matplotlib.patches import Patch  # noqa: PLC0415 - as matplotlib above
+    from matplotlib.patches import Patch
 
     columns = 2 if figure.get_figwidth() * _INCH_MM < _NARROW_MM else 4
     patches = [Patch(color=colour, label=plot(name)) for colour, name in names.items()]

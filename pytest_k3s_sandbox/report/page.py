@@ -54,7 +54,7 @@ def to_html(
     views: Sequence[dict[str, Any]], together: dict[str, Any] | None, exports: Sequence[dict[str, str]]
 ) -> str:
     """Fill the template with what :func:`~.view.view` made of each run."""
-    import jinja2  # noqa: PLC0415 - heavy, and only the page needs it
+    import jinja2
 
     def load(name: str) -> str | None:
         file = resources.files(__package__).joinpath("templates", name)

@@ -241,7 +241,7 @@ def protect(how: list[str]) -> None:
         os.setegid(1)
         os.setegid(0)
         return
-    import ctypes  # noqa: PLC0415 - see above
+    import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 

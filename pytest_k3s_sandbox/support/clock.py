@@ -29,6 +29,6 @@ def wall() -> float:
 
 def now() -> dt.datetime:
     """Return the date and time in UTC."""
-    import datetime as dt  # noqa: PLC0415 - programs that start in a sandbox want the seconds only
+    import datetime as dt
 
     return dt.datetime.fromtimestamp(wall(), dt.UTC)

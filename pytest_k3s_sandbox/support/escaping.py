@@ -171,7 +171,7 @@ def file_name(name: str) -> str:
         made = f"%{made[:1].encode().hex().upper()}{made[1:]}"
     if len(made) <= FILE_NAME:
         return made
-    import hashlib  # noqa: PLC0415 - errors.py, which is always loaded, needs the rest
+    import hashlib
 
     stem, dot, suffix = made.rpartition(".")
     ending = f"{dot}{suffix}" if stem and len(suffix) < 10 else ""  # noqa: PLR2004 - an extension

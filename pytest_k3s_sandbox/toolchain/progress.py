@@ -89,7 +89,7 @@ class LiveProgress:
 
     def __init__(self) -> None:
         """Import rich, which only a terminal needs."""
-        from rich.console import Console  # noqa: PLC0415 - rich is slow to import, and most runs build nothing
+        from rich.console import Console
 
         self._console = Console(stderr=True)
         self._status: Status | None = None
@@ -106,7 +106,7 @@ class LiveProgress:
     def update(self, text: str) -> None:
         """Change the line."""
         if self._status is not None:
-            from rich.markup import escape  # noqa: PLC0415 - as above
+            from rich.markup import escape
 
             elapsed = clock.monotonic() - self._began
             self._status.update(

@@ -238,8 +238,8 @@ class Parts:
 
 def control_plane(parts: Parts, settings: Any) -> None:  # noqa: ANN401 - imported where it is used
     """Start what k3s' server consists of, and write the kubeconfig as k3s does: for itself."""
-    from pytest_k3s_sandbox.cluster import certificates, components  # noqa: PLC0415 - not for --version
-    from pytest_k3s_sandbox.cluster.reading import ApiReader  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.cluster import certificates, components
+    from pytest_k3s_sandbox.cluster.reading import ApiReader
 
     folder = Path(components.PKI_DIR)
     if not (folder / "apiserver.crt").exists():  # a later start goes on with the same
@@ -277,7 +277,7 @@ def control_plane(parts: Parts, settings: Any) -> None:  # noqa: ANN401 - import
 
 def node(parts: Parts, settings: Any, config: Mapping[str, Any], arguments: Sequence[str]) -> None:  # noqa: ANN401 - as above
     """Start what k3s' agent consists of."""
-    from pytest_k3s_sandbox.cluster import components  # noqa: PLC0415 - as above
+    from pytest_k3s_sandbox.cluster import components
 
     data = Path(config["root"]).parent.parent
     password = Path("/etc/rancher/node/password")
@@ -339,7 +339,7 @@ def main() -> int:
         say(f'time="now" level=fatal msg="stand-in: {type(error).__name__}: {error}"')
         return REFUSAL
     say(f"{SATISFIED}: {role}")
-    from pytest_k3s_sandbox.cluster.components import Settings  # noqa: PLC0415 - not for --version
+    from pytest_k3s_sandbox.cluster.components import Settings
 
     settings = Settings(filled["name"] or NODE_NAME, filled["ip"], int(filled["port"]))
     parts = Parts()

@@ -57,8 +57,8 @@ def replicas(name: str) -> dict[str, Any]:
 
 def acknowledged(up: Up, number: int) -> bool:
     """Try to make a config map; tell whether the API server has taken it."""
-    from kubernetes.client import ApiException  # noqa: PLC0415 - takes half a second
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
 
     try:
         up.cluster.core.create_namespaced_config_map(
@@ -71,7 +71,7 @@ def acknowledged(up: Up, number: int) -> bool:
 
 def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_path: Path) -> None:
     """What was acknowledged is there afterwards; pods may be evicted, which is Kubernetes' answer."""
-    from kubernetes.client import AppsV1Api  # noqa: PLC0415 - takes half a second
+    from kubernetes.client import AppsV1Api
 
     with everything(Wish(supervised=True), k3s_toolchain, tmp_path / "run", experiment="test") as up:
         cluster, core = up.cluster, up.cluster.core

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__
     try:
         server.run(lambda seen: _say(render(seen) + READY.format(os.getpid())))
     except Exception as error:
-        from pytest_k3s_sandbox.errors import SandboxError  # noqa: PLC0415  # only when something is wrong
+        from pytest_k3s_sandbox.errors import SandboxError
 
         if not isinstance(error, SandboxError):
             raise

@@ -99,7 +99,7 @@ class Machine:
 
     def release(self, agent: str, path: str) -> None:
         """Start the agent with the group's path and the kernel's environment; nobody waits for it."""
-        import subprocess  # noqa: PLC0415  # see above
+        import subprocess
 
         self._agents = [process for process in self._agents if process.poll() is None]
         with suppress(OSError):  # like the kernel, which tells nobody either
@@ -138,7 +138,7 @@ class Machine:
 
     def signaller(self, writer: int, descriptor: int) -> Callable[[], None] | None:
         """Duplicate the eventfd into this process, where the kernel can (pidfd_getfd(2), Linux 5.6)."""
-        import ctypes  # noqa: PLC0415  # see above
+        import ctypes
 
         try:
             pidfd = os.pidfd_open(self.thread_group(writer) or writer)

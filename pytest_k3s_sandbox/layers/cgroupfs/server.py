@@ -112,14 +112,14 @@ class Server:
             self._end(device)
             self._write(filesystem)
         if self._failure is not None:
-            from pytest_k3s_sandbox.errors import LayerError  # noqa: PLC0415  # only when something is wrong
+            from pytest_k3s_sandbox.errors import LayerError
 
             raise LayerError(f"mounts at {self.at}", cause=str(self._failure)) from self._failure
 
     def _check(self) -> None:
         unknown = sorted(set(self.controllers) - CONTROLLERS.keys())
         if unknown or not self.controllers:
-            from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415  # only when something is wrong
+            from pytest_k3s_sandbox.errors import ConfigError
 
             raise ConfigError(
                 f"controllers {','.join(unknown) or '(none)'}",
@@ -132,7 +132,7 @@ class Server:
         elif not os.access("/dev/fuse", os.R_OK | os.W_OK):
             lack, remedy = "no /dev/fuse", "Load the module: modprobe fuse"
         if lack:
-            from pytest_k3s_sandbox.errors import MissingCapability  # noqa: PLC0415  # likewise
+            from pytest_k3s_sandbox.errors import MissingCapability
 
             raise MissingCapability("cgroupfs", cause=lack, remedy=remedy)
 
@@ -145,7 +145,7 @@ class Server:
             mounts.refuse_others(self.mountpoint)  # it may have been put there meanwhile
             mounts.mount("cgroup", self.mountpoint, "fuse", mounts.MS_NOSUID | mounts.MS_NODEV, options)
         except OSError as error:
-            from pytest_k3s_sandbox.errors import LayerError  # noqa: PLC0415  # only when something is wrong
+            from pytest_k3s_sandbox.errors import LayerError
 
             raise LayerError(
                 f"FUSE mount on {self.mountpoint}",
@@ -269,7 +269,7 @@ class Server:
     def _write(self, filesystem: CgroupFilesystem) -> None:
         if self.stats is None:
             return
-        import json  # noqa: PLC0415  # only who wants statistics pays for it
+        import json
 
         # Exclusive, and by a name that cannot be guessed: in /tmp another user may have put a link.
         new = f"{self.stats}.{os.urandom(8).hex()}.new"

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log_level=options.log_level,
         )
     except Exception as error:
-        from pytest_k3s_sandbox.errors import SandboxError  # noqa: PLC0415 - a tracer's start needs no errors
+        from pytest_k3s_sandbox.errors import SandboxError
 
         if not isinstance(error, SandboxError):
             raise
@@ -89,7 +89,7 @@ def run(
         MissingCapability: ptrace or seccomp is not permitted, or not on this machine.
     """
     if os.uname().machine != "x86_64":
-        from pytest_k3s_sandbox.errors import MissingCapability  # noqa: PLC0415 - likewise
+        from pytest_k3s_sandbox.errors import MissingCapability
 
         raise MissingCapability(
             "the interceptor", cause=f"architecture {os.uname().machine}", remedy="run it on x86-64 Linux"
@@ -167,7 +167,7 @@ def _rules(options: argparse.Namespace) -> Rules:
 
 
 def _refuse(what: str, cause: str | None = None, remedy: str | None = None) -> NoReturn:
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - likewise
+    from pytest_k3s_sandbox.errors import ConfigError
 
     raise ConfigError(what, cause=cause, remedy=remedy)
 
@@ -183,7 +183,7 @@ def _write(stats: Stats, path: str | None) -> None:
 
 def _end_by(signum: int) -> None:
     """End this process as the program ended, without a second core dump."""
-    import resource  # noqa: PLC0415 - likewise
+    import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if signum not in (signal.SIGKILL, signal.SIGSTOP):

@@ -63,7 +63,7 @@ def checked(rules: Rules) -> Rules:
     """
     for rule in rules.every():
         for field, cause in problems(rule):
-            from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - not before it is needed
+            from pytest_k3s_sandbox.errors import ConfigError
 
             raise ConfigError(f"rule {rule.label!r}, field {field!r}", cause=cause)
     return rules

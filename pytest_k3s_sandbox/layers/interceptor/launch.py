@@ -96,7 +96,7 @@ def failure(report: int) -> OSError | None:
 
 
 def _missing(what: str, cause: str, remedy: str) -> NoReturn:
-    from pytest_k3s_sandbox.errors import MissingCapability  # noqa: PLC0415 - not before it is needed
+    from pytest_k3s_sandbox.errors import MissingCapability
 
     raise MissingCapability(what, cause=cause, remedy=remedy)
 

@@ -31,7 +31,7 @@ def toml_line(text: str, kind: str, index: int, field: str) -> int | None:
 
 def yaml_line(text: str, kind: str, index: int, field: str) -> int | None:
     """Return the same for YAML, whose parser tells it exactly."""
-    import yaml  # noqa: PLC0415 - only for YAML
+    import yaml
 
     document = yaml.compose(text)
     for key, value in document.value if isinstance(document, yaml.MappingNode) else ():

@@ -83,7 +83,7 @@ def parse_rules(text: str, origin: str) -> Rules:
 
 
 def _fail(what: str, cause: str, remedy: str | None = None) -> NoReturn:
-    from pytest_k3s_sandbox.errors import ConfigError  # noqa: PLC0415 - not before it is needed
+    from pytest_k3s_sandbox.errors import ConfigError
 
     raise ConfigError(what, cause=cause, remedy=remedy)
 
@@ -94,13 +94,13 @@ def _is_yaml(origin: str) -> bool:
 
 def _document(text: str, origin: str) -> Mapping[str, Any]:
     if not _is_yaml(origin):
-        import tomllib  # noqa: PLC0415 - one of the two
+        import tomllib
 
         try:
             return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             _fail(f"rule file {origin}", str(error))
-    import yaml  # noqa: PLC0415 - one of the two
+    import yaml
 
     try:
         document = yaml.safe_load(text)
@@ -124,7 +124,7 @@ class _Table:
         self._values = dict(values)
 
     def fail(self, field: str, cause: str) -> NoReturn:
-        from pytest_k3s_sandbox.layers.interceptor.lines import toml_line, yaml_line  # noqa: PLC0415 - likewise
+        from pytest_k3s_sandbox.layers.interceptor.lines import toml_line, yaml_line
 
         find = yaml_line if _is_yaml(self._origin) else toml_line
         line = find(self._text, self._kind, self._index, field)
@@ -242,7 +242,7 @@ def _retry(table: _Table) -> RetryRule:
 
 
 def _fault(table: _Table) -> FaultRule:
-    import errno  # noqa: PLC0415 - few rule files have faults
+    import errno
 
     path, kind = table.place()
     name = table.need("errno", str)

@@ -89,7 +89,7 @@ def wildcard(pattern: str) -> Callable[[bytes], bool]:
     Raises:
         ValueError: A range in brackets runs backwards.
     """
-    import re  # noqa: PLC0415 - it takes a while to import, and few rule sets have a pattern
+    import re
 
     out, index = "", 0
     while index < len(pattern):
@@ -122,7 +122,7 @@ def wildcard(pattern: str) -> Callable[[bytes], bool]:
 
 def _members(text: str) -> str:
     """Return the inside of a bracket expression for :mod:`re`: only the dash of a range is special."""
-    import re  # noqa: PLC0415 - as in wildcard
+    import re
 
     out, index = "", 0
     while index < len(text):

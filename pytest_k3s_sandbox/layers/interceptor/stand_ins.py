@@ -65,7 +65,7 @@ class StandIns:
         key = (name, rules, table)
         known = self._known.get(key)
         if known is None:
-            from pytest_k3s_sandbox.layers.interceptor import mounttable  # noqa: PLC0415 - not before it is needed
+            from pytest_k3s_sandbox.layers.interceptor import mounttable
 
             text, counts = mounttable.REWRITE[name](table.decode("utf-8", "surrogateescape"), rules)
             known = text.encode("utf-8", "surrogateescape"), dict(counts)

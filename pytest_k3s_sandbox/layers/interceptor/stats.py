@@ -42,8 +42,8 @@ class Stats:
     def as_json(self) -> str:
         """Return the counts, with the tracer's own cost so far: seconds of CPU, KiB of memory."""
         # Needed when the program has ended, not before it starts.
-        import json  # noqa: PLC0415
-        import resource  # noqa: PLC0415
+        import json
+        import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return json.dumps(

@@ -97,7 +97,7 @@ class TrappedCalls:
             if path is not None:
                 decision = profile.paths.decide(path, of)
         if messages.debugging():
-            from pytest_k3s_sandbox.layers.interceptor.explaining import explain  # noqa: PLC0415 - only then
+            from pytest_k3s_sandbox.layers.interceptor.explaining import explain
 
             explain(tid, of, path, profile.paths, decision)
         if decision is not NOTHING and path:

@@ -51,7 +51,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Chromium in a network namespace in which there is nothing, not even a loopback that is up."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - only where there is a browser
+    from playwright.sync_api import sync_playwright
 
     offline = tmp_path_factory.mktemp("browser") / "chromium"
     offline.write_text(f'#!/bin/sh\nexec unshare --net -- {CHROMIUM} "$@"\n')
@@ -125,7 +125,7 @@ def test_a_page_asks_for_nothing_and_complains_of_nothing(
 
 
 def test_the_browser_has_no_network(browser: Browser) -> None:
-    from playwright.sync_api import Error  # noqa: PLC0415 - as above
+    from playwright.sync_api import Error
 
     page = browser.new_page()
     with pytest.raises(Error, match=r"ERR_(INTERNET_DISCONNECTED|ADDRESS_UNREACHABLE|CONNECTION_REFUSED)"):
@@ -162,7 +162,7 @@ def test_figures_are_there_and_have_a_size(show: Open, hour: Path) -> None:
     ("name", "scheme"), [("killed", "light"), ("killed", "dark"), ("both", "light"), ("empty", "light")]
 )
 def test_axe_has_no_serious_finding(show: Open, pages: dict[str, Path], name: str, scheme: Scheme) -> None:
-    from axe_playwright_python.sync_playwright import Axe  # noqa: PLC0415 - only where there is a browser
+    from axe_playwright_python.sync_playwright import Axe
 
     # The evidence at the end repeats two tables' markup hundreds of times; a few rows say as much.
     page = show(pages[name], scheme)

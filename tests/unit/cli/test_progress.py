@@ -89,7 +89,7 @@ def test_a_node_that_is_lost_is_told(changed: dict[str, Any], words: str) -> Non
 
 @given(st.lists(st.integers(1, 40), max_size=30))
 def test_a_file_is_read_in_whole_records_however_it_grows(sizes: list[int]) -> None:
-    import tempfile  # noqa: PLC0415 - hypothesis shares pytest's tmp_path between examples
+    import tempfile
 
     records = [phase(f"step {number}", float(number)) for number in range(10)]
     data = "".join(f"{json.dumps(record)}\n" for record in records).encode()

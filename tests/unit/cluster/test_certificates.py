@@ -192,7 +192,7 @@ def test_kubeconfig_tells_a_path_from_content() -> None:
 
 
 def test_the_kubernetes_client_reads_it(pki: Pki, tmp_path: Path) -> None:
-    from kubernetes import config  # noqa: PLC0415 - a heavy import that this test alone needs
+    from kubernetes import config
 
     path = write_kubeconfig(tmp_path / "config", server="https://x:1", ca=pki.ca.cert, client=pki.admin)
     client = config.new_client_from_config(str(path))  # it publishes no types

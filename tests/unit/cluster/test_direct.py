@@ -111,7 +111,7 @@ def test_downloads_ask_it(proxy: Proxy) -> None:
 
 
 def test_the_client_asks_no_proxy_for_our_address(tmp_path: Path, proxy: Proxy) -> None:
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - half a second
+    from urllib3.exceptions import HTTPError
 
     ours = cluster(tmp_path, Path("/none"), ADDRESS)
     with pytest.raises(HTTPError):
@@ -123,8 +123,8 @@ def test_the_client_asks_no_proxy_for_our_address(tmp_path: Path, proxy: Proxy) 
 def test_websockets_ask_no_proxy_for_our_address(
     tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, *, later: bool
 ) -> None:
-    from kubernetes.client import ApiException  # noqa: PLC0415 - half a second
-    from kubernetes.stream import portforward, stream  # noqa: PLC0415 - likewise
+    from kubernetes.client import ApiException
+    from kubernetes.stream import portforward, stream
 
     ours = cluster(tmp_path, Path("/none"), ADDRESS)
     if later:  # the variables come when the client is there

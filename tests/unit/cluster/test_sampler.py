@@ -69,7 +69,7 @@ def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
 def test_how_a_log_is_cut_does_not_matter(lines: list[str], data: st.DataObject) -> None:
     text = "".join(f"{line}\n" for line in lines).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    import tempfile  # noqa: PLC0415 - hypothesis does not like function-scoped fixtures
+    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "kubelet.log"

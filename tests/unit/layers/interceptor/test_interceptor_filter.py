@@ -85,7 +85,7 @@ def test_it_reports_what_it_is_to_report(calls: frozenset[str], probing: bool) -
 @given(calls_sets)
 def test_it_agrees_with_libseccomps(calls: frozenset[str]) -> None:
     try:
-        import pyseccomp  # noqa: PLC0415 - it looks for libseccomp when imported
+        import pyseccomp
     except RuntimeError as error:
         pytest.skip(f"{error}: run `k3s-sandbox provision`")
     reference = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
