@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.pytestplugin.recording import Claim, claims, experiment_
 from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.pytestplugin.openruns import Uses
     from pytest_k3s_sandbox.toolchain import Toolchain
 

@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.lab.places import need_9p, placed
 from pytest_k3s_sandbox.lab.probes import ONLOOKERS, READS, build_all, compared, look
 from pytest_k3s_sandbox.lab.survival import follow
 from pytest_k3s_sandbox.layers.stack import parse
-from pytest_k3s_sandbox.node.bringup import Wish
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.pytestplugin.claims import Claims
 from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.findings import Stage

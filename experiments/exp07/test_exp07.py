@@ -29,7 +29,7 @@ from pytest_k3s_sandbox.toolchain import ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import CGROUP_READERS, static_busybox
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain

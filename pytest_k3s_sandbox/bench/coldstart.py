@@ -16,7 +16,8 @@ from urllib3.exceptions import HTTPError
 from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.node.bringup import Wish, everything
+from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 

@@ -14,7 +14,8 @@ from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.interceptor.layer import ROLES
-from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
+from pytest_k3s_sandbox.node.bringup import Up, everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 PODS = 50

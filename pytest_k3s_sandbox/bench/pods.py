@@ -17,7 +17,8 @@ from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
-from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
+from pytest_k3s_sandbox.node.bringup import Up, everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.findings import Measurement, Verdict
 from pytest_k3s_sandbox.toolchain import Toolchain
 

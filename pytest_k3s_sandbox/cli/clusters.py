@@ -73,7 +73,8 @@ def up(
     from pytest_k3s_sandbox.cli.progress import for_terminal, shown
     from pytest_k3s_sandbox.daemon import registry
     from pytest_k3s_sandbox.daemon.process import Keep, launch
-    from pytest_k3s_sandbox.node.bringup import programs_of, run_folder
+    from pytest_k3s_sandbox.node.bringup import run_folder
+    from pytest_k3s_sandbox.node.spec import programs_of
     from pytest_k3s_sandbox.report.records import read_run
     from pytest_k3s_sandbox.report.summary import again
 

@@ -143,7 +143,7 @@ def run_experiment(
     """Run an experiment and say what held; exit 0 only if everything did."""
     from pytest_k3s_sandbox.cli import experiments
     from pytest_k3s_sandbox.cli.progress import for_terminal, shown
-    from pytest_k3s_sandbox.node.bringup import programs_of
+    from pytest_k3s_sandbox.node.spec import programs_of
     from pytest_k3s_sandbox.report.records import read_run
     from pytest_k3s_sandbox.report.summary import sentence, summarize
     from pytest_k3s_sandbox.settings import OptionError, parse_duration

@@ -19,7 +19,7 @@ from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cli.progress import Verbosity
-    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.toolchain.resolve import Program
 
 STDOUT = Path("-")
@@ -182,7 +182,7 @@ def wished(
         ConfigError: One has a value that it cannot have.
     """
     from pytest_k3s_sandbox.layers.stack import parse
-    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.node.spec import Wish
 
     names = None if layers == "default" else parse(layers)
     opened = ports(open_ports)

@@ -44,7 +44,7 @@ class Keep:
     Attributes:
         name: The cluster's name.
         origin: Why it is kept, in a few words.
-        wish: The fields of its :class:`~.bringup.Wish`.
+        wish: The fields of its :class:`~.spec.Wish`.
         experiment: The experiment's name, for the records.
         folder: The run's folder.
         version: The version of Kubernetes; None for the default.
@@ -174,7 +174,8 @@ def _state(fields: Mapping[str, Any]) -> State:
 
 def keep(order: Keep) -> None:
     """Carry out an order to bring a cluster up and keep it."""
-    from pytest_k3s_sandbox.node.bringup import Wish, everything
+    from pytest_k3s_sandbox.node.bringup import everything
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.report.finish import finish
     from pytest_k3s_sandbox.toolchain import Toolchain
 

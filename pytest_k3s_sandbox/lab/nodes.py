@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.observe import Observation
     from pytest_k3s_sandbox.lab.trials import Trials
     from pytest_k3s_sandbox.layers.base import Layer
-    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -109,12 +109,8 @@ class NodeTrials:
         from pytest_k3s_sandbox.lab.observe import Limits
         from pytest_k3s_sandbox.lab.trials import Trials
         from pytest_k3s_sandbox.layers.stack import LayerStack
-        from pytest_k3s_sandbox.node.bringup import (
-            control_plane,
-            explained,
-            fingerprint,
-            start_sandbox,
-        )
+        from pytest_k3s_sandbox.node.bringup import control_plane, fingerprint, start_sandbox
+        from pytest_k3s_sandbox.node.diagnostics import explained
 
         wish, toolchain = self._wish, self._toolchain
         writer = stack.enter_context(self._record("trials", *([] if wish.one_root else ["var-mount"])))

@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.base import Sandbox
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox

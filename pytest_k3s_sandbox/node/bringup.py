@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox import __version__
-from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
-from pytest_k3s_sandbox.cluster.k3s import K3s
-from pytest_k3s_sandbox.cluster.logs import copy_logs
-from pytest_k3s_sandbox.cluster.reading import NoAnswer
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
 from pytest_k3s_sandbox.cluster.wait import ended_at_start, lost_by
-from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
+from pytest_k3s_sandbox.node.diagnostics import diagnose, explained
 from pytest_k3s_sandbox.node.seed import seed
+from pytest_k3s_sandbox.node.spec import DISTRIBUTIONS, Wish, kubernetes_version, programs_of
 from pytest_k3s_sandbox.report.records import (
     Environment,
     Event,
@@ -43,88 +40,8 @@ from pytest_k3s_sandbox.sandbox.groups import NAMES
 from pytest_k3s_sandbox.sandbox.limits import Limits, Wanted
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.settings import variables
-from pytest_k3s_sandbox.support import clock, escaping, forks
+from pytest_k3s_sandbox.support import clock, forks
 from pytest_k3s_sandbox.toolchain import Toolchain
-from pytest_k3s_sandbox.toolchain.pins import minor_of
-
-KINDS = ("gvisor", "here")
-DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What to bring up.
-
-    Attributes:
-        sandbox: The sandbox's kind, one of ``KINDS``.
-        layers: The layers' names in the order of a stack; None for the kind's own default.
-        api_port: The API server's TCP port.
-        open_ports: TCP ports of the machine that programs inside may reach.
-        node: The node's name.
-        distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
-        one_root: Whether a gvisor sandbox has a single 9p mount; see
-            :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
-        supervised: Whether what ends by itself is started again, the kubelet or k3s also during a start; see
-            :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
-        limits: What it may take of the machine: the fields of a
-            :class:`~pytest_k3s_sandbox.sandbox.limits.Wanted`.
-    """
-
-    sandbox: str = "gvisor"
-    layers: tuple[str, ...] | None = None
-    api_port: int = 6443
-    node: str = "k3s-sandbox"
-    distribution: str = "embedded"
-    one_root: bool = False
-    supervised: bool = False
-    open_ports: tuple[int, ...] = ()
-    limits: tuple[str, str, str] = astuple(Wanted())
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            ConfigError: The kind or the distribution is unknown, the port is no TCP port, or a limit says
-                nothing.
-        """
-        Wanted(*self.limits)
-        for what, given, known in (
-            ("sandbox", self.sandbox, KINDS),
-            ("distribution", self.distribution, DISTRIBUTIONS),
-        ):
-            if given not in known:
-                raise ConfigError(f"unknown {what} {given!r}", cause=f"known are {', '.join(known)}")
-        for what, number in (
-            ("API port", self.api_port),
-            *(("opened port", port) for port in self.open_ports),
-        ):
-            if not 0 < number < 65536:  # noqa: PLR2004 - the range of TCP ports
-                raise ConfigError(f"{what} {number}", cause="a TCP port is between 1 and 65535")
-
-
-def programs_of(distribution: str) -> tuple[str, ...]:
-    """Return the programs that a distribution needs, in a sandbox and on the machine."""
-    return tuple(dict.fromkeys((*DISTRIBUTIONS[distribution]().programs, "kubectl", "runsc")))
-
-
-def kubernetes_version(wish: Wish, toolchain: Toolchain) -> str:
-    """Return the version of Kubernetes that a node gets, as its program says.
-
-    Raises:
-        ConfigError: It is not the version that the toolchain was asked for.
-    """
-    name = "k3s" if wish.distribution == "k3s" else "kubelet"
-    program = toolchain.get(name)
-    if program.version == "unknown":
-        return toolchain.pins.kubernetes
-    asked = toolchain.kubernetes
-    if asked and minor_of(asked) != minor_of(program.version):
-        raise ConfigError(
-            f"Kubernetes version {asked}",
-            cause=f"{program.path} ({program.origin}) is version {program.version}",
-            remedy=f"name another one by {toolchain.pins.programs[name].variable}, or ask for no version",
-        )
-    return program.version
 
 
 def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
@@ -337,49 +254,6 @@ def described_limits(sandbox: Sandbox) -> str | None:
         return None
     lacking: dict[str, str] = getattr(sandbox, "unlimited", {})
     return "; ".join((str(limits), *(f"not limited: {NAMES[name]} ({why})" for name, why in lacking.items())))
-
-
-@contextlib.contextmanager
-def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
-    """When the enclosed bring-up breaks, leave diagnostics in a folder and name it in the error."""
-    try:
-        yield
-    except SandboxError as error:
-        look_inside(sandbox, folder)
-        error.log = folder
-        raise
-
-
-def diagnose(cluster: Cluster, folder: Path) -> None:
-    """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
-    look_inside(cluster.sandbox, folder)
-    objects: dict[str, object] = {}
-    with contextlib.closing(cluster.reader()) as api:
-        for kind in ("nodes", "pods", "events") if cluster.lost is None else ():  # asking in vain takes long
-            try:
-                objects[kind] = found = api.items(f"/api/v1/{kind}")
-            except NoAnswer as error:
-                objects[kind] = str(error)
-            else:
-                for each in found:
-                    each["metadata"].pop("managedFields", None)  # as long as the rest, and nobody reads it
-    (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
-
-
-def look_inside(sandbox: Sandbox, folder: Path) -> None:
-    """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
-    copy_logs(sandbox, folder)
-    inside = {
-        "mountinfo.txt": ["cat", "/proc/self/mountinfo"],
-        "cgroups.txt": ["sh", "-c", "cat /proc/self/cgroup; find /sys/fs/cgroup -maxdepth 3 -type d"],
-        "processes.txt": ["sh", "-c", "ps -eo pid,ppid,stat,rss,time,args 2>&1"],
-    }
-    target = folder / "diagnostics"
-    target.mkdir(exist_ok=True)
-    for name, argv in inside.items():
-        with contextlib.suppress(SandboxError):
-            said = sandbox.run(argv, check=False, timeout=10).stdout
-            (target / name).write_text(escaping.visible(said))
 
 
 def run_folder(base: Path, *words: str) -> Path:

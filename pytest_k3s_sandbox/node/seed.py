@@ -77,7 +77,8 @@ def _cached(toolchain: Toolchain, key: str) -> Path | None:
 
 def _write(toolchain: Toolchain, target: Path) -> None:
     """Start a control plane on an empty datastore, end it, and keep what it wrote."""
-    from pytest_k3s_sandbox.node.bringup import Wish, start_sandbox
+    from pytest_k3s_sandbox.node.bringup import start_sandbox
+    from pytest_k3s_sandbox.node.spec import Wish
 
     distribution = Embedded()
     deadline = Deadline.after(SECONDS)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.layers.base import Layer
     from pytest_k3s_sandbox.layers.stack import LayerStack
-    from pytest_k3s_sandbox.node.bringup import Up, Wish
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -63,8 +64,8 @@ def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, AR
 @pytest.fixture(scope="session")
 def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     """Where the programs under test come from; what is missing is provisioned on first use."""
-    from pytest_k3s_sandbox.node.bringup import programs_of
     from pytest_k3s_sandbox.node.seed import seed
+    from pytest_k3s_sandbox.node.spec import programs_of
     from pytest_k3s_sandbox.toolchain import Toolchain
     from pytest_k3s_sandbox.toolchain.capabilities import missing
 
@@ -84,7 +85,7 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
 @pytest.fixture(scope=_scope)
 def k3s_wish(request: pytest.FixtureRequest) -> Wish:
     """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
-    from pytest_k3s_sandbox.node.bringup import Wish
+    from pytest_k3s_sandbox.node.spec import Wish
 
     settings = activate(request.config)
     return Wish(
@@ -137,7 +138,7 @@ def _layer(
 ) -> contextlib.AbstractContextManager[Layer]:
     from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse
     from pytest_k3s_sandbox.layers.stack import entered, make, split
-    from pytest_k3s_sandbox.node.bringup import explained
+    from pytest_k3s_sandbox.node.diagnostics import explained
 
     word = next((word for word in wish.layers or () if split(word)[0] == name), name)  # with its variant
     if isinstance(sandbox, AttachedSandbox):
@@ -191,13 +192,8 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     of its own, so that nothing of another stack is left in it.
     """
     from pytest_k3s_sandbox.layers.stack import bring_up, parse, split
-    from pytest_k3s_sandbox.node.bringup import (
-        RecordedStack,
-        control_plane,
-        default_layers,
-        explained,
-        start_sandbox,
-    )
+    from pytest_k3s_sandbox.node.bringup import RecordedStack, control_plane, default_layers, start_sandbox
+    from pytest_k3s_sandbox.node.diagnostics import explained
     from pytest_k3s_sandbox.pytestplugin.recording import recorded
 
     activate(request.config)

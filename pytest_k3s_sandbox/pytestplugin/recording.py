@@ -27,7 +27,8 @@ from pytest_k3s_sandbox.support import forks
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_k3s_sandbox.node.bringup import Up, Wish
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.pytestplugin.claims import OpenClaim
     from pytest_k3s_sandbox.report.records import RunWriter
 
@@ -136,7 +137,7 @@ def keep_running(config: pytest.Config, up: Up) -> None:
     if not wanted or not isinstance(up.stack.sandbox, StartedSandbox) or not up.stack.sandbox.mine:
         return
     from pytest_k3s_sandbox.daemon.process import hand_over
-    from pytest_k3s_sandbox.node.bringup import diagnose
+    from pytest_k3s_sandbox.node.diagnostics import diagnose
 
     diagnose(up.cluster, up.folder)
     state = hand_over(up, "a test failed (--k3s-keep=running)")

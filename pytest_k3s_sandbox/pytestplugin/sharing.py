@@ -20,7 +20,8 @@ from pytest_k3s_sandbox.sandbox import locks, machine
 from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import Up, Wish
+    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.spec import Wish
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 START_SECONDS = 600.0

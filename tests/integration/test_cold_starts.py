@@ -25,7 +25,8 @@ from stand_in_node import node, write_stand_in
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
+from pytest_k3s_sandbox.node.bringup import Up, everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.report.schema import EventKind
 from pytest_k3s_sandbox.toolchain import Toolchain

@@ -18,7 +18,8 @@ from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
-from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
+from pytest_k3s_sandbox.node.bringup import Up, everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import Event, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 

@@ -15,7 +15,8 @@ import pytest
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
-from pytest_k3s_sandbox.node.bringup import Up, Wish, everything, start_sandbox
+from pytest_k3s_sandbox.node.bringup import Up, everything, start_sandbox
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 

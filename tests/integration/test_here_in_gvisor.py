@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pyte
 INNER = """
 import json
 from pathlib import Path
-from pytest_k3s_sandbox.node.bringup import Wish, everything
+from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.sandbox import reaper
 from pytest_k3s_sandbox.toolchain import Toolchain
 

@@ -19,8 +19,9 @@ from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
-from pytest_k3s_sandbox.node import bringup
-from pytest_k3s_sandbox.node.bringup import Up, Wish
+from pytest_k3s_sandbox.node import spec
+from pytest_k3s_sandbox.node.bringup import Up
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -211,9 +212,7 @@ def test_the_stand_in_says_in_its_version_what_it_is(stand_in: Path) -> None:
 def test_a_version_that_the_binary_is_not_is_refused(stand_in: Path) -> None:
     environ = {**os.environ, "K3S_SANDBOX_K3S": str(stand_in)}
     wish = Wish(distribution="k3s")
-    assert (
-        bringup.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.34")) == "1.34.4+stand-in"
-    )
+    assert spec.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.34")) == "1.34.4+stand-in"
     with pytest.raises(ConfigError, match=r"is version 1\.34\.4\+stand-in") as caught:
-        bringup.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.36"))
+        spec.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.36"))
     assert "K3S_SANDBOX_K3S" in (caught.value.remedy or "")

@@ -21,7 +21,8 @@ from pytest_k3s_sandbox.cluster.components import MANIFESTS
 from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
+from pytest_k3s_sandbox.node.bringup import Up, everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 

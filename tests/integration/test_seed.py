@@ -11,7 +11,8 @@ from outside import outside
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.node.bringup import Wish, control_plane, start_sandbox
+from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.toolchain import Toolchain
 

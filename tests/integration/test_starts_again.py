@@ -23,7 +23,8 @@ from stand_in_node import node, write_stand_in
 
 from pytest_k3s_sandbox.cli.experiments import experiments_folder
 from pytest_k3s_sandbox.errors import WaitError
-from pytest_k3s_sandbox.node.bringup import Up, Wish, everything
+from pytest_k3s_sandbox.node.bringup import Up, everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import Run, read_run
 from pytest_k3s_sandbox.report.summary import outcome, sentence

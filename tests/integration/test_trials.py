@@ -14,7 +14,8 @@ from pytest_k3s_sandbox.lab.observe import Milestone
 from pytest_k3s_sandbox.lab.trials import Trials
 from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.stack import FULL
-from pytest_k3s_sandbox.node.bringup import Wish, control_plane, start_sandbox
+from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.findings import Stage
 from pytest_k3s_sandbox.report.records import RunWriter
 

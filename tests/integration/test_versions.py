@@ -9,7 +9,8 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import versions
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.node.bringup import Wish, everything
+from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions

@@ -21,7 +21,7 @@ import pytest
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health
-from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.node import bringup, spec
 from pytest_k3s_sandbox.pytestplugin import experiment_markers
 from pytest_k3s_sandbox.pytestplugin.activation import activate
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
@@ -133,7 +133,7 @@ def _layer(name: str, _sandbox: object, variant: str | None = None) -> FakeLayer
 @contextlib.contextmanager
 def cluster_up(
     layers: stack.LayerStack,
-    wish: bringup.Wish,
+    wish: spec.Wish,
     _toolchain: object,
     run: RunWriter,
     *,

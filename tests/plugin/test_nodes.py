@@ -50,7 +50,7 @@ def test_the_wish_can_be_redefined(project: Project) -> None:
     result = project.run(
         """
         import pytest
-        from pytest_k3s_sandbox.node.bringup import Wish
+        from pytest_k3s_sandbox.node.spec import Wish
 
         @pytest.fixture(scope="session")
         def k3s_wish():

@@ -18,7 +18,9 @@ from pytest_k3s_sandbox.daemon import inventory
 from pytest_k3s_sandbox.daemon.process import described
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
-from pytest_k3s_sandbox.node.bringup import Wish, everything, look_inside, start_sandbox
+from pytest_k3s_sandbox.node.bringup import everything, start_sandbox
+from pytest_k3s_sandbox.node.diagnostics import look_inside
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.sandbox.beneath import Beneath

@@ -15,7 +15,8 @@ from pytest_k3s_sandbox.daemon import process as keeper
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError, StartError
-from pytest_k3s_sandbox.node.bringup import Wish, everything
+from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import groups, reaper, rotation, watch
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox

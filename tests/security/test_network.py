@@ -69,7 +69,8 @@ print(json.dumps(found))
 
 SANDBOX = """
 import json, sys, time
-from pytest_k3s_sandbox.node.bringup import Wish, start_sandbox
+from pytest_k3s_sandbox.node.bringup import start_sandbox
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 ask, serve = {ask!r}, {serve!r}

@@ -14,8 +14,9 @@ from outside import outside
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
-from pytest_k3s_sandbox.node import bringup
-from pytest_k3s_sandbox.node.bringup import Up, Wish
+from pytest_k3s_sandbox.node import bringup, diagnostics
+from pytest_k3s_sandbox.node.bringup import Up
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -67,7 +68,7 @@ def node(
         sandbox = stack.enter_context(bringup.start_sandbox(wish, toolchain))
         if "stand-in" in toolchain.get("k3s").version:
             put_parts(outside(sandbox, STATE_DIR), toolchain, kubelet)
-        with bringup.explained(sandbox, folder):
+        with diagnostics.explained(sandbox, folder):
             cluster = bringup.control_plane(sandbox, wish, toolchain, writer)
             if apart:
                 cluster.distribution = k3s.K3s(apart=True)

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_k3s_sandbox.lab.nodes import ISOLATION, VAR_MOUNT, NodeTrials
 from pytest_k3s_sandbox.lab.observe import Observation
-from pytest_k3s_sandbox.node.bringup import Wish
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.report.records import RunWriter, Stage, read_run
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox import settings
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.node.bringup import Wish
+from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.sandbox.limits import (
     DISK,
     MEMORY,

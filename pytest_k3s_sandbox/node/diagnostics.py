@@ -1,0 +1,58 @@
+"""What a bring-up that breaks leaves for its reader: logs, mounts, cgroups, processes, API objects."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.logs import copy_logs
+from pytest_k3s_sandbox.cluster.reading import NoAnswer
+from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.sandbox.base import Sandbox
+from pytest_k3s_sandbox.support import escaping
+
+
+@contextlib.contextmanager
+def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
+    """When the enclosed bring-up breaks, leave diagnostics in a folder and name it in the error."""
+    try:
+        yield
+    except SandboxError as error:
+        look_inside(sandbox, folder)
+        error.log = folder
+        raise
+
+
+def diagnose(cluster: Cluster, folder: Path) -> None:
+    """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
+    look_inside(cluster.sandbox, folder)
+    objects: dict[str, object] = {}
+    with contextlib.closing(cluster.reader()) as api:
+        for kind in ("nodes", "pods", "events") if cluster.lost is None else ():  # asking in vain takes long
+            try:
+                objects[kind] = found = api.items(f"/api/v1/{kind}")
+            except NoAnswer as error:
+                objects[kind] = str(error)
+            else:
+                for each in found:
+                    each["metadata"].pop("managedFields", None)  # as long as the rest, and nobody reads it
+    (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
+
+
+def look_inside(sandbox: Sandbox, folder: Path) -> None:
+    """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
+    copy_logs(sandbox, folder)
+    inside = {
+        "mountinfo.txt": ["cat", "/proc/self/mountinfo"],
+        "cgroups.txt": ["sh", "-c", "cat /proc/self/cgroup; find /sys/fs/cgroup -maxdepth 3 -type d"],
+        "processes.txt": ["sh", "-c", "ps -eo pid,ppid,stat,rss,time,args 2>&1"],
+    }
+    target = folder / "diagnostics"
+    target.mkdir(exist_ok=True)
+    for name, argv in inside.items():
+        with contextlib.suppress(SandboxError):
+            said = sandbox.run(argv, check=False, timeout=10).stdout
+            (target / name).write_text(escaping.visible(said))
