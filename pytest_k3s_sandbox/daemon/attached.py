@@ -114,16 +114,20 @@ class AttachedSandbox:
         Raises:
             StartError: It ran too long, or failed; or the owner has ended the sandbox, with the reason.
         """
-        done = None
         try:
             done = outside.run(
                 self._state.shell, argv, where=self.name, timeout=timeout, check=check, env=env
             )
-        finally:
-            failed = done is None or done.returncode != 0
-            if failed and (why := endings.why(self._state)) is not None:
-                raise StartError(why)
+        except Exception:
+            self._refuse_if_ended()
+            raise
+        if done.returncode != 0:
+            self._refuse_if_ended()
         return done
+
+    def _refuse_if_ended(self) -> None:
+        if (why := endings.why(self._state)) is not None:
+            raise StartError(why)
 
     def statfs_magic(self, path: str) -> int:
         """Return ``f_type`` of a path as a program inside sees it (statfs(2))."""

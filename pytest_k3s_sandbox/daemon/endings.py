@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -68,9 +67,7 @@ def note(state: State, why: str) -> None:
     """
     ending = Ending(state.name, why, state.folder, state.pid, state.start)
     with contextlib.suppress(OSError):
-        partial = file(state.name).with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(ending)))
-        partial.rename(file(state.name))
+        registry.put(file(state.name), asdict(ending))
 
 
 def forget(name: str) -> None:

@@ -86,17 +86,18 @@ def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
         owner=state.origin if state is not None else command(owner.pid) if owner.process.local else ELSEWHERE,
         kept=state is not None,
         age=age,
-        node="ended"
-        if ended is not None
-        else "none"
-        if config is None
-        else node_state(config)
-        if ask
-        else "?",
+        node="ended" if ended is not None else node_of(config, ask=ask),
         kubeconfig=None if config is None else str(config),
         folder=None if state is None else state.folder,
         ended=ended,
     )
+
+
+def node_of(config: Path | None, *, ask: bool) -> str:
+    """Return what is known of a cluster's node; ``none`` without one, ``?`` if it is not asked."""
+    if config is None:
+        return "none"
+    return node_state(config) if ask else "?"
 
 
 def kubeconfig(workdir: Path) -> Path | None:

@@ -173,8 +173,13 @@ def write_state(state: State) -> None:
     """Write a state file, atomically."""
     file = state_file(state.name)
     machine.private_folder(folder())
+    put(file, asdict(state))
+
+
+def put(file: Path, fields: Mapping[str, Any]) -> None:
+    """Write a file of JSON in the folder of states, atomically."""
     partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(state)))
+    partial.write_text(json.dumps(fields))
     partial.rename(file)
 
 

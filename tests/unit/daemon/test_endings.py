@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, StartError
 from pytest_k3s_sandbox.pytestplugin import sharing
 from pytest_k3s_sandbox.report.records import RunWriter
-from pytest_k3s_sandbox.sandbox import locks, machine, reaper, watch
+from pytest_k3s_sandbox.sandbox import locks, machine, outside, reaper, watch
 from pytest_k3s_sandbox.sandbox.here import HereSandbox
 from pytest_k3s_sandbox.sandbox.processes import Identity
 
@@ -100,7 +100,7 @@ def test_what_is_told_goes_a_day_after_its_cluster(up: State) -> None:
     assert not endings.file("up").exists()
 
 
-def test_who_is_attached_is_told(up: State, tmp_path: Path) -> None:
+def test_who_is_attached_is_told(up: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     users = Users(tmp_path / "users")
     users.enter()
     cluster = AttachedCluster(up, users, Path("/none"))
@@ -117,6 +117,13 @@ def test_who_is_attached_is_told(up: State, tmp_path: Path) -> None:
     for check in (True, False):
         with pytest.raises(StartError, match=r"^it took 101 MiB.*--k3s-disk"):
             cluster.sandbox.run(["false"], check=check)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outside, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.sandbox.run(["false"])
     users.leave()
 
 
