@@ -228,14 +228,18 @@ def run(namespace: Path | None, argv: list[str], text: str = "") -> None:
     except subprocess.TimeoutExpired as error:
         raise too_slow(argv[0]) from error
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
         failed = Failed(
             f"`{argv[0]}` failed in {'a new network namespace' if namespace is None else namespace}",
-            cause=said or f"exit code {done.returncode}",
+            cause=said(done),
             remedy=REFUSED,
         )
         failed.code = done.returncode
         raise failed
+
+
+def said(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Return why a program has failed: what it said, or its exit code."""
+    return done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
 
 
 def too_slow(command: str) -> TooSlow:

@@ -86,7 +86,7 @@ def _ip(*words: str, batch: Sequence[str] = ()) -> str:
     if done.returncode != 0:
         raise StartError(
             f"`ip {' '.join(words)}` failed",
-            cause=done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}",
+            cause=gateway.said(done),
             remedy=gateway.REFUSED,
         )
     return done.stdout.decode()
