@@ -24,13 +24,13 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     Rules,
     StatfsRule,
 )
-from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names
+from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names, returning
 
 Problem = tuple[str, str]
 """A field's name, as rule files spell it, and what is wrong with its value."""
 
 _U32 = 0xFFFF_FFFF
-_RETURNS = names(*(group for group in RETRIABLE if group is not Group.CLOSE)) | set(STATFS_CALLS.values())
+_RETURNS = returning(*RETRIABLE)
 
 
 def problems(rule: Rule) -> Iterator[Problem]:

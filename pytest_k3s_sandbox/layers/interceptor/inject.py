@@ -11,29 +11,23 @@ the program's use), and after the call every register gets its old value back.
 from __future__ import annotations
 
 import ctypes
-import struct
 from typing import Final
 
+from pytest_k3s_sandbox.layers.interceptor import elf, procfs, requests
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
-from pytest_k3s_sandbox.layers.interceptor import procfs, requests
 from pytest_k3s_sandbox.layers.interceptor.memory import Memory
 from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, CS, ORIG_RAX, RAX, RIP, RSP, Registers
 from pytest_k3s_sandbox.layers.interceptor.syscalls import SECCOMP
 
-_AT_SYSINFO_EHDR: Final = 33
-"""The vDSO's address in the auxiliary vector: getauxval(3)."""
+_PAGE: Final = 4096
 _MODE_FILTER: Final = 1
 _RED_ZONE: Final = 128
 """Bytes below the stack pointer that belong to a function: x86-64 psABI, 3.2.2. A start has none yet."""
-_PT_LOAD: Final = 1
 
 
 def vdso_address(auxiliary: bytes) -> int | None:
     """Return the vDSO's address from an auxiliary vector."""
-    for kind, value in struct.iter_unpack("=QQ", auxiliary[: len(auxiliary) // 16 * 16]):
-        if kind == _AT_SYSINFO_EHDR:
-            return int(value)
-    return None
+    return elf.auxiliary_value(auxiliary, elf.AT_SYSINFO_EHDR)
 
 
 def _own_vdso() -> bytes:
@@ -41,17 +35,9 @@ def _own_vdso() -> bytes:
     address = vdso_address(procfs.auxiliary("self"))
     if address is None:
         return b""
-    header = ctypes.string_at(address, 64)
-    table, size, count = struct.unpack_from("=Q14xHH", header, 32)
-    end = 0
-    for index in range(count):
-        # gVisor's is linked to another address than it lies at; its file's offsets are right everywhere.
-        kind, _, offset, _, _, length = struct.unpack_from(
-            "=IIQQQQ", ctypes.string_at(address + table + index * size, size)
-        )
-        if kind == _PT_LOAD:
-            end = max(end, offset + length)
-    return ctypes.string_at(address, end)
+    # gVisor's is linked to another address than it lies at; its file's offsets are right everywhere.
+    loaded = (each for each in elf.segments(ctypes.string_at(address, _PAGE)) if each.kind == elf.PT_LOAD)
+    return ctypes.string_at(address, max((each.offset + each.length for each in loaded), default=0))
 
 
 class Injector:

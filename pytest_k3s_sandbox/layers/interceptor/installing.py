@@ -20,7 +20,6 @@ from pytest_k3s_sandbox.layers.interceptor.memory import Memory
 from pytest_k3s_sandbox.layers.interceptor.requests import RAX, PtraceError, Registers
 from pytest_k3s_sandbox.layers.interceptor.syscalls import MMAP, MPROTECT, MUNMAP
 
-_LAST_ERRNO: Final = 4095
 _WORD: Final = 8
 
 
@@ -80,7 +79,7 @@ class Installation:
         """Fill the page."""
         address = self._registers.words[RAX]
         self._registers.recall(call.saved)
-        if -_LAST_ERRNO <= requests.signed(address) < 0:
+        if requests.failed(address):
             return self._done(tid, call)
         if address == repeating.ADDRESS and self._memory.write(
             tid, address, repeating.page(self._function, self._numbers)

@@ -10,7 +10,7 @@ from pytest_k3s_sandbox.layers.interceptor import procfs, repeating
 from pytest_k3s_sandbox.layers.interceptor.filter import Stops
 from pytest_k3s_sandbox.layers.interceptor.matching import PathRules, program_test
 from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, reads_only, trapped_calls
-from pytest_k3s_sandbox.layers.interceptor.syscalls import FSTATFS, NUMBERS, Group, names
+from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, Group, returning
 
 
 class Profile:
@@ -69,23 +69,19 @@ def covers(known: Stops, wanted: Stops) -> bool:
 def repeated_calls(rules: Rules) -> frozenset[int]:
     """Return the numbers of the calls that are made again inside a Go program.
 
-    These are all calls of a retry rule that watches returns. close is not among them: it has closed the
-    descriptor when it is interrupted (close(2)). Neither are calls that another rule lets fail with EINTR:
-    the program has to see that.
+    These are all calls of a retry rule that watches returns, but those that another rule lets fail with
+    EINTR: the program has to see that.
     """
-    groups = {group for rule in rules.retries if rule.exits for group in rule.groups} - {Group.CLOSE}
-    found = frozenset(NUMBERS[name] for name in names(*groups))
-    if Group.STATFS in groups:
-        found |= {FSTATFS}
+    groups = (group for rule in rules.retries if rule.exits for group in rule.groups)
     failing = (rule.calls for rule in rules.faults if rule.errno == errno.EINTR)
-    return found - {NUMBERS[name] for name in frozenset[str]().union(*failing)}
+    return frozenset(NUMBERS[name] for name in returning(*groups).difference(*failing))
 
 
 def kinds_of_stops(rules: Rules) -> dict[str, Stops]:
     """Return when each call has to stop for rules; calls that are not named never stop."""
     others = rules._replace(retries=())
-    always = trapped_calls(others) - reads_only(others)
     reading = reads_only(others)
+    always = trapped_calls(others) - reading
     exits = frozenset[str]().union(*(rule.exits for rule in rules.retries))
     return {
         name: (Stops.ALWAYS if name in always else Stops(0))

@@ -23,7 +23,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from pytest_k3s_sandbox.layers.interceptor import procfs
+from pytest_k3s_sandbox.layers.interceptor import elf, procfs
 
 PAGE: Final = 4096
 ADDRESS: Final = 0x4000_0000_0000
@@ -45,9 +45,9 @@ _NUMBERS: Final = 512
 _SEARCHED: Final = 4 << 20
 """How much of a program is searched. The linker puts the function into the first 64 KiB of a program."""
 
-_AT_ENTRY: Final = 9
-"""The program's entry in the auxiliary vector: getauxval(3)."""
-_PT_LOAD, _PF_X, _ET_EXEC_OR_DYN = 1, 1, (2, 3)
+_ET_EXEC_OR_DYN: Final = (2, 3)
+_REMEMBERED: Final = 256
+"""So many files are remembered. A program that starts from a copy in memory has a new one each time."""
 
 
 class Program(NamedTuple):
@@ -71,36 +71,28 @@ def program_of(head: bytes, text: bytes, address: int) -> Program | None:
         address: The code's address.
     """
     offset = text.find(FUNCTION)
-    if offset < 0 or len(head) < 64:  # noqa: PLR2004 - the size of an ELF header
+    if offset < 0 or len(head) < elf.HEADER:
         return None
     return Program(address + offset, struct.unpack_from("<Q", head, 24)[0])
 
 
 def code_of(head: bytes) -> tuple[int, int, int] | None:
     """Return offset, length and address of an ELF file's code; None if there is none, or not 64-bit."""
-    if len(head) < 64 or head[:5] != b"\x7fELF\x02":  # noqa: PLR2004 - likewise
+    if len(head) < elf.HEADER or head[:5] != b"\x7fELF\x02":
         return None
-    kind = struct.unpack_from("<H", head, 16)[0]
-    table, size, count = struct.unpack_from("<Q14xHH", head, 32)
-    if kind not in _ET_EXEC_OR_DYN or size != 56:  # noqa: PLR2004 - the size of a program header
+    if struct.unpack_from("<H", head, 16)[0] not in _ET_EXEC_OR_DYN:
         return None
-    for index in range(count):
-        at = table + index * size
-        if at + size > len(head):
-            return None
-        what, flags, offset, start, _, length = struct.unpack_from("<IIQQQQ", head, at)
+    for segment in elf.segments(head):
         # A segment without content can claim any offset; none of a file's is as large.
-        if what == _PT_LOAD and flags & _PF_X and offset < 1 << 63:
-            return offset, length, start
+        if segment.kind == elf.PT_LOAD and segment.flags & elf.PF_X and segment.offset < 1 << 63:
+            return segment.offset, segment.length, segment.address
     return None
 
 
 def loaded_at(program: Program, auxiliary: bytes) -> int | None:
     """Return the function's address in a process, which knows where its program was loaded."""
-    for kind, value in struct.iter_unpack("=QQ", auxiliary[: len(auxiliary) // 16 * 16]):
-        if kind == _AT_ENTRY:
-            return int(program.function + value - program.entry) % (1 << 64)
-    return None
+    entry = elf.auxiliary_value(auxiliary, elf.AT_ENTRY)
+    return None if entry is None else (program.function + entry - program.entry) % (1 << 64)
 
 
 class Programs:
@@ -120,6 +112,8 @@ class Programs:
             file = os.fstat(fd)
             key = file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
             if key not in self._known:
+                if len(self._known) == _REMEMBERED:
+                    self._known.clear()
                 self._known[key] = _read(fd)
             program = self._known[key]
         except OSError:

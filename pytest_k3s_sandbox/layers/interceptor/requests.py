@@ -74,6 +74,7 @@ SYSCALL: Final = b"\x0f\x05"
 """The x86-64 instruction ``syscall``."""
 SYSCALL_LENGTH: Final = len(SYSCALL)
 
+_LAST_ERRNO: Final = 4095
 _SIGSET_BYTES: Final = 8
 ALL_SIGNALS: Final = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -130,6 +131,11 @@ class Registers:
 def signed(value: int) -> int:
     """Return a register's 64 bits as a signed number."""
     return value - (1 << 64) if value >> 63 else value
+
+
+def failed(value: int) -> bool:
+    """Tell whether a call's result is an error's number, which is negative: syscall(2)."""
+    return -_LAST_ERRNO <= signed(value) < 0
 
 
 def seize(tid: int, options: int) -> None:

@@ -27,7 +27,6 @@ _SLOT: Final = 2 * PATH_MAX
 _OPEN_HOW: Final = 24
 """Bytes of struct open_how (flags, mode, resolve: 8 each), linux/openat2.h."""
 _RESOLVE_AT: Final = 16
-_LAST_ERRNO: Final = 4095
 
 
 class Rewriter:
@@ -72,7 +71,7 @@ class Rewriter:
     def _mapped(self, tid: int, call: Call) -> None:
         address = self._registers.words[RAX]
         space = self._spaces.setdefault(self._process_of(tid), Space())
-        if -_LAST_ERRNO <= requests.signed(address) < 0:
+        if requests.failed(address):
             space.usable = False
         else:
             space.free.extend(range(address, address + _MMAP_ARGUMENTS[1], _SLOT))

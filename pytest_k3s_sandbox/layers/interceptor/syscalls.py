@@ -90,6 +90,15 @@ NUMBERS: Final = {
 """The number of every call that can be trapped, by its name."""
 
 
+def returning(*groups: Group) -> frozenset[str]:
+    """Return the names of the calls in the given groups whose return can be watched.
+
+    An interrupted close has closed its descriptor (close(2)), so there is nothing to make again.
+    """
+    found = names(*(group for group in groups if group is not Group.CLOSE))
+    return found | frozenset(STATFS_CALLS.values()) if Group.STATFS in groups else found
+
+
 def names(*groups: Group) -> frozenset[str]:
     """Return the names of all calls in the given groups."""
     found = {call.name for call in PATH_CALLS.values() if call.group in groups}

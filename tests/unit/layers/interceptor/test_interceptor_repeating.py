@@ -203,3 +203,15 @@ def test_only_rules_that_watch_returns_repeat_inside_programs() -> None:
     assert repeated_calls(Rules(retries=(rule,), faults=(fault._replace(errno=errno.EIO),))) == wanted
     both = {NUMBERS["statfs"], NUMBERS["fstatfs"]}
     assert repeated_calls(Rules(retries=(rule._replace(groups=(Group.STATFS,)),))) == both
+
+
+def test_only_so_many_programs_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that starts from a copy in memory has a new file each time."""
+    monkeypatch.setattr(repeating, "_REMEMBERED", 3)
+    opened, files = os.open, [tmp_path / str(number) for number in range(7)]
+    programs = repeating.Programs()
+    for file in files:
+        file.write_bytes(elf((1, 5, TEXT, 0x401000)))
+        monkeypatch.setattr(os, "open", lambda _path, flags, file=file: opened(file, flags))
+        programs.function(os.getpid())
+        assert 0 < len(programs._known) <= 3
