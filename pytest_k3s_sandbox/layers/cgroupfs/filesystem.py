@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import Group
 from pytest_k3s_sandbox.layers.cgroupfs.nodes import Nodes
 from pytest_k3s_sandbox.layers.cgroupfs.openfiles import Listings, OpenFile, OpenFiles, UnopenedReads
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
+from pytest_k3s_sandbox.layers.cgroupfs.backing import Backing
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Process, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
-
-if TYPE_CHECKING:  # a group knows its hierarchy, which is made of groups
-    from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Hierarchy
 
 S = TypeVar("S")
 
@@ -42,6 +40,55 @@ class File(Generic[S]):
     def mode(self) -> int:
         """The permission bits, as the kernel derives them from what the file can do."""
         return (0o444 if self.read or self.readable else 0) | (0o200 if self.write else 0)
+
+
+class HierarchyView(Protocol[S]):
+    """What groups, files and controllers use of their hierarchy; see :class:`~.hierarchy.Hierarchy`.
+
+    Attributes:
+        accounting: Finds processes.
+        files: The files of every group, by name.
+        members: The group of each process outside the root, by process id.
+        release_agent: The program that the kernel runs for an empty group.
+        writer: The process that writes to a file now.
+        last: The newest sample.
+        backing: The kernel's own hierarchy of the same controller, if any.
+        version: Changes whenever a process or a group comes, goes or moves.
+    """
+
+    accounting: Accounting
+    files: dict[str, File[S]]
+    members: dict[int, Group[S]]
+    release_agent: str
+    writer: int
+    last: Sample
+    backing: Backing | None
+    version: int
+
+    @property
+    def root(self) -> Group[S]:
+        """The root group."""
+
+    def mkdir(self, parent: Group[S], name: str) -> Group[S]:
+        """Make a group."""
+
+    def rmdir(self, group: Group[S]) -> None:
+        """Remove a group."""
+
+    def rename(self, group: Group[S], parent: Group[S], name: str) -> None:
+        """Give a group another name."""
+
+    def census(self, group: Group[S]) -> None:
+        """Bring the set of processes up to date, and the numbers of the group's own."""
+
+    def listed(self, group: Group[S], name: str) -> list[int] | None:
+        """Return the numbers in a list of the kernel's own group."""
+
+    def refresh(self) -> None:
+        """Bring all numbers up to date, within the age that the accounting allows."""
+
+    def attach(self, group: Group[S], tid: int, *, whole: bool) -> None:
+        """Move a process, or one thread of it, into a group."""
 
 
 class Controller(Protocol[S]):
@@ -75,7 +122,7 @@ class Controller(Protocol[S]):
     def removed(self, group: Group[S]) -> None:
         """Let go of a group that goes."""
 
-    def sampled(self, hierarchy: Hierarchy[S], change: Change) -> None:
+    def sampled(self, hierarchy: HierarchyView[S], change: Change) -> None:
         """Account for what processes did between two samples."""
 
 
@@ -95,7 +142,7 @@ class Group(Generic[S]):
         mode: Permission bits of the directory.
     """
 
-    hierarchy: Hierarchy[S]
+    hierarchy: HierarchyView[S]
     name: str
     parent: Group[S] | None
     state: S

@@ -17,8 +17,6 @@ from pytest_k3s_sandbox.layers.cgroupfs.group import Controller, File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
-__all__ = ["Controller", "File", "Group", "Hierarchy"]
-
 S = TypeVar("S")
 
 

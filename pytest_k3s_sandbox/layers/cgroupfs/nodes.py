@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import Group
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import ROOT
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail

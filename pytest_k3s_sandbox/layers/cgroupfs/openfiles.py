@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
 _READERS = 4  # of one file at a time; another one may then get a later text

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import CONTROLLERS, DEFAULT
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Hierarchy
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Change, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 

@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.controllers.joined import Joined, Named
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory import Memory
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.net import NetCls, NetPrio
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.pids import Pids
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Controller
+from pytest_k3s_sandbox.layers.cgroupfs.group import Controller
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting
 
 CONTROLLERS: Mapping[str, Callable[[Accounting], Controller[Any]]] = {

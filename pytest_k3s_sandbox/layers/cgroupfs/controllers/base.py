@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group, HierarchyView
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64, parse_u64
 
@@ -22,7 +22,7 @@ class Passive(Generic[S]):
     def removed(self, group: Group[S]) -> None:
         """Let the group go."""
 
-    def sampled(self, hierarchy: Hierarchy[S], change: Change) -> None:
+    def sampled(self, hierarchy: HierarchyView[S], change: Change) -> None:
         """Account nothing."""
 
 

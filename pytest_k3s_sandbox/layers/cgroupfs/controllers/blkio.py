@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant, kept
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import SPACE, U32_MAX, U64_MAX, digits, fail, parse_u64, strip
 
 _DEVICE = re.compile(rf"[{SPACE}]*([0-9]+):([0-9]+)(?=[{SPACE}])")  # sscanf("%u:%u"), then white space

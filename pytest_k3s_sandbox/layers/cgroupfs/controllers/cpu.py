@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import U64_MAX, fail, parse_s64, parse_u64
 
 _IDLE_SHARES = 3  # WEIGHT_IDLEPRIO

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group, HierarchyView
 from pytest_k3s_sandbox.layers.cgroupfs.sample import NANOSECONDS, Change, Process, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_u64
 
@@ -143,7 +143,7 @@ class Cpuacct(Passive[CpuacctState]):
         """Return the state of a new group."""
         return CpuacctState()
 
-    def sampled(self, hierarchy: Hierarchy[CpuacctState], change: Change) -> None:
+    def sampled(self, hierarchy: HierarchyView[CpuacctState], change: Change) -> None:
         """Charge what processes spent since the earlier sample."""
         root = hierarchy.root.state
         for cpu, (user, system) in change.new.cpu.items():
@@ -164,7 +164,7 @@ class Cpuacct(Passive[CpuacctState]):
             elif user or system:
                 _charge(group, now.processor, user, system)
 
-    def _note_ends(self, hierarchy: Hierarchy[CpuacctState], change: Change) -> None:
+    def _note_ends(self, hierarchy: HierarchyView[CpuacctState], change: Change) -> None:
         """Remember what was charged for processes that ended; it comes again with their parents' numbers."""
         for pid in change.gone:
             self._credits.pop(pid, None)

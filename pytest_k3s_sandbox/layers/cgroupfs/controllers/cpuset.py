@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant, flag, kept
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting, Process
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, format_list, parse_list, parse_u64
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, strip
 
 _RULE = re.compile(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Process
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, strip
 

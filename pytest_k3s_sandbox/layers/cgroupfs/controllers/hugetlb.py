@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.limits import limit_for_children, zero
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Accounting
 from pytest_k3s_sandbox.layers.cgroupfs.values import PAGE_COUNTER_MAX
 

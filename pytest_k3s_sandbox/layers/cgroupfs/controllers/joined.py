@@ -10,7 +10,7 @@ from dataclasses import fields, make_dataclass
 from typing import Any
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Controller, File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.group import Controller, File, Group, HierarchyView
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
 
 
@@ -72,7 +72,7 @@ class Joined:
         for controller in self._controllers:
             controller.removed(group)
 
-    def sampled(self, hierarchy: Hierarchy[Any], change: Change) -> None:
+    def sampled(self, hierarchy: HierarchyView[Any], change: Change) -> None:
         """Tell each."""
         for controller in self._controllers:
             controller.sampled(hierarchy, change)

@@ -9,7 +9,7 @@ import errno
 from typing import TypeVar
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import ignore
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_memory
 
 S = TypeVar("S")

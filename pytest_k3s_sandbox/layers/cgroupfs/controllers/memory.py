@@ -30,7 +30,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_state import (
     numbers_of,
     resident,
 )
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, HierarchyView
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
 from pytest_k3s_sandbox.layers.cgroupfs.values import (
     PAGE_COUNTER_MAX,
@@ -152,7 +152,7 @@ class Memory:
         if group.state.listeners is not None:
             group.state.listeners.removed()
 
-    def sampled(self, hierarchy: Hierarchy[MemoryState], change: Change) -> None:
+    def sampled(self, hierarchy: HierarchyView[MemoryState], change: Change) -> None:
         """Count page faults for the groups that took them, note peaks, and signal thresholds."""
         for process, was in change.changed:
             faults = process.faults - (was.faults if was else 0)
@@ -174,7 +174,7 @@ class Memory:
                 if state.listeners is not None:
                     state.listeners.used(usage)
 
-    def _table(self, hierarchy: Hierarchy[MemoryState]) -> dict[Node, Resident]:
+    def _table(self, hierarchy: HierarchyView[MemoryState]) -> dict[Node, Resident]:
         made_of = hierarchy.last, hierarchy.version
         if self._made_of[0] is not made_of[0] or self._made_of[1] != made_of[1]:
             self._sums, self._made_of = resident(hierarchy), made_of

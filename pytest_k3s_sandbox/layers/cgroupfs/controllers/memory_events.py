@@ -9,48 +9,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group
+from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_state import Listeners, MemoryState, Threshold
+from pytest_k3s_sandbox.layers.cgroupfs.group import Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import digits, fail, parse_memory, strip
-
-if TYPE_CHECKING:
-    from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_state import MemoryState
 
 _THRESHOLDS = ("memory.usage_in_bytes", "memory.memsw.usage_in_bytes")
 _LEVELS = {"low", "medium", "critical"}
 _MODES = {"default", "hierarchy", "local"}
-
-
-@dataclass(slots=True)
-class Threshold:
-    """A usage that somebody wants to know about when it is crossed, either way."""
-
-    usage: int
-    signal: Callable[[], None]
-    above: bool
-
-
-@dataclass(slots=True)
-class Listeners:
-    """Who wants to know what of one group."""
-
-    thresholds: list[Threshold] = field(default_factory=list)
-    others: list[Callable[[], None]] = field(default_factory=list)
-
-    def used(self, usage: int) -> None:
-        """Signal the thresholds that a usage crossed."""
-        for threshold in self.thresholds:
-            above = usage >= threshold.usage
-            if above != threshold.above:
-                threshold.above = above
-                threshold.signal()
-
-    def removed(self) -> None:
-        """Signal everybody, as the kernel does when the group goes."""
-        for signal in [*self.others, *(threshold.signal for threshold in self.thresholds)]:
-            signal()
 
 
 def _descriptors(text: str) -> tuple[int, int, str]:

@@ -5,10 +5,10 @@ Source: ``mm/memcontrol-v1.c`` (memcg1_stat_format), proc_meminfo(5).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory_events import Listeners
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.group import Group, HierarchyView
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import PAGE_COUNTER_MAX
 
@@ -57,6 +57,36 @@ MACHINE = {
 """What tells them for the whole machine, in /proc/meminfo and /proc/vmstat."""
 
 
+@dataclass(slots=True)
+class Threshold:
+    """A usage with a listener: crossing it signals, in both directions."""
+
+    usage: int
+    signal: Callable[[], None]
+    above: bool
+
+
+@dataclass(slots=True)
+class Listeners:
+    """The event listeners of one group."""
+
+    thresholds: list[Threshold] = field(default_factory=list)
+    others: list[Callable[[], None]] = field(default_factory=list)
+
+    def used(self, usage: int) -> None:
+        """Signal the thresholds that a usage crossed."""
+        for threshold in self.thresholds:
+            above = usage >= threshold.usage
+            if above != threshold.above:
+                threshold.above = above
+                threshold.signal()
+
+    def removed(self) -> None:
+        """Signal every listener, as the kernel does when the group goes."""
+        for signal in [*self.others, *(threshold.signal for threshold in self.thresholds)]:
+            signal()
+
+
 @dataclass
 class MemoryState:
     """What one group keeps: bytes, and counts of page faults; ``total_`` ones with all groups below.
@@ -64,7 +94,7 @@ class MemoryState:
     Attributes:
         swappiness: None where it was never set, for the machine's own.
         peak: The most that was used since it was set back; ``memsw_peak`` with swap.
-        listeners: Who wants to know of events, None for nobody.
+        listeners: The listeners of events, None without any.
         taken: What the kernel's own group used at ``taken_at``.
     """
 
@@ -107,7 +137,7 @@ class Resident:
 NOTHING = Resident()
 
 
-def resident(hierarchy: Hierarchy[MemoryState]) -> dict[Node, Resident]:
+def resident(hierarchy: HierarchyView[MemoryState]) -> dict[Node, Resident]:
     """Return the sums for each populated group and those above, but the root."""
     result: dict[Node, Resident] = {}
     for pid, group in hierarchy.members.items():

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import U32_MAX, fail, parse_u64
 
 _PRIORITY = re.compile(r"\s*(\S{1,16})\s*([0-9]+)")  # sscanf("%16s %u"); IFNAMSIZ is 16

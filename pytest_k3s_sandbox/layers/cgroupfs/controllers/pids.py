@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.base import Passive, constant
-from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import File, Group, Hierarchy
+from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group, HierarchyView
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64, strip
 
@@ -87,7 +87,7 @@ class Pids(Passive[PidsState]):
                 most = _count(above) + (1 if above in common else process.threads)
                 above.state.peak = max(above.state.peak, most)
 
-    def sampled(self, hierarchy: Hierarchy[PidsState], change: Change) -> None:  # noqa: ARG002  # likewise
+    def sampled(self, hierarchy: HierarchyView[PidsState], change: Change) -> None:  # noqa: ARG002  # likewise
         """Note the most tasks of each populated group and those above it."""
         for group in {above for below in hierarchy.members.values() for above in below.ancestry()}:
             if group.parent is not None:
