@@ -1,15 +1,15 @@
-"""What brings Kubernetes up in a sandbox: the contract of a distribution."""
+"""The contracts of a distribution, which brings Kubernetes up, and of a cluster under supervision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.wait import Attendant
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.layers.base import Effect, Layer
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -114,3 +114,31 @@ class Distribution(Protocol):
 
     def stop(self) -> None:
         """End what was started; the node's part first."""
+
+
+class Supervised(Protocol):
+    """What the supervisor uses of a cluster."""
+
+    @property
+    def distribution(self) -> Distribution:
+        """What runs Kubernetes' parts."""
+
+    @property
+    def processes(self) -> Mapping[str, Process]:
+        """The processes of the distribution, by name."""
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The layers around the node, in the order of the stack."""
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where the cluster runs."""
+
+    @property
+    def settings(self) -> Settings:
+        """The node's name, ports and so on."""
+
+    @property
+    def changing(self) -> AbstractContextManager[object]:
+        """The lock that is held while programs are started and ended."""

@@ -52,7 +52,7 @@ class Cluster:
 
     Attributes:
         layers: The layers around the node, in the order of the stack.
-        supervisor: Who starts what has ended again; None if nobody does.
+        supervisor: Starts again what has ended; None for a cluster without supervision.
         changing: Held while programs are started and ended, on purpose or by the supervisor.
 
     Args:
@@ -151,9 +151,9 @@ class Cluster:
         return self.distribution.processes
 
     @property
-    def unattended(self) -> Mapping[str, Process]:
-        """The processes whose end is final: nobody starts them again."""
-        return self.processes if self.supervisor is None else self.supervisor.unattended
+    def unsupervised(self) -> Mapping[str, Process]:
+        """The processes whose end is final: no supervisor starts them again."""
+        return self.processes if self.supervisor is None else self.supervisor.unsupervised
 
     @property
     def kubeconfig(self) -> Path:
@@ -254,7 +254,7 @@ class Cluster:
                 patient(condition),
                 what=what,
                 deadline=deadline,
-                alive=lambda: self.unattended,
+                alive=lambda: self.unsupervised,
                 restarts=lambda name: 0 if supervisor is None else supervisor.restarts(name),
                 hint=seen,
             )

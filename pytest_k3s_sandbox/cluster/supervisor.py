@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from pytest_k3s_sandbox.cluster.base import Supervised
 from pytest_k3s_sandbox.cluster.restarts import Policy
 from pytest_k3s_sandbox.cluster.wait import after_restarts, ended_at_start, lost_by
 from pytest_k3s_sandbox.deadline import Deadline
@@ -22,9 +23,6 @@ from pytest_k3s_sandbox.layers.base import Layer, Restorable
 from pytest_k3s_sandbox.report.records import Event, EventKind, RunWriter
 from pytest_k3s_sandbox.sandbox.base import Process, Usage, described
 from pytest_k3s_sandbox.support import clock, forks
-
-if TYPE_CHECKING:
-    from pytest_k3s_sandbox.cluster.cluster import Cluster
 
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 1.0
@@ -86,7 +84,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, cluster: Cluster, writer: RunWriter, ready: Callable[[], bool], policy: Policy | None = None
+        self, cluster: Supervised, writer: RunWriter, ready: Callable[[], bool], policy: Policy | None = None
     ) -> None:
         """Prepare; the thread starts on entering."""
         self._cluster = cluster
@@ -122,8 +120,8 @@ class Supervisor:
         self._thread.join(timeout=2 * RESTART_SECONDS)
 
     @property
-    def unattended(self) -> Mapping[str, Process]:
-        """The processes whose end is final: those that nothing mends now, and those given up."""
+    def unsupervised(self) -> Mapping[str, Process]:
+        """The processes whose end is final: those not supervised now, and those given up."""
         return self._final(starting=False)
 
     def attend(self) -> Mapping[str, Process]:
@@ -187,7 +185,7 @@ class Supervisor:
     def _loop(self) -> None:
         try:
             while not self._halt.wait(POLL_SECONDS):
-                if getattr(self._cluster.sandbox, "handed_over", False):
+                if self._cluster.sandbox.handed_over:
                     return  # another process owns it, and everything looks as if it had ended
                 self.step(clock.monotonic())
         except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`

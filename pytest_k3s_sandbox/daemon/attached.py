@@ -82,6 +82,7 @@ class AttachedSandbox:
         """Keep the state."""
         self._state = state
         self.kind = state.kind
+        self.handed_over = True
         self.address = state.address
         self.workdir = machine.home() / "sandboxes" / state.sandbox
         self.name = f"k3ssb-{state.sandbox}"

@@ -194,7 +194,7 @@ def keep(order: Keep) -> None:
                 state = _state(described(up, name=order.name, origin=order.origin))
                 registry.write_state(state)
                 tell_ends(up.stack.sandbox, state)
-                _wait(users, lambda: up.cluster.unattended, last)
+                _wait(users, lambda: up.cluster.unsupervised, last)
             finally:
                 registry.state_file(order.name).unlink(missing_ok=True)
                 endings.forget(order.name)

@@ -152,8 +152,7 @@ def entered(layer: Layer, sandbox: Sandbox) -> Iterator[Layer]:
     owner = forks.Owner()
     with contextlib.ExitStack() as stack:
         yield stack.enter_context(layer)
-        # Only a StartedSandbox is handed over; other kinds need not know.
-        if not owner.mine or getattr(sandbox, "handed_over", False):
+        if not owner.mine or sandbox.handed_over:
             stack.pop_all()
 
 

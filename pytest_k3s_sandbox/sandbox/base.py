@@ -196,6 +196,10 @@ class Sandbox(Protocol):
     def control(self) -> Path:
         """The folder of what the machine itself uses, which the inside can neither read nor write."""
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether another process owns the sandbox now; this one must leave everything in it as it is."""
+
     def close(self) -> None:
         """End the sandbox and everything in it; leaves no process, mount, netns or veth behind."""
 

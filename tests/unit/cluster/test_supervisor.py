@@ -369,19 +369,19 @@ def test_other_ends_are_final_until_the_node_was_ready_and_all_after_the_supervi
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
     ready = threading.Event()
     made = Supervisor(cast("Cluster", cluster), writer, ready.is_set, Policy(limit=1))
-    assert dict(made.unattended) == dict[str, Any](cluster.processes)
+    assert dict(made.unsupervised) == dict[str, Any](cluster.processes)
     with made:
         cluster.processes["kine"].code = 1
         time.sleep(0.1)
         assert cluster.restarts == []
-        assert set(made.unattended) == {"kine", "containerd"}
+        assert set(made.unsupervised) == {"kine", "containerd"}
         ready.set()
         until(lambda: cluster.restarts == [("kine", False)])
-        assert made.unattended == {}
+        assert made.unsupervised == {}
         cluster.processes["kine"].code = 1
-        until(lambda: "kine" in made.unattended)
+        until(lambda: "kine" in made.unsupervised)
     assert made.failure is None
-    assert dict(made.unattended) == dict[str, Any](cluster.processes)
+    assert dict(made.unsupervised) == dict[str, Any](cluster.processes)
 
 
 def test_a_sandbox_that_another_process_owns_is_left_alone(

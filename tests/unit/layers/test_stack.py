@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Self, cast
 
 import pytest
@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.base import Effect, Health, Layer
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 
-SANDBOX = cast("Sandbox", object())  # the layers below do not look at it
+SANDBOX = cast("Sandbox", SimpleNamespace(handed_over=False))  # all that a stack reads of it
 
 
 @given(st.lists(st.sampled_from([*stack.LAYERS, "none", ""])))
