@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.report.findings import Stage
+from pytest_k3s_sandbox.report.records import Stage
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials

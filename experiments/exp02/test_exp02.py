@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.lab.nodes import ISOLATION, settings
-from pytest_k3s_sandbox.report.findings import Stage, Wall
+from pytest_k3s_sandbox.report.records import Stage, Wall
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from pytest_k3s_sandbox.layers.base import Effect, Health
-from pytest_k3s_sandbox.report.findings import Stage
+from pytest_k3s_sandbox.report.records import Stage
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_k3s_sandbox.lab.observe import Milestone
 from pytest_k3s_sandbox.layers.stack import FULL
-from pytest_k3s_sandbox.report.findings import Stage
+from pytest_k3s_sandbox.report.records import Stage
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials

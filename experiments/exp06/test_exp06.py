@@ -20,14 +20,13 @@ from pytest_k3s_sandbox.node.spec import Wish
 from pytest_k3s_sandbox.pytestplugin.claims import Claims
 from pytest_k3s_sandbox.pytestplugin.recording import claims
 from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
-from pytest_k3s_sandbox.report.findings import Stage
+from pytest_k3s_sandbox.report.records import RunWriter, Stage
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials
     from pytest_k3s_sandbox.node.bringup import Up
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
-    from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 

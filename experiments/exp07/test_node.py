@@ -13,9 +13,8 @@ import pytest
 from pytest_k3s_sandbox.lab.churn import Churn
 from pytest_k3s_sandbox.lab.places import need_9p
 from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
-from pytest_k3s_sandbox.report.findings import Stage
-from pytest_k3s_sandbox.report.kinds import Kind, classify
-from pytest_k3s_sandbox.report.records import Event
+from pytest_k3s_sandbox.report.log_classifier import LineKind, classify
+from pytest_k3s_sandbox.report.records import Event, Stage
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
@@ -72,7 +71,7 @@ def test_the_kubelets_cadvisor(trials: NodeTrials, claim: Claim, layers: str) ->
         )
         (log,) = set(_kubelet_logs(trials)) - before
         found = [classify(line) for line in log.read_text(errors="replace").splitlines()]
-        errors = [error.message for error in found if error is not None and error.kind is Kind.CADVISOR]
+        errors = [error.message for error in found if error is not None and error.kind is LineKind.CADVISOR]
         cadvisor.judge(not errors, f"{len(errors)}{_first(errors)}")
 
 
@@ -141,13 +140,15 @@ def test_pods_come_and_go_for_ten_minutes(
         always.judge(bool(ready) and all(ready), f"{sum(map(bool, ready))} of {len(ready)}")
         said = log.read_bytes()[before:].decode(errors="replace").splitlines()
         found = [one for one in map(classify, said) if one is not None]
-        errors = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity != "warning"]
-        warnings = [one.message for one in found if one.kind is Kind.CADVISOR and one.severity == "warning"]
+        of_cadvisor = [one for one in found if one.kind is LineKind.CADVISOR]
+        errors = [one.message for one in of_cadvisor if one.severity != "warning"]
+        warnings = [one.message for one in of_cadvisor if one.severity == "warning"]
+        young = sum(one.kind is LineKind.YOUNG for one in found)
         cadvisor.judge(
             not errors,
             f"{len(errors)}{_first(errors)}; "
             f"of its warnings {len(warnings)} tell of a loss{_first(warnings)}; "
-            f"{sum(one.kind is Kind.YOUNG for one in found)} lines about containers too young for statistics",
+            f"{young} lines about containers too young for statistics",
         )
         interrupted = [one.message for one in found if one.errno == "EINTR"]
         eintr.judge(not interrupted, f"{len(interrupted)}{_first(interrupted)}")

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_k3s_sandbox.lab.nodes import ISOLATION
 from pytest_k3s_sandbox.layers.stack import FULL
-from pytest_k3s_sandbox.report.findings import Ablation, Stage
+from pytest_k3s_sandbox.report.records import Ablation, Stage
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials

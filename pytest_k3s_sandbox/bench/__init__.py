@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.report.findings import Measurement, Verdict
+    from pytest_k3s_sandbox.report.records import Measurement, Verdict
 
 Say = Callable[[str], None]
 """Takes a line about the progress."""

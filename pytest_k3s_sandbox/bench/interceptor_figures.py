@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pytest_k3s_sandbox.report.findings import Measurement, Verdict
+from pytest_k3s_sandbox.report.records import Measurement, Verdict
 
 NATIVE = "native"
 FILTER = "an empty filter"

@@ -19,7 +19,7 @@ from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
 from pytest_k3s_sandbox.node.bringup import Up, everything
 from pytest_k3s_sandbox.node.spec import Wish
-from pytest_k3s_sandbox.report.findings import Measurement, Verdict
+from pytest_k3s_sandbox.report.records import Measurement, Verdict
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 PODS = 30

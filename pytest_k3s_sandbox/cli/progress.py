@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from pytest_k3s_sandbox.report.schema import RECORDS_FILE
+from pytest_k3s_sandbox.report.records import RECORDS_FILE
 from pytest_k3s_sandbox.support import clock, escaping
 
 if TYPE_CHECKING:

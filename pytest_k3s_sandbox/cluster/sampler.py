@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import NoAnswer, conditions
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.report.errors import alike, shorten
-from pytest_k3s_sandbox.report.kinds import classify
+from pytest_k3s_sandbox.report.log_classifier import classify
 from pytest_k3s_sandbox.report.records import Cost, ErrorLine, PodState, RunWriter, Sample
 from pytest_k3s_sandbox.sandbox.base import Usage
 from pytest_k3s_sandbox.support import clock, forks

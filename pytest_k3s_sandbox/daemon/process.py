@@ -176,7 +176,7 @@ def keep(order: Keep) -> None:
     """Carry out an order to bring a cluster up and keep it."""
     from pytest_k3s_sandbox.node.bringup import everything
     from pytest_k3s_sandbox.node.spec import Wish
-    from pytest_k3s_sandbox.report.finish import finish
+    from pytest_k3s_sandbox.report.finalize import finalize
     from pytest_k3s_sandbox.toolchain import Toolchain
 
     wish = Wish(**registry.tuples(order.wish))
@@ -199,7 +199,7 @@ def keep(order: Keep) -> None:
                 registry.state_file(order.name).unlink(missing_ok=True)
                 endings.forget(order.name)
         if users is not None:
-            finish(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
+            finalize(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
 
 
 def tell_ends(sandbox: Any, state: State) -> None:  # noqa: ANN401 - a started sandbox

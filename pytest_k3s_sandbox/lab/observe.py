@@ -12,7 +12,7 @@ from pytest_k3s_sandbox.cluster.answers import found, patient
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.embedded import NODE
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.report.kinds import classify, kind_of
+from pytest_k3s_sandbox.report.log_classifier import classify, kind_of
 from pytest_k3s_sandbox.report.records import Ablation, FirstError, Stage
 from pytest_k3s_sandbox.support import clock
 

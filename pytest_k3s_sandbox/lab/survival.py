@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_k3s_sandbox.lab.observe import Limits, Observation, Watch
 from pytest_k3s_sandbox.lab.trials import trial_pod
 from pytest_k3s_sandbox.report.beginning import bring_up
-from pytest_k3s_sandbox.report.findings import Ablation, Measurement
-from pytest_k3s_sandbox.report.records import read_run
-from pytest_k3s_sandbox.report.schema import Sample
+from pytest_k3s_sandbox.report.records import Ablation, Measurement, Sample, read_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

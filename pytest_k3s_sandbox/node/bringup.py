@@ -31,7 +31,7 @@ from pytest_k3s_sandbox.report.records import (
     EventKind,
     LayerState,
     Machine,
-    Program,
+    ProgramRecord,
     RunWriter,
 )
 from pytest_k3s_sandbox.sandbox import gateway
@@ -222,7 +222,7 @@ def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment:
         sandbox=sandbox.kind,
         root_magic=magic,
         kernel=sandbox.run(["uname", "-r"]).stdout.strip(),
-        programs={name: Program(version=p.version, origin=p.origin) for name, p in found.items()},
+        programs={name: ProgramRecord(version=p.version, origin=p.origin) for name, p in found.items()},
         pins={pin.group: pin.version for pin in toolchain.pins.programs.values()},
         layers=stack.names,
         python=platform.python_version(),

@@ -112,7 +112,7 @@ class Claims:
         judged: bool = True,
         ended: str | None = None,
     ) -> None:
-        """Record a verdict; see :class:`~pytest_k3s_sandbox.report.findings.Verdict` for the arguments."""
+        """Record a verdict; see :class:`~pytest_k3s_sandbox.report.outcomes.Verdict` for the arguments."""
         from pytest_k3s_sandbox.report.records import Verdict
 
         self._writer.append(

@@ -100,7 +100,7 @@ def _failed_here(config: pytest.Config) -> bool:
 
 def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
     """Render the page of a run whose records are closed, or remove its folder, as the options say."""
-    from pytest_k3s_sandbox.report.finish import finish
+    from pytest_k3s_sandbox.report.finalize import finalize
     from pytest_k3s_sandbox.report.page import render
 
     results.end(config, folder)
@@ -108,7 +108,7 @@ def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
     if failed and keep != "never":
         page: Path | None = render([folder], folder)  # also of a node that never came up
     else:
-        page = finish(folder, keep=keep, failed=failed)
+        page = finalize(folder, keep=keep, failed=failed)
     if page is None:
         return
     if not config.stash[PROCESS].mine:  # only a report reaches the process with the terminal

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_k3s_sandbox.report.findings import Stage
+from pytest_k3s_sandbox.report.records import Ablation, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.report.findings import Ablation
 
 STAGES = tuple(Stage)
 """How far a node got, in the order in which it gets there."""

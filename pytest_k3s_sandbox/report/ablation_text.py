@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, Matrix, Sets, matrix, sets
-from pytest_k3s_sandbox.report.findings import Ablation, Stage
-from pytest_k3s_sandbox.report.records import read_run
+from pytest_k3s_sandbox.report.records import Ablation, FirstError, Stage, read_run
 from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pytest_k3s_sandbox.report.ablation import Combination
-    from pytest_k3s_sandbox.report.findings import FirstError
 
 LONGEST = 420
 """Characters of an error that are shown."""

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pytest_k3s_sandbox.report.schema import EventKind
-
-if TYPE_CHECKING:
-    from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import Event, Phase, Sample
+from pytest_k3s_sandbox.report.records import Event, EventKind, Phase, Run, Sample
 
 IDLE_SECONDS = 10.0
 """So long without any phase, a sandbox was not waiting for its node.

@@ -13,8 +13,8 @@ from pytest_k3s_sandbox.report.drawing import GUTTER, RIGHT, WIDTH, Scale, add, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_k3s_sandbox.report.distributions import Distribution, Series
-    from pytest_k3s_sandbox.report.findings import Measurement
+    from pytest_k3s_sandbox.report.distributions import Observations, Series
+    from pytest_k3s_sandbox.report.records import Measurement
 
 MAX_DOTS = 400
 """Observations of one distribution that are drawn as dots; where there are more, the box stands for them."""
@@ -76,7 +76,7 @@ def marks(scale: Scale) -> list[float]:
     return drawing.ticks(scale.start, scale.end)
 
 
-def distribution_chart(found: Sequence[Distribution], title: str, ident: str) -> ET.Element:
+def distribution_chart(found: Sequence[Observations], title: str, ident: str) -> ET.Element:
     """Draw distributions of one unit: every observation, quartiles as a box, extremes as whiskers.
 
     Args:
@@ -100,7 +100,7 @@ def distribution_chart(found: Sequence[Distribution], title: str, ident: str) ->
     return svg
 
 
-def _box(svg: ET.Element, one: Distribution, scale: Scale, top: float) -> None:
+def _box(svg: ET.Element, one: Observations, scale: Scale, top: float) -> None:
     group = ET.SubElement(svg, "g")
     middle, spread = top + _ROW / 2, one.spread
     label(group, middle + 4, one.name)

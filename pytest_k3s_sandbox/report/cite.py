@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pytest_k3s_sandbox.report.schema import ErrorLine, Sample
+from pytest_k3s_sandbox.report.records import ErrorLine, FrozenModel, Run, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_k3s_sandbox.report.base import FrozenModel
     from pytest_k3s_sandbox.report.facts import Facts
-    from pytest_k3s_sandbox.report.run import Run
 
 _MAX_TEXT = 400
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.charts import number
-from pytest_k3s_sandbox.report.distributions import Distribution, distributions
+from pytest_k3s_sandbox.report.distributions import Observations, distributions
 from pytest_k3s_sandbox.report.drawing import markup
 from pytest_k3s_sandbox.report.errors import shorten
 from pytest_k3s_sandbox.report.summary import value_text, worst
@@ -16,8 +16,7 @@ from pytest_k3s_sandbox.report.timeline import side_by_side
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.report.findings import Announced, Verdict
-    from pytest_k3s_sandbox.report.run import Run
+    from pytest_k3s_sandbox.report.records import Announced, Run, Verdict
 
 MAX_CELL = 80
 """Characters of what was measured; all of it is in each run's own part."""
@@ -67,7 +66,7 @@ def _claim(run: Run, name: str) -> dict[str, str] | None:
 
 def _distributions(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a drawing for each distribution that two runs or more have."""
-    by_name: dict[tuple[str, str, str], list[tuple[int, Distribution]]] = {}
+    by_name: dict[tuple[str, str, str], list[tuple[int, Observations]]] = {}
     for i, run in enumerate(runs, start=1):
         for one in distributions(run):
             by_name.setdefault((one.group, one.name, one.unit), []).append((i, one))

@@ -11,7 +11,7 @@ from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.summary import outcome, seconds_text
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.report.run import Run
+    from pytest_k3s_sandbox.report.records import Run
 
 
 _OUTCOMES = ("held", "finished", "incomplete", "not held")

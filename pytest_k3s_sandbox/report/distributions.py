@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.report.facts import facts
-from pytest_k3s_sandbox.report.findings import Spread
-from pytest_k3s_sandbox.report.schema import EventKind
+from pytest_k3s_sandbox.report.records import Cost, EventKind, Run, Spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import Cost
 
 WINDOW = 9.0
 """Seconds over which a layer's use of the processor is averaged, at the least; the sampler asks every ten."""
@@ -27,7 +24,7 @@ _TAKES_TIME = {EventKind.RESTART: "Restart", EventKind.RECOVERY: "Recovery"}
 
 
 @dataclass(frozen=True)
-class Distribution:
+class Observations:
     """Several observations of one thing.
 
     Attributes:
@@ -70,7 +67,7 @@ class Series:
     lines: tuple[int, ...] = field(repr=False)
 
 
-def distributions(run: Run) -> tuple[Distribution, ...]:
+def distributions(run: Run) -> tuple[Observations, ...]:
     """Return what a run observed more than once, and pods' latencies even if there is one pod only."""
     return (*_latencies(run), *_costs(run), *_measured(run))
 
@@ -131,39 +128,39 @@ def thinned(series: Series, most: int) -> Series:
     return Series(series.name, tuple(series.points[i] for i in kept), tuple(series.lines[i] for i in kept))
 
 
-def _latencies(run: Run) -> Iterable[Distribution]:
+def _latencies(run: Run) -> Iterable[Observations]:
     pods = facts(run).pods
     for name, figure, records in _POD_LATENCIES:
         known = [(pod, getattr(pod, figure)) for pod in pods]
         seen = [(pod, value) for pod, value in known if value is not None]
         if seen:
             lines = {run.line(pod.seen[key]) for pod, _ in seen for key in records}
-            yield Distribution(name, "s", tuple(v for _, v in seen), tuple(sorted(lines)), "Latency")
+            yield Observations(name, "s", tuple(v for _, v in seen), tuple(sorted(lines)), "Latency")
     for kind, name in _TAKES_TIME.items():
         took = [event for event in run.events if event.kind == kind and event.seconds is not None]
         for component in dict.fromkeys(event.component for event in took):
             of = [event for event in took if event.component == component]
             whose = f"{name} of {component}" if component else name
             values = tuple(event.seconds for event in of if event.seconds is not None)
-            yield Distribution(whose, "s", values, tuple(run.line(event) for event in of), "Latency")
+            yield Observations(whose, "s", values, tuple(run.line(event) for event in of), "Latency")
 
 
-def _costs(run: Run) -> Iterable[Distribution]:
+def _costs(run: Run) -> Iterable[Observations]:
     for group, unit, found in (
         ("Processor", "% of a core", processor(run)),
         ("Memory", "MiB", memory(run)),
     ):
         for series in found:
             values = tuple(value for _, value in series.points)
-            yield Distribution(series.name, unit, values, series.lines, group)
+            yield Observations(series.name, unit, values, series.lines, group)
 
 
-def _measured(run: Run) -> Iterable[Distribution]:
+def _measured(run: Run) -> Iterable[Observations]:
     for measurement in run.measurements:
         if len(measurement.values) > 1 and measurement.baseline is None:
             lines = (run.line(measurement),)
             group = f"Measured in {measurement.unit}"
-            yield Distribution(measurement.name, measurement.unit, measurement.values, lines, group)
+            yield Observations(measurement.name, measurement.unit, measurement.values, lines, group)
 
 
 def _by_layer(run: Run) -> dict[str, list[tuple[float, Cost, int]]]:
@@ -174,9 +171,9 @@ def _by_layer(run: Run) -> dict[str, list[tuple[float, Cost, int]]]:
     return found
 
 
-def grouped(found: Sequence[Distribution]) -> dict[tuple[str, str], list[Distribution]]:
+def grouped(found: Sequence[Observations]) -> dict[tuple[str, str], list[Observations]]:
     """Return distributions by their group and unit: what one axis can hold."""
-    groups: dict[tuple[str, str], list[Distribution]] = {}
+    groups: dict[tuple[str, str], list[Observations]] = {}
     for one in found:
         groups.setdefault((one.group, one.unit), []).append(one)
     return groups

@@ -10,7 +10,7 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.report.schema import ErrorLine
+    from pytest_k3s_sandbox.report.records import ErrorLine
 
 MAX_TEXT = 600
 """Characters of a line that a table shows."""
@@ -27,7 +27,7 @@ class ErrorGroup:
 
     Attributes:
         component: The log's name.
-        kind: See :mod:`~pytest_k3s_sandbox.report.kinds`.
+        kind: See :mod:`~pytest_k3s_sandbox.report.log_classifier`.
         errno: The error's name when the lines have one.
         text: The first of them, without its header.
         count: How many there are.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_k3s_sandbox.report.distributions import distributions, memory, processor
 from pytest_k3s_sandbox.report.figures import COLUMN_MM, PAGE_MM, write_figures
 from pytest_k3s_sandbox.report.page import write
-from pytest_k3s_sandbox.report.records import RECORDS_FILE, read_run
+from pytest_k3s_sandbox.report.records import RECORDS_FILE, Run, read_run
 from pytest_k3s_sandbox.report.series import lanes
 from pytest_k3s_sandbox.report.tables import bibtex, csv_tables, csv_text, latex, markdown, results
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pytest_k3s_sandbox.report.run import Run
 
 FOLDER = "export"
 """The folder beside the page."""

@@ -8,14 +8,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.report.beginning import bring_up, first_ready
-from pytest_k3s_sandbox.report.schema import EventKind
+from pytest_k3s_sandbox.report.records import Event, EventKind, Phase, Run, Sample
 from pytest_k3s_sandbox.report.series import Transition, lives, transitions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import Event, Phase, Sample
 
 
 @dataclass(frozen=True)

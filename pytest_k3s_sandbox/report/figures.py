@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pytest_k3s_sandbox.report.run import Run
+    from pytest_k3s_sandbox.report.records import Run
 
 COLUMN_MM = 84.0
 """The width of one column of most journals."""

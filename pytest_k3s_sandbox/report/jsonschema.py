@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from pytest_k3s_sandbox.report.schema import RECORD, SCHEMA_VERSION
+from pytest_k3s_sandbox.report.records import RECORD, SCHEMA_VERSION
 
 
 def records_schema() -> dict[str, Any]:

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
-from pytest_k3s_sandbox.report.findings import (
+from pytest_k3s_sandbox.report.base import FrozenModel
+from pytest_k3s_sandbox.report.outcomes import (
     MAX_MESSAGE,
     Ablation,
     Announced,
@@ -44,7 +45,7 @@ from pytest_k3s_sandbox.report.schema import (
     Machine,
     Phase,
     PodState,
-    Program,
+    ProgramRecord,
     Record,
     Sample,
 )
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_MESSAGE",
+    "RECORD",
     "RECORDS_FILE",
     "SCHEMA_VERSION",
     "Ablation",
@@ -68,13 +70,14 @@ __all__ = [
     "Event",
     "EventKind",
     "FirstError",
+    "FrozenModel",
     "Header",
     "LayerState",
     "Machine",
     "Measurement",
     "Phase",
     "PodState",
-    "Program",
+    "ProgramRecord",
     "Record",
     "Run",
     "RunWriter",

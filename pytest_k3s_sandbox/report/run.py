@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from pytest_k3s_sandbox.report.base import FrozenModel
-from pytest_k3s_sandbox.report.findings import (
+from pytest_k3s_sandbox.report.outcomes import (
     TEST_OUTCOMES,
     Ablation,
     Announced,

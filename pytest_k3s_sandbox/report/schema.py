@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, Seconds
-from pytest_k3s_sandbox.report.findings import (
+from pytest_k3s_sandbox.report.outcomes import (
     Ablation,
     Announced,
     Measurement,
@@ -49,7 +49,7 @@ class Header(FrozenModel):
     project_version: str
 
 
-class Program(FrozenModel):
+class ProgramRecord(FrozenModel):
     """One program under test.
 
     Attributes:
@@ -103,7 +103,7 @@ class Environment(FrozenModel):
     sandbox: str
     root_magic: Count | None
     kernel: str | None
-    programs: dict[str, Program] = Field(default_factory=dict)
+    programs: dict[str, ProgramRecord] = Field(default_factory=dict)
     pins: dict[str, str] = Field(default_factory=dict)
     layers: tuple[str, ...] = ()
     python: str
@@ -169,7 +169,7 @@ class Sample(FrozenModel):
         conditions: The status of every condition of the node, by its type.
         pods: The pods that exist, by ``namespace/name``.
         api_reachable: Whether the API server answered.
-        errors: Error lines in the logs so far, by kind (see :mod:`~.kinds`).
+        errors: Error lines in the logs so far, by kind (see :mod:`~.log_classifier`).
         cost: What each layer has used, by the layer's name.
         heartbeat_age: Seconds since the kubelet renewed the node's lease; None when that was not read.
     """
@@ -239,7 +239,7 @@ class ErrorLine(FrozenModel):
     Attributes:
         t: Seconds since the run's zero.
         component: The log's name, like ``kubelet``; its file is ``logs/<component>.log``.
-        kind: See :mod:`~.kinds`.
+        kind: See :mod:`~.log_classifier`.
         text: The line as it was.
         errno: The error's name when the line has one, like ``EINTR``.
         count: How many lines this record stands for: more than 1 where one that differs in numbers only has

@@ -1,4 +1,4 @@
-"""What a page shows of a run's findings: claims, tests, walls, ablation, distributions, benchmarks, costs."""
+"""What a page shows of a run's outcomes: claims, tests, walls, ablation, distributions, benchmarks, costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, STAGES, Sets, combination, matrix, sets
 from pytest_k3s_sandbox.report.charts import number
 from pytest_k3s_sandbox.report.distributions import (
-    Distribution,
+    Observations,
     Series,
     distributions,
     grouped,
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_k3s_sandbox.report.cite import Citations
-    from pytest_k3s_sandbox.report.findings import Ablation, Measurement
-    from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import LayerState
+    from pytest_k3s_sandbox.report.records import Ablation, LayerState, Measurement, Run
 
 
 MAX_CELL = 32
@@ -175,7 +173,7 @@ def distribution_groups(run: Run, cites: Citations, ident: str) -> list[dict[str
     return made
 
 
-def _distribution_row(one: Distribution, cites: Citations) -> dict[str, Any]:
+def _distribution_row(one: Observations, cites: Citations) -> dict[str, Any]:
     if len(one.lines) == 1:
         cite = cites.line(one.lines[0])
     else:

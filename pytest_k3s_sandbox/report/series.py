@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import Sample
+    from pytest_k3s_sandbox.report.records import Run, Sample
 
 GAP_FLOOR = 2.0
 """Seconds between two samples that are never taken for a gap."""

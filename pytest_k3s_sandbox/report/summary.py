@@ -9,8 +9,7 @@ from pytest_k3s_sandbox.report.beginning import start_restarts
 from pytest_k3s_sandbox.report.facts import Facts, PodFacts, facts
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.report.findings import Tested, Verdict
-    from pytest_k3s_sandbox.report.run import Run
+    from pytest_k3s_sandbox.report.records import Run, Tested, Verdict
 
 _ROOTS = {
     0x01021997: "9p",

@@ -12,21 +12,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.report.facts import facts
-from pytest_k3s_sandbox.report.findings import (
+from pytest_k3s_sandbox.report.records import (
     Ablation,
     Announced,
-    Measurement,
-    Tested,
-    Verdict,
-    Wall,
-)
-from pytest_k3s_sandbox.report.schema import (
     Environment,
     ErrorLine,
     Event,
+    FrozenModel,
     LayerState,
+    Measurement,
     Phase,
+    Run,
     Sample,
+    Tested,
+    Verdict,
+    Wall,
 )
 from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, value_text, worst
 from pytest_k3s_sandbox.support import escaping
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pytest_k3s_sandbox.report.base import FrozenModel
-    from pytest_k3s_sandbox.report.run import Run
 
 _KINDS: dict[str, type[FrozenModel]] = {
     "environment": Environment,

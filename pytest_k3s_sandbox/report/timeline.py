@@ -11,15 +11,13 @@ from xml.etree import ElementTree as ET
 from pytest_k3s_sandbox.report import drawing
 from pytest_k3s_sandbox.report.drawing import CHARACTER, GUTTER, RIGHT, WIDTH, Scale, add, label, line, tip
 from pytest_k3s_sandbox.report.facts import facts
-from pytest_k3s_sandbox.report.schema import EventKind
+from pytest_k3s_sandbox.report.records import Event, EventKind, Phase, Run, Sample
 from pytest_k3s_sandbox.report.series import Lane, lanes, missing
 from pytest_k3s_sandbox.report.summary import seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.report.run import Run
-    from pytest_k3s_sandbox.report.schema import Event, Phase, Sample
 
 MAX_PODS = 16
 """Pods with a lane of their own in one drawing; where there are more, most are only counted."""

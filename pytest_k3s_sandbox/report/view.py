@@ -14,7 +14,7 @@ from pytest_k3s_sandbox.report.cite import Citations, key_figures
 from pytest_k3s_sandbox.report.drawing import markup
 from pytest_k3s_sandbox.report.errors import fragment, group_errors, shorten
 from pytest_k3s_sandbox.report.facts import Facts, PodFacts, facts
-from pytest_k3s_sandbox.report.records import RECORDS_FILE
+from pytest_k3s_sandbox.report.records import RECORDS_FILE, Run
 from pytest_k3s_sandbox.report.summary import (
     again,
     incomplete_reason,
@@ -29,7 +29,6 @@ from pytest_k3s_sandbox.report.timeline import bring_up_window, flags, legend, t
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.report.run import Run
 
 MAX_ROWS = 200
 """Rows that a table of error lines or events shows; all are in the records."""

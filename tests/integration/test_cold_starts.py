@@ -27,8 +27,7 @@ from urllib3.exceptions import HTTPError
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.node.bringup import Up, everything
 from pytest_k3s_sandbox.node.spec import Wish
-from pytest_k3s_sandbox.report.records import read_run
-from pytest_k3s_sandbox.report.schema import EventKind
+from pytest_k3s_sandbox.report.records import EventKind, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [

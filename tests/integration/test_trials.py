@@ -16,8 +16,7 @@ from pytest_k3s_sandbox.layers.base import Effect, Health
 from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
 from pytest_k3s_sandbox.node.spec import Wish
-from pytest_k3s_sandbox.report.findings import Stage
-from pytest_k3s_sandbox.report.records import RunWriter
+from pytest_k3s_sandbox.report.records import RunWriter, Stage
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.sandbox.base import Sandbox

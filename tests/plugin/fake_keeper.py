@@ -14,9 +14,8 @@ from typing import Any
 
 from pytest_k3s_sandbox.daemon import endings, process, registry
 from pytest_k3s_sandbox.daemon.clients import Users
-from pytest_k3s_sandbox.report.finish import finish
-from pytest_k3s_sandbox.report.records import Environment, Event, Machine, RunWriter, Sample
-from pytest_k3s_sandbox.report.schema import EventKind
+from pytest_k3s_sandbox.report.finalize import finalize
+from pytest_k3s_sandbox.report.records import Environment, Event, EventKind, Machine, RunWriter, Sample
 from pytest_k3s_sandbox.sandbox.processes import Identity
 
 
@@ -79,7 +78,7 @@ def main(order: dict[str, Any]) -> None:
             last.callback(users.remove)
             registry.state_file(order["name"]).unlink()
             endings.forget(order["name"])
-        finish(folder, keep=order["keep"], failed=users.read("failed") is not None)
+        finalize(folder, keep=order["keep"], failed=users.read("failed") is not None)
         note("shared cluster down")
 
 

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.report.schema import EventKind
+from pytest_k3s_sandbox.report.records import EventKind, Run
 from pytest_k3s_sandbox.report.summary import outcome
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.report.records import Run
     from tests.plugin.conftest import Project
 
 TEST = """

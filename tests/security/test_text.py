@@ -29,8 +29,7 @@ from pytest_k3s_sandbox.pytestplugin import allure
 from pytest_k3s_sandbox.report import ablation_text
 from pytest_k3s_sandbox.report.export import export
 from pytest_k3s_sandbox.report.page import render
-from pytest_k3s_sandbox.report.records import ErrorLine, Event, Tested, Verdict, read_run
-from pytest_k3s_sandbox.report.schema import RECORD
+from pytest_k3s_sandbox.report.records import RECORD, ErrorLine, Event, Tested, Verdict, read_run
 from pytest_k3s_sandbox.report.summary import sentence
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 

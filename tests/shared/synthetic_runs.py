@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.report.records import (
     Measurement,
     Phase,
     PodState,
-    Program,
+    ProgramRecord,
     Record,
     RunWriter,
     Sample,
@@ -37,7 +37,7 @@ ENVIRONMENT = Environment(
     sandbox="gvisor",
     root_magic=0x01021997,
     kernel="4.19.0-gvisor",
-    programs={"kubelet": Program(version="1.34.4", origin="cache", sha256="ab" * 32)},
+    programs={"kubelet": ProgramRecord(version="1.34.4", origin="cache", sha256="ab" * 32)},
     pins={"kubernetes": "1.34.4", "runc": "1.3.4"},
     layers=LAYERS,
     python="3.11.7",
@@ -106,7 +106,7 @@ def churn(seconds: int) -> Iterator[Record]:
         )
 
 
-def findings() -> Iterator[Record]:
+def outcomes() -> Iterator[Record]:
     """Walls, an ablation of two versions, benchmarks, other measurements and verdicts."""
     texts = {
         "cgroup": "failed to get mounted cgroup subsystems: failed to find cgroup mounts",
@@ -168,7 +168,7 @@ def findings() -> Iterator[Record]:
 
 def everything(seconds: int) -> list[Record]:
     """A run with all kinds of records, ``seconds`` long."""
-    return [*bring_up(), *churn(seconds), *findings()]
+    return [*bring_up(), *churn(seconds), *outcomes()]
 
 
 def write(folder: Path, records: Sequence[Record], *, close: bool = True) -> Path:

@@ -23,7 +23,7 @@ from pytest_k3s_sandbox.bench.interceptor_figures import (
 from pytest_k3s_sandbox.bench.interceptor_node import cpu_seconds
 from pytest_k3s_sandbox.layers.interceptor.loading import parse_rules
 from pytest_k3s_sandbox.layers.interceptor.rules import trapped_calls
-from pytest_k3s_sandbox.report.findings import Measurement, Verdict
+from pytest_k3s_sandbox.report.records import Measurement, Verdict
 
 NODE: dict[str, Any] = {
     "seconds": 60.0,

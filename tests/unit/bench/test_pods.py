@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_k3s_sandbox.bench.pods import Crowd, records, summary, table
-from pytest_k3s_sandbox.report.findings import Verdict
+from pytest_k3s_sandbox.report.records import Verdict
 
 CROWDS = [
     Crowd("gvisor", ready=40.0, gone=70.0, left=("process containerd-shim",)),

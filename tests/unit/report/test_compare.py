@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from synthetic_runs import everything
 
 from pytest_k3s_sandbox.report.compare import claims, comparison
-from pytest_k3s_sandbox.report.records import Announced, Verdict
+from pytest_k3s_sandbox.report.records import Announced, Run, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pytest_k3s_sandbox.report.records import Run
 
 
 def verdict(name: str, *, held: bool, measured: float | None = None) -> Verdict:

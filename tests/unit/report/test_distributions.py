@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.report.charts import (
     span,
 )
 from pytest_k3s_sandbox.report.distributions import (
-    Distribution,
+    Observations,
     Series,
     distributions,
     memory,
@@ -28,12 +28,11 @@ from pytest_k3s_sandbox.report.distributions import (
     thinned,
 )
 from pytest_k3s_sandbox.report.drawing import WIDTH, log_ticks, standalone, ticks
-from pytest_k3s_sandbox.report.records import Cost, Event, Measurement, Run, Sample
+from pytest_k3s_sandbox.report.records import Cost, Event, Measurement, Record, Run, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_k3s_sandbox.report.records import Record
 
 POSITIVE = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=30)
 
@@ -110,7 +109,7 @@ def test_an_axis_holds_every_value_and_has_marks(values: list[float]) -> None:
 @given(POSITIVE, POSITIVE)
 def test_distributions_are_drawn_within_their_frame(first: list[float], second: list[float]) -> None:
     found = [
-        Distribution(name, "s", tuple(values), (1,), "g") for name, values in (("a", first), ("b", second))
+        Observations(name, "s", tuple(values), (1,), "g") for name, values in (("a", first), ("b", second))
     ]
     drawing = distribution_chart(found, "title", "id")
     circles = list(drawing.iter("circle"))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.report.facts import facts
-from pytest_k3s_sandbox.report.records import ErrorLine, Event, Sample
+from pytest_k3s_sandbox.report.records import ErrorLine, Event, Record, Run, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pytest_k3s_sandbox.report.records import Record, Run
 
 
 def test_the_key_figures_of_a_good_run(

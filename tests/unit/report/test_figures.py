@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_is_named(
 
 def test_a_page_needs_no_matplotlib() -> None:
     program = (
-        "import sys, pytest_k3s_sandbox.report.page, pytest_k3s_sandbox.report.finish\n"
+        "import sys, pytest_k3s_sandbox.report.page, pytest_k3s_sandbox.report.finalize\n"
         "sys.exit('matplotlib' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

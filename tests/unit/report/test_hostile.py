@@ -15,8 +15,7 @@ from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.report.digest import digest, lines
 from pytest_k3s_sandbox.report.export import export
 from pytest_k3s_sandbox.report.page import render
-from pytest_k3s_sandbox.report.records import read_run
-from pytest_k3s_sandbox.report.schema import RECORD
+from pytest_k3s_sandbox.report.records import RECORD, read_run
 from pytest_k3s_sandbox.report.summary import summarize
 
 if TYPE_CHECKING:

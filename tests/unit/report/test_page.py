@@ -22,6 +22,7 @@ from pytest_k3s_sandbox.report.records import (
     Header,
     Phase,
     PodState,
+    Record,
     Run,
     Sample,
     Verdict,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pytest_k3s_sandbox.report.records import Record
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "link", "br", "img", "input", "hr"}

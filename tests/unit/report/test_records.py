@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.report.records import (
+    RECORD,
     SCHEMA_VERSION,
     Cost,
     End,
@@ -32,7 +33,6 @@ from pytest_k3s_sandbox.report.records import (
     Verdict,
     read_run,
 )
-from pytest_k3s_sandbox.report.schema import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.report.digest import Digest, digest, lines
-from pytest_k3s_sandbox.report.records import Announced, End, ErrorLine, Event, Tested, Verdict
+from pytest_k3s_sandbox.report.records import (
+    Announced,
+    End,
+    ErrorLine,
+    Event,
+    Record,
+    Run,
+    Sample,
+    Tested,
+    Verdict,
+)
 from pytest_k3s_sandbox.report.summary import (
     again,
     incomplete_reason,
@@ -24,7 +34,6 @@ from pytest_k3s_sandbox.report.summary import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_k3s_sandbox.report.records import Record, Run, Sample
 
 END = End(t=11)
 LOST = Verdict(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from synthetic_runs import ENVIRONMENT, everything, write
 
 from pytest_k3s_sandbox.report.export import export, figure_data
-from pytest_k3s_sandbox.report.records import Announced, Event, Sample, Tested, Verdict, read_run
+from pytest_k3s_sandbox.report.records import Announced, Event, Record, Run, Sample, Tested, Verdict, read_run
 from pytest_k3s_sandbox.report.tables import (
     bibtex,
     csv_tables,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pytest_k3s_sandbox.report.records import Record, Run
 
 CELLS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 

@@ -1,4 +1,4 @@
-"""The schema: old files, its published copy, and what findings are made of."""
+"""The schema: old files, its published copy, and what outcomes are made of."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.report.summary import outcome
 
 
-def finish(folder: Path, *, keep: str, failed: bool) -> Path | None:
+def finalize(folder: Path, *, keep: str, failed: bool) -> Path | None:
     """Render a run's page, or remove a folder that is not to be kept.
 
     Args:

@@ -127,7 +127,7 @@ class FirstError(FrozenModel):
 
     Attributes:
         component: The log's name, like ``kubelet``.
-        kind: See :mod:`~.kinds`.
+        kind: See :mod:`~.log_classifier`.
         text: The line, or the part of it that matters, in the program's own words.
         t: Seconds since the run's zero; None when the line has no time.
     """

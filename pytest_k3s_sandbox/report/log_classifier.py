@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class LineKind(StrEnum):
     """What an error is about; the order is the order of precedence."""
 
     YOUNG = "young-container"
@@ -39,7 +39,7 @@ class LogError:
         errno: The name of the error number that it ends with, like ``EINTR``.
     """
 
-    kind: Kind
+    kind: LineKind
     severity: str
     message: str
     errno: str | None = None
@@ -98,34 +98,34 @@ _CADVISOR_LOSSES = re.compile(
     r"Failed to update stats for container|Failed to process watch event|Error while processing event"
 )
 
-_WORDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    (Kind.KMSG, re.compile(r"/dev/kmsg")),
+_WORDS: tuple[tuple[LineKind, re.Pattern[str]], ...] = (
+    (LineKind.KMSG, re.compile(r"/dev/kmsg")),
     (
-        Kind.SYSCTL,
+        LineKind.SYSCTL,
         re.compile(r"/proc/sys/|kernel flag|sysctl", re.IGNORECASE),
     ),
-    (Kind.EINTR, re.compile(r"interrupted system call")),
-    (Kind.CGROUP, re.compile(r"cgroup", re.IGNORECASE)),
+    (LineKind.EINTR, re.compile(r"interrupted system call")),
+    (LineKind.CGROUP, re.compile(r"cgroup", re.IGNORECASE)),
     (
-        Kind.MOUNT,
+        LineKind.MOUNT,
         re.compile(
             r"device or resource busy|target is busy|UnmountVolume|MountVolume|failed to (?:un)?mount|umount",
             re.IGNORECASE,
         ),
     ),
     (
-        Kind.CNI,
+        LineKind.CNI,
         re.compile(r"\bcni\b|network not ready|NetworkPluginNotReady|network for sandbox", re.IGNORECASE),
     ),
     (
-        Kind.RUNTIME,
+        LineKind.RUNTIME,
         re.compile(
             r"PodSandbox|CreateContainer|StartContainer|runtime service|containerd|"
             r"OCI runtime|\brunc\b|\bshim\b",
         ),
     ),
     (
-        Kind.API,
+        LineKind.API,
         re.compile(
             r"dial tcp|connection refused|Unable to register node|Failed to watch|ensure lease|"
             r"Client\.Timeout|etcdserver|error getting node|node \"[^\"]*\" not found|is forbidden"
@@ -174,7 +174,7 @@ def classify(line: str) -> LogError | None:
     return None
 
 
-def kind_of(message: str, file: str | None = None) -> Kind:
+def kind_of(message: str, file: str | None = None) -> LineKind:
     """Return what a message is about.
 
     Args:
@@ -182,12 +182,12 @@ def kind_of(message: str, file: str | None = None) -> Kind:
         file: The base name of the source file that klog printed.
     """
     if _YOUNG.fullmatch(message):
-        return Kind.YOUNG
+        return LineKind.YOUNG
     structured = message.startswith('"')
     from_cadvisor = file in _CADVISOR_ONLY or (file in _CADVISOR_SHARED and not structured)
     if from_cadvisor or _CADVISOR_WORDS.search(message):
-        return Kind.CADVISOR
-    return next((kind for kind, words in _WORDS if words.search(message)), Kind.OTHER)
+        return LineKind.CADVISOR
+    return next((kind for kind, words in _WORDS if words.search(message)), LineKind.OTHER)
 
 
 def errno_of(message: str) -> str | None:
