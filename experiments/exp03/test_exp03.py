@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.report.records import Stage
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class TmpfsBelow:
     """
 
     name = "tmpfs_below_kubelet"
-    effect = Effect()
+    overrides = NodeOverrides()
 
     def __init__(self, sandbox: Sandbox) -> None:
         """Mount nothing yet."""

@@ -117,7 +117,7 @@ def place(
             workarounds = ending.enter_context(Workarounds.only(sandbox, parts))
         with k3s_run.phase("layer fuse_cgroupfs"):
             cgroupfs = ending.enter_context(FuseCgroupfs(sandbox))
-        words = PtraceInterceptor(sandbox, "exp08", tree=TREE).effect.wrap["kubelet"]
+        words = PtraceInterceptor(sandbox, "exp08", tree=TREE).overrides.wrap["kubelet"]
         stack = LayerStack(sandbox, (workarounds, cgroupfs))
         if wanted != "here" or k3s_run.environment is None:
             k3s_run.append(fingerprint(stack, k3s_wish, k3s_toolchain, "exp07"))

@@ -9,7 +9,7 @@ from typing import Protocol
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.wait import Attendant
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.layers.base import Effect, Layer
+from pytest_k3s_sandbox.layers.base import Layer, NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -50,7 +50,7 @@ class Distribution(Protocol):
         """
 
     def start_node(
-        self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
+        self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
     ) -> None:
         """Start the worker node with what the layers do to it.
 

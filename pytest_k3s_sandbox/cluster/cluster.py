@@ -19,9 +19,9 @@ from pytest_k3s_sandbox.cluster.answers import answered, found, patient
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.effects import merge
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
+from pytest_k3s_sandbox.cluster.overrides import merge
 from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, conditions
 from pytest_k3s_sandbox.cluster.wait import lost_by, until
 from pytest_k3s_sandbox.deadline import Deadline
@@ -118,9 +118,9 @@ class Cluster:
         """
         with self.changing:
             self.layers = tuple(layers)
-            effect = merge(layer.effect for layer in layers)
+            overrides = merge(layer.overrides for layer in layers)
             deadline = Deadline.after(START_SECONDS)
-            self.distribution.start_node(self.sandbox, self.settings, effect, deadline, self._phase)
+            self.distribution.start_node(self.sandbox, self.settings, overrides, deadline, self._phase)
 
     def stop_node(self) -> None:
         """End the node; the control plane goes on, and the node can be started again.

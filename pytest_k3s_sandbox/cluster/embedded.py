@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.cluster.programs import Programs
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
-from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
 from pytest_k3s_sandbox.sandbox.trees import staged
 
@@ -84,18 +84,18 @@ class Embedded(Programs):
         self._spawn(sandbox, "kube-apiserver", after_socket(KINE_SOCKET, components.kube_apiserver(settings)))
 
     def start_node(
-        self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
+        self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
     ) -> None:
         """Start containerd, then the rest when the API server answers; see :class:`.base.Distribution`."""
-        settings = with_effect(settings, effect)
+        settings = with_overrides(settings, overrides)
         self._store = settings.store
         files = sandbox.files
         files.write(f"{STATE_DIR}/containerd.toml", components.containerd_config(settings))
         files.write(f"{STATE_DIR}/kubelet.json", json.dumps(components.kubelet_config(settings), indent=1))
         with phase("containerd"):
-            words = [*effect.wrap.get("containerd", ()), *components.containerd()]
+            argv = [*overrides.wrap.get("containerd", ()), *components.containerd()]
             seen = files.size(f"{STATE_DIR}/logs/containerd.log")  # of a node before
-            self._spawn(sandbox, "containerd", words, effect)
+            self._spawn(sandbox, "containerd", argv, overrides)
             share_kubelet_root(sandbox)
             if not self._images_loaded:
                 # In one archive: in gVisor the program that imports it costs more than what it imports.
@@ -106,8 +106,8 @@ class Embedded(Programs):
         # Nodes can register long before the API server calls itself ready, which it does when all roles are
         # written; a kubelet needs none of them (Node authorizer).
         self._until_api(sandbox, settings, "/api/v1/nodes?limit=1", deadline)
-        words = [*effect.wrap.get("kubelet", ()), *components.kubelet(settings)]
-        self._spawn(sandbox, "kubelet", words, effect)
+        argv = [*overrides.wrap.get("kubelet", ()), *components.kubelet(settings)]
+        self._spawn(sandbox, "kubelet", argv, overrides)
         if not self._images_loaded:
             with phase("images"):
                 self.load_image(sandbox, f"{STATE_DIR}/{IMAGES}", deadline)
@@ -193,13 +193,13 @@ def after_socket(socket: str, argv: Sequence[str]) -> list[str]:
     return ["sh", "-c", f'until test -S {socket}; do sleep 0.02; done; exec "$@"', "sh", *argv]
 
 
-def with_effect(settings: Settings, effect: Effect) -> Settings:
+def with_overrides(settings: Settings, overrides: NodeOverrides) -> Settings:
     """Return the settings with what the layers put into them."""
     return replace(
         settings,
-        cni_bin_dir=effect.cni_bin_dir or settings.cni_bin_dir,
-        cni_conf_dir=effect.cni_conf_dir or settings.cni_conf_dir,
-        runtime=effect.runtime or settings.runtime,
+        cni_bin_dir=overrides.cni_bin_dir or settings.cni_bin_dir,
+        cni_conf_dir=overrides.cni_conf_dir or settings.cni_conf_dir,
+        runtime=overrides.runtime or settings.runtime,
     )
 
 
@@ -225,8 +225,8 @@ def load_image(
     Raises:
         StartError: containerd refused it.
     """
-    words = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--local", "--snapshotter", snapshotter]
-    sandbox.run([*words, tar], timeout=deadline.remaining())
+    argv = [ctr, "-a", socket, "-n", "k8s.io", "images", "import", "--local", "--snapshotter", snapshotter]
+    sandbox.run([*argv, tar], timeout=deadline.remaining())
 
 
 def image_names(
@@ -247,8 +247,8 @@ def image_names(
     Raises:
         StartError: containerd refused it.
     """
-    words = [ctr, "-a", socket, "-n", "k8s.io", "images", "list", "--quiet"]
-    return frozenset(sandbox.run(words, timeout=deadline.remaining()).stdout.split())
+    argv = [ctr, "-a", socket, "-n", "k8s.io", "images", "list", "--quiet"]
+    return frozenset(sandbox.run(argv, timeout=deadline.remaining()).stdout.split())
 
 
 def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:

@@ -33,12 +33,12 @@ from pytest_k3s_sandbox.cluster.embedded import (
     image_names,
     load_image,
     share_kubelet_root,
-    with_effect,
+    with_overrides,
 )
 from pytest_k3s_sandbox.cluster.programs import Programs
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
 from pytest_k3s_sandbox.sandbox.trees import staged
 
@@ -160,19 +160,19 @@ class K3s(Programs):
             self._spawn(sandbox, "k3s-server", server(settings, agent=False))
 
     def start_node(
-        self, sandbox: Sandbox, settings: Settings, effect: Effect, deadline: Deadline, phase: Phase
+        self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
     ) -> None:
         """Start k3s, or the agent, under what wraps the kubelet: the node is in that process."""
-        settings = with_effect(settings, effect)
+        settings = with_overrides(settings, overrides)
         self._write_node_files(sandbox, settings)
         share_kubelet_root(sandbox)
-        wrap = effect.wrap.get("kubelet", ())
+        wrap = overrides.wrap.get("kubelet", ())
         if self._apart:
             with phase("API server"):
                 self._until_api(sandbox, settings, deadline)
-            self._spawn(sandbox, "k3s", [*wrap, *agent(settings)], effect)
+            self._spawn(sandbox, "k3s", [*wrap, *agent(settings)], overrides)
         else:
-            self._spawn(sandbox, "k3s", [*wrap, *server(settings)], effect)
+            self._spawn(sandbox, "k3s", [*wrap, *server(settings)], overrides)
             with phase("API server"):
                 self._until_api(sandbox, settings, deadline)
 
@@ -195,8 +195,10 @@ class K3s(Programs):
         ctr = f"{self._data}/data/current/bin/ctr"
         return image_names(sandbox, deadline, ctr=ctr, socket=CONTAINERD_SOCKET)
 
-    def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
-        super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "here" else argv, effect)
+    def _spawn(
+        self, sandbox: Sandbox, name: str, argv: list[str], overrides: NodeOverrides | None = None
+    ) -> None:
+        super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "here" else argv, overrides)
 
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`; k3s in one process is its API server, too."""

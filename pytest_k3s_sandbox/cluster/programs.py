@@ -10,7 +10,7 @@ from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import POLL_SECONDS, Attendant, Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 
 ASK_SECONDS = 2.0
@@ -79,11 +79,13 @@ class Programs:
             ClusterError: It ended, or the deadline passed.
         """
 
-    def _spawn(self, sandbox: Sandbox, name: str, argv: list[str], effect: Effect | None = None) -> None:
-        """Start a program; with an effect, it is one of the node's, and ``argv`` has what wraps it."""
-        environment = dict(effect.environment) if effect is not None else {}
+    def _spawn(
+        self, sandbox: Sandbox, name: str, argv: list[str], overrides: NodeOverrides | None = None
+    ) -> None:
+        """Start a program; overrides are given for those of the node, whose ``argv`` has what wraps them."""
+        environment = dict(overrides.environment) if overrides is not None else {}
         self.traced.discard(name)
-        if effect is not None and any(effect.wrap.values()):
+        if overrides is not None and any(overrides.wrap.values()):
             self.traced.add(name)
         self._commands[name] = (argv, environment)
         self.processes[name] = sandbox.spawn(argv, name=name, env=environment)

@@ -1,9 +1,7 @@
-"""What a layer is: something put around an unmodified node, with a health check.
+"""The contract of a layer: a context manager around an unmodified node, with a health check.
 
-A layer is a context manager. Entering it brings it up in its sandbox and checks it;
-leaving it takes it down. While it is up, its :class:`Effect` says what the node's
-programs get from it: layers know nothing of Kubernetes, and the cluster knows
-nothing of a layer but its effect.
+Entering a layer brings it up in its sandbox and checks it; leaving it takes it down. Layers know
+nothing of Kubernetes, and the cluster knows only the :class:`NodeOverrides` of a layer.
 """
 
 from __future__ import annotations
@@ -15,12 +13,11 @@ from typing import Protocol, Self, runtime_checkable
 
 
 @dataclass(frozen=True)
-class Effect:
-    """What the programs of a node get from a layer.
+class NodeOverrides:
+    """What a layer changes in how the programs of a node are started.
 
     Attributes:
-        wrap: Words put before a program's own command line, by role: ``kubelet``
-            or ``containerd``.
+        wrap: The argv put before a program's own, by role: ``kubelet`` or ``containerd``.
         environment: Variables for both programs.
         cni_bin_dir: The folder inside with CNI plugins.
         cni_conf_dir: The folder inside with the CNI configuration list.
@@ -39,7 +36,7 @@ class Health:
     """What a layer's check found.
 
     Attributes:
-        ok: Whether the layer does what it is for.
+        ok: Whether the layer works.
         details: What was seen, each as ``name: value``; recorded in reports.
     """
 
@@ -55,8 +52,8 @@ class Layer(Protocol):
         """The layer's name as in ``--layers`` and in reports."""
 
     @property
-    def effect(self) -> Effect:
-        """What the node gets; valid while the layer is up."""
+    def overrides(self) -> NodeOverrides:
+        """How the node's programs are started; valid while the layer is up."""
 
     def __enter__(self) -> Self:
         """Bring the layer up and check it.

@@ -12,7 +12,7 @@ import pytest
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.lab.observe import Milestone
 from pytest_k3s_sandbox.lab.trials import Trials
-from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
 from pytest_k3s_sandbox.node.spec import Wish
@@ -33,7 +33,7 @@ class Litter:
     """A layer that leaves what a command makes; implements :class:`~pytest_k3s_sandbox.layers.base.Layer`."""
 
     name = "litter"
-    effect = Effect()
+    overrides = NodeOverrides()
 
     def __init__(self, sandbox: Sandbox, command: str) -> None:
         """Keep what it will leave."""

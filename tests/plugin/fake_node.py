@@ -20,7 +20,7 @@ import pytest
 
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.layers import stack
-from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.node import bringup, spec
 from pytest_k3s_sandbox.pytestplugin import experiment_markers
 from pytest_k3s_sandbox.pytestplugin.activation import activate
@@ -79,7 +79,7 @@ class FakeSandbox:
 class FakeLayer:
     """A layer that does nothing."""
 
-    effect = Effect()
+    overrides = NodeOverrides()
 
     def __init__(self, name: str) -> None:
         """Keep the name."""

@@ -11,7 +11,7 @@ from typing import Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import LayerError, StartError
-from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.cgroupfs import probe
 from pytest_k3s_sandbox.layers.cgroupfs.__main__ import READY
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
@@ -42,7 +42,7 @@ class FuseCgroupfs:
     """
 
     name = "fuse_cgroupfs"
-    effect = Effect()
+    overrides = NodeOverrides()
 
     def __init__(
         self,

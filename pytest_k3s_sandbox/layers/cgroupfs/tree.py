@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TreeEntry:
     """What a path leads to: the top, a group, or a file in a group.
 
     Attributes:
@@ -66,7 +66,7 @@ class Tree:
         """Bring all numbers up to date, within the age that the accounting allows."""
         self._announce(self._accounting.sample())
 
-    def find(self, path: str) -> Entry:
+    def find(self, path: str) -> TreeEntry:
         """Return what a path leads to.
 
         Args:
@@ -77,7 +77,7 @@ class Tree:
         """
         parts = [part for part in path.split("/") if part]
         if not parts:
-            return Entry(None)
+            return TreeEntry(None)
         hierarchy = self.hierarchies.get(parts[0])
         if hierarchy is None:
             fail(errno.ENOENT)
@@ -92,8 +92,8 @@ class Tree:
                 fail(errno.ENOENT)
             if position != len(parts):
                 fail(errno.ENOTDIR)
-            return Entry(group, part, file)
-        return Entry(group)
+            return TreeEntry(group, part, file)
+        return TreeEntry(group)
 
     def names(self, group: Group[Any] | None) -> list[str]:
         """Return the names in a directory: the controllers at the top, else files and groups."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, SandboxError
-from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.cni.protocol import VERSIONS
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Sandbox
 from pytest_k3s_sandbox.sandbox.trees import staged
@@ -72,9 +72,9 @@ class FakeCni:
         return "fake_cni"
 
     @property
-    def effect(self) -> Effect:
+    def overrides(self) -> NodeOverrides:
         """The folders that containerd's CRI plugin is to read."""
-        return Effect(cni_bin_dir=f"{FOLDER}/bin", cni_conf_dir=f"{FOLDER}/net.d")
+        return NodeOverrides(cni_bin_dir=f"{FOLDER}/bin", cni_conf_dir=f"{FOLDER}/net.d")
 
     def __enter__(self) -> Self:
         """Write the plugin and its configuration list, and try them.

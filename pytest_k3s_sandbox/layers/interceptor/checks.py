@@ -15,12 +15,12 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     RETRIABLE,
     TREE,
     FaultRule,
-    Kind,
     MaskRule,
     MountRule,
     RedirectRule,
     RetryRule,
     Rule,
+    RuleKind,
     Rules,
     StatfsRule,
 )
@@ -74,7 +74,7 @@ def _path(field: str, value: str) -> Iterator[Problem]:
         yield field, f"{value!r} is not an absolute path without '..' and '//'"
 
 
-def _place(path: str, kind: Kind) -> Iterator[Problem]:
+def _place(path: str, kind: RuleKind) -> Iterator[Problem]:
     yield from _path(kind.name, path)
     if kind is PATTERN:
         try:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final, Self
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
-from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, preset_names
 from pytest_k3s_sandbox.layers.interceptor.mounttable import rewrite_mountinfo
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox, magic_argv
@@ -54,9 +54,9 @@ class PtraceInterceptor:
         self._tree = tree
 
     @property
-    def effect(self) -> Effect:
-        """The words before each program's command line, by role."""
-        return Effect(wrap={role: self._wrap(role) for role in ROLES})
+    def overrides(self) -> NodeOverrides:
+        """The tracer's argv before each program's own, by role."""
+        return NodeOverrides(wrap={role: self._wrap(role) for role in ROLES})
 
     def __enter__(self) -> Self:
         """Check that programs in the sandbox see what the rules say.
@@ -104,12 +104,12 @@ class PtraceInterceptor:
         )
 
     def _wrap(self, role: str, *, stats: bool = True) -> tuple[str, ...]:
-        words = [sys.executable, "-m", __package__ or "", "--preset", self._presets[role]]
+        argv = [sys.executable, "-m", __package__ or "", "--preset", self._presets[role]]
         if self._tree is not None:
-            words += ["--tree", self._tree]
+            argv += ["--tree", self._tree]
         if stats:
-            words += ["--stats", f"{STATE_DIR}/stats-{role}.json"]
-        return (*words, "--")
+            argv += ["--stats", f"{STATE_DIR}/stats-{role}.json"]
+        return (*argv, "--")
 
     def _probe(self, wrap: tuple[str, ...]) -> tuple[int, str]:
         f_type, _, mountinfo = self._sandbox.run([*wrap, "sh", "-c", _PROBE]).stdout.partition("\n")

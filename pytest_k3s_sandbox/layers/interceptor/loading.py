@@ -11,12 +11,12 @@ from pytest_k3s_sandbox.layers.interceptor.checks import problems
 from pytest_k3s_sandbox.layers.interceptor.rules import (
     KINDS,
     FaultRule,
-    Kind,
     MaskRule,
     MountRule,
     RedirectRule,
     RetryRule,
     Rule,
+    RuleKind,
     Rules,
     StatfsRule,
 )
@@ -170,7 +170,7 @@ class _Table:
                 self.fail("calls", f"unknown group of calls {name!r}; known: {', '.join(known)}")
         return default if named is None else tuple(known[name] for name in named)
 
-    def place(self) -> tuple[str, Kind]:
+    def place(self) -> tuple[str, RuleKind]:
         """Take the path that a rule is for, and how it is meant."""
         given = [(value, kind) for kind in KINDS.values() if (value := self.path(kind.name)) is not None]
         if len(given) != 1:

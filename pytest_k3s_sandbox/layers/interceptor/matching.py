@@ -13,10 +13,10 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     PATTERN,
     PREFIX,
     FaultRule,
-    Kind,
     MaskRule,
     RedirectRule,
     RetryRule,
+    RuleKind,
     Rules,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group, PathCall
@@ -152,7 +152,7 @@ class _Place(NamedTuple):
     """A rule's path, ready for the test."""
 
     path: bytes
-    kind: Kind
+    kind: RuleKind
     test: Callable[[bytes], bool] | None
 
     @property
@@ -165,7 +165,7 @@ class _Place(NamedTuple):
         return self.test(path) if self.test is not None else below(path, self.path)
 
 
-def _place(path: str, kind: Kind) -> _Place:
+def _place(path: str, kind: RuleKind) -> _Place:
     return _Place(os.fsencode(path), kind, wildcard(path) if kind is PATTERN else None)
 
 

@@ -50,7 +50,7 @@ _REMEMBERED: Final = 256
 """So many files are remembered. A program that starts from a copy in memory has a new one each time."""
 
 
-class Program(NamedTuple):
+class GoProgram(NamedTuple):
     """Where a program's file says that things are: elf(5).
 
     Attributes:
@@ -62,7 +62,7 @@ class Program(NamedTuple):
     entry: int
 
 
-def program_of(head: bytes, text: bytes, address: int) -> Program | None:
+def program_of(head: bytes, text: bytes, address: int) -> GoProgram | None:
     """Return where the function is; None where there is none.
 
     Args:
@@ -73,7 +73,7 @@ def program_of(head: bytes, text: bytes, address: int) -> Program | None:
     offset = text.find(FUNCTION)
     if offset < 0 or len(head) < elf.HEADER:
         return None
-    return Program(address + offset, struct.unpack_from("<Q", head, 24)[0])
+    return GoProgram(address + offset, struct.unpack_from("<Q", head, 24)[0])
 
 
 def code_of(head: bytes) -> tuple[int, int, int] | None:
@@ -89,18 +89,18 @@ def code_of(head: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def loaded_at(program: Program, auxiliary: bytes) -> int | None:
+def loaded_at(program: GoProgram, auxiliary: bytes) -> int | None:
     """Return the function's address in a process, which knows where its program was loaded."""
     entry = elf.auxiliary_value(auxiliary, elf.AT_ENTRY)
     return None if entry is None else (program.function + entry - program.entry) % (1 << 64)
 
 
-class Programs:
+class GoPrograms:
     """Finds the function in programs, and remembers it by the file."""
 
     def __init__(self) -> None:
         """Begin without any."""
-        self._known: dict[tuple[int, int, int, int], Program | None] = {}
+        self._known: dict[tuple[int, int, int, int], GoProgram | None] = {}
 
     def function(self, tid: int) -> int | None:
         """Return the address of Syscall6 in a process; None: it has none, or it is ending."""
@@ -123,7 +123,7 @@ class Programs:
         return None if program is None else loaded_at(program, procfs.auxiliary(tid))
 
 
-def _read(fd: int) -> Program | None:
+def _read(fd: int) -> GoProgram | None:
     head = os.pread(fd, PAGE, 0)
     code = code_of(head)
     if code is None:

@@ -26,16 +26,16 @@ Content = str | Callable[[int, str], str]
 """Text, or what returns it when called with the thread's id and the path."""
 
 
-class Kind(NamedTuple):
+class RuleKind(NamedTuple):
     """How a rule's path is meant, for its label."""
 
     name: str
     suffix: str = ""
 
 
-EXACT: Final = Kind("path")
-PREFIX: Final = Kind("prefix", "/**")
-PATTERN: Final = Kind("pattern")
+EXACT: Final = RuleKind("path")
+PREFIX: Final = RuleKind("prefix", "/**")
+PATTERN: Final = RuleKind("pattern")
 KINDS: Final = {kind.name: kind for kind in (EXACT, PREFIX, PATTERN)}
 
 
@@ -84,7 +84,7 @@ class RedirectRule(NamedTuple):
 
     path: str
     target: str | None = None
-    kind: Kind = EXACT
+    kind: RuleKind = EXACT
     groups: tuple[Group, ...] = (Group.OPEN,)
     content: Content | None = None
     programs: tuple[str, ...] = ()
@@ -208,7 +208,7 @@ class FaultRule(NamedTuple):
 
     path: str
     errno: int
-    kind: Kind = EXACT
+    kind: RuleKind = EXACT
     groups: tuple[Group, ...] = (Group.OPEN,)
     skip: int = 0
     times: int | None = None

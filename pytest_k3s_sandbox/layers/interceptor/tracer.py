@@ -15,10 +15,10 @@ from pytest_k3s_sandbox.layers.interceptor.forward import FORWARDED
 from pytest_k3s_sandbox.layers.interceptor.inject import Injector
 from pytest_k3s_sandbox.layers.interceptor.installing import Installation
 from pytest_k3s_sandbox.layers.interceptor.memory import Memory
+from pytest_k3s_sandbox.layers.interceptor.overlays import Overlays
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profile, Profiles
 from pytest_k3s_sandbox.layers.interceptor.requests import PtraceError
 from pytest_k3s_sandbox.layers.interceptor.scratch import Scratch
-from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
 from pytest_k3s_sandbox.layers.interceptor.stats import Stats
 from pytest_k3s_sandbox.layers.interceptor.syscalls import MMAP, SECCOMP
 from pytest_k3s_sandbox.layers.interceptor.trapped import TrappedCalls
@@ -49,14 +49,14 @@ class Tracer:
         memory = Memory()
         self._calls = TrappedCalls(
             stats,
-            StandIns(scratch),
+            Overlays(scratch),
             self._registers,
             memory,
             self._process_of,
             entry_first=stats.entry_first,
         )
         self._memory = memory
-        self._programs = repeating.Programs()
+        self._programs = repeating.GoPrograms()
         self._injector = Injector(self._registers, memory) if profiles.selective or profiles.exits else None
         self._pending: dict[int, Call] = {}
         self._processes: dict[int, int] = {}

@@ -11,11 +11,11 @@ from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
 from pytest_k3s_sandbox.layers.interceptor.calls import NO_PATH, Call
 from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, names_a_folder, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
+from pytest_k3s_sandbox.layers.interceptor.overlays import Overlays
 from pytest_k3s_sandbox.layers.interceptor.profiles import Profile
 from pytest_k3s_sandbox.layers.interceptor.requests import ARGUMENTS, ORIG_RAX, RAX, RIP, SYSCALL, Registers
 from pytest_k3s_sandbox.layers.interceptor.rewriting import Rewriter
 from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, MaskRule, RetryRule
-from pytest_k3s_sandbox.layers.interceptor.stand_ins import StandIns
 from pytest_k3s_sandbox.layers.interceptor.stats import Stats
 from pytest_k3s_sandbox.layers.interceptor.syscalls import (
     AT_FDCWD,
@@ -46,7 +46,7 @@ class TrappedCalls:
     def __init__(
         self,
         stats: Stats,
-        stand_ins: StandIns,
+        overlays: Overlays,
         registers: Registers,
         memory: Memory,
         process_of: Callable[[int], int],
@@ -56,7 +56,7 @@ class TrappedCalls:
         """Prepare; ``process_of`` finds the process of a thread."""
         self.label = ""
         self._stats = stats
-        self._stand_ins = stand_ins
+        self._overlays = overlays
         self._registers = registers
         self._memory = memory
         self._process_of = process_of
@@ -237,9 +237,9 @@ class TrappedCalls:
             rule, target = decision.redirect
             counts = {rule.label: 1}
             if rule.content is not None:
-                target = self._stand_ins.content(tid, rule, path)
+                target = self._overlays.content(tid, rule, path)
         elif decision.mount_table:
-            found = self._stand_ins.mount_table(tid, normal(path), profile.rules.mounts)
+            found = self._overlays.mount_table(tid, normal(path), profile.rules.mounts)
             if found is None:
                 return None
             target, counts = found

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
-from pytest_k3s_sandbox.layers.base import Effect, Health
+from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.workarounds import sysctl
 from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_wrapper
 from pytest_k3s_sandbox.sandbox.base import (
@@ -112,7 +112,7 @@ class Workarounds:
         self._propagation = propagation
         self._adapt_oci = adapt_oci
         self._cgroups = cgroups
-        self._effect = Effect()
+        self._overrides = NodeOverrides()
         self._mounted: list[str] = []
         self._holder: Process | None = None
 
@@ -137,9 +137,9 @@ class Workarounds:
         return made
 
     @property
-    def effect(self) -> Effect:
+    def overrides(self) -> NodeOverrides:
         """The adapting runtime, when it was asked for."""
-        return self._effect
+        return self._overrides
 
     def __enter__(self) -> Self:
         """Do the workarounds and check them.
@@ -235,7 +235,7 @@ class Workarounds:
             with staged(self._sandbox.files, inside) as folder:
                 # By its name: k3s puts the folder of its own runc in front of PATH, and the sandbox ours.
                 wrapper = write_wrapper(folder, inside, "runc")
-            self._effect = Effect(runtime=wrapper)
+            self._overrides = NodeOverrides(runtime=wrapper)
 
     def _mount_cgroups(self) -> None:
         """Mount each controller that the sandbox's kernel has (/proc/cgroups, cgroups(7)) by its name.

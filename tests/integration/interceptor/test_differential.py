@@ -123,7 +123,7 @@ class Scene:
     """The three programs, and where they work.
 
     Args:
-        start: Starts a program, given the words before differential.c and its tree.
+        start: Starts a program, given the argv before differential.c and its tree.
         base: The folder of the trees as the programs see it.
         outside: The same folder as the tests see it.
         magic: ``f_type`` of the file system of ``base``.
@@ -274,8 +274,8 @@ def nothing_left() -> None:
     """Replace the check after each test: these programs end with the module, which checks it itself."""
 
 
-def _start(program: str, wrap: Callable[[list[str]], list[str]], words: list[str], tree: Path) -> Program:
-    return Program(wrap([*words, program]), tree)
+def _start(program: str, wrap: Callable[[list[str]], list[str]], argv: list[str], tree: Path) -> Program:
+    return Program(wrap([*argv, program]), tree)
 
 
 def _served(scene: Scene) -> Iterator[Scene]:

@@ -150,13 +150,13 @@ def test_setuid_programs_keep_their_user(tmp_path: Path) -> None:
     program = compiled("#include <unistd.h>\nint main() { return geteuid(); }\n", tmp_path)
     program.chmod(0o4755)
     tmp_path.chmod(0o755)
-    words = ("setpriv", "--reuid=65534", "--clear-groups", str(program))
+    argv = ("setpriv", "--reuid=65534", "--clear-groups", str(program))
     for folder in program.parents[:-2]:
         folder.chmod(0o755)
-    plain = subprocess.run(words, check=False).returncode
+    plain = subprocess.run(argv, check=False).returncode
     if plain != 0:
         pytest.skip("not applicable: the kernel does not change the user, as gVisor does not by default")
-    assert run("[[statfs]]\noriginal = 1\nreplacement = 2\n", tmp_path, *words).returncode == 0
+    assert run("[[statfs]]\noriginal = 1\nreplacement = 2\n", tmp_path, *argv).returncode == 0
 
 
 def test_vfork_shares_memory_until_exec(tmp_path: Path) -> None:

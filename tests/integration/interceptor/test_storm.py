@@ -97,8 +97,8 @@ class Storm:
         """Return what the program counted."""
         targets = FOLDERS if kind == "mkdir" else FILES
         wrap = [sys.executable, "-m", MODULE, "--rules", RULES, "--stats", STATS, "--"]
-        words = [f"{BIN_DIR}/storm", kind, str(count), str(WORKERS), weather, *targets]
-        done = self._sandbox.run([*(wrap if intercepted else []), *words], timeout=200)
+        argv = [f"{BIN_DIR}/storm", kind, str(count), str(WORKERS), weather, *targets]
+        done = self._sandbox.run([*(wrap if intercepted else []), *argv], timeout=200)
         assert done.stderr == ""
         found: dict[str, Any] = json.loads(done.stdout)
         calls = 2 * count if kind == "mkdir" else count  # closes come on top of opens that succeeded
@@ -131,8 +131,8 @@ class Storm:
             outside(self._sandbox, OWN_RULES).write_text(rules)
             wrap = [sys.executable, "-m", MODULE, "--rules", OWN_RULES, "--"]
         program = f"{BIN_DIR}/{PROGRAMS.get(preset, name)}"
-        words = ["table", str(count), str(WORKERS), weather, FOLDERS[1], str(self.server), COUNTED, *calls]
-        done = self._sandbox.run([*wrap, program, *words], timeout=3500)
+        argv = ["table", str(count), str(WORKERS), weather, FOLDERS[1], str(self.server), COUNTED, *calls]
+        done = self._sandbox.run([*wrap, program, *argv], timeout=3500)
         assert done.stderr == ""
         found: dict[str, Any] = json.loads(done.stdout)
         sent = sum(each["signals"] for each in found.values())

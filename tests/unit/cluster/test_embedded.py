@@ -11,9 +11,9 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import components
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.embedded import LISTENERS, assert_ports_free, listening_ports, with_effect
+from pytest_k3s_sandbox.cluster.embedded import LISTENERS, assert_ports_free, listening_ports, with_overrides
 from pytest_k3s_sandbox.errors import ClusterError
-from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
@@ -89,7 +89,7 @@ def test_another_api_port_is_the_one_that_is_looked_at() -> None:
 
 def test_an_effect_goes_into_the_settings_where_it_says_something() -> None:
     settings = Settings(node="n", address="1.2.3.4")
-    assert with_effect(settings, Effect()) == settings
-    changed = with_effect(settings, Effect(cni_bin_dir="/b", cni_conf_dir="/c", runtime="/r"))
+    assert with_overrides(settings, NodeOverrides()) == settings
+    changed = with_overrides(settings, NodeOverrides(cni_bin_dir="/b", cni_conf_dir="/c", runtime="/r"))
     assert (changed.cni_bin_dir, changed.cni_conf_dir, changed.runtime) == ("/b", "/c", "/r")
     assert "/b" in components.containerd_config(changed)

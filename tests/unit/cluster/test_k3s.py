@@ -27,13 +27,13 @@ from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
 from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
-from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Completed, Process, Sandbox
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 SETTINGS = Settings(node="node-1", address="10.213.0.2", api_port=7443, kubernetes="1.36.3+k3s1")
-EFFECT = Effect(
+OVERRIDES = NodeOverrides(
     wrap={"kubelet": ("intercept", "--"), "containerd": ("not", "this")},
     environment={"SEEN": "yes"},
     cni_bin_dir="/cni/bin",
@@ -133,7 +133,7 @@ def started(sandbox: Folder, monkeypatch: pytest.MonkeyPatch, *, apart: bool = F
     made = K3s(apart=apart)
     where = cast("Sandbox", sandbox)
     made.start_control_plane(where, SETTINGS, no_phase)
-    made.start_node(where, SETTINGS, EFFECT, Deadline.after(5), no_phase)
+    made.start_node(where, SETTINGS, OVERRIDES, Deadline.after(5), no_phase)
     return made
 
 
@@ -194,7 +194,7 @@ def test_an_agent_is_started_under_the_layers_and_its_server_is_not(
     ]
     made.stop_node()
     assert list(made.processes) == ["k3s-server"]
-    made.start_node(cast("Sandbox", sandbox), SETTINGS, Effect(), Deadline.after(5), no_phase)
+    made.start_node(cast("Sandbox", sandbox), SETTINGS, NodeOverrides(), Deadline.after(5), no_phase)
     assert sandbox.spawned[-1] == ("k3s", k3s.agent(SETTINGS), {})
     made.stop()
     assert made.processes == {}
@@ -281,7 +281,7 @@ def test_a_k3s_that_ends_is_told_with_its_last_words(
     ended.signal(15)
     monkeypatch.setattr(sandbox, "spawn", lambda *_, **__: ended)
     with pytest.raises(ClusterError, match="level=fatal msg=unpack") as caught:
-        made.start_node(where, SETTINGS, EFFECT, Deadline.after(5), no_phase)
+        made.start_node(where, SETTINGS, OVERRIDES, Deadline.after(5), no_phase)
     assert "k3s ended with exit code 0 while waiting for k3s to write its kubeconfig" in caught.value.what
 
 

@@ -13,12 +13,12 @@ from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.programs import Programs, stop_all
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, WaitError
-from pytest_k3s_sandbox.layers.base import Effect
+from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
 SETTINGS = Settings(node="n", address="10.213.0.2")
-UNDER = Effect(wrap={"kubelet": ("intercept", "--")}, environment={"SEEN": "yes"})
+UNDER = NodeOverrides(wrap={"kubelet": ("intercept", "--")}, environment={"SEEN": "yes"})
 
 
 class Part:

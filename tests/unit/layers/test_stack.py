@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError
 from pytest_k3s_sandbox.layers import stack
-from pytest_k3s_sandbox.layers.base import Effect, Health, Layer
+from pytest_k3s_sandbox.layers.base import Health, Layer, NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 
 SANDBOX = cast("Sandbox", SimpleNamespace(handed_over=False))  # all that a stack reads of it
@@ -83,7 +83,7 @@ class Noted:
     def __init__(self, name: str, notes: list[str], *, broken: bool = False) -> None:
         """Keep the arguments."""
         self.name = name
-        self.effect = Effect()
+        self.overrides = NodeOverrides()
         self._notes = notes
         self._broken = broken
 

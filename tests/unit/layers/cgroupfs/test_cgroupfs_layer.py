@@ -10,7 +10,7 @@ import pytest
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import LayerError, StartError
-from pytest_k3s_sandbox.layers.base import Effect, Layer
+from pytest_k3s_sandbox.layers.base import Layer, NodeOverrides
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.layers.cgroupfs.probe import render
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
@@ -79,7 +79,7 @@ def test_it_comes_up_and_goes_down(tmp_path: Path) -> None:
     with layer(sandbox) as up:
         checked: Layer = up
         assert checked.check().ok
-        assert up.effect == Effect()
+        assert up.overrides == NodeOverrides()
         assert up.check().details == GOOD
         assert sandbox.process.stops == 0
     assert sandbox.process.stops == 1

@@ -60,8 +60,8 @@ def test_it_comes_up_checked_and_leaves_nothing(sandbox: Sandbox, tmp_path: Path
             **dict.fromkeys(["VERSION", "ADD", "CHECK", "DEL"], "ok"),
             "address": "10.99.0.2/24",  # the first one: its own attachment is forgotten
         }
-        assert layer.effect.cni_bin_dir == str(tmp_path / "cni/bin")
-        assert layer.effect.cni_conf_dir == str(tmp_path / "cni/net.d")
+        assert layer.overrides.cni_bin_dir == str(tmp_path / "cni/bin")
+        assert layer.overrides.cni_conf_dir == str(tmp_path / "cni/net.d")
         (conflist,) = (tmp_path / "cni/net.d").iterdir()
         content = json.loads(conflist.read_text())
         assert content["cniVersion"] == "1.0.0"

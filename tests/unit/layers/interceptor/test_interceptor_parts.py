@@ -213,7 +213,7 @@ def layer(tmp_path: Path, under: tuple[int, str] | None, **options: str) -> Ptra
 
 def test_each_role_gets_its_own_rules(tmp_path: Path) -> None:
     module = "pytest_k3s_sandbox.layers.interceptor"
-    assert layer(tmp_path, None, tree="/tree").effect.wrap == {
+    assert layer(tmp_path, None, tree="/tree").overrides.wrap == {
         role: (
             *(sys.executable, "-m", module, "--preset", preset, "--tree", "/tree"),
             *("--stats", f"{STATE_DIR}/stats-{role}.json", "--"),
@@ -223,7 +223,7 @@ def test_each_role_gets_its_own_rules(tmp_path: Path) -> None:
 
 
 def test_a_preset_without_rules_for_containerd_counts_for_both(tmp_path: Path) -> None:
-    wrap = layer(tmp_path, None, preset="exp06").effect.wrap
+    wrap = layer(tmp_path, None, preset="exp06").overrides.wrap
     assert [wrap[role][4] for role in ("kubelet", "containerd")] == ["exp06", "exp06"]
     assert "--tree" not in wrap["kubelet"]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.interceptor import repeating
 from pytest_k3s_sandbox.layers.interceptor.profiles import repeated_calls
-from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION, Program
+from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION, GoProgram
 from pytest_k3s_sandbox.layers.interceptor.requests import SYSCALL
 from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, RetryRule, Rules
 from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, Group
@@ -135,7 +135,7 @@ def elf(*segments: tuple[int, int, bytes, int], entry: int = 0x401000, kind: int
     return header + table + body
 
 
-def program_of(file: bytes) -> Program | None:
+def program_of(file: bytes) -> GoProgram | None:
     code = repeating.code_of(file)
     if code is None:
         return None
@@ -148,7 +148,7 @@ TEXT = b"\x90" * 100 + FUNCTION + b"\x48\x3d"
 
 def test_the_function_is_found_in_the_code_alone() -> None:
     data, code = (1, 6, TEXT, 0x500000), (1, 5, TEXT, 0x401000)
-    assert program_of(elf(data, code)) == Program(0x401000 + 100, 0x401000)
+    assert program_of(elf(data, code)) == GoProgram(0x401000 + 100, 0x401000)
     assert program_of(elf(data)) is None
     assert program_of(elf((1, 5, b"\x90" * 200, 0x401000))) is None
 
@@ -167,27 +167,27 @@ def test_whatever_stands_in_a_header_is_read_without_an_error(noise: bytes) -> N
 def test_an_empty_segment_at_an_offset_that_no_file_has_is_passed_over() -> None:
     file = bytearray(elf((1, 5, b"", 0x400000), (1, 5, TEXT, 0x401000)))
     struct.pack_into("<Q", file, 64 + 8, 1 << 63)
-    assert program_of(bytes(file)) == Program(0x401000 + 100, 0x401000)
+    assert program_of(bytes(file)) == GoProgram(0x401000 + 100, 0x401000)
 
 
 @given(st.integers(0, 2**48), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_whatever_entry_a_program_claims_the_function_has_an_address(
     function: int, entry: int, value: int
 ) -> None:
-    found = repeating.loaded_at(Program(function, entry), struct.pack("=QQ", 9, value))
+    found = repeating.loaded_at(GoProgram(function, entry), struct.pack("=QQ", 9, value))
     assert found is not None
     assert 0 <= found < 1 << 64
 
 
 def test_a_program_is_loaded_where_its_entry_says() -> None:
-    program = Program(0x1064, 0x1000)
+    program = GoProgram(0x1064, 0x1000)
     auxiliary = struct.pack("=QQQQQQ", 6, 4096, 9, 0x5555_0000_1000, 0, 0)
     assert repeating.loaded_at(program, auxiliary) == 0x5555_0000_1064
     assert repeating.loaded_at(program, auxiliary[:16]) is None
 
 
 def test_this_process_is_no_go_program_and_an_ended_one_is_nothing() -> None:
-    programs = repeating.Programs()
+    programs = repeating.GoPrograms()
     assert programs.function(os.getpid()) is None
     ended = next(number for number in itertools.count(2**22 - 1, -1) if not Path(f"/proc/{number}").exists())
     assert programs.function(ended) is None
@@ -209,7 +209,7 @@ def test_only_so_many_programs_are_remembered(tmp_path: Path, monkeypatch: pytes
     """A program that starts from a copy in memory has a new file each time."""
     monkeypatch.setattr(repeating, "_REMEMBERED", 3)
     opened, files = os.open, [tmp_path / str(number) for number in range(7)]
-    programs = repeating.Programs()
+    programs = repeating.GoPrograms()
     for file in files:
         file.write_bytes(elf((1, 5, TEXT, 0x401000)))
         monkeypatch.setattr(os, "open", lambda _path, flags, file=file: opened(file, flags))

@@ -36,17 +36,17 @@ class Setup:
         self.wrapper = write_wrapper(folder / "wrap", str(folder / "wrap"), str(runc), python=python)
 
     def run(self, *argv: str, shell: list[str] | None = None, cwd: Path | None = None) -> int:
-        """Call the wrapper as the shim calls runc; BUNDLE and LOG in words are filled in."""
-        words = [word.replace("BUNDLE", str(self.bundle)).replace("LOG", str(self.log)) for word in argv]
-        self.sent = words
+        """Call the wrapper as the shim calls runc; BUNDLE and LOG in its argv are filled in."""
+        argv = tuple(each.replace("BUNDLE", str(self.bundle)).replace("LOG", str(self.log)) for each in argv)
+        self.sent = list(argv)
         done = subprocess.run(
-            [*(shell or []), self.wrapper, *words], check=False, cwd=cwd, timeout=30, stderr=subprocess.PIPE
+            [*(shell or []), self.wrapper, *argv], check=False, cwd=cwd, timeout=30, stderr=subprocess.PIPE
         )
         return done.returncode
 
     @property
     def called(self) -> list[str] | None:
-        """The words that runc got, or None when it was not called."""
+        """The argv that runc got, or None when it was not called."""
         record = self.folder / "called"
         return record.read_text().splitlines() if record.exists() else None
 

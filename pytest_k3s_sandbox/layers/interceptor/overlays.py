@@ -13,7 +13,7 @@ _OWN = (b"/proc/self/", b"/proc/thread-self/")
 _REMEMBERED = 32
 
 
-class StandIns:
+class Overlays:
     """Makes the files, and remembers what it made of which table."""
 
     def __init__(self, scratch: Scratch) -> None:
