@@ -81,6 +81,23 @@ class WaitError(ClusterError):
     """What was waited for did not come: the deadline passed, or a process ended that it needs."""
 
 
+def missing_extra(what: str, package: str, extra: str, *, otherwise: str | None = None) -> MissingCapability:
+    """Return the error of a part that needs a package which an extra of this project installs.
+
+    Args:
+        what: The part.
+        package: The package's name on PyPI.
+        extra: The extra's name in ``pyproject.toml``.
+        otherwise: What the reader can do without the package.
+    """
+    remedy = f"pip install 'pytest-k3s-sandbox[{extra}]'"
+    return MissingCapability(
+        what,
+        cause=f"the package {package} is not installed",
+        remedy=remedy if otherwise is None else f"{remedy}, or {otherwise}",
+    )
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown word: the known one that was meant, if that can be told.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -32,7 +33,7 @@ from pytest_k3s_sandbox.bench.interceptor_figures import (
     table,
 )
 from pytest_k3s_sandbox.bench.programs import build, find_go
-from pytest_k3s_sandbox.errors import SandboxError, StartError
+from pytest_k3s_sandbox.errors import SandboxError, StartError, missing_extra
 from pytest_k3s_sandbox.layers.interceptor.rules import RedirectRule, Rules, StatfsRule, trapped_calls
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
@@ -252,7 +253,13 @@ def warm(shared: Path, go: Path, files: int) -> None:
 
 
 def bench(count: int, say: Say) -> Result:
-    """Compare the tracers in both kinds of sandbox, then measure a node; see the module."""
+    """Compare the tracers in both kinds of sandbox, then measure a node; see the module.
+
+    Raises:
+        MissingCapability: python-ptrace is not installed.
+    """
+    if importlib.util.find_spec("ptrace") is None:
+        raise missing_extra("benchmark interceptor", "python-ptrace", "bench")
     toolchain = Toolchain()
     toolchain.provision()
     ensure_system_packages(TRACERS, progress=toolchain.progress)

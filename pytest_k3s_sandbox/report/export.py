@@ -35,6 +35,7 @@ def export(
 
     Raises:
         ConfigError: A run cannot be read, or a file cannot be written.
+        MissingCapability: matplotlib is not installed.
     """
     folder = base / FOLDER
     runs = [read_run(path) for path in run_dirs]

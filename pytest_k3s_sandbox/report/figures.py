@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, missing_extra
 from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, STAGES, matrix
 from pytest_k3s_sandbox.report.distributions import distributions, grouped, memory, processor
@@ -80,10 +80,16 @@ def write_figures(
 
     Raises:
         ConfigError: A file cannot be written.
+        MissingCapability: matplotlib is not installed.
     """
-    # Slow to import, and used here only; Figure itself draws without a display and keeps no state.
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    # The import is slow, and matplotlib an extra. A Figure needs no display and keeps no state.
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise missing_extra(
+            "figures", "matplotlib", "figures", otherwise="use --no-figures for the page alone"
+        ) from error
 
     made = []
     with mpl.rc_context(_STYLE):

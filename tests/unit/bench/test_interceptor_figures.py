@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox.bench.interceptor import tracers, turned
+from pytest_k3s_sandbox.bench.interceptor import bench, tracers, turned
 from pytest_k3s_sandbox.bench.interceptor_figures import (
     CASES,
     NATIVE,
@@ -21,6 +22,7 @@ from pytest_k3s_sandbox.bench.interceptor_figures import (
     targets,
 )
 from pytest_k3s_sandbox.bench.interceptor_node import cpu_seconds
+from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.layers.interceptor.loading import parse_rules
 from pytest_k3s_sandbox.layers.interceptor.rules import trapped_calls
 from pytest_k3s_sandbox.report.records import Measurement, Verdict
@@ -131,3 +133,12 @@ def test_every_tracer_comes_first_once() -> None:
 def test_cpu_seconds_of_a_process_with_a_strange_name() -> None:
     stat = "12 (a) b (c) S 1 12 12 0 -1 0 0 0 0 0 250 50 7 7 20 0 1 0 99 0 0\n"
     assert cpu_seconds(stat) == pytest.approx(3.0)
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ptrace", None)
+    with pytest.raises(MissingCapability, match="python-ptrace is not installed") as caught:
+        bench(1, pytest.fail)
+    assert caught.value.remedy == "pip install 'pytest-k3s-sandbox[bench]'"

@@ -11,9 +11,10 @@ from xml.etree import ElementTree as ET
 import pytest
 from synthetic_runs import everything
 
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
+from pytest_k3s_sandbox.report.export import export
 from pytest_k3s_sandbox.report.figures import write_figures
-from pytest_k3s_sandbox.report.records import Header, Run, Sample
+from pytest_k3s_sandbox.report.records import Header, Record, Run, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +72,21 @@ def test_a_folder_that_cannot_be_is_named(
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="figure"):
         write_figures(make_run(sample(1), sample(2)), tmp_path / "file")
+
+
+def test_without_matplotlib_the_extra_is_named_and_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    write_run: Callable[..., Path],
+    good_records: tuple[Record, ...],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingCapability, match="figures: the package matplotlib is not installed") as caught:
+        export([write_run(good_records)], tmp_path / "page")
+    assert caught.value.remedy is not None
+    assert caught.value.remedy.startswith("pip install 'pytest-k3s-sandbox[figures]'")
+    assert "--no-figures" in caught.value.remedy
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_page_needs_no_matplotlib() -> None:
