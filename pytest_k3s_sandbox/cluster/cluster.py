@@ -189,7 +189,22 @@ class Cluster:
 
         return CoreV1Api(self.client)
 
-    def kubectl(self, *words: str, check: bool = True, timeout: float = 30.0) -> Completed:
+    def kubectl_command(self, *words: str) -> tuple[list[str], dict[str, str]]:
+        """Return what :meth:`kubectl` runs, for those that have to run it beside other work.
+
+        Args:
+            words: kubectl's arguments.
+
+        Returns:
+            The program with its arguments, and its whole environment.
+        """
+        folder = self.sandbox.workdir / "kubectl"
+        argv = [str(self._kubectl), f"--kubeconfig={self.kubeconfig}", *words]
+        return argv, direct.kubectl_environment(os.environ, self.settings.address, folder)
+
+    def kubectl(
+        self, *words: str, check: bool = True, timeout: float = 30.0, stdin: str | None = None
+    ) -> Completed:
         """Run kubectl on the machine, as the administrator.
 
         Nothing of the user's changes what it does: neither ``~/.kube`` nor variables that begin with KUBE. It
@@ -199,19 +214,14 @@ class Cluster:
             words: Its arguments.
             check: Whether an exit code other than 0 is an error.
             timeout: Seconds after which it is killed.
+            stdin: Its input, as for ``apply -f -``; empty if None.
 
         Raises:
             ClusterError: It failed, or took too long.
         """
-        argv = [str(self._kubectl), f"--kubeconfig={self.kubeconfig}", *words]
+        argv, environment = self.kubectl_command(*words)
         try:
-            ended = bounded.run(
-                argv,
-                timeout,
-                env=direct.kubectl_environment(
-                    os.environ, self.settings.address, self.sandbox.workdir / "kubectl"
-                ),
-            )
+            ended = bounded.run(argv, timeout, env=environment, text=stdin)
         except subprocess.TimeoutExpired as error:
             raise ClusterError(
                 f"`kubectl {' '.join(words)}` took longer than {timeout:g} s", log=self.logs
