@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.pytestplugin.recording import Claim, claims, experiment_
 from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.openruns import Uses
     from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -38,23 +38,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def trials_with(request: pytest.FixtureRequest, k3s_wish: Wish) -> Callable[..., NodeTrials]:
+def trials_with(request: pytest.FixtureRequest, k3s_spec: NodeSpec) -> Callable[..., NodeTrials]:
     """Make trials of a toolchain's Kubernetes, in a sandbox whose root is a single 9p mount or not.
 
     Those that use the trials' run are told by a function; by default that is the running test alone.
     """
-    if k3s_wish.distribution != "embedded":
+    if k3s_spec.distribution != "embedded":
         pytest.skip("not applicable: k3s' server and its node are one process, of which no part can be tried")
 
     def make(toolchain: Toolchain, one_root: bool, uses: Uses | None = None) -> NodeTrials:
         first = request.config.stash[RUNNING]
-        wish = replace(k3s_wish, one_root=one_root)
+        spec = replace(k3s_spec, one_root=one_root)
         return NodeTrials(
-            wish,
+            spec,
             toolchain,
-            functools.partial(recorded, request, wish, uses=uses or (lambda item: item is first)),
+            functools.partial(recorded, request, spec, uses=uses or (lambda item: item is first)),
             functools.partial(experiment_of, request),
-            request.config.stash[SETTINGS].patience,
+            request.config.stash[SETTINGS].timeout_scale,
             need_9p,
         )
 

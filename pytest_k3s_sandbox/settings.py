@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pytest
 
 
@@ -23,6 +24,8 @@ class Option:
         choices: The valid values; empty for any.
         help: What it does, for ``--help``.
         flag: Whether it takes no value on the command line.
+        former: The name that it had before, which still works, with a note; empty for none.
+        former_values: Values that had another word before, by that word.
     """
 
     name: str
@@ -30,6 +33,8 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     flag: bool = False
+    former: str = ""
+    former_values: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dest(self) -> str:
@@ -41,13 +46,27 @@ class Option:
         """The environment variable."""
         return self.dest.upper()
 
+    @property
+    def before(self) -> Option | None:
+        """The option under its former name; None if it always had this one."""
+        return replace(self, name=self.former, former="") if self.former else None
+
 
 SCOPES = ("session", "package", "module", "class", "function")
 
 KEEP = ("never", "failed", "always", "running")
 
+KINDS = ("gvisor", "host")
+"""The kinds of sandboxes."""
+
+FORMER_KINDS = {"here": "host"}
+"""Kinds that had another word before."""
+
+DISTRIBUTIONS = ("embedded", "k3s")
+"""The forms in which Kubernetes comes: the parts that k3s is made of, or the official k3s binary."""
+
 OPTIONS = (
-    Option("sandbox", "gvisor", "where the node runs", ("gvisor", "here")),
+    Option("sandbox", "gvisor", "where the node runs", KINDS, former_values=FORMER_KINDS),
     Option(
         "layers", "default", "the layers around the node, with commas; 'none'; or 'default' for all it needs"
     ),
@@ -59,9 +78,10 @@ OPTIONS = (
         "report", "reports", "the folder in which every run gets a folder of its own, below the root folder"
     ),
     Option(
-        "patience",
+        "timeout-scale",
         "1",
         "factor that stretches an experiment's time limits, for noisy machines; the report says so",
+        former="patience",
     ),
     Option(
         "keep",
@@ -80,7 +100,7 @@ OPTIONS = (
         "distribution",
         "embedded",
         "what Kubernetes comes as: the parts that k3s is made of, or the official k3s binary",
-        ("embedded", "k3s"),
+        DISTRIBUTIONS,
     ),
     Option("api-port", "6443", "the API server's port inside the sandbox"),
     Option(
@@ -122,7 +142,7 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
     Args:
         environ: The environment.
     """
-    ours = {option.variable for option in OPTIONS}
+    ours = {each.variable for option in OPTIONS for each in (option, option.before) if each}
     return {
         name: value
         for name, value in environ.items()
@@ -147,6 +167,9 @@ def add(parser: pytest.Parser) -> None:
             metavar = "|".join(option.choices) or option.name.upper()
             group.addoption(name, dest=option.dest, metavar=metavar, default=None, help=shown)
         parser.addini(option.dest, help=text, default=None)
+        if (before := option.before) is not None:
+            group.addoption(f"--k3s-{before.name}", dest=before.dest, default=None, help=argparse.SUPPRESS)
+            parser.addini(before.dest, help=f"the former name of {option.dest}", default=None)
 
 
 @dataclass(frozen=True)
@@ -156,10 +179,12 @@ class Given:
     Attributes:
         value: The value, as text.
         source: The command-line option, environment variable or ini option, as a message names it.
+        note: What its user should write instead; None where nothing has changed.
     """
 
     value: str
     source: str
+    note: str | None = None
 
 
 def resolve(option: Option, config: pytest.Config) -> Given:
@@ -168,23 +193,39 @@ def resolve(option: Option, config: pytest.Config) -> Given:
     Raises:
         OptionError: The value is not one of the choices; the message names where it came from.
     """
-    given: list[tuple[str, Any]] = [
+    for current, former in zip(
+        places(option, config), places(option.before, config) if option.before else repeat(None), strict=False
+    ):
+        for source, value in filter(None, (current, former)):
+            if value is None or value == "":
+                continue
+            note = None if (source, value) == current else f"{source} is now --k3s-{option.name}"
+            renamed = option.former_values.get(value)
+            if renamed is not None:
+                note = f"{source}: {value!r} is now {renamed!r}"
+            elif option.choices and value not in option.choices:
+                raise OptionError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")
+            return Given(str(renamed or value), source, note)
+    return Given(option.default, f"--k3s-{option.name}")
+
+
+def places(option: Option, config: pytest.Config) -> tuple[tuple[str, Any], ...]:
+    """Return the places where an option can be given, the strongest first, with what stands there."""
+    return (
         (f"--k3s-{option.name}", config.getoption(option.dest)),
         (f"environment variable {option.variable}", os.environ.get(option.variable)),
         (f"ini option {option.dest}", config.getini(option.dest)),
-    ]
-    for source, value in given:
-        if value is None or value == "":
-            continue
-        if option.choices and value not in option.choices:
-            raise OptionError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")
-        return Given(str(value), source)
-    return Given(option.default, f"--k3s-{option.name}")
+    )
 
 
 def on_command_line(config: pytest.Config) -> bool:
     """Tell whether an option of ours stands on the command line, which only who uses a node writes."""
-    return any(config.getoption(option.dest) is not None for option in OPTIONS)
+    return any(
+        config.getoption(each.dest) is not None
+        for option in OPTIONS
+        for each in (option, option.before)
+        if each is not None
+    )
 
 
 def wants_share(config: pytest.Config) -> bool:
@@ -212,7 +253,7 @@ class Settings:
         layers: The layers' names, or None for the kind's default.
         scope: The scope of the fixtures that start something.
         duration: Seconds of an experiment's hold.
-        patience: The factor that stretches an experiment's time limits.
+        timeout_scale: The factor that stretches an experiment's time limits.
         report: The folder of runs.
         keep: Whose run folders are kept, one of ``KEEP``.
         share: Whether workers of pytest-xdist share one cluster.
@@ -222,13 +263,14 @@ class Settings:
         open_ports: TCP ports of the machine that programs inside may reach.
         limits: What a sandbox may take of the machine.
         require: Whether missing capabilities fail.
+        notes: What is to be written instead of words that are no longer the usual ones.
     """
 
     sandbox: str
     layers: tuple[str, ...] | None
     scope: str
     duration: float
-    patience: float
+    timeout_scale: float
     report: Path
     keep: str
     share: bool
@@ -238,6 +280,7 @@ class Settings:
     open_ports: tuple[int, ...]
     limits: tuple[str, str, str]
     require: bool
+    notes: tuple[str, ...] = ()
 
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -349,7 +392,7 @@ def parse_duration(text: str, source: str = "--k3s-duration") -> float:
     return seconds
 
 
-def parse_patience(given: Given) -> float:
+def parse_timeout_scale(given: Given) -> float:
     """Return the factor of a text like ``1`` or ``2.5``.
 
     Raises:
@@ -390,7 +433,7 @@ def settings(config: pytest.Config) -> Settings:
         layers=layers,
         scope=given["scope"].value,
         duration=parse_duration(given["duration"].value, given["duration"].source),
-        patience=parse_patience(given["patience"]),
+        timeout_scale=parse_timeout_scale(given["timeout-scale"]),
         report=config.rootpath / given["report"].value,
         keep=given["keep"].value,
         share=share,
@@ -400,4 +443,5 @@ def settings(config: pytest.Config) -> Settings:
         open_ports=parse_ports(given["open-ports"]),
         limits=parse_limits(given),
         require=parse_flag(given["require"]),
+        notes=tuple(each.note for each in given.values() if each.note is not None),
     )

@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.lab.places import need_9p, placed
 from pytest_k3s_sandbox.lab.probes import ONLOOKERS, READS, build_all, compared, look
 from pytest_k3s_sandbox.lab.survival import follow
 from pytest_k3s_sandbox.layers.stack import parse
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.pytestplugin.claims import Claims
 from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.records import RunWriter, Stage
@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials
-    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.bringup import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -43,12 +43,12 @@ TUNABLES = {
 UNTOUCHED = ("/proc/sys/kernel/hostname", "/proc/sys/kernel/no-such-tunable", "/proc/version")
 
 
-@pytest.fixture(scope="module", params=["gvisor", "here"])
+@pytest.fixture(scope="module", params=["gvisor", "host"])
 def place(
-    request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_wish: Wish, k3s_run: RunWriter
+    request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_spec: NodeSpec, k3s_run: RunWriter
 ) -> Iterator[StartedSandbox]:
     """A sandbox with the programs and the tree, but nothing of Kubernetes."""
-    with placed(request.param, "exp04", build_all(), k3s_toolchain, k3s_wish, k3s_run) as sandbox:
+    with placed(request.param, "exp04", build_all(), k3s_toolchain, k3s_spec, k3s_run) as sandbox:
         for path, value in TUNABLES.items():
             sandbox.files.mkdir(str(PurePosixPath(TREE + path).parent))
             sandbox.files.write(TREE + path, f"{value}\n")
@@ -111,10 +111,10 @@ def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rule
 
 
 @pytest.fixture(scope="session")
-def k3s_wish(request: pytest.FixtureRequest) -> Wish:
+def k3s_spec(request: pytest.FixtureRequest) -> NodeSpec:
     """A sandbox whose root is a single 9p mount, as for the trials above."""
     settings = request.config.stash[SETTINGS]
-    return Wish(
+    return NodeSpec(
         settings.sandbox,
         api_port=settings.api_port,
         one_root=settings.sandbox == "gvisor",
@@ -126,11 +126,13 @@ def k3s_wish(request: pytest.FixtureRequest) -> Wish:
 @pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(1200)
 @pytest.mark.k3s_layers(*FUSE.split(","), RULES)
-def test_how_long_it_stays_ready(request: pytest.FixtureRequest, k3s_up: Up, k3s_claim: Claim) -> None:
+def test_how_long_it_stays_ready(
+    request: pytest.FixtureRequest, k3s_session: NodeSession, k3s_claim: Claim
+) -> None:
     """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
-    need_9p(k3s_up.stack.sandbox)  # on plain Linux the kubelet would set the machine's own tunables
+    need_9p(k3s_session.stack.sandbox)  # on plain Linux the kubelet would set the machine's own tunables
     settings = request.config.stash[SETTINGS]
     text = f"The node is Ready in every sample of a hold of {settings.duration:g} s"
     with k3s_claim.of("stays-ready", text, limit=f"{settings.duration:g} s") as claim:
-        fate = follow(k3s_up, settings.duration, settings.patience)
+        fate = follow(k3s_session, settings.duration, settings.timeout_scale)
         claim.judge(fate.ready_seconds >= settings.duration and fate.losses == 0, fate.sentence())

@@ -24,12 +24,12 @@ from pytest_k3s_sandbox.layers.workarounds.layer import TREE, Workarounds
 from pytest_k3s_sandbox.pytestplugin.claims import Claims
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, root_magic
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.toolchain import ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import CGROUP_READERS, static_busybox
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -94,9 +94,9 @@ class Place:
         return done.returncode, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module", params=["gvisor", "here"])
+@pytest.fixture(scope="module", params=["gvisor", "host"])
 def place(
-    request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_wish: Wish, k3s_run: RunWriter
+    request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_spec: NodeSpec, k3s_run: RunWriter
 ) -> Iterator[Place]:
     """The filesystem in a sandbox of each kind, and nothing of Kubernetes."""
     from pytest_k3s_sandbox.node.bringup import fingerprint
@@ -107,8 +107,8 @@ def place(
     with contextlib.ExitStack() as ending:
         with k3s_run.phase("sandbox"):
             sandbox: StartedSandbox = ending.enter_context(
-                HereSandbox(programs=programs)
-                if wanted == "here"
+                HostSandbox(programs=programs)
+                if wanted == "host"
                 else GvisorSandbox(k3s_toolchain.get("runsc").path, programs=programs)
             )
         with k3s_run.phase("layer workarounds"):
@@ -119,8 +119,8 @@ def place(
             cgroupfs = ending.enter_context(FuseCgroupfs(sandbox))
         words = PtraceInterceptor(sandbox, "exp08", tree=TREE).overrides.wrap["kubelet"]
         stack = LayerStack(sandbox, (workarounds, cgroupfs))
-        if wanted != "here" or k3s_run.environment is None:
-            k3s_run.append(fingerprint(stack, k3s_wish, k3s_toolchain, "exp07"))
+        if wanted != "host" or k3s_run.environment is None:
+            k3s_run.append(fingerprint(stack, k3s_spec, k3s_toolchain, "exp07"))
         yield Place(sandbox, stack.names, words)
 
 

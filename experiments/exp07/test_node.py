@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.lab.nodes import NodeTrials
-    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.bringup import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp07, pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor")]
@@ -83,7 +83,7 @@ def _kubelet_logs(trials: NodeTrials) -> list[Path]:
 @pytest.mark.timeout(1500)
 def test_pods_come_and_go_for_ten_minutes(
     request: pytest.FixtureRequest,
-    k3s_up: Up,
+    k3s_session: NodeSession,
     k3s: Cluster,
     k3s_node: Node,
     k3s_readiness: Sampler,
@@ -92,15 +92,15 @@ def test_pods_come_and_go_for_ten_minutes(
 ) -> None:
     """In ten minutes with ten pods coming and going at a time, cAdvisor logs no error."""
     assert k3s_node.ready
-    need_9p(k3s_up.stack.sandbox)  # on plain Linux the kernel has cgroups of its own
-    writer = k3s_up.writer
+    need_9p(k3s_session.stack.sandbox)  # on plain Linux the kernel has cgroups of its own
+    writer = k3s_session.writer
     churn = Churn(
         k3s.core,
         k3s_namespace,
         writer.now,
         lambda what, name: writer.append(Event(t=writer.now(), kind=f"pod-{what}", what=name)),
         every=EVERY,
-        patience=STARTED * request.config.stash[SETTINGS].patience,
+        timeout=STARTED * request.config.stash[SETTINGS].timeout_scale,
         stay=STAY,
     )
     log = k3s.processes["kubelet"].log

@@ -24,6 +24,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def patience(request: pytest.FixtureRequest) -> float:
-    """The factor of ``--k3s-patience``; the claims' texts and limits are what was really asked for."""
-    return request.config.stash[SETTINGS].patience
+def timeout_scale(request: pytest.FixtureRequest) -> float:
+    """The factor of ``--k3s-timeout-scale``; the claims' texts and limits are what was really asked for."""
+    return request.config.stash[SETTINGS].timeout_scale

@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.settings import OPTIONS
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.cluster.sampler import Sampler
-    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.bringup import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
@@ -52,13 +52,13 @@ def seconds(request: pytest.FixtureRequest) -> float:
     return HOUR if duration == usual else duration
 
 
-def _start_steady(k3s: Cluster, namespace: str, patience: float) -> None:
+def _start_steady(k3s: Cluster, namespace: str, timeout_scale: float) -> None:
     """Start a pod that stays, and wait until it is Ready."""
     k3s.core.create_namespaced_pod(namespace, pod(STEADY))
     k3s.wait(
         lambda: is_ready(k3s.core.read_namespaced_pod(STEADY, namespace)),
         f"the pod {STEADY} to be Ready",
-        Deadline.after(READY_SECONDS * patience),
+        Deadline.after(READY_SECONDS * timeout_scale),
     )
 
 
@@ -77,15 +77,15 @@ def _ask(k3s: Cluster, namespace: str, name: str) -> str | None:
 def test_the_node_is_stable(
     length: str,
     seconds: float,
-    k3s_up: Up,
+    k3s_session: NodeSession,
     k3s: Cluster,
     k3s_readiness: Sampler,
     k3s_namespace: str,
     k3s_claim: Claim,
-    patience: float,
+    timeout_scale: float,
 ) -> None:
     """Ready in every sample, every pod starts, no error of cAdvisor's, and no memory that grows."""
-    writer = k3s_up.writer
+    writer = k3s_session.writer
     churn = Churn(
         k3s.core,
         k3s_namespace,
@@ -93,7 +93,7 @@ def test_the_node_is_stable(
         lambda what, name: writer.append(
             Event(t=writer.now(), kind=f"pod-{what}", what=f"{k3s_namespace}/{name}")
         ),
-        patience=READY_SECONDS * patience,
+        timeout=READY_SECONDS * timeout_scale,
     )
     before = len(k3s_readiness.error_lines)
     # Not the cluster's first: others may have used it before, and what it did then is not this test's.
@@ -116,7 +116,7 @@ def test_the_node_is_stable(
         began = writer.now()
         always.so_far = lambda: f"{writer.now() - began:.0f} of {seconds:g} s, {len(churn.lives)} pods"
         pods.so_far = gone.so_far = answers.so_far = clean.so_far = restarted.so_far = always.so_far
-        _start_steady(k3s, k3s_namespace, patience)
+        _start_steady(k3s, k3s_namespace, timeout_scale)
         started = asked = writer.now()
         while k3s_readiness.failure is None and (writer.now() < started + seconds or not churn.idle):
             churn.step(create=writer.now() < started + seconds)
@@ -124,7 +124,7 @@ def test_the_node_is_stable(
                 asked = writer.now()
                 questions += 1
                 trouble += filter(None, [_ask(k3s, k3s_namespace, STEADY)])
-            if writer.now() > started + seconds + 4 * READY_SECONDS * patience:
+            if writer.now() > started + seconds + 4 * READY_SECONDS * timeout_scale:
                 break  # pods that never go are seen below
             time.sleep(0.5)
         assert k3s_readiness.failure is None
@@ -165,12 +165,12 @@ def test_the_node_is_stable(
         status = k3s.core.read_namespaced_pod(STEADY, k3s_namespace).status
         restarts = sum(container.restart_count for container in status.container_statuses)
         restarted.judge(restarts == 0, restarts)
-        _costs(k3s_up, length, watched, claim)
+        _costs(k3s_session, length, watched, claim)
 
 
-def _costs(k3s_up: Up, length: str, watched: float, k3s_claim: Claim) -> None:
+def _costs(k3s_session: NodeSession, length: str, watched: float, k3s_claim: Claim) -> None:
     """State each layer's share of a core, and claim over a long run that its memory does not grow."""
-    costed = [sample for sample in k3s_up.readiness.samples if sample.cost]
+    costed = [sample for sample in k3s_session.readiness.samples if sample.cost]
     costed = [sample for sample in costed if sample.t >= costed[-1].t - watched]
     settled = [sample for sample in costed if sample.t >= costed[0].t + SETTLE * watched]
     for name in sorted({name for sample in costed for name in sample.cost}):
@@ -178,7 +178,7 @@ def _costs(k3s_up: Up, length: str, watched: float, k3s_claim: Claim) -> None:
         passed = mine[-1].t - mine[0].t
         used = mine[-1].cost[name].cpu_seconds - mine[0].cost[name].cpu_seconds
         if passed > 0:
-            k3s_up.writer.append(
+            k3s_session.writer.append(
                 Measurement(
                     name=f"cpu-{name}-{length}",
                     value=round(100 * used / passed, 2),

@@ -27,7 +27,7 @@ from pytest_k3s_sandbox.support import clock
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
-    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.bringup import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]
@@ -58,21 +58,23 @@ POD = {
 
 
 @pytest.fixture(scope="module")
-def pod(k3s_up: Up, k3s: Cluster, k3s_node: Node) -> Iterator[dict[str, Any]]:
+def pod(k3s_session: NodeSession, k3s: Cluster, k3s_node: Node) -> Iterator[dict[str, Any]]:
     """A pod with its service account token, in a namespace of its own, and when it was asked for."""
     assert k3s_node.ready
     with k3s.namespace("exp08") as namespace:
         asked = clock.monotonic()
-        k3s_up.writer.append(Event(t=k3s_up.writer.now(), kind="pod-created", what=f"{namespace}/hello"))
+        k3s_session.writer.append(
+            Event(t=k3s_session.writer.now(), kind="pod-created", what=f"{namespace}/hello")
+        )
         k3s.core.create_namespaced_pod(namespace, POD)
         yield {"namespace": namespace, "asked": asked}
 
 
 @pytest.mark.timeout(180)
-def test_root_is_9p(k3s_up: Up, k3s_claim: Claim) -> None:
+def test_root_is_9p(k3s_session: NodeSession, k3s_claim: Claim) -> None:
     """The sandbox is the case under study: statfs says 9p for its root, without any layer's help."""
-    magic = root_magic(k3s_up.stack.sandbox)
-    if k3s_up.stack.sandbox.kind == "here" and magic != V9FS_MAGIC:
+    magic = root_magic(k3s_session.stack.sandbox)
+    if k3s_session.stack.sandbox.kind == "host" and magic != V9FS_MAGIC:
         pytest.skip(
             f"not applicable: the root of this machine is {root_name(magic)}; this run is the control"
         )
@@ -82,45 +84,45 @@ def test_root_is_9p(k3s_up: Up, k3s_claim: Claim) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_layers_are_healthy(k3s_up: Up, k3s_claim: Claim) -> None:
+def test_layers_are_healthy(k3s_session: NodeSession, k3s_claim: Claim) -> None:
     """Every layer does what it is for while the cluster runs."""
     with k3s_claim.together() as claim, contextlib.ExitStack() as opened:
         open_claims = {
             name: opened.enter_context(claim.of(f"layer-{name}", f"The layer {name} is healthy"))
-            for name in k3s_up.stack.names
+            for name in k3s_session.stack.names
         }
-        for name, health in k3s_up.stack.check().items():
+        for name, health in k3s_session.stack.check().items():
             details = ", ".join(f"{key}: {value}" for key, value in health.details.items())
             open_claims[name].judge(health.ok, details)
 
 
 @pytest.mark.timeout(180)
 def test_node_becomes_ready(
-    k3s_up: Up, k3s: Cluster, k3s_readiness: Sampler, k3s_claim: Claim, patience: float
+    k3s_session: NodeSession, k3s: Cluster, k3s_readiness: Sampler, k3s_claim: Claim, timeout_scale: float
 ) -> None:
     """The node is Ready within 30 s of the sandbox's start."""
-    limit = READY_SECONDS * patience
-    began = facts(read_run(k3s_up.folder)).bring_up
+    limit = READY_SECONDS * timeout_scale
+    began = facts(read_run(k3s_session.folder)).bring_up
     text = f"The node is Ready within {limit:g} s of " + (
         "the sandbox's start" if began is None else "its bring-up's start"
     )
     with k3s_claim.of("node-ready", text, limit=limit, unit="s") as claim:
-        claim.so_far = lambda: round(k3s_up.writer.now() - (0.0 if began is None else began.start), 2)
+        claim.so_far = lambda: round(k3s_session.writer.now() - (0.0 if began is None else began.start), 2)
         k3s.node.wait_ready(limit * OVERTIME)
         while k3s_readiness.failure is None and not any(
             sample.node_ready for sample in k3s_readiness.samples
         ):
             time.sleep(0.05)
         assert k3s_readiness.failure is None
-        seconds = facts(read_run(k3s_up.folder)).seconds_to_ready  # the page's own figure
+        seconds = facts(read_run(k3s_session.folder)).seconds_to_ready  # the page's own figure
         assert seconds is not None
         claim.within(round(seconds, 2))
 
 
 @pytest.mark.timeout(180)
-def test_pod_runs(k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim, patience: float) -> None:
+def test_pod_runs(k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim, timeout_scale: float) -> None:
     """A pod with its service account token is Running and Ready within 10 s."""
-    limit = POD_SECONDS * patience
+    limit = POD_SECONDS * timeout_scale
 
     def ready() -> bool:
         status = k3s.core.read_namespaced_pod("hello", pod["namespace"]).status
@@ -158,7 +160,7 @@ def test_logs_and_exec(k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim) -> N
 
 @pytest.mark.timeout(180)
 def test_stats_summary(
-    k3s: Cluster, k3s_node: Node, pod: dict[str, Any], k3s_claim: Claim, patience: float
+    k3s: Cluster, k3s_node: Node, pod: dict[str, Any], k3s_claim: Claim, timeout_scale: float
 ) -> None:
     """The kubelet serves /stats/summary with values for the node and the pod."""
     seen: dict[str, Any] = {"values": {}, "pods": []}
@@ -178,17 +180,17 @@ def test_stats_summary(
         values = [f"{name} {value}" for name, value in seen["values"].items()]
         return ", ".join([*values, f"pods {' '.join(seen['pods']) or 'none'}"])
 
-    text = f"/stats/summary has values of the node, and the pod, within {STATS_SECONDS * patience:g} s"
-    with k3s_claim.of("stats-summary", text, limit=STATS_SECONDS * patience, unit="s") as claim:
+    text = f"/stats/summary has values of the node, and the pod, within {STATS_SECONDS * timeout_scale:g} s"
+    with k3s_claim.of("stats-summary", text, limit=STATS_SECONDS * timeout_scale, unit="s") as claim:
         claim.so_far = said
-        deadline = Deadline.after(STATS_SECONDS * patience * OVERTIME)
+        deadline = Deadline.after(STATS_SECONDS * timeout_scale * OVERTIME)
         k3s.wait(complete, "/stats/summary with the pod in it", deadline, said)
         claim.within(round(claim.seconds, 2))
 
 
 def test_node_stays_ready(
     request: pytest.FixtureRequest,
-    k3s_up: Up,
+    k3s_session: NodeSession,
     k3s: Cluster,
     k3s_readiness: Sampler,
     pod: dict[str, Any],
@@ -212,7 +214,7 @@ def test_node_stays_ready(
             return f"{ready} of {len(held)} samples in {held[-1].t - since:.0f} s"
 
         stays.so_far = said
-        while k3s_readiness.failure is None and k3s_up.writer.now() < since + seconds:
+        while k3s_readiness.failure is None and k3s_session.writer.now() < since + seconds:
             dead = [name for name, process in k3s.processes.items() if process.poll() is not None]
             assert not dead, f"ended during the hold: {dead}"
             time.sleep(0.5)
@@ -225,12 +227,14 @@ def test_node_stays_ready(
 
 
 @pytest.mark.timeout(180)
-def test_pod_goes(k3s_up: Up, k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim, patience: float) -> None:
+def test_pod_goes(
+    k3s_session: NodeSession, k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim, timeout_scale: float
+) -> None:
     """A deleted pod, its token volume included, is fully gone within 40 s."""
-    limit = GONE_SECONDS * patience
+    limit = GONE_SECONDS * timeout_scale
     text = f"A deleted pod is fully gone within {limit:g} s"
     with k3s_claim.of("pod-gone", text, limit=limit, unit="s") as claim:
-        writer = k3s_up.writer
+        writer = k3s_session.writer
         writer.append(Event(t=writer.now(), kind="pod-deleted", what=f"{pod['namespace']}/hello"))
         uid = k3s.core.read_namespaced_pod("hello", pod["namespace"]).metadata.uid
         k3s.core.delete_namespaced_pod("hello", pod["namespace"])

@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain, ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import CGROUP_READERS
@@ -52,8 +52,8 @@ def bench(count: int, say: Say) -> Result:
     toolchain.provision()
     ensure_system_packages([one for one in CGROUP_READERS if one.name == LXCFS], progress=toolchain.progress)
     figures: dict[str, Any] = {}
-    with HereSandbox() as here:
-        figures["here"] = measure(here, count, say)
+    with HostSandbox() as here:
+        figures["host"] = measure(here, count, say)
     with GvisorSandbox(toolchain.get("runsc").path) as gvisor:
         figures["gvisor"] = measure(gvisor, count, say)
     judged = {kind: verdicts(found) for kind, found in figures.items()}

@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.node.bringup import everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -64,8 +64,10 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
     with tempfile.TemporaryDirectory() as folder:
         try:
             began = time.monotonic()
-            with everything(Wish(kind), toolchain, Path(folder) / "run", experiment="coldstart") as up:
-                cluster = up.cluster
+            with everything(
+                NodeSpec(kind), toolchain, Path(folder) / "run", experiment="coldstart"
+            ) as session:
+                cluster = session.cluster
                 cluster.node.wait_ready(PATIENCE)
                 ready = time.monotonic() - began
                 cluster.wait_usable("default", Deadline.after(PATIENCE))
@@ -77,8 +79,10 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
                     Deadline.after(PATIENCE),
                 )
                 pod = time.monotonic() - asked
-                errors = [line.text for line in up.readiness.errors("cadvisor")]
-                phases = {p.name: p.end - p.start for p in read_run(up.folder).phases if p.end is not None}
+                errors = [line.text for line in session.readiness.errors("cadvisor")]
+                phases = {
+                    p.name: p.end - p.start for p in read_run(session.folder).phases if p.end is not None
+                }
         except (SandboxError, ApiException, HTTPError) as error:
             if isinstance(error, SandboxError):
                 error.log = None  # it is in the folder that ends with this block
@@ -106,7 +110,7 @@ def measure(count: int, say: Say) -> list[Start]:
     toolchain.provision()
     starts = []
     for number in range(1, count + 1):
-        for kind in ("gvisor", "here"):
+        for kind in ("gvisor", "host"):
             start = cold_start(kind, toolchain)
             starts.append(start)
             seconds = "never" if start.ready is None else f"{start.ready:.1f} s"
@@ -128,7 +132,7 @@ def distribution(values: Sequence[float]) -> dict[str, float]:
 def summary(starts: Sequence[Start]) -> dict[str, Any]:
     """Return counts, distributions, and gVisor's medians as ratios to the native ones."""
     result: dict[str, Any] = {"starts": [asdict(start) for start in starts]}
-    for kind in ("gvisor", "here"):
+    for kind in ("gvisor", "host"):
         mine = [start for start in starts if start.sandbox == kind]
         ready = [start.ready for start in mine if start.ready is not None]
         pod = [start.pod for start in mine if start.pod is not None]
@@ -141,7 +145,7 @@ def summary(starts: Sequence[Start]) -> dict[str, Any]:
             "seconds_to_pod_running": distribution(pod) if len(pod) > 1 else None,
         }
     for name in ("seconds_to_ready", "seconds_to_pod_running"):
-        ours, native = result["gvisor"][name], result["here"][name]
+        ours, native = result["gvisor"][name], result["host"][name]
         if ours and native:
             result[f"ratio_of_{name}"] = ours["median"] / native["median"]
     return result
@@ -152,7 +156,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'':8} {'n':>3} {'Ready':>5}  {'seconds to Ready':^37}  {'seconds to pod Running':^37}"]
     heads = "".join(f"{name:>7}" for name in ("min", "p25", "median", "p75", "max"))
     lines.append(f"{'':18}  {heads:>37}  {heads:>37}")
-    for kind in ("gvisor", "here"):
+    for kind in ("gvisor", "host"):
         mine = result[kind]
         cells = [
             "".join(f"{value:7.1f}" for value in (mine[name] or {}).values())
@@ -168,4 +172,4 @@ def table(result: dict[str, Any]) -> str:
 def bench(count: int, say: Say) -> Result:
     """Measure ``count`` cold starts of each kind; a start that failed makes it a failure."""
     result = summary(measure(count, say))
-    return Result(result, table(result), ok=not any(result[kind]["failures"] for kind in ("gvisor", "here")))
+    return Result(result, table(result), ok=not any(result[kind]["failures"] for kind in ("gvisor", "host")))

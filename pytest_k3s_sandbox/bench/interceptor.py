@@ -37,7 +37,7 @@ from pytest_k3s_sandbox.errors import SandboxError, StartError, missing_extra
 from pytest_k3s_sandbox.layers.interceptor.rules import RedirectRule, Rules, StatfsRule, trapped_calls
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain, ensure_system_packages
 from pytest_k3s_sandbox.toolchain.packages import TRACERS
@@ -120,8 +120,8 @@ def place(kind: str, toolchain: Toolchain, shared: Path) -> Iterator[StartedSand
     go_root = find_go(toolchain).path.resolve().parents[1]
     binds = [Bind(shared, SHARED, writable=True), Bind(go_root, str(go_root))]
     sandbox: StartedSandbox
-    if kind == "here":
-        sandbox = HereSandbox(programs=programs, binds=binds)
+    if kind == "host":
+        sandbox = HostSandbox(programs=programs, binds=binds)
     else:
         sandbox = GvisorSandbox(toolchain.get("runsc").path, programs=programs, binds=binds)
     with sandbox:
@@ -184,7 +184,7 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
     """Measure everything but the node in one kind of sandbox.
 
     Args:
-        kind: ``here`` or ``gvisor``.
+        kind: ``host`` or ``gvisor``.
         count: How many readings of each.
         toolchain: Where runsc and Go are.
         say: Told how it goes.
@@ -263,7 +263,7 @@ def bench(count: int, say: Say) -> Result:
     toolchain = Toolchain()
     toolchain.provision()
     ensure_system_packages(TRACERS, progress=toolchain.progress)
-    readings = [reading for kind in ("here", "gvisor") for reading in measure(kind, count, toolchain, say)]
+    readings = [reading for kind in ("host", "gvisor") for reading in measure(kind, count, toolchain, say)]
     node = interceptor_node.measure(toolchain, say)
     result = summary(readings, node)
     failed = [reading for reading in readings if reading.tracer in {NATIVE, OURS} and reading.failure]

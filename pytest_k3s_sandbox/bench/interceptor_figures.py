@@ -29,7 +29,7 @@ CASES = {
     "whole": "go build -a of a hello world, with all its packages",
 }
 TRAPPED = ("statfs", "open", "open-match")
-PLACES = {"here": "natively", "gvisor": "in gVisor"}
+PLACES = {"host": "natively", "gvisor": "in gVisor"}
 
 LIMITS = {"untrapped": 1.05, "read": 1.05, "once": 1.3, "whole": 1.3}
 """What ours may cost at the most, as ratios to native."""

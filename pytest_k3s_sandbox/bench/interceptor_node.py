@@ -14,8 +14,8 @@ from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.interceptor.layer import ROLES
-from pytest_k3s_sandbox.node.bringup import Up, everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 PODS = 50
@@ -31,10 +31,10 @@ def cpu_seconds(stat: str) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def tracers_cpu(up: Up) -> dict[str, float]:
+def tracers_cpu(session: NodeSession) -> dict[str, float]:
     """Return the seconds of CPU that each role's tracer has used: it is the process that was started."""
-    pids = [str(up.cluster.processes[role].pid) for role in ROLES]
-    stats = up.stack.sandbox.run(["cat", *(f"/proc/{pid}/stat" for pid in pids)]).stdout.splitlines()
+    pids = [str(session.cluster.processes[role].pid) for role in ROLES]
+    stats = session.stack.sandbox.run(["cat", *(f"/proc/{pid}/stat" for pid in pids)]).stdout.splitlines()
     return {role: cpu_seconds(stat) for role, stat in zip(ROLES, stats, strict=True)}
 
 
@@ -50,9 +50,9 @@ def _pod(name: str) -> dict[str, Any]:
     }
 
 
-def start(up: Up, names: list[str]) -> list[str]:
+def start(session: NodeSession, names: list[str]) -> list[str]:
     """Start pods side by side; return those that were not Running in time."""
-    core = up.cluster.core
+    core = session.cluster.core
     for name in names:
         core.create_namespaced_pod("default", _pod(name))
     waiting = set(names)
@@ -63,23 +63,23 @@ def start(up: Up, names: list[str]) -> list[str]:
         return not waiting
 
     try:
-        up.cluster.wait(running, f"pods {', '.join(names)} to run", Deadline.after(PATIENCE))
+        session.cluster.wait(running, f"pods {', '.join(names)} to run", Deadline.after(PATIENCE))
     except ClusterError:
         if not waiting:
             raise
     return sorted(waiting)
 
 
-def stop(up: Up, names: list[str]) -> None:
+def stop(session: NodeSession, names: list[str]) -> None:
     """Delete pods and wait until they are gone."""
-    core = up.cluster.core
+    core = session.cluster.core
     for name in names:
         core.delete_namespaced_pod(name, "default")
 
     def gone() -> bool:
         return all(found(lambda n=name: core.read_namespaced_pod(n, "default")) is None for name in names)
 
-    up.cluster.wait(gone, f"pods {', '.join(names)} to be gone", Deadline.after(PATIENCE))
+    session.cluster.wait(gone, f"pods {', '.join(names)} to be gone", Deadline.after(PATIENCE))
 
 
 def measure(toolchain: Toolchain, say: Say) -> dict[str, Any]:
@@ -91,24 +91,24 @@ def measure(toolchain: Toolchain, say: Say) -> dict[str, Any]:
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        everything(Wish("gvisor"), toolchain, Path(folder) / "run", experiment="bench") as up,
+        everything(NodeSpec("gvisor"), toolchain, Path(folder) / "run", experiment="bench") as session,
     ):
-        up.cluster.node.wait_ready(PATIENCE)
-        up.cluster.wait_usable("default", Deadline.after(PATIENCE))
-        failed = start(up, ["idle"])
+        session.cluster.node.wait_ready(PATIENCE)
+        session.cluster.wait_usable("default", Deadline.after(PATIENCE))
+        failed = start(session, ["idle"])
         time.sleep(10)  # the start's own work is over
-        before, began = tracers_cpu(up), time.monotonic()
+        before, began = tracers_cpu(session), time.monotonic()
         time.sleep(IDLE_SECONDS)
-        idle, seconds = _spent(before, tracers_cpu(up)), time.monotonic() - began
+        idle, seconds = _spent(before, tracers_cpu(session)), time.monotonic() - began
         say(f"node: {sum(idle.values()):.2f} s of the tracers' CPU in {seconds:.0f} s with 1 pod")
-        before = tracers_cpu(up)
+        before = tracers_cpu(session)
         began = time.monotonic()
         for first in range(0, PODS, AT_ONCE):
             names = [f"pod-{number}" for number in range(first, min(first + AT_ONCE, PODS))]
-            failed += start(up, names)
-            stop(up, names)
+            failed += start(session, names)
+            stop(session, names)
             say(f"node: {first + len(names)}/{PODS} pods started and stopped")
-        busy, busy_seconds = _spent(before, tracers_cpu(up)), time.monotonic() - began
+        busy, busy_seconds = _spent(before, tracers_cpu(session)), time.monotonic() - began
     baseline = sum(idle.values()) / seconds * busy_seconds
     return {
         "seconds": seconds,

@@ -17,13 +17,13 @@ from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
-from pytest_k3s_sandbox.node.bringup import Up, everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import Measurement, Verdict
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 PODS = 30
-KINDS = ("gvisor", "here")
+KINDS = ("gvisor", "host")
 READY_SECONDS, GONE_SECONDS, RATIO = 90.0, 60.0, 2.0
 """The targets: all Ready, all gone, and Ready in gVisor as a multiple of natively."""
 PATIENCE = 300.0
@@ -54,39 +54,39 @@ class Crowd:
     failure: str | None = None
 
 
-def spent(up: Up) -> dict[str, float]:
+def spent(session: NodeSession) -> dict[str, float]:
     """Return the seconds of processor time of everything in the sandbox that runs, by name."""
     totals: dict[str, float] = {}
-    traced = {up.cluster.processes[name].pid for name in up.cluster.distribution.traced}
-    for row in up.stack.sandbox.usage():
+    traced = {session.cluster.processes[name].pid for name in session.cluster.distribution.traced}
+    for row in session.stack.sandbox.usage():
         name = f"{row.name}'s tracer" if row.pid in traced else row.name
         totals[name] = totals.get(name, 0.0) + row.cpu_seconds
     return totals
 
 
-def left(up: Up) -> tuple[str, ...]:
+def left(session: NodeSession) -> tuple[str, ...]:
     """Return what deleted pods have left on a node: shims, network namespaces, groups, folders."""
-    shims = [f"process {row.name}" for row in up.stack.sandbox.usage() if row.name.startswith(SHIM)]
+    shims = [f"process {row.name}" for row in session.stack.sandbox.usage() if row.name.startswith(SHIM)]
     look = "ls -d /run/netns/* /var/lib/kubelet/pods/* /run/containerd/io.containerd.runtime.v2.task/k8s.io/*"
-    paths = up.stack.sandbox.run(["sh", "-c", f"{look} 2>/dev/null"], check=False).stdout.split()
+    paths = session.stack.sandbox.run(["sh", "-c", f"{look} 2>/dev/null"], check=False).stdout.split()
     return (*shims, *paths)
 
 
-def crowd(up: Up, count: int = PODS) -> Crowd:
+def crowd(session: NodeSession, count: int = PODS) -> Crowd:
     """Make pods at once on a Ready node, wait until all are Ready, delete them at once, wait for their end.
 
     Args:
-        up: The node.
+        session: The node.
         count: How many.
 
     Raises:
         ClusterError: They were not Ready, or not gone, after :data:`PATIENCE`.
     """
-    cluster, core = up.cluster, up.cluster.core
+    cluster, core = session.cluster, session.cluster.core
     names = [f"crowd-{number:02}" for number in range(count)]
     ready: set[str] = set()
     firsts = 0.0
-    before, began = spent(up), time.monotonic()
+    before, began = spent(session), time.monotonic()
 
     def look() -> bool:
         nonlocal firsts
@@ -101,7 +101,7 @@ def crowd(up: Up, count: int = PODS) -> Crowd:
         look, f"{count} pods to be Ready", Deadline.after(PATIENCE), lambda: f"{len(ready)} of {count} are"
     )
     to_ready = time.monotonic() - began
-    cpu = {name: round(used - before.get(name, 0.0), 2) for name, used in spent(up).items()}
+    cpu = {name: round(used - before.get(name, 0.0), 2) for name, used in spent(session).items()}
     began = time.monotonic()
     core.delete_collection_namespaced_pod(NAMESPACE)
     cluster.wait(
@@ -111,19 +111,19 @@ def crowd(up: Up, count: int = PODS) -> Crowd:
     )
     gone = time.monotonic() - began
     end = Deadline.after(30)  # the kubelet cleans up after it has told the API
-    while (remains := left(up)) and not end.expired:
+    while (remains := left(session)) and not end.expired:
         time.sleep(0.5)
-    return Crowd(up.stack.sandbox.kind, to_ready, gone, firsts, remains, cpu)
+    return Crowd(session.stack.sandbox.kind, to_ready, gone, firsts, remains, cpu)
 
 
 def run(kind: str, toolchain: Toolchain) -> Crowd:
     """Bring a node up, and look at one crowd on it; what goes wrong is part of the result."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with everything(Wish(kind), toolchain, Path(folder) / "run", experiment="pods") as up:
-                up.cluster.node.wait_ready(PATIENCE)
-                up.cluster.wait_usable(NAMESPACE, Deadline.after(PATIENCE))
-                return crowd(up)
+            with everything(NodeSpec(kind), toolchain, Path(folder) / "run", experiment="pods") as session:
+                session.cluster.node.wait_ready(PATIENCE)
+                session.cluster.wait_usable(NAMESPACE, Deadline.after(PATIENCE))
+                return crowd(session)
         except (SandboxError, ApiException, HTTPError) as error:
             if isinstance(error, SandboxError):
                 error.log = None  # it is in the folder that ends with this block
@@ -143,7 +143,7 @@ def summary(crowds: Sequence[Crowd]) -> dict[str, Any]:
             **{name: _median(fine, lambda one, name=name: getattr(one, name)) for name in ("ready", "gone")},  # type: ignore[misc]
         }
     for name in ("ready", "gone"):
-        ours, native = result["gvisor"][name], result["here"][name]
+        ours, native = result["gvisor"][name], result["host"][name]
         result[f"ratio_{name}"] = None if ours is None or not native else ours / native
     return result
 

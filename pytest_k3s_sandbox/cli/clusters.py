@@ -17,10 +17,9 @@ import typer
 
 from pytest_k3s_sandbox.cli.options import (
     DiskOption,
-    Distribution,
+    DistributionName,
     DistributionOption,
     JsonOption,
-    Kind,
     LayersOption,
     MemoryOption,
     OpenPortsOption,
@@ -28,6 +27,7 @@ from pytest_k3s_sandbox.cli.options import (
     ProcessesOption,
     QuietOption,
     ReportOption,
+    SandboxKind,
     SandboxOption,
     VerboseOption,
     VersionOption,
@@ -55,9 +55,9 @@ NameOption = Annotated[
 
 def up(
     name: Annotated[str, typer.Option("--name", help="The new cluster's name.")] = "up",
-    sandbox: SandboxOption = Kind.GVISOR,
+    sandbox: SandboxOption = SandboxKind.GVISOR,
     layers: LayersOption = "default",
-    distribution: DistributionOption = Distribution.EMBEDDED,
+    distribution: DistributionOption = DistributionName.EMBEDDED,
     version: VersionOption = "default",
     api_port: PortOption = "6443",
     open_ports: OpenPortsOption = "none",
@@ -79,7 +79,7 @@ def up(
     from pytest_k3s_sandbox.report.summary import again
 
     registry.check_name(name)
-    wish = replace(
+    spec = replace(
         wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes)),
         supervised=True,
     )
@@ -90,11 +90,11 @@ def up(
     _remove_remains()
     registry.refuse_another(name)
     check_report(report)
-    provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
+    provisioned(programs_of(spec.distribution), quiet=quiet, version=kubernetes)
     folder = run_folder(report.absolute(), "up", sandbox)
     log = folder.with_suffix(".log")
     began = clock.monotonic()
-    process = launch(Keep(name, registry.UP_ORIGIN, asdict(wish), "up", str(folder), kubernetes), log)
+    process = launch(Keep(name, registry.UP_ORIGIN, asdict(spec), "up", str(folder), kubernetes), log)
     display = for_terminal(level)
     try:
         with shown(display, lambda: [folder]):

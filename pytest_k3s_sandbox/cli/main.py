@@ -15,10 +15,9 @@ from pytest_k3s_sandbox import bench as benchmarks
 from pytest_k3s_sandbox.cli import clusters
 from pytest_k3s_sandbox.cli.options import (
     DiskOption,
-    Distribution,
+    DistributionName,
     DistributionOption,
     JsonOption,
-    Kind,
     LayersOption,
     MemoryOption,
     OpenPortsOption,
@@ -26,6 +25,7 @@ from pytest_k3s_sandbox.cli.options import (
     ProcessesOption,
     QuietOption,
     ReportOption,
+    SandboxKind,
     SandboxOption,
     VerboseOption,
     VersionOption,
@@ -123,12 +123,12 @@ clusters.register(app)
 @app.command("run")
 def run_experiment(
     experiment: Annotated[str, typer.Argument(help="For example exp08.")],
-    sandbox: SandboxOption = Kind.GVISOR,
+    sandbox: SandboxOption = SandboxKind.GVISOR,
     layers: LayersOption = "default",
     duration: Annotated[
         str, typer.Option(help="How long the node is held Ready, like 120, 5m or 1h.")
     ] = "120",
-    distribution: DistributionOption = Distribution.EMBEDDED,
+    distribution: DistributionOption = DistributionName.EMBEDDED,
     version: VersionOption = "default",
     api_port: PortOption = "6443",
     open_ports: OpenPortsOption = "none",
@@ -149,7 +149,7 @@ def run_experiment(
     from pytest_k3s_sandbox.settings import OptionError, parse_duration
 
     experiments.require(experiment)
-    wish = wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes))
+    spec = wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes))
     kubernetes = picked(version)
     try:
         seconds = parse_duration(duration, "--duration")
@@ -159,17 +159,17 @@ def run_experiment(
     check_json(json_file)
     need_root()
     check_report(report)
-    provisioned(programs_of(wish.distribution), quiet=quiet, version=kubernetes)
+    provisioned(programs_of(spec.distribution), quiet=quiet, version=kubernetes)
     options = [
-        f"--k3s-sandbox={wish.sandbox}",
+        f"--k3s-sandbox={spec.sandbox}",
         f"--k3s-layers={layers}",
         f"--k3s-duration={duration}",
-        f"--k3s-api-port={wish.api_port}",
+        f"--k3s-api-port={spec.api_port}",
         f"--k3s-open-ports={open_ports}",
         f"--k3s-memory={memory}",
         f"--k3s-disk={disk}",
         f"--k3s-processes={processes}",
-        f"--k3s-distribution={wish.distribution}",
+        f"--k3s-distribution={spec.distribution}",
         f"--k3s-version={version}",
     ]
     display = for_terminal(level)

@@ -19,28 +19,28 @@ from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cli.progress import Verbosity
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.toolchain.resolve import Program
 
 STDOUT = Path("-")
 """``--json -``: the result as JSON on standard output, in the place of the text."""
 
 
-class Kind(StrEnum):
+class SandboxKind(StrEnum):
     """Where a node runs."""
 
     GVISOR = "gvisor"
-    HERE = "here"
+    HOST = "host"
 
 
-class Distribution(StrEnum):
+class DistributionName(StrEnum):
     """What Kubernetes comes as."""
 
     EMBEDDED = "embedded"
     K3S = "k3s"
 
 
-SandboxOption = Annotated[Kind, typer.Option("--sandbox", help="Where the node runs.")]
+SandboxOption = Annotated[SandboxKind, typer.Option("--sandbox", help="Where the node runs.")]
 LayersOption = Annotated[str, typer.Option("--layers", help="Layers with commas; 'none'; or 'default'.")]
 OpenPortsOption = Annotated[
     str,
@@ -59,7 +59,7 @@ ProcessesOption = Annotated[
 ]
 PortOption = Annotated[str, typer.Option("--api-port", help="The API server's port inside.")]
 DistributionOption = Annotated[
-    Distribution, typer.Option("--distribution", help="What Kubernetes comes as: parts, or official k3s.")
+    DistributionName, typer.Option("--distribution", help="What Kubernetes comes as: parts, or official k3s.")
 ]
 VersionOption = Annotated[
     str, typer.Option("--version", help="The version of Kubernetes, like 1.36; or 'default'.")
@@ -169,24 +169,24 @@ def pinned(
 
 
 def wished(
-    sandbox: Kind,
+    sandbox: SandboxKind,
     layers: str,
     api_port: str,
-    distribution: Distribution = Distribution.EMBEDDED,
+    distribution: DistributionName = DistributionName.EMBEDDED,
     open_ports: str = "none",
     limits: tuple[str, str, str] = (MEMORY, DISK, PROCESSES),
-) -> Wish:
-    """Return the wish that options express.
+) -> NodeSpec:
+    """Return the spec that options express.
 
     Raises:
         ConfigError: One has a value that it cannot have.
     """
     from pytest_k3s_sandbox.layers.stack import parse
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
 
     names = None if layers == "default" else parse(layers)
     opened = ports(open_ports)
-    return Wish(
+    return NodeSpec(
         sandbox.value,
         names,
         port(api_port),

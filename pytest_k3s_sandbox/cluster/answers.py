@@ -6,7 +6,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from pytest_k3s_sandbox.cluster.reading import NoAnswer
+from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 
 
 def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
@@ -25,7 +25,7 @@ def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
 
 def _away(error: Exception) -> bool:
     """Tell whether an error means that the API server cannot answer now."""
-    if isinstance(error, NoAnswer):
+    if isinstance(error, ApiUnavailable):
         return error.status is None or _busy(error.status)
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -49,7 +49,7 @@ def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
             from kubernetes.client import ApiException
             from urllib3.exceptions import HTTPError
 
-            if isinstance(error, (NoAnswer, HTTPError, ApiException)):
+            if isinstance(error, (ApiUnavailable, HTTPError, ApiException)):
                 return f"the API server does not answer: {error}"
             raise
 

@@ -360,7 +360,7 @@ class Node:
         """Return the node's conditions by type; empty while it is not registered.
 
         Raises:
-            NoAnswer: The API server did not give an answer.
+            ApiUnavailable: The API server did not give an answer.
         """
         return conditions(self._api.read(f"/api/v1/nodes/{self.name}") or {})
 
@@ -370,7 +370,7 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether the condition Ready is True now; raises NoAnswer as :meth:`conditions` does."""
+        """Whether the condition Ready is True now; raises ApiUnavailable as :meth:`conditions` does."""
         condition = self.conditions().get("Ready")
         return condition is not None and condition.status == "True"
 

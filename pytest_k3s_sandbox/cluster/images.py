@@ -40,7 +40,7 @@ _ARCHITECTURES = {3: "386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "amd64", 
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageFile:
     """One file, folder or symbolic link of an image's root.
 
     Attributes:
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Program:
+class ImageConfig:
     """What a container of an image runs, and on what.
 
     Attributes:
@@ -135,8 +135,8 @@ class Image:
     """
 
     reference: str
-    root: Sequence[Entry]
-    program: Program
+    root: Sequence[ImageFile]
+    program: ImageConfig
 
 
 def pause(reference: str = PAUSE_REFERENCE, busybox: Path | None = None) -> Image:
@@ -150,12 +150,12 @@ def pause(reference: str = PAUSE_REFERENCE, busybox: Path | None = None) -> Imag
         MissingCapability: The machine has no static busybox.
     """
     content = find_busybox(busybox).read_bytes()
-    program = Program(
+    program = ImageConfig(
         entrypoint=["/bin/busybox", "sh", "-c", PAUSE_SCRIPT],
         architecture=elf_architecture(content) or "amd64",
     )
     # containerd copies a root for every container, so that this one has a single file.
-    return Image(reference, [Entry("bin"), Entry("bin/busybox", content=content)], program)
+    return Image(reference, [ImageFile("bin"), ImageFile("bin/busybox", content=content)], program)
 
 
 def busybox(reference: str = BUSYBOX_REFERENCE, path: Path | None = None) -> Image:
@@ -171,11 +171,11 @@ def busybox(reference: str = BUSYBOX_REFERENCE, path: Path | None = None) -> Ima
     found = find_busybox(path)
     listed = subprocess.run([str(found), "--list"], check=True, capture_output=True, text=True, timeout=10)
     content = found.read_bytes()
-    program = Program(cmd=["sh"], architecture=elf_architecture(content) or "amd64")
+    program = ImageConfig(cmd=["sh"], architecture=elf_architecture(content) or "amd64")
     return Image(reference, busybox_root(content, listed.stdout.split()), program)
 
 
-def busybox_root(content: bytes, applets: Iterable[str]) -> list[Entry]:
+def busybox_root(content: bytes, applets: Iterable[str]) -> list[ImageFile]:
     """Lay out a root file system around one busybox.
 
     Args:
@@ -187,18 +187,18 @@ def busybox_root(content: bytes, applets: Iterable[str]) -> list[Entry]:
     """
     links = sorted(set(applets) - {"busybox"})
     return [
-        Entry("bin"),
-        Entry("bin/busybox", content=content),
-        *(Entry(f"bin/{name}", 0o777, link="busybox") for name in links),
-        Entry("etc"),
-        Entry("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n"),
-        Entry(
+        ImageFile("bin"),
+        ImageFile("bin/busybox", content=content),
+        *(ImageFile(f"bin/{name}", 0o777, link="busybox") for name in links),
+        ImageFile("etc"),
+        ImageFile("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n"),
+        ImageFile(
             "etc/passwd",
             0o644,
             b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
         ),
-        Entry("root", 0o700),
-        Entry("tmp", 0o1777),
+        ImageFile("root", 0o700),
+        ImageFile("tmp", 0o1777),
     ]
 
 
@@ -239,11 +239,11 @@ def archive(images: Sequence[Image]) -> bytes:
     }
     return _tar(
         [
-            Entry("oci-layout", 0o644, _json({"imageLayoutVersion": "1.0.0"})),
-            Entry("index.json", 0o644, _json(index)),
-            Entry("blobs"),
-            Entry("blobs/sha256"),
-            *(Entry(path, 0o644, blob) for path, blob in blobs.items()),
+            ImageFile("oci-layout", 0o644, _json({"imageLayoutVersion": "1.0.0"})),
+            ImageFile("index.json", 0o644, _json(index)),
+            ImageFile("blobs"),
+            ImageFile("blobs/sha256"),
+            *(ImageFile(path, 0o644, blob) for path, blob in blobs.items()),
         ]
     )
 
@@ -285,7 +285,7 @@ def _described(image: Image, blobs: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _tar(entries: Iterable[Entry]) -> bytes:
+def _tar(entries: Iterable[ImageFile]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for entry in sorted(entries, key=lambda entry: entry.path):

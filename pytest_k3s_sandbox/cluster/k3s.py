@@ -198,7 +198,7 @@ class K3s(Programs):
     def _spawn(
         self, sandbox: Sandbox, name: str, argv: list[str], overrides: NodeOverrides | None = None
     ) -> None:
-        super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "here" else argv, overrides)
+        super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "host" else argv, overrides)
 
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
         """See :meth:`.Programs._serves`; k3s in one process is its API server, too."""

@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.support import forks
 READ_SECONDS = 10.0
 
 
-class NoAnswer(ClusterError):
+class ApiUnavailable(ClusterError):
     """The API server cannot be reached, or answered with an error; the message says which.
 
     Attributes:
@@ -105,21 +105,21 @@ class ApiReader:
         """Return what is at a path, as parsed JSON, or None if nothing is.
 
         Raises:
-            NoAnswer: The API server did not give an answer.
+            ApiUnavailable: The API server did not give an answer.
         """
         status, body = self._get(path)
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status != HTTPStatus.OK:
             text = body.decode(errors="replace").strip()
-            raise NoAnswer(f"{self._settings.api_url}{path}", f"{status} {text}", status)
+            raise ApiUnavailable(f"{self._settings.api_url}{path}", f"{status} {text}", status)
         return json.loads(body)
 
     def items(self, path: str) -> list[dict[str, Any]]:
         """Return the items of a list.
 
         Raises:
-            NoAnswer: The API server did not give an answer.
+            ApiUnavailable: The API server did not give an answer.
         """
         found: list[dict[str, Any]] = (self.read(path) or {}).get("items") or []
         return found
@@ -128,7 +128,7 @@ class ApiReader:
         """Tell whether a path is answered with 200 OK; ``/readyz`` is when everything has started."""
         try:
             return self._get(path)[0] == HTTPStatus.OK
-        except NoAnswer:
+        except ApiUnavailable:
             return False
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class ApiReader:
             except (HTTPException, OSError) as error:
                 self._drop()
                 if not kept or isinstance(error, TimeoutError):
-                    raise NoAnswer(f"{self._settings.api_url}{path}", str(error)) from error
+                    raise ApiUnavailable(f"{self._settings.api_url}{path}", str(error)) from error
             # It was open before, and may have been closed by a server that ended meanwhile.
             return self._get(path)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pytest_k3s_sandbox.cluster.reading import NoAnswer
+from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
 
 _REFERENCE = re.compile(r"(?P<kind>[A-Za-z][A-Za-z0-9.-]*)/(?P<name>[A-Za-z0-9][A-Za-z0-9.:_-]*)")
@@ -120,7 +120,7 @@ class Resources:
 
         Raises:
             ConfigError: It is no reference, or the API server has no such kind.
-            NoAnswer: The API server does not answer.
+            ApiUnavailable: The API server does not answer.
         """
         word, name = split(text)
         return Reference(self.resource(word, text), name)
@@ -134,7 +134,7 @@ class Resources:
 
         Raises:
             ConfigError: The API server has no such kind.
-            NoAnswer: The API server does not answer.
+            ApiUnavailable: The API server does not answer.
         """
         wanted = word.lower()
         complete = self._sources is not None
@@ -173,7 +173,7 @@ class Resources:
                 base = f"/apis/{version}"
                 try:
                     yield _resources(base, reader.read(base))
-                except NoAnswer as error:
+                except ApiUnavailable as error:
                     if error.status is None:
                         raise
                     # Its own server is away; what other groups have can be found all the same.

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.reading import NoAnswer, conditions
+from pytest_k3s_sandbox.cluster.reading import ApiUnavailable, conditions
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.report.errors import alike, shorten
 from pytest_k3s_sandbox.report.log_classifier import classify
@@ -288,7 +288,7 @@ class Sampler:
             return None
         try:
             return self._api.items(path)
-        except NoAnswer:
+        except ApiUnavailable:
             return None
 
 

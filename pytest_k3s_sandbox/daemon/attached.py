@@ -24,7 +24,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack
-from pytest_k3s_sandbox.node.bringup import Up
+from pytest_k3s_sandbox.node.bringup import NodeSession
 from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
 from pytest_k3s_sandbox.sandbox import machine, outside
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage, magic_argv
@@ -310,7 +310,7 @@ class RecordedReadiness:
         return [line for line in self.error_lines if line.kind == kind]
 
 
-def attach(state: State, users: Users, kubectl: Path) -> Up:
+def attach(state: State, users: Users, kubectl: Path) -> NodeSession:
     """Return a cluster that another process keeps, with all that the fixtures hand out.
 
     Args:
@@ -320,7 +320,7 @@ def attach(state: State, users: Users, kubectl: Path) -> Up:
     """
     folder = Path(state.folder)
     cluster = AttachedCluster(state, users, kubectl)
-    return Up(
+    return NodeSession(
         stack=AttachedStack(cluster.sandbox, (), state.layers),
         cluster=cluster,
         writer=RunWriter(folder, zero=state.zero, joined=True),

@@ -28,7 +28,7 @@ class Running:
     Attributes:
         name: Its cluster's name if a process keeps it for people, else its own.
         sandbox: The name of its folder, which is in all that belongs to it.
-        kind: ``gvisor`` or ``here``.
+        kind: ``gvisor`` or ``host``.
         address: Its IPv4 address.
         pid: The process that owns it.
         owner: What that process is.

@@ -28,7 +28,7 @@ from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.support import clock
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.bringup import NodeSession
     from pytest_k3s_sandbox.sandbox.base import Process
 
 STOP = {signal.SIGTERM, signal.SIGINT}
@@ -44,7 +44,7 @@ class Keep:
     Attributes:
         name: The cluster's name.
         origin: Why it is kept, in a few words.
-        wish: The fields of its :class:`~.spec.Wish`.
+        spec: The fields of its :class:`~.spec.NodeSpec`.
         experiment: The experiment's name, for the records.
         folder: The run's folder.
         version: The version of Kubernetes; None for the default.
@@ -54,7 +54,7 @@ class Keep:
 
     name: str
     origin: str
-    wish: dict[str, Any]
+    spec: dict[str, Any]
     experiment: str
     folder: str
     version: str | None = None
@@ -105,13 +105,13 @@ def disown(process: subprocess.Popen[bytes]) -> None:
     process.returncode = 0
 
 
-def described(up: Up, *, name: str, origin: str) -> dict[str, Any]:
+def described(session: NodeSession, *, name: str, origin: str) -> dict[str, Any]:
     """Return the fields of a cluster's state but those that tell the process."""
-    cluster, sandbox = up.cluster, up.stack.sandbox
+    cluster, sandbox = session.cluster, session.stack.sandbox
     return {
         "name": name,
         "origin": origin,
-        "folder": str(up.folder),
+        "folder": str(session.folder),
         "kubeconfig": str(cluster.kubeconfig),
         "shell": tuple(sandbox.shell_argv([])),  # type: ignore[attr-defined] # a started sandbox has it
         "sandbox": sandbox.workdir.name,
@@ -119,26 +119,26 @@ def described(up: Up, *, name: str, origin: str) -> dict[str, Any]:
         "address": sandbox.address,
         "api_port": cluster.settings.api_port,
         "node": cluster.node.name,
-        "layers": up.stack.names,
+        "layers": session.stack.names,
         "processes": {name: process.pid for name, process in cluster.processes.items()},
-        "zero": up.writer.zero,
+        "zero": session.writer.zero,
     }
 
 
-def hand_over(up: Up, origin: str) -> State:
+def hand_over(session: NodeSession, origin: str) -> State:
     """Let a running cluster outlive this process: another one owns its sandbox from then on.
 
     Args:
-        up: The cluster; nothing can be run in its sandbox by this process afterwards.
+        session: The cluster; nothing can be run in its sandbox by this process afterwards.
         origin: Why it is kept, in a few words.
 
     Raises:
         StartError: The other process did not take over; the sandbox is still this one's.
     """
-    sandbox = up.stack.sandbox
+    sandbox = session.stack.sandbox
     name = sandbox.workdir.name
-    fields = described(up, name=name, origin=origin)
-    log = up.folder / "keeper.log"
+    fields = described(session, name=name, origin=origin)
+    log = session.folder / "keeper.log"
     lock: int = sandbox.lock_fd  # type: ignore[attr-defined] # a started sandbox has it
 
     limits = asdict(sandbox.limits)  # type: ignore[attr-defined] # likewise
@@ -175,26 +175,26 @@ def _state(fields: Mapping[str, Any]) -> State:
 def keep(order: Keep) -> None:
     """Carry out an order to bring a cluster up and keep it."""
     from pytest_k3s_sandbox.node.bringup import everything
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.report.finalize import finalize
     from pytest_k3s_sandbox.toolchain import Toolchain
 
-    wish = Wish(**registry.tuples(order.wish))
+    spec = NodeSpec(**registry.tuples(order.spec))
     users = Users(Path(order.users)) if order.users is not None else None
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # during the bring-up: unwind
     with contextlib.ExitStack() as last:
         name = registry.take_name(order.name)
         last.callback(name.release, remove=True)
         with everything(
-            wish, Toolchain(kubernetes=order.version), Path(order.folder), experiment=order.experiment
-        ) as up:
-            up.cluster.node.wait_ready(90)
+            spec, Toolchain(kubernetes=order.version), Path(order.folder), experiment=order.experiment
+        ) as session:
+            session.cluster.node.wait_ready(90)
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
             try:
-                state = _state(described(up, name=order.name, origin=order.origin))
+                state = _state(described(session, name=order.name, origin=order.origin))
                 registry.write_state(state)
-                tell_ends(up.stack.sandbox, state)
-                _wait(users, lambda: up.cluster.unsupervised, last)
+                tell_ends(session.stack.sandbox, state)
+                _wait(users, lambda: session.cluster.unsupervised, last)
             finally:
                 registry.state_file(order.name).unlink(missing_ok=True)
                 endings.forget(order.name)

@@ -46,7 +46,7 @@ class Churn:
         clock: Gives the time in seconds.
         note: Told of each pod's creation and deletion: ``created`` or ``deleted`` and its name.
         every: Seconds from one creation to the next.
-        patience: Seconds after which a pod that is not Ready counts as a failed start.
+        timeout: Seconds after which a pod that is not Ready counts as a failed start.
         stay: Seconds for which a pod that is Ready stays.
         lives: All pods so far, in the order of their creation.
     """
@@ -56,7 +56,7 @@ class Churn:
     clock: Callable[[], float]
     note: Callable[[str, str], None] = lambda _what, _name: None
     every: float = 10.0
-    patience: float = 60.0
+    timeout: float = 60.0
     stay: float = 0.0
     lives: list[Life] = field(default_factory=list)
 
@@ -96,14 +96,14 @@ class Churn:
     def _look(self) -> None:
         pods = self.core.list_namespaced_pod(self.namespace, label_selector=LABEL).items
         seen = {pod.metadata.name: is_ready(pod) for pod in pods}
-        for life in advance(self.lives, seen, self.clock(), self.patience, self.stay):
+        for life in advance(self.lives, seen, self.clock(), self.timeout, self.stay):
             found(lambda: self.core.delete_namespaced_pod(life.name, self.namespace))  # noqa: B023 - called at once
             life.deleted = self.clock()
             self.note("deleted", life.name)
 
 
 def advance(
-    lives: list[Life], seen: Mapping[str, bool], now: float, patience: float, stay: float = 0.0
+    lives: list[Life], seen: Mapping[str, bool], now: float, timeout: float, stay: float = 0.0
 ) -> list[Life]:
     """Write what is seen into the lives, and return those whose pods are to be deleted now.
 
@@ -111,7 +111,7 @@ def advance(
         lives: All pods so far.
         seen: Whether each pod that exists is Ready, by its name.
         now: The time.
-        patience: As of :class:`Churn`.
+        timeout: As of :class:`Churn`.
         stay: As of :class:`Churn`.
     """
     ripe = []
@@ -125,8 +125,8 @@ def advance(
             continue
         if life.ready is None and seen[life.name]:
             life.ready = now
-        if life.ready is None and life.failure is None and now - life.asked > patience:
-            life.failure = f"not Ready after {patience:g} s"
+        if life.ready is None and life.failure is None and now - life.asked > timeout:
+            life.failure = f"not Ready after {timeout:g} s"
         stayed = life.ready is not None and now - life.ready >= stay
         if life.deleted is None and (stayed or life.failure is not None):
             ripe.append(life)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.observe import Observation
     from pytest_k3s_sandbox.lab.trials import Trials
     from pytest_k3s_sandbox.layers.base import Layer
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -28,29 +28,29 @@ class NodeTrials:
     """Tries nodes on one control plane, which starts when it is first asked for; see :class:`.Trials`.
 
     Args:
-        wish: What was asked for; its distribution must be ``embedded``.
+        spec: What was asked for; its distribution must be ``embedded``.
         toolchain: Where the programs come from.
         record: Opens a run's records; called with further words of its folder's name.
         experiment: Names the experiment, when a run begins.
-        patience: How much slower than usual the machine is.
+        timeout_scale: How much slower than usual the machine is.
         check: Called with the sandbox when it is up; raises if no node can be tried there.
     """
 
     def __init__(
         self,
-        wish: Wish,
+        spec: NodeSpec,
         toolchain: Toolchain,
         record: Callable[..., AbstractContextManager[RunWriter]],
         experiment: Callable[[], str],
-        patience: float = 1.0,
+        timeout_scale: float = 1.0,
         check: Callable[[StartedSandbox], None] = lambda _sandbox: None,
     ) -> None:
         """Start nothing yet."""
-        self._wish = wish
+        self._spec = spec
         self._toolchain = toolchain
         self._record = record
         self._experiment = experiment
-        self._patience = patience
+        self._timeout_scale = timeout_scale
         self._check = check
         self._open = contextlib.ExitStack()
         self._up: tuple[Trials, RunWriter] | None = None
@@ -101,7 +101,7 @@ class NodeTrials:
         trials, writer = self.start()
         seen = trials.run(words, isolation=isolation, also=also)
         names = (*words, *(layer.name for layer in also))
-        variant = None if self._wish.one_root else VAR_MOUNT
+        variant = None if self._spec.one_root else VAR_MOUNT
         writer.append(seen.cell(names, self.version, settings(isolation=isolation), variant))
         return seen
 
@@ -112,16 +112,16 @@ class NodeTrials:
         from pytest_k3s_sandbox.node.bringup import control_plane, fingerprint, start_sandbox
         from pytest_k3s_sandbox.node.diagnostics import explained
 
-        wish, toolchain = self._wish, self._toolchain
-        writer = stack.enter_context(self._record("trials", *([] if wish.one_root else ["var-mount"])))
+        spec, toolchain = self._spec, self._toolchain
+        writer = stack.enter_context(self._record("trials", *([] if spec.one_root else ["var-mount"])))
         with writer.phase("sandbox"):
-            sandbox = stack.enter_context(start_sandbox(wish, toolchain))
+            sandbox = stack.enter_context(start_sandbox(spec, toolchain))
             self._check(sandbox)
-        writer.append(fingerprint(LayerStack(sandbox, ()), wish, toolchain, self._experiment()))
+        writer.append(fingerprint(LayerStack(sandbox, ()), spec, toolchain, self._experiment()))
         folder = writer.path.parent
         with explained(sandbox, folder):
-            cluster = stack.enter_context(control_plane(sandbox, wish, toolchain, writer))
-            limits = Limits().stretched(self._patience)
+            cluster = stack.enter_context(control_plane(sandbox, spec, toolchain, writer))
+            limits = Limits().stretched(self._timeout_scale)
             return stack.enter_context(Trials(cluster, folder / "logs", limits)), writer
 
 

@@ -13,10 +13,10 @@ from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.report.summary import root_name
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, root_magic
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.base import Sandbox
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -27,7 +27,7 @@ def need_9p(sandbox: Sandbox) -> None:
     """Skip the running test where the root is no 9p mount.
 
     What statfs(2) tells inside decides, not the sandbox's kind: a gvisor sandbox makes sure of its 9p root by
-    itself, and on a machine that is a gVisor sandbox ``here`` has one, too.
+    itself, and on a machine that is a gVisor sandbox ``host`` has one, too.
     """
     magic = root_magic(sandbox)
     if magic != V9FS_MAGIC:
@@ -42,17 +42,17 @@ def placed(
     experiment: str,
     programs: Sequence[Path],
     toolchain: Toolchain,
-    wish: Wish,
+    spec: NodeSpec,
     writer: RunWriter,
 ) -> Iterator[StartedSandbox]:
     """Start a sandbox with nothing of Kubernetes in it, and record where that is.
 
     Args:
-        kind: ``gvisor`` or ``here``. The run's environment is that of the gvisor sandbox, if there is one.
+        kind: ``gvisor`` or ``host``. The run's environment is that of the gvisor sandbox, if there is one.
         experiment: The experiment's name.
         programs: The programs that appear inside.
         toolchain: Where runsc comes from.
-        wish: What was asked for.
+        spec: What was asked for.
         writer: The run's records.
     """
     from pytest_k3s_sandbox.node.bringup import fingerprint
@@ -60,10 +60,10 @@ def placed(
     with contextlib.ExitStack() as ending:
         with writer.phase(f"sandbox {kind}"):
             sandbox: StartedSandbox = ending.enter_context(
-                HereSandbox(programs=programs)
-                if kind == "here"
+                HostSandbox(programs=programs)
+                if kind == "host"
                 else GvisorSandbox(toolchain.get("runsc").path, programs=programs)
             )
-        if kind != "here" or writer.environment is None:
-            writer.append(fingerprint(LayerStack(sandbox, ()), wish, toolchain, experiment))
+        if kind != "host" or writer.environment is None:
+            writer.append(fingerprint(LayerStack(sandbox, ()), spec, toolchain, experiment))
         yield sandbox

@@ -15,13 +15,13 @@ from pytest_k3s_sandbox.report.records import Ablation, Measurement, Sample, rea
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.bringup import NodeSession
 
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Fate:
+class Survival:
     """What became of a node.
 
     Attributes:
@@ -54,29 +54,29 @@ def readiness(samples: Sequence[Sample]) -> tuple[float, int]:
     return ready[-1] - ready[0], losses
 
 
-def follow(up: Up, hold: float, patience: float = 1.0) -> Fate:
+def follow(session: NodeSession, hold: float, timeout_scale: float = 1.0) -> Survival:
     """Follow a node that was just started; its end is a finding, and so is a pod that does not run.
 
     Args:
-        up: The node; what is found goes into its records.
+        session: The node; what is found goes into its records.
         hold: For how many seconds a node that is Ready is watched.
-        patience: How much slower than usual the machine is.
+        timeout_scale: How much slower than usual the machine is.
     """
-    seen = Watch(up.cluster, trial_pod(up.cluster), Limits().stretched(patience)).follow()
+    seen = Watch(session.cluster, trial_pod(session.cluster), Limits().stretched(timeout_scale)).follow()
     until = time.monotonic() + hold
-    while seen.ready and time.monotonic() < until and up.cluster.processes["kubelet"].poll() is None:
+    while seen.ready and time.monotonic() < until and session.cluster.processes["kubelet"].poll() is None:
         time.sleep(POLL_SECONDS)
-    seconds, losses = readiness(up.readiness.samples)
-    ready = next((sample.t for sample in up.readiness.samples if sample.node_ready), None)
-    begun = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
-    up.writer.append(
+    seconds, losses = readiness(session.readiness.samples)
+    ready = next((sample.t for sample in session.readiness.samples if sample.node_ready), None)
+    begun = bring_up(read_run(session.folder))  # the sandbox may have been used by tests without a node
+    session.writer.append(
         Ablation(
-            layers=up.stack.names,
-            version=up.cluster.settings.kubernetes,
+            layers=session.stack.names,
+            version=session.cluster.settings.kubernetes,
             reached=seen.reached,
             seconds_to_ready=None if ready is None else ready - (0.0 if begun is None else begun.start),
             error=seen.error,
         )
     )
-    up.writer.append(Measurement.of("seconds-ready", [seconds], "s"))
-    return Fate(seen, seconds, losses)
+    session.writer.append(Measurement.of("seconds-ready", [seconds], "s"))
+    return Survival(seen, seconds, losses)

@@ -1,4 +1,4 @@
-"""From a wish to a running node: what the fixtures and the command line both do."""
+"""From a spec to a running node: what the fixtures and the command line both do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
 from pytest_k3s_sandbox.node.diagnostics import diagnose, explained
 from pytest_k3s_sandbox.node.seed import seed
-from pytest_k3s_sandbox.node.spec import DISTRIBUTIONS, Wish, kubernetes_version, programs_of
+from pytest_k3s_sandbox.node.spec import DISTRIBUTIONS, NodeSpec, kubernetes_version, programs_of
 from pytest_k3s_sandbox.report.records import (
     Environment,
     Event,
@@ -44,28 +44,28 @@ from pytest_k3s_sandbox.support import clock, forks
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 
-def start_sandbox(wish: Wish, toolchain: Toolchain) -> StartedSandbox:
-    """Start the sandbox of a wish, with the programs of a node in it.
+def start_sandbox(spec: NodeSpec, toolchain: Toolchain) -> StartedSandbox:
+    """Start the sandbox of a spec, with the programs of a node in it.
 
     Raises:
         SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
     """
-    found = {name: toolchain.get(name).path for name in DISTRIBUTIONS[wish.distribution]().programs}
-    wanted = Wanted(*wish.limits)
+    found = {name: toolchain.get(name).path for name in DISTRIBUTIONS[spec.distribution]().programs}
+    wanted = Wanted(*spec.limits)
     with tempfile.TemporaryDirectory() as folder:
         # Inside, a program has the name that it is called by, whatever the user's own file is called.
         programs = [Path(folder, name) for name in found]
         for program, path in zip(programs, found.values(), strict=True):
             program.symlink_to(path.resolve())
-        if wish.sandbox == "here":
-            from pytest_k3s_sandbox.sandbox.here import HereSandbox
+        if spec.sandbox == "host":
+            from pytest_k3s_sandbox.sandbox.host import HostSandbox
 
-            return HereSandbox(programs=programs, opened=wish.open_ports, limits=wanted)
+            return HostSandbox(programs=programs, opened=spec.open_ports, limits=wanted)
         from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 
         runsc = toolchain.get("runsc").path
         return GvisorSandbox(
-            runsc, programs=programs, one_root=wish.one_root, opened=wish.open_ports, limits=wanted
+            runsc, programs=programs, one_root=spec.one_root, opened=spec.open_ports, limits=wanted
         )
 
 
@@ -96,7 +96,7 @@ class RecordedStack(LayerStack):
 
 
 @dataclass
-class Up:
+class NodeSession:
     """A node and everything around it.
 
     Attributes:
@@ -114,24 +114,24 @@ class Up:
     folder: Path
 
 
-def control_plane(sandbox: Sandbox, wish: Wish, toolchain: Toolchain, writer: RunWriter) -> Cluster:
+def control_plane(sandbox: Sandbox, spec: NodeSpec, toolchain: Toolchain, writer: RunWriter) -> Cluster:
     """Return a cluster whose control plane starts on entering, without waiting for the layers.
 
     Args:
         sandbox: Where.
-        wish: What was asked for.
+        spec: What was asked for.
         toolchain: Where the programs come from.
         writer: The run's records.
     """
-    embedded = wish.distribution == "embedded"
+    embedded = spec.distribution == "embedded"
     return Cluster(
         sandbox,
-        Embedded(seed(toolchain)) if embedded else DISTRIBUTIONS[wish.distribution](),
+        Embedded(seed(toolchain)) if embedded else DISTRIBUTIONS[spec.distribution](),
         Settings(
-            node=wish.node,
+            node=spec.node,
             address=sandbox.address,
-            api_port=wish.api_port,
-            kubernetes=kubernetes_version(wish, toolchain),
+            api_port=spec.api_port,
+            kubernetes=kubernetes_version(spec, toolchain),
         ),
         kubectl=toolchain.get("kubectl").path,
         phase=writer.phase,
@@ -142,19 +142,19 @@ def control_plane(sandbox: Sandbox, wish: Wish, toolchain: Toolchain, writer: Ru
 @contextlib.contextmanager
 def cluster_up(
     stack: LayerStack,
-    wish: Wish,
+    spec: NodeSpec,
     toolchain: Toolchain,
     writer: RunWriter,
     *,
     experiment: str,
     cluster: Cluster | None = None,
     interval: float = 1.0,
-) -> Iterator[Up]:
+) -> Iterator[NodeSession]:
     """Bring a node up on a stack, sampled from the start; copies the logs at the end.
 
     Args:
         stack: The sandbox and the layers, which are up.
-        wish: What was asked for.
+        spec: What was asked for.
         toolchain: Where the programs come from.
         writer: The run's records.
         experiment: The experiment's name, for the records.
@@ -166,24 +166,24 @@ def cluster_up(
     """
     owner = forks.Owner()
     folder = writer.path.parent
-    writer.append(fingerprint(stack, wish, toolchain, experiment))
+    writer.append(fingerprint(stack, spec, toolchain, experiment))
     with contextlib.ExitStack() as ending, explained(stack.sandbox, folder):
         if cluster is None:
-            cluster = ending.enter_context(control_plane(stack.sandbox, wish, toolchain, writer))
+            cluster = ending.enter_context(control_plane(stack.sandbox, spec, toolchain, writer))
         sampler = ending.enter_context(Sampler(cluster, writer, interval=interval))
         try:
             with contextlib.ExitStack() as supervised:
-                if wish.supervised:
+                if spec.supervised:
                     cluster.supervisor = supervised.enter_context(
                         Supervisor(cluster, writer, lambda: sampler.seen_ready)
                     )
                 try:
                     cluster.start_node(stack.layers)
                 except SandboxError:
-                    if not wish.supervised:
+                    if not spec.supervised:
                         note_ends(cluster, writer)
                     raise
-                yield Up(stack, cluster, writer, sampler, folder)
+                yield NodeSession(stack, cluster, writer, sampler, folder)
         finally:
             if owner.mine:
                 sampler.stop()
@@ -211,9 +211,9 @@ def note_ends(cluster: Cluster, writer: RunWriter) -> bool:
     return bool(dead)
 
 
-def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment: str) -> Environment:
+def fingerprint(stack: LayerStack, spec: NodeSpec, toolchain: Toolchain, experiment: str) -> Environment:
     """Return the record that says where a run takes place."""
-    found = {name: toolchain.get(name) for name in programs_of(wish.distribution)}
+    found = {name: toolchain.get(name) for name in programs_of(spec.distribution)}
     sandbox = stack.sandbox
     magic = sandbox.root_magic() if isinstance(sandbox, StartedSandbox) else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -230,20 +230,20 @@ def fingerprint(stack: LayerStack, wish: Wish, toolchain: Toolchain, experiment:
         started=clock.now().isoformat(timespec="seconds"),
         argv=tuple(sys.argv),
         machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
-        distribution=wish.distribution,
-        kubernetes=kubernetes_version(wish, toolchain),
+        distribution=spec.distribution,
+        kubernetes=kubernetes_version(spec, toolchain),
         variables=variables(os.environ),
-        network=described_network(stack.sandbox, wish),
+        network=described_network(stack.sandbox, spec),
         limits=described_limits(stack.sandbox),
     )
 
 
-def described_network(sandbox: Sandbox, wish: Wish) -> str | None:
+def described_network(sandbox: Sandbox, spec: NodeSpec) -> str | None:
     """Return what programs inside can reach, in words; None where that is not known."""
     found = getattr(sandbox, "network", None)
     if found is None:
         return None
-    opened = f"; opened: {', '.join(map(str, wish.open_ports))}" if wish.open_ports else ""
+    opened = f"; opened: {', '.join(map(str, spec.open_ports))}" if spec.open_ports else ""
     return f"{found.isolation}: {gateway.MEANING[found.isolation]}{opened}"
 
 
@@ -278,19 +278,21 @@ def run_folder(base: Path, *words: str) -> Path:
 
 
 @contextlib.contextmanager
-def everything(wish: Wish, toolchain: Toolchain, folder: Path, *, experiment: str) -> Iterator[Up]:
+def everything(
+    spec: NodeSpec, toolchain: Toolchain, folder: Path, *, experiment: str
+) -> Iterator[NodeSession]:
     """Start a sandbox, its layers and a cluster, and end them all: the whole for the command line."""
-    if wish.distribution == "embedded":
+    if spec.distribution == "embedded":
         seed(toolchain)  # now, because a run's time begins with its records
     with contextlib.ExitStack() as stack:
         names: Sequence[str]
         writer = stack.enter_context(RunWriter(folder))
         with writer.phase("sandbox"):
-            sandbox = stack.enter_context(start_sandbox(wish, toolchain))
-        names = wish.layers if wish.layers is not None else default_layers(sandbox)
+            sandbox = stack.enter_context(start_sandbox(spec, toolchain))
+        names = spec.layers if spec.layers is not None else default_layers(sandbox)
         with explained(sandbox, folder):
-            cluster = stack.enter_context(control_plane(sandbox, wish, toolchain, writer))
+            cluster = stack.enter_context(control_plane(sandbox, spec, toolchain, writer))
             layers = stack.enter_context(bring_up(sandbox, names, writer.phase))
         yield stack.enter_context(
-            cluster_up(layers, wish, toolchain, writer, experiment=experiment, cluster=cluster)
+            cluster_up(layers, spec, toolchain, writer, experiment=experiment, cluster=cluster)
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.logs import copy_logs
-from pytest_k3s_sandbox.cluster.reading import NoAnswer
+from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 from pytest_k3s_sandbox.support import escaping
@@ -34,7 +34,7 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
         for kind in ("nodes", "pods", "events") if cluster.lost is None else ():  # asking in vain takes long
             try:
                 objects[kind] = found = api.items(f"/api/v1/{kind}")
-            except NoAnswer as error:
+            except ApiUnavailable as error:
                 objects[kind] = str(error)
             else:
                 for each in found:

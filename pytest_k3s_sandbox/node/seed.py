@@ -24,7 +24,7 @@ SECONDS = 90.0
 def seed(toolchain: Toolchain) -> Path | None:
     """Return the datastore that a cluster of these programs begins with.
 
-    It is made on first use, by a start of the control plane natively (``here``), which takes
+    It is made on first use, by a start of the control plane natively (``host``), which takes
     some seconds.
 
     Args:
@@ -32,7 +32,7 @@ def seed(toolchain: Toolchain) -> Path | None:
 
     Returns:
         A SQLite file to copy; None for an empty datastore: if ``K3S_SANDBOX_SEED=0`` asks for it, or if
-        this machine cannot start ``here``, which is said where progress is shown.
+        this machine cannot start ``host``, which is said where progress is shown.
 
     Raises:
         SandboxError: The control plane did not come up; nothing is left.
@@ -65,7 +65,7 @@ def seed(toolchain: Toolchain) -> Path | None:
 
 
 class _NoPlaceError(Exception):
-    """A sandbox of kind ``here`` cannot be started; the cause says why."""
+    """A sandbox of kind ``host`` cannot be started; the cause says why."""
 
 
 def _cached(toolchain: Toolchain, key: str) -> Path | None:
@@ -78,12 +78,12 @@ def _cached(toolchain: Toolchain, key: str) -> Path | None:
 def _write(toolchain: Toolchain, target: Path) -> None:
     """Start a control plane on an empty datastore, end it, and keep what it wrote."""
     from pytest_k3s_sandbox.node.bringup import start_sandbox
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.spec import NodeSpec
 
     distribution = Embedded()
     deadline = Deadline.after(SECONDS)
     try:
-        started = start_sandbox(Wish("here"), toolchain)
+        started = start_sandbox(NodeSpec("host"), toolchain)
     except (StartError, MissingCapability) as error:
         raise _NoPlaceError from error
     with started as sandbox:

@@ -1,4 +1,4 @@
-"""What to bring up: a wish, and what it needs of the toolchain."""
+"""What to bring up: a spec, and what it needs of the toolchain."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pytest_k3s_sandbox.sandbox.limits import Wanted
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import minor_of
 
-KINDS = ("gvisor", "here")
+KINDS = ("gvisor", "host")
 
 
 DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
 
 
 @dataclass(frozen=True)
-class Wish:
+class NodeSpec:
     """What to bring up.
 
     Attributes:
@@ -75,13 +75,13 @@ def programs_of(distribution: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*DISTRIBUTIONS[distribution]().programs, "kubectl", "runsc")))
 
 
-def kubernetes_version(wish: Wish, toolchain: Toolchain) -> str:
+def kubernetes_version(spec: NodeSpec, toolchain: Toolchain) -> str:
     """Return the version of Kubernetes that a node gets, as its program says.
 
     Raises:
         ConfigError: It is not the version that the toolchain was asked for.
     """
-    name = "k3s" if wish.distribution == "k3s" else "kubelet"
+    name = "k3s" if spec.distribution == "k3s" else "kubelet"
     program = toolchain.get(name)
     if program.version == "unknown":
         return toolchain.pins.kubernetes

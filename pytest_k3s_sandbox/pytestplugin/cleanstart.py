@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.pytestplugin.claims import NotHeld, OpenClaim
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import Up
+    from pytest_k3s_sandbox.node.bringup import NodeSession
     from pytest_k3s_sandbox.pytestplugin.claims import Claims
     from pytest_k3s_sandbox.report.records import Event, RunWriter
 
@@ -34,7 +34,7 @@ def announce(claims: Claims) -> OpenClaim:
 
 
 @contextlib.contextmanager
-def judged(claim: OpenClaim, writer: RunWriter) -> Iterator[Callable[[Up, float], None]]:
+def judged(claim: OpenClaim, writer: RunWriter) -> Iterator[Callable[[NodeSession, float], None]]:
     """Judge the claim by a start in the enclosed block.
 
     Args:
@@ -69,13 +69,13 @@ def _record(claim: OpenClaim, found: list[Event]) -> None:
         claim.judge(not found, said(found) if found else 0)
 
 
-def _wait(up: Up, patience: float) -> None:
+def _wait(session: NodeSession, timeout_scale: float) -> None:
     """Return when a start is over: the node was Ready, a program has ended, or it takes too long."""
     from pytest_k3s_sandbox.node.bringup import note_ends
 
-    deadline = Deadline.after(READY_SECONDS * patience)
-    while not note_ends(up.cluster, up.writer):
-        over = up.readiness.seen_ready or up.readiness.failure is not None
+    deadline = Deadline.after(READY_SECONDS * timeout_scale)
+    while not note_ends(session.cluster, session.writer):
+        over = session.readiness.seen_ready or session.readiness.failure is not None
         if over or deadline.expired:
             return
         time.sleep(POLL_SECONDS)

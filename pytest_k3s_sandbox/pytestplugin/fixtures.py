@@ -16,15 +16,15 @@ import pytest
 
 from pytest_k3s_sandbox import settings as options
 from pytest_k3s_sandbox.pytestplugin.activation import activate
-from pytest_k3s_sandbox.pytestplugin.stash import FAILED, LINES, SHARE
+from pytest_k3s_sandbox.pytestplugin.stash import FAILED, LINES, SHARE, SPEC
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.layers.base import Layer
     from pytest_k3s_sandbox.layers.stack import LayerStack
-    from pytest_k3s_sandbox.node.bringup import Up
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -42,9 +42,9 @@ __all__ = [
     "k3s_readiness",
     "k3s_run",
     "k3s_sandbox",
+    "k3s_session",
+    "k3s_spec",
     "k3s_toolchain",
-    "k3s_up",
-    "k3s_wish",
     "k3s_workarounds",
 ]
 
@@ -82,27 +82,49 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     return toolchain
 
 
-@pytest.fixture(scope=_scope)
-def k3s_wish(request: pytest.FixtureRequest) -> Wish:
-    """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
-    from pytest_k3s_sandbox.node.spec import Wish
+def _spec_of_options(config: pytest.Config) -> NodeSpec:
+    """Return what the options ask for: one object for a run."""
+    from pytest_k3s_sandbox.node.spec import NodeSpec
 
-    settings = activate(request.config)
-    return Wish(
-        settings.sandbox,
-        settings.layers,
-        settings.api_port,
-        distribution=settings.distribution,
-        supervised=True,
-        open_ports=settings.open_ports,
-        limits=settings.limits,
-    )
+    settings = activate(config)
+    if SPEC not in config.stash:
+        config.stash[SPEC] = NodeSpec(
+            settings.sandbox,
+            settings.layers,
+            settings.api_port,
+            distribution=settings.distribution,
+            supervised=True,
+            open_ports=settings.open_ports,
+            limits=settings.limits,
+        )
+    return config.stash[SPEC]
+
+
+def _note(config: pytest.Config, line: str) -> None:
+    """Add a line to the end of pytest's output, once."""
+    lines = config.stash[LINES]
+    if line not in lines:
+        lines.append(line)
+
+
+@pytest.fixture(scope=_scope)
+def k3s_wish(request: pytest.FixtureRequest) -> NodeSpec:
+    """The former name of ``k3s_spec``; one that a project defines still counts."""
+    return _spec_of_options(request.config)
+
+
+@pytest.fixture(scope=_scope)
+def k3s_spec(request: pytest.FixtureRequest, k3s_wish: NodeSpec) -> NodeSpec:
+    """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
+    if k3s_wish is not _spec_of_options(request.config):
+        _note(request.config, "k3s-sandbox: the fixture k3s_wish is now k3s_spec")
+    return k3s_wish
 
 
 @pytest.fixture(scope=_scope)
 def k3s_run(
     request: pytest.FixtureRequest,
-    k3s_wish: Wish,
+    k3s_spec: NodeSpec,
     k3s_toolchain: Toolchain,  # a run's time begins when the programs are there
 ) -> Iterator[RunWriter]:
     """The records of this run, in a folder of its own; its page is rendered at the end."""
@@ -110,37 +132,37 @@ def k3s_run(
 
     activate(request.config)
     if SHARE in request.config.stash:
-        yield request.config.stash[SHARE].up(k3s_wish, k3s_toolchain).writer
+        yield request.config.stash[SHARE].up(k3s_spec, k3s_toolchain).writer
         return
-    with recorded(request, k3s_wish) as writer:
+    with recorded(request, k3s_spec) as writer:
         yield writer
 
 
 @pytest.fixture(scope=_scope)
 def k3s_sandbox(
-    request: pytest.FixtureRequest, k3s_wish: Wish, k3s_toolchain: Toolchain, k3s_run: RunWriter
+    request: pytest.FixtureRequest, k3s_spec: NodeSpec, k3s_toolchain: Toolchain, k3s_run: RunWriter
 ) -> Iterator[StartedSandbox]:
     """A started sandbox of the kind that ``--k3s-sandbox`` names."""
     from pytest_k3s_sandbox.node.bringup import start_sandbox
 
     if SHARE in request.config.stash:
         # All of one that a test uses, but what only its owner may do.
-        yield cast("StartedSandbox", request.config.stash[SHARE].up(k3s_wish, k3s_toolchain).stack.sandbox)
+        yield cast("StartedSandbox", request.config.stash[SHARE].up(k3s_spec, k3s_toolchain).stack.sandbox)
         return
     with k3s_run.phase("sandbox"):
-        started = start_sandbox(k3s_wish, k3s_toolchain)
+        started = start_sandbox(k3s_spec, k3s_toolchain)
     with started:
         yield started
 
 
 def _layer(
-    name: str, sandbox: StartedSandbox, run: RunWriter, wish: Wish
+    name: str, sandbox: StartedSandbox, run: RunWriter, spec: NodeSpec
 ) -> contextlib.AbstractContextManager[Layer]:
     from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse
     from pytest_k3s_sandbox.layers.stack import entered, make, split
     from pytest_k3s_sandbox.node.diagnostics import explained
 
-    word = next((word for word in wish.layers or () if split(word)[0] == name), name)  # with its variant
+    word = next((word for word in spec.layers or () if split(word)[0] == name), name)  # with its variant
     if isinstance(sandbox, AttachedSandbox):
         refuse(f"the fixture {FIXTURES[name]}")
 
@@ -155,30 +177,30 @@ def _layer(
 
 
 @pytest.fixture(scope=_scope)
-def k3s_workarounds(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_workarounds(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
     """The layer of the older workarounds, up in the sandbox: kmsg, kernel tunables, OCI spec."""
-    with _layer("workarounds", k3s_sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("workarounds", k3s_sandbox, k3s_run, k3s_spec) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def k3s_cgroupfs(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_cgroupfs(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
     """The layer of the FUSE cgroup v1 filesystem, up in the sandbox."""
-    with _layer("fuse_cgroupfs", k3s_sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("fuse_cgroupfs", k3s_sandbox, k3s_run, k3s_spec) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def k3s_interceptor(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_interceptor(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
     """The layer of the ptrace interceptor, proven in the sandbox."""
-    with _layer("ptrace_interceptor", k3s_sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("ptrace_interceptor", k3s_sandbox, k3s_run, k3s_spec) as layer:
         yield layer
 
 
 @pytest.fixture(scope=_scope)
-def k3s_fake_cni(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_wish: Wish) -> Iterator[Layer]:
+def k3s_fake_cni(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
     """The layer of the fake CNI plugin, installed in the sandbox."""
-    with _layer("fake_cni", k3s_sandbox, k3s_run, k3s_wish) as layer:
+    with _layer("fake_cni", k3s_sandbox, k3s_run, k3s_spec) as layer:
         yield layer
 
 
@@ -197,32 +219,32 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     from pytest_k3s_sandbox.pytestplugin.recording import recorded
 
     activate(request.config)
-    wish: Wish = request.getfixturevalue("k3s_wish")
+    spec: NodeSpec = request.getfixturevalue("k3s_spec")
     toolchain: Toolchain = request.getfixturevalue("k3s_toolchain")
     if SHARE in request.config.stash and not hasattr(request, "param"):
-        yield request.config.stash[SHARE].up(wish, toolchain).stack
+        yield request.config.stash[SHARE].up(spec, toolchain).stack
         return
     with contextlib.ExitStack() as stack:
 
         def begin(where: StartedSandbox, run: RunWriter) -> Cluster | None:
             """Let the control plane come up beside the layers, if a test wants a cluster."""
-            if "k3s_up" not in request.fixturenames:
+            if "k3s_session" not in request.fixturenames:
                 return None
-            return stack.enter_context(control_plane(where, wish, toolchain, run))
+            return stack.enter_context(control_plane(where, spec, toolchain, run))
 
         if not hasattr(request, "param"):
             run: RunWriter = request.getfixturevalue("k3s_run")
             shared: StartedSandbox = request.getfixturevalue("k3s_sandbox")
-            names = wish.layers if wish.layers is not None else default_layers(shared)
+            names = spec.layers if spec.layers is not None else default_layers(shared)
             with explained(shared, run.path.parent):
                 cluster = begin(shared, run)
             each = tuple(request.getfixturevalue(FIXTURES[split(name)[0]]) for name in names)
             yield RecordedStack(shared, each, run, cluster)
             return
         names = parse(request.param)
-        run = stack.enter_context(recorded(request, wish, "+".join(names) or "none"))
+        run = stack.enter_context(recorded(request, spec, "+".join(names) or "none"))
         with run.phase("sandbox"):
-            own = stack.enter_context(start_sandbox(wish, toolchain))
+            own = stack.enter_context(start_sandbox(spec, toolchain))
         with explained(own, run.path.parent):
             cluster = begin(own, run)
             up = stack.enter_context(bring_up(own, names, run.phase))
@@ -230,9 +252,9 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
 
 
 @pytest.fixture(scope=_scope)
-def k3s_up(
-    request: pytest.FixtureRequest, k3s_layers: LayerStack, k3s_wish: Wish, k3s_toolchain: Toolchain
-) -> Iterator[Up]:
+def k3s_session(
+    request: pytest.FixtureRequest, k3s_layers: LayerStack, k3s_spec: NodeSpec, k3s_toolchain: Toolchain
+) -> Iterator[NodeSession]:
     """Everything that is up: the stack, the cluster, the records and the sampler."""
     from pytest_k3s_sandbox.node.bringup import RecordedStack, cluster_up
     from pytest_k3s_sandbox.pytestplugin import cleanstart
@@ -246,9 +268,9 @@ def k3s_up(
     from pytest_k3s_sandbox.report.records import read_run
     from pytest_k3s_sandbox.report.summary import again
 
-    patience = activate(request.config).patience
+    scale = activate(request.config).timeout_scale
     share = request.config.stash.get(SHARE, None)
-    if share is not None and k3s_layers is (up := share.up(k3s_wish, k3s_toolchain)).stack:
+    if share is not None and k3s_layers is (up := share.up(k3s_spec, k3s_toolchain)).stack:
         request.config.stash[LINES].append(f"k3s-sandbox: uses the shared cluster {share.name}")
         judge_shared_start(request, up.writer)
         yield up
@@ -260,15 +282,15 @@ def k3s_up(
         run, cluster = request.getfixturevalue("k3s_run"), None
     name, claim = experiment_of(request), clean_start(request, run)
     # What an experiment's node does by itself is the experiment's result.
-    wish = k3s_wish if claim is None else dataclasses.replace(k3s_wish, supervised=False)
+    spec = k3s_spec if claim is None else dataclasses.replace(k3s_spec, supervised=False)
     with contextlib.ExitStack() as ending:
-        bring = cluster_up(k3s_layers, wish, k3s_toolchain, run, experiment=name, cluster=cluster)
+        bring = cluster_up(k3s_layers, spec, k3s_toolchain, run, experiment=name, cluster=cluster)
         if claim is None:
             up = ending.enter_context(bring)
         else:
             with cleanstart.judged(claim, run) as start_is_over:
                 up = ending.enter_context(bring)
-                start_is_over(up, patience)
+                start_is_over(up, scale)
         began = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
         seconds = run.now() - (0.0 if began is None else began.start)
         words = f"{k3s_layers.sandbox.kind}, {'+'.join(k3s_layers.names) or 'no layers'}"
@@ -287,15 +309,22 @@ def k3s_up(
 
 
 @pytest.fixture(scope=_scope)
-def k3s(k3s_up: Up) -> Cluster:
-    """A cluster on the stack that the test asked for: ``kubeconfig``, ``client``, ``kubectl``, ``logs``."""
-    return k3s_up.cluster
+def k3s_up(request: pytest.FixtureRequest, k3s_session: NodeSession) -> NodeSession:
+    """The former name of ``k3s_session``."""
+    _note(request.config, "k3s-sandbox: the fixture k3s_up is now k3s_session")
+    return k3s_session
 
 
 @pytest.fixture(scope=_scope)
-def k3s_readiness(k3s_up: Up) -> Sampler:
+def k3s(k3s_session: NodeSession) -> Cluster:
+    """A cluster on the stack that the test asked for: ``kubeconfig``, ``client``, ``kubectl``, ``logs``."""
+    return k3s_session.cluster
+
+
+@pytest.fixture(scope=_scope)
+def k3s_readiness(k3s_session: NodeSession) -> Sampler:
     """The sampler that has run since the bring-up began: ``samples`` and ``errors(kind)``."""
-    return k3s_up.readiness
+    return k3s_session.readiness
 
 
 @pytest.fixture(scope=_scope)
@@ -306,11 +335,11 @@ def k3s_node(k3s: Cluster) -> Node:
 
 
 @pytest.fixture(scope=_scope)
-def k3s_claim(k3s_up: Up) -> Claim:
+def k3s_claim(k3s_session: NodeSession) -> Claim:
     """Record whether a claim held, then assert it: every assertion becomes a line of the report."""
     from pytest_k3s_sandbox.pytestplugin.recording import claims
 
-    return claims(k3s_up.writer)
+    return claims(k3s_session.writer)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def register(config: pytest.Config) -> Hooks:
         raise pytest.UsageError(str(error)) from None
     config.stash[SETTINGS] = settings
     config.stash[REPORTS] = []
-    config.stash[LINES] = []
+    config.stash[LINES] = [f"k3s-sandbox: {note}" for note in settings.notes]
     config.pluginmanager.register(Outcomes(config), "k3s_sandbox_outcomes")
     found = Hooks(config)
     config.pluginmanager.register(found, "k3s_sandbox_hooks")

@@ -114,7 +114,7 @@ def of_writer(config: pytest.Config, writer: RunWriter) -> OpenRun | None:
 
 def wants_node(item: pytest.Item) -> bool:
     """Tell whether a test is one of an experiment's that has a node of its run's."""
-    return experiment(item) is not None and "k3s_up" in getattr(item, "fixturenames", ())
+    return experiment(item) is not None and "k3s_session" in getattr(item, "fixturenames", ())
 
 
 def upcoming(session: pytest.Session) -> list[pytest.Item]:
@@ -171,7 +171,7 @@ class Recorder:
                 run.reached.add(item.nodeid)
                 _record(run.writer, item, outcome, phase, message)
         funcargs = getattr(item, "funcargs", None) or {}
-        shared = getattr(funcargs.get("k3s_up"), "writer", None)
+        shared = getattr(funcargs.get("k3s_session"), "writer", None)
         if shared is not None and not found:
             found = True
             _record(shared, item, outcome, phase, message)

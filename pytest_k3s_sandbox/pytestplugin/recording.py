@@ -27,8 +27,8 @@ from pytest_k3s_sandbox.support import forks
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_k3s_sandbox.node.bringup import Up
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.claims import OpenClaim
     from pytest_k3s_sandbox.report.records import RunWriter
 
@@ -38,7 +38,7 @@ Claim = Claims
 
 @contextlib.contextmanager
 def recorded(
-    request: pytest.FixtureRequest, wish: Wish, *words: str, uses: openruns.Uses | None = None
+    request: pytest.FixtureRequest, spec: NodeSpec, *words: str, uses: openruns.Uses | None = None
 ) -> Iterator[RunWriter]:
     """Record a run in a folder of its own; at the end its page is rendered, or the folder removed.
 
@@ -46,7 +46,7 @@ def recorded(
 
     Args:
         request: The fixture that starts the run.
-        wish: What is brought up.
+        spec: What is brought up.
         words: Further words of the folder's name.
         uses: Tells whether a test uses the run; by default that is told from the fixture.
     """
@@ -56,7 +56,7 @@ def recorded(
     config, session = request.config, request.session
     settings = config.stash[SETTINGS]
     worker = getattr(config, "workerinput", {}).get("workerid")
-    words = (experiment_of(request), wish.sandbox, *words, *([worker] if worker else ()))
+    words = (experiment_of(request), spec.sandbox, *words, *([worker] if worker else ()))
     folder = run_folder(settings.report, *words)
     failed_before = session.testsfailed
     writer = RunWriter(folder, around=allure.steps(config))
@@ -129,18 +129,18 @@ def _interruption(session: pytest.Session) -> str | None:
     return None
 
 
-def keep_running(config: pytest.Config, up: Up) -> None:
+def keep_running(config: pytest.Config, session: NodeSession) -> None:
     """Let the cluster of a test that failed go on when this process ends, if that was asked for."""
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 
     wanted = config.stash[SETTINGS].keep == "running" and KEPT not in config.stash
-    if not wanted or not isinstance(up.stack.sandbox, StartedSandbox) or not up.stack.sandbox.mine:
+    if not wanted or not isinstance(session.stack.sandbox, StartedSandbox) or not session.stack.sandbox.mine:
         return
     from pytest_k3s_sandbox.daemon.process import hand_over
     from pytest_k3s_sandbox.node.diagnostics import diagnose
 
-    diagnose(up.cluster, up.folder)
-    state = hand_over(up, "a test failed (--k3s-keep=running)")
+    diagnose(session.cluster, session.folder)
+    state = hand_over(session, "a test failed (--k3s-keep=running)")
     config.stash[KEPT] = True
     config.stash[LINES].append(goes_on(state.name))
 

@@ -30,7 +30,7 @@ from pytest_k3s_sandbox.pytestplugin.stash import (
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
 
-NODE = frozenset({"k3s_run", "k3s_sandbox", "k3s_layers", "k3s_up"})
+NODE = frozenset({"k3s_run", "k3s_sandbox", "k3s_layers", "k3s_session"})
 """A test that needs one of these fixtures has a node, and what goes wrong with that is no finding."""
 
 
@@ -96,8 +96,8 @@ class Outcomes:
         folder = _folder(item)
         if folder is None:
             return
-        up = getattr(item, "funcargs", {}).get("k3s_up")
-        logs = getattr(getattr(up, "cluster", None), "logs", None)
+        session = getattr(item, "funcargs", {}).get("k3s_session")
+        logs = getattr(getattr(session, "cluster", None), "logs", None)
         allure.attach_run(folder, logs if isinstance(logs, Path) and logs.is_dir() else folder / "logs")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -171,8 +171,8 @@ def labels(item: pytest.Item) -> dict[str, str]:
 
 
 def _run(item: pytest.Item) -> RunWriter | None:
-    up = getattr(item, "funcargs", {}).get("k3s_up")
-    run: RunWriter | None = getattr(up, "writer", None) or item.config.stash.get(RUN, None)
+    session = getattr(item, "funcargs", {}).get("k3s_session")
+    run: RunWriter | None = getattr(session, "writer", None) or item.config.stash.get(RUN, None)
     return run
 
 

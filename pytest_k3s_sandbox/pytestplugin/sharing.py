@@ -20,8 +20,8 @@ from pytest_k3s_sandbox.sandbox import locks, machine
 from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import Up
-    from pytest_k3s_sandbox.node.spec import Wish
+    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 START_SECONDS = 600.0
@@ -42,17 +42,17 @@ class Share:
         self.name = f"share-{run[:8]}"
         self._report = report
         self._keep = keep
-        self._up: Up | None = None
+        self._up: NodeSession | None = None
         self._owner = forks.Owner()
         machine.private_folder(machine.home() / "shared")
         self.users = Users(machine.home() / "shared" / run)
         self.users.enter()
 
-    def up(self, wish: Wish, toolchain: Toolchain) -> Up:
+    def up(self, spec: NodeSpec, toolchain: Toolchain) -> NodeSession:
         """Return the cluster; the first one that asks starts it, and the others wait for that.
 
         Args:
-            wish: What to bring up; the same for all.
+            spec: What to bring up; the same for all.
             toolchain: Where kubectl comes from.
 
         Raises:
@@ -63,19 +63,19 @@ class Share:
             from pytest_k3s_sandbox.daemon.attached import attach
 
             self._up = attach(
-                self._state(wish, toolchain.kubernetes), self.users, toolchain.get("kubectl").path
+                self._state(spec, toolchain.kubernetes), self.users, toolchain.get("kubectl").path
             )
         return self._up
 
-    def _state(self, wish: Wish, version: str | None) -> registry.State:
-        wanted = json.loads(json.dumps(asdict(wish)))
+    def _state(self, spec: NodeSpec, version: str | None) -> registry.State:
+        wanted = json.loads(json.dumps(asdict(spec)))
         with self.users.start_lock:
-            launched = self._launched() or self._launch(wish, wanted, version)
-        if launched["wish"] != wanted:
+            launched = self._launched() or self._launch(spec, wanted, version)
+        if launched["spec"] != wanted:
             raise ConfigError(
                 "a cluster that is shared (--k3s-share)",
-                cause=f"one test wishes for {launched['wish']}, another one for {wanted}",
-                remedy="have one k3s_wish for all tests, or do not share",
+                cause=f"one test wishes for {launched['spec']}, another one for {wanted}",
+                remedy="have one k3s_spec for all tests, or do not share",
             )
 
         registry.wait_for(
@@ -104,15 +104,15 @@ class Share:
         text = self.users.read("launched")
         return None if text is None else dict(json.loads(text))
 
-    def _launch(self, wish: Wish, wanted: dict[str, Any], version: str | None) -> dict[str, Any]:
+    def _launch(self, spec: NodeSpec, wanted: dict[str, Any], version: str | None) -> dict[str, Any]:
         from pytest_k3s_sandbox.daemon import process as keeper
         from pytest_k3s_sandbox.node.bringup import run_folder
 
-        folder = run_folder(self._report, "test", wish.sandbox, "shared")
+        folder = run_folder(self._report, "test", spec.sandbox, "shared")
         order = keeper.Keep(
             name=self.name,
             origin="shared by workers of pytest-xdist",
-            wish=wanted,
+            spec=wanted,
             experiment="test",
             folder=str(folder),
             version=version,
@@ -126,7 +126,7 @@ class Share:
             "start": machine.start_time(process.pid),
             "folder": str(folder),
             "users": str(self.users.folder),
-            "wish": wanted,
+            "spec": wanted,
         }
         keeper.disown(process)
         self.users.note("launched", json.dumps(launched))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.hooks import Hooks
     from pytest_k3s_sandbox.pytestplugin.openruns import OpenRun
     from pytest_k3s_sandbox.pytestplugin.sharing import Share
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 """The resolved options; there when the plugin is awake."""
+
+SPEC: pytest.StashKey[NodeSpec] = pytest.StashKey()
+"""What the options ask for; there when a test has asked for a node."""
 
 HOOKS: pytest.StashKey[Hooks] = pytest.StashKey()
 """The hooks of a run that uses something of ours."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, Seconds
+from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, SandboxKind, Seconds
 
 
 class Spread(FrozenModel):
@@ -78,8 +78,8 @@ class Measurement(FrozenModel):
     values: tuple[Number, ...] = ()
     benchmark: str | None = None
     case: str | None = None
-    variant: str | None = None
-    baseline: str | None = None
+    variant: SandboxKind | None = None
+    baseline: SandboxKind | None = None
     limit: Number | None = None
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, Seconds
+from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, SandboxKind, Seconds
 from pytest_k3s_sandbox.report.outcomes import (
     Ablation,
     Announced,
@@ -80,7 +80,7 @@ class Environment(FrozenModel):
 
     Attributes:
         experiment: The experiment's name, like ``exp08``.
-        sandbox: The sandbox's kind, ``gvisor`` or ``here``.
+        sandbox: The sandbox's kind, ``gvisor`` or ``host``.
         root_magic: ``statfs("/").f_type`` as seen from inside; None when it was not read.
         kernel: The kernel's release as seen from inside.
         programs: The programs under test, by name.
@@ -100,7 +100,7 @@ class Environment(FrozenModel):
 
     type: Literal["environment"] = "environment"
     experiment: str
-    sandbox: str
+    sandbox: SandboxKind
     root_magic: Count | None
     kernel: str | None
     programs: dict[str, ProgramRecord] = Field(default_factory=dict)

@@ -134,7 +134,7 @@ class Sandbox(Protocol):
 
     @property
     def kind(self) -> str:
-        """``gvisor`` or ``here``."""
+        """``gvisor`` or ``host``."""
 
     @property
     def name(self) -> str:

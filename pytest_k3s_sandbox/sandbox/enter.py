@@ -1,4 +1,4 @@
-"""Run on the way into a ``here`` sandbox, before and after its namespaces exist.
+"""Run on the way into a ``host`` sandbox, before and after its namespaces exist.
 
 ``join RECIPE CMD...`` puts itself into the sandbox's cgroups, so that the cgroup
 namespace made next has them as its roots. ``root RECIPE CMD...``, in the new

@@ -59,7 +59,7 @@ def no_space(folder: Path, what: str) -> ProvisionError:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """What is in the cache under one key.
 
     Attributes:
@@ -134,7 +134,7 @@ class Cache:
         """Return the folder of an entry, whether it exists or not."""
         return self.root / "entries" / key
 
-    def lookup(self, key: str, name: str) -> Entry | None:
+    def lookup(self, key: str, name: str) -> CacheEntry | None:
         """Return the entry that holds a file, if it is there and unchanged.
 
         Args:
@@ -163,7 +163,7 @@ class Cache:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             recorded = manifest["files"][name]
-            entry = Entry(folder, str(manifest["version"]), str(manifest["origin"]))
+            entry = CacheEntry(folder, str(manifest["version"]), str(manifest["origin"]))
             digest = str(recorded["sha256"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise corrupt(f"its manifest is unreadable ({type(error).__name__}: {error})") from error
@@ -195,7 +195,7 @@ class Cache:
 
     def create(
         self, key: str, fill: Callable[[Path, Path], None], *, version: str, origin: str, what: str
-    ) -> Entry:
+    ) -> CacheEntry:
         """Make an entry; the caller holds its lock.
 
         Args:
@@ -241,7 +241,7 @@ class Cache:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return Entry(final, version, origin)
+        return CacheEntry(final, version, origin)
 
     @contextlib.contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:

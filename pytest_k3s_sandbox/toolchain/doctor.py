@@ -73,7 +73,7 @@ def _machine() -> list[Check]:
             remedy="run it as root (sudo -E), sandboxes need mounts and namespaces",
         ),
         Check(
-            "kind here",
+            "kind host",
             ok=True,
             required=False,
             detail="is not a boundary: a privileged process in it is root of this machine (docs/security.md)",

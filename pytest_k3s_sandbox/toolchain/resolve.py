@@ -19,7 +19,7 @@ import platformdirs
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, ProvisionError
 from pytest_k3s_sandbox.toolchain import golang, packages, pins, release
-from pytest_k3s_sandbox.toolchain.cache import Cache, CorruptEntryError, Entry, no_space
+from pytest_k3s_sandbox.toolchain.cache import Cache, CacheEntry, CorruptEntryError, no_space
 from pytest_k3s_sandbox.toolchain.packages import which
 from pytest_k3s_sandbox.toolchain.progress import Progress, Work, for_terminal
 
@@ -267,7 +267,7 @@ class Toolchain:
             return None
         return Program(pin.name, entry.folder / pin.name, entry.version, "cache")
 
-    def _lookup(self, key: str, pin: pins.Pin, notes: list[str]) -> Entry | None:
+    def _lookup(self, key: str, pin: pins.Pin, notes: list[str]) -> CacheEntry | None:
         try:
             return self.cache.lookup(key, pin.name)
         except CorruptEntryError as error:

@@ -72,7 +72,7 @@ def nobody() -> Iterator[tuple[list[str], dict[str, str], Path]]:
         (["up", "--wings"], ["No such option", "--wings"]),
         (["run"], ["Missing argument"]),
         (["report"], ["Missing argument"]),
-        (["up", "--sandbox", "docker"], ["--sandbox", "docker", "gvisor", "here"]),
+        (["up", "--sandbox", "docker"], ["--sandbox", "docker", "gvisor", "host"]),
         (["up", "--api-port", "70000"], ["--api-port", "'70000' is not a TCP port (1 to 65535)"]),
         (["up", "--api-port", "0"], ["--api-port", "'0' is not a TCP port (1 to 65535)"]),
         (["run", "exp08", "--api-port", "http"], ["--api-port", "'http' is not a TCP port"]),

@@ -25,8 +25,8 @@ from stand_in_node import node, write_stand_in
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.node.bringup import Up, everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import EventKind, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -48,7 +48,7 @@ while os.getppid() == parent:
         pass
 """
 
-Bring = Callable[[Path], AbstractContextManager[Up]]
+Bring = Callable[[Path], AbstractContextManager[NodeSession]]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,9 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bring]:
     """How a node is brought up, by its distribution; what ends by itself is not started again."""
     stand_in = write_stand_in(tmp_path_factory.mktemp("k3s"))
     return {
-        "embedded": lambda folder: everything(Wish("gvisor"), Toolchain(), folder, experiment="cold-starts"),
+        "embedded": lambda folder: everything(
+            NodeSpec("gvisor"), Toolchain(), folder, experiment="cold-starts"
+        ),
         "k3s": lambda folder: node(stand_in, folder),
     }
 
@@ -79,7 +81,7 @@ def interrupted(folder: Path) -> int:
     return sum(len(INTERRUPTED.findall(line)) > 0 for text in logs.values() for line in text.splitlines())
 
 
-def restarts(up: Up) -> int:
+def restarts(up: NodeSession) -> int:
     """Return how many of a node's processes ended by themselves, or were started again."""
     ended = [name for name, process in up.cluster.processes.items() if process.poll() is not None]
     events = [event for event in read_run(up.folder).events if event.kind == EventKind.RESTART]

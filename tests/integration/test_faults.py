@@ -18,8 +18,8 @@ from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
-from pytest_k3s_sandbox.node.bringup import Up, everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import Event, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -35,7 +35,7 @@ Pid = Callable[["Faulty"], int]
 class Faulty:
     """A node on which a pod runs, and on which things are broken."""
 
-    def __init__(self, up: Up) -> None:
+    def __init__(self, up: NodeSession) -> None:
         """Run the pod that is to survive everything."""
         self.up, self.cluster, self.core = up, up.cluster, up.cluster.core
         self.cluster.node.wait_ready(PATIENCE)
@@ -157,7 +157,7 @@ SHORT = ("cgroupfs", "kubelet's interceptor", "kine")
 def node(k3s_toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     """Bring a supervised node up, for all faults."""
     folder = tmp_path_factory.mktemp("faults") / "run"
-    with everything(Wish(supervised=True), k3s_toolchain, folder, experiment="test") as up:
+    with everything(NodeSpec(supervised=True), k3s_toolchain, folder, experiment="test") as up:
         yield Faulty(up)
 
 

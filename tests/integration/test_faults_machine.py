@@ -15,8 +15,8 @@ import pytest
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
-from pytest_k3s_sandbox.node.bringup import Up, everything, start_sandbox
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession, everything, start_sandbox
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -56,7 +56,7 @@ def replicas(name: str) -> dict[str, Any]:
     }
 
 
-def acknowledged(up: Up, number: int) -> bool:
+def acknowledged(up: NodeSession, number: int) -> bool:
     """Try to make a config map; tell whether the API server has taken it."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -74,7 +74,7 @@ def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_p
     """What was acknowledged is there afterwards; pods may be evicted, which is Kubernetes' answer."""
     from kubernetes.client import AppsV1Api
 
-    with everything(Wish(supervised=True), k3s_toolchain, tmp_path / "run", experiment="test") as up:
+    with everything(NodeSpec(supervised=True), k3s_toolchain, tmp_path / "run", experiment="test") as up:
         cluster, core = up.cluster, up.cluster.core
         cluster.node.wait_ready(PATIENCE)
         cluster.wait_usable(NAMESPACE, Deadline.after(PATIENCE))
@@ -130,7 +130,7 @@ def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_p
 
 def test_the_clock_cannot_jump(k3s_toolchain: Toolchain) -> None:
     """Nobody in gVisor can set its clock, and natively it is the machine's: it cannot be made to jump."""
-    with start_sandbox(Wish(), k3s_toolchain) as sandbox:
+    with start_sandbox(NodeSpec(), k3s_toolchain) as sandbox:
         done = sandbox.run(["date", "--set", "+1 hour"], check=False)
         assert done.returncode != 0
         assert "cannot set date" in done.stderr

@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.sandbox import reaper
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -27,8 +27,8 @@ OWNER = """
 import os, subprocess, sys, time
 from pathlib import Path
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
-sandbox = HereSandbox() if sys.argv[1] == "here" else GvisorSandbox(Path(sys.argv[1]))
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
+sandbox = HostSandbox() if sys.argv[1] == "host" else GvisorSandbox(Path(sys.argv[1]))
 sandbox.spawn(["sleep", "1000"], name="sleeper")
 child = os.fork()
 if child == 0:
@@ -41,7 +41,7 @@ time.sleep(1000)
 """Has a sandbox, and a child that stays."""
 
 
-@pytest.fixture(params=["here", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
+@pytest.fixture(params=["host", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
 def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
     return str(request.param)
@@ -49,7 +49,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def sandbox(kind: str) -> Iterator[StartedSandbox]:
-    with HereSandbox() if kind == "here" else GvisorSandbox(Toolchain().get("runsc").path) as made:
+    with HostSandbox() if kind == "host" else GvisorSandbox(Toolchain().get("runsc").path) as made:
         yield made
 
 
@@ -102,7 +102,7 @@ def test_a_child_runs_programs_and_ends_nothing(sandbox: StartedSandbox) -> None
 
 
 def test_a_child_that_stays_keeps_no_sandbox_alive(kind: str) -> None:
-    word = kind if kind == "here" else str(Toolchain().get("runsc").path)
+    word = kind if kind == "host" else str(Toolchain().get("runsc").path)
     with subprocess.Popen([sys.executable, "-c", OWNER, word], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         pid, name = owner.stdout.readline().split()

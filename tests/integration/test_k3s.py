@@ -16,12 +16,11 @@ from stand_in_node import node, toolchain_with, write_stand_in
 
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
+from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
-from pytest_k3s_sandbox.node import spec
-from pytest_k3s_sandbox.node.bringup import Up
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession
+from pytest_k3s_sandbox.node.spec import NodeSpec, kubernetes_version
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -51,7 +50,7 @@ def official() -> Path:
 
 
 @pytest.fixture(scope="module", params=["stand-in", "official"])
-def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeSession]:
     """A node in gVisor on k3s."""
     program = official() if request.param == "official" else request.getfixturevalue("stand_in")
     with node(program, tmp_path_factory.mktemp("run")) as found:
@@ -67,7 +66,7 @@ def pod(image: str, script: str) -> dict[str, object]:
     }
 
 
-def run_pod(up: Up, namespace: str, body: Mapping[str, object]) -> None:
+def run_pod(up: NodeSession, namespace: str, body: Mapping[str, object]) -> None:
     core = up.cluster.core
     core.create_namespaced_pod(namespace, body)
     up.cluster.wait(
@@ -78,13 +77,13 @@ def run_pod(up: Up, namespace: str, body: Mapping[str, object]) -> None:
     )
 
 
-def test_server_and_node_are_one_process_in_which_the_node_is_ready(up: Up) -> None:
+def test_server_and_node_are_one_process_in_which_the_node_is_ready(up: NodeSession) -> None:
     assert list(up.cluster.processes) == ["k3s"]
     assert up.cluster.node.conditions()["Ready"].status == "True"
     assert up.cluster.node.stats_summary()["node"]["nodeName"] == "k3s-sandbox"
 
 
-def test_what_ran_is_named_in_the_records(up: Up) -> None:
+def test_what_ran_is_named_in_the_records(up: NodeSession) -> None:
     environment = read_run(up.folder).environment
     assert environment is not None
     assert environment.distribution == "k3s"
@@ -93,20 +92,20 @@ def test_what_ran_is_named_in_the_records(up: Up) -> None:
     assert re.fullmatch(r"1\.\d+\.\d+\+(k3s\d+|stand-in)", said)
 
 
-def test_the_sampler_follows_the_logs_of_the_node_in_k3s(up: Up) -> None:
+def test_the_sampler_follows_the_logs_of_the_node_in_k3s(up: NodeSession) -> None:
     assert up.readiness.take().node_ready
     assert "kubelet" in up.cluster.node.log.read_text()
     assert "containerd successfully booted" in up.cluster.log("containerd").read_text()
 
 
-def test_a_users_image_is_loaded_and_its_pod_has_logs_and_exec(up: Up, tmp_path: Path) -> None:
+def test_a_users_image_is_loaded_and_its_pod_has_logs_and_exec(up: NodeSession, tmp_path: Path) -> None:
     root = [
-        Entry("bin"),
-        Entry("bin/busybox", content=find_busybox().read_bytes()),
-        Entry("bin/sh", mode=0o777, link="busybox"),
-        Entry("mine", mode=0o644, content=b"this image is mine\n"),
+        ImageFile("bin"),
+        ImageFile("bin/busybox", content=find_busybox().read_bytes()),
+        ImageFile("bin/sh", mode=0o777, link="busybox"),
+        ImageFile("mine", mode=0o644, content=b"this image is mine\n"),
     ]
-    tar = write_images(tmp_path / "mine.tar", [Image("example.org/mine:1", root, Program())])
+    tar = write_images(tmp_path / "mine.tar", [Image("example.org/mine:1", root, ImageConfig())])
     up.cluster.load_image(tar)
     with up.cluster.namespace("mine") as namespace:
         script = "while read -r line; do echo $line; done < /mine; exec /bin/busybox sleep 1000"
@@ -118,7 +117,9 @@ def test_a_users_image_is_loaded_and_its_pod_has_logs_and_exec(up: Up, tmp_path:
         assert (done.returncode, done.stdout) == (3, "sh\n")
 
 
-def test_an_image_that_containerd_refuses_is_told_and_nothing_of_it_stays(up: Up, tmp_path: Path) -> None:
+def test_an_image_that_containerd_refuses_is_told_and_nothing_of_it_stays(
+    up: NodeSession, tmp_path: Path
+) -> None:
     tar = tmp_path / "nonsense.tar"
     subprocess.run(["tar", "-cf", tar, "-C", "/etc", "hostname"], check=True)
     before = set(outside(up.cluster.sandbox, STATE_DIR).iterdir())
@@ -128,21 +129,21 @@ def test_an_image_that_containerd_refuses_is_told_and_nothing_of_it_stays(up: Up
     assert set(outside(up.cluster.sandbox, STATE_DIR).iterdir()) == before
 
 
-def test_the_stand_in_saw_what_k3s_is_to_be_given(up: Up) -> None:
+def test_the_stand_in_saw_what_k3s_is_to_be_given(up: NodeSession) -> None:
     log = (up.cluster.logs / "k3s.log").read_text()
     if "stand-in" not in toolchain_version(up):
         pytest.skip("not applicable: the official binary ran")
     assert "stand-in: arguments, environment and files are those that k3s is to be given: server" in log
 
 
-def toolchain_version(up: Up) -> str:
+def toolchain_version(up: NodeSession) -> str:
     environment = read_run(up.folder).environment
     assert environment is not None
     return environment.kubernetes or ""
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("kind", "apart"), [("gvisor", True), ("here", False), ("here", True)])
+@pytest.mark.parametrize(("kind", "apart"), [("gvisor", True), ("host", False), ("host", True)])
 def test_a_node_is_ready_runs_a_pod_and_can_be_started_again(
     stand_in: Path, tmp_path: Path, kind: str, *, apart: bool
 ) -> None:
@@ -211,8 +212,8 @@ def test_the_stand_in_says_in_its_version_what_it_is(stand_in: Path) -> None:
 
 def test_a_version_that_the_binary_is_not_is_refused(stand_in: Path) -> None:
     environ = {**os.environ, "K3S_SANDBOX_K3S": str(stand_in)}
-    wish = Wish(distribution="k3s")
-    assert spec.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.34")) == "1.34.4+stand-in"
+    spec = NodeSpec(distribution="k3s")
+    assert kubernetes_version(spec, Toolchain(environ=environ, kubernetes="1.34")) == "1.34.4+stand-in"
     with pytest.raises(ConfigError, match=r"is version 1\.34\.4\+stand-in") as caught:
-        spec.kubernetes_version(wish, Toolchain(environ=environ, kubernetes="1.36"))
+        kubernetes_version(spec, Toolchain(environ=environ, kubernetes="1.36"))
     assert "K3S_SANDBOX_K3S" in (caught.value.remedy or "")

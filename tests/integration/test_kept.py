@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -40,11 +40,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         reaper.reap()
 
 
-@pytest.fixture(params=["here", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
+@pytest.fixture(params=["host", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
 def started(request: pytest.FixtureRequest) -> Iterator[StartedSandbox]:
     """Give a sandbox of each kind."""
     kind = request.param
-    with HereSandbox() if kind == "here" else GvisorSandbox(Toolchain().get("runsc").path) as sandbox:
+    with HostSandbox() if kind == "host" else GvisorSandbox(Toolchain().get("runsc").path) as sandbox:
         yield sandbox
 
 

@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.sandbox import locks, machine, network, reaper
 from pytest_k3s_sandbox.sandbox.base import Bind
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox, cgroup_mounts
+from pytest_k3s_sandbox.sandbox.host import HostSandbox, cgroup_mounts
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -35,9 +35,9 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 kind, runsc = sys.argv[1:]
-with (GvisorSandbox(Path(runsc)) if kind == "gvisor" else HereSandbox()) as sandbox:
+with (GvisorSandbox(Path(runsc)) if kind == "gvisor" else HostSandbox()) as sandbox:
     sandbox.spawn(["sleep", "1000"], name="sleep")
     sandbox.spawn(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], name="stubborn")
     sandbox.run(["sh", "-c", "(setsid sleep 1000 >/dev/null 2>&1 &)"])
@@ -60,7 +60,7 @@ class Maker:
         """Start one."""
         if self.kind == "gvisor":
             return GvisorSandbox(self.runsc, binds=binds, programs=programs)
-        return HereSandbox(binds=binds, programs=programs)
+        return HostSandbox(binds=binds, programs=programs)
 
     @contextlib.contextmanager
     def held_elsewhere(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
@@ -93,7 +93,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 reaper.dispose(left, owner)
 
 
-@pytest.fixture(params=["gvisor", "here"])
+@pytest.fixture(params=["gvisor", "host"])
 def make(request: pytest.FixtureRequest) -> Maker:
     runsc = Path("/nonexistent")
     if request.param == "gvisor":
@@ -161,7 +161,7 @@ def test_the_search_for_leftovers_finds_a_running_sandbox(make: Maker, home: Pat
         assert str(sandbox.workdir) in found
         assert f"/run/netns/k3ssb-{key}" in found
         assert f"\nk3s{key}" in found
-        if make.kind == "here" and cgroup_mounts(Path("/proc/self/mountinfo").read_text()):
+        if make.kind == "host" and cgroup_mounts(Path("/proc/self/mountinfo").read_text()):
             assert f"/k3ssb-{key}" in found.partition(f"\nk3s{key}")[2]
         assert len(alive(members(key))) >= 2
         assert naming(key)
@@ -197,7 +197,7 @@ def test_mounts_and_cgroups_made_inside_go_with_it(make: Maker, home: Path) -> N
             "mkdir /run/m && mount -t tmpfs none /run/m && mount --bind /run/m /mnt 2>/dev/null || :",
         ]
     )
-    if make.kind == "here":
+    if make.kind == "host":
         sandbox.run(["sh", "-c", "for c in /sys/fs/cgroup/*/; do mkdir -p $c/a/b 2>/dev/null; done; :"])
         sandbox.spawn(
             ["sh", "-c", "echo 0 > /sys/fs/cgroup/pids/a/b/cgroup.procs; exec sleep 1000"], name="in-a-group"
@@ -233,7 +233,7 @@ def test_a_launcher_that_was_killed_leaves_nothing(make: Maker, home: Path) -> N
     processes = members(sandbox.workdir.name)
     assert sandbox._client is not None
     sandbox._client._launcher.kill()  # as the kernel does when memory runs out
-    if make.kind == "here":
+    if make.kind == "host":
         assert process.wait(Deadline.after(5)) == -signal.SIGKILL
         with pytest.raises(StartError):
             sandbox.run(["true"])
@@ -332,7 +332,7 @@ def test_an_interrupt_during_the_start(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(GvisorSandbox, "_assert_genuine", interrupted)
-    monkeypatch.setattr(HereSandbox, "_assert_genuine", interrupted)
+    monkeypatch.setattr(HostSandbox, "_assert_genuine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make()
     assert alive(processes) == set()
@@ -442,11 +442,11 @@ import subprocess, sys
 from pathlib import Path
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 home, size, kind, runsc = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", home], check=True)
 try:
-    GvisorSandbox(Path(runsc)) if kind == "gvisor" else HereSandbox()
+    GvisorSandbox(Path(runsc)) if kind == "gvisor" else HostSandbox()
 except StartError as error:
     print(error)
 print("LEFT", [str(path) for path in Path(home).glob("sandboxes/*")])

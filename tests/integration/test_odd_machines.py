@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.sandbox.here import cgroup_mounts
+from pytest_k3s_sandbox.sandbox.host import cgroup_mounts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
 
-START = "from pytest_k3s_sandbox.sandbox.here import HereSandbox; HereSandbox().close()"
+START = "from pytest_k3s_sandbox.sandbox.host import HostSandbox; HostSandbox().close()"
 
 WITHOUT_PTRACE = """
 import errno, sys
@@ -42,7 +42,7 @@ def test_cgroups_that_are_read_only(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     said = done.stderr.partition("StartError: ")[2]
-    assert said.startswith("cannot start a sandbox of kind here: the machine's cgroups cannot be changed (")
+    assert said.startswith("cannot start a sandbox of kind host: the machine's cgroups cannot be changed (")
     assert "Read-only file system" in said
     assert "Remedy: mount /sys/fs/cgroup writable" in said
     assert "--k3s-sandbox=gvisor" in said

@@ -18,11 +18,11 @@ from outside import outside
 
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.cluster.components import MANIFESTS
-from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, find_busybox, write_images
+from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.node.bringup import Up, everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -69,7 +69,7 @@ QUESTIONS = {
 class World:
     """The cluster with everything of pods.yaml in it."""
 
-    def __init__(self, up: Up, kubectl: Path) -> None:
+    def __init__(self, up: NodeSession, kubectl: Path) -> None:
         """Keep what the tests need."""
         self.up, self.cluster, self.core = up, up.cluster, up.cluster.core
         self._kubectl = [str(kubectl), f"--kubeconfig={up.cluster.kubeconfig}", "--namespace", NAMESPACE]
@@ -134,8 +134,8 @@ def lines(stream: IO[str] | None, count: int) -> list[str]:
 
 def private_image(folder: Path) -> Path:
     """Write an image that is in no registry."""
-    root = [Entry("bin"), Entry("bin/busybox", content=find_busybox().read_bytes())]
-    program = Program(entrypoint=["/bin/busybox", "sleep", "1000"], env={"OF": "the image"})
+    root = [ImageFile("bin"), ImageFile("bin/busybox", content=find_busybox().read_bytes())]
+    program = ImageConfig(entrypoint=["/bin/busybox", "sleep", "1000"], env={"OF": "the image"})
     return write_images(folder / "private.tar", [Image("example.org/private:1", root, program)])
 
 
@@ -144,7 +144,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One node in gVisor and all the pods, which come up side by side."""
     toolchain = Toolchain()
     folder = tmp_path_factory.mktemp("pods")
-    with everything(Wish(), toolchain, folder / "run", experiment="test") as up:
+    with everything(NodeSpec(), toolchain, folder / "run", experiment="test") as up:
         made = World(up, toolchain.get("kubectl").path)
         up.cluster.node.wait_ready(SECONDS)
         up.cluster.load_image(private_image(folder))

@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, StartError
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, Bind, Process
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox, cgroup_mounts
+from pytest_k3s_sandbox.sandbox.host import HostSandbox, cgroup_mounts
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -52,11 +52,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module", params=["gvisor", "here"])
+@pytest.fixture(scope="module", params=["gvisor", "host"])
 def make(request: pytest.FixtureRequest, home: Path) -> Make:
     assert home.exists()
-    if request.param == "here":
-        return HereSandbox
+    if request.param == "host":
+        return HostSandbox
     found = Toolchain().find("runsc")
     if found is None:
         pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
@@ -399,7 +399,7 @@ def test_an_occupied_port_is_named_with_the_part_that_needs_it(
 
 
 def test_here_cannot_change_the_machines_tunables(sandbox: StartedSandbox) -> None:
-    if sandbox.kind != "here":
+    if sandbox.kind != "host":
         pytest.skip("not applicable: a gVisor sandbox has a kernel of its own")
     for name in ("kernel/panic", "vm/overcommit_memory", "kernel/hostname", "net/ipv4/ip_forward"):
         same = f"value=$(cat /proc/sys/{name}) && echo $value > /proc/sys/{name}"  # harmless where it works
@@ -419,8 +419,8 @@ def test_mounts_inside_do_not_reach_the_machine(sandbox: StartedSandbox) -> None
 
 def test_here_sees_only_its_own_cgroups(sandbox: StartedSandbox) -> None:
     points = cgroup_mounts(Path("/proc/self/mountinfo").read_text())
-    if sandbox.kind != "here" or not points:
-        pytest.skip("not applicable: needs a sandbox of kind here on a machine with cgroups")
+    if sandbox.kind != "host" or not points:
+        pytest.skip("not applicable: needs a sandbox of kind host on a machine with cgroups")
     for point in points:
         inside = "/sys/fs/cgroup" if point == "/sys/fs/cgroup" else f"/sys/fs/cgroup/{Path(point).name}"
         shell(sandbox, f"mkdir {inside}/made-inside")
@@ -432,9 +432,9 @@ def test_here_sees_only_its_own_cgroups(sandbox: StartedSandbox) -> None:
 def test_a_start_without_root_says_so(home: Path) -> None:
     program = (
         "from pytest_k3s_sandbox.errors import MissingCapability\n"
-        "from pytest_k3s_sandbox.sandbox.here import HereSandbox\n"
+        "from pytest_k3s_sandbox.sandbox.host import HostSandbox\n"
         "import os; os.setuid(65534)\n"
-        "try: HereSandbox()\n"
+        "try: HostSandbox()\n"
         "except MissingCapability as error: print(error)\n"
     )
     before = list(home.rglob("*"))

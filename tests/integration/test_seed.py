@@ -12,7 +12,7 @@ from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -22,15 +22,15 @@ pytestmark = pytest.mark.k3s_requires("root")
 @pytest.mark.parametrize("seeded", ["1", "0"])
 def test_a_cluster_has_only_its_own_addresses_and_certificates(tmp_path: Path, seeded: str) -> None:
     toolchain = Toolchain(environ={**os.environ, "K3S_SANDBOX_SEED": seeded})
-    wish, deadline = Wish("here"), Deadline.after(90)
+    spec, deadline = NodeSpec("host"), Deadline.after(90)
     with (
         RunWriter(tmp_path / "run") as writer,
-        start_sandbox(wish, toolchain) as sandbox,
-        control_plane(sandbox, wish, toolchain, writer) as cluster,
+        start_sandbox(spec, toolchain) as sandbox,
+        control_plane(sandbox, spec, toolchain, writer) as cluster,
     ):
         distribution = cluster.distribution
         assert isinstance(distribution, Embedded)
-        settings = Settings(node=wish.node, address=sandbox.address)
+        settings = Settings(node=spec.node, address=sandbox.address)
         distribution.wait_control_plane(sandbox, settings, deadline)
         for namespace in ("default", "kube-system"):
             cluster.wait_usable(namespace, deadline)

@@ -23,8 +23,8 @@ from stand_in_node import node, write_stand_in
 
 from pytest_k3s_sandbox.cli.experiments import experiments_folder
 from pytest_k3s_sandbox.errors import WaitError
-from pytest_k3s_sandbox.node.bringup import Up, everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import Run, read_run
 from pytest_k3s_sandbox.report.summary import outcome, sentence
@@ -151,11 +151,11 @@ def test_an_experiments_kubelet_is_not_started_again_and_its_start_is_not_clean(
 
 
 def test_a_kubelet_that_always_ends_is_given_up(tmp_path: Path) -> None:
-    wish, folder = Wish(supervised=True), tmp_path / "run"
+    spec, folder = NodeSpec(supervised=True), tmp_path / "run"
     began = time.monotonic()
     with (
         pytest.raises(WaitError) as caught,
-        everything(wish, toolchain(mortal(tmp_path, FOR_EVER)), folder, experiment="test") as up,
+        everything(spec, toolchain(mortal(tmp_path, FOR_EVER)), folder, experiment="test") as up,
     ):
         up.cluster.node.wait_ready(READY_SECONDS)
     assert time.monotonic() - began < GIVEN_UP_SECONDS
@@ -206,7 +206,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def mortal_k3s(stand_in: Path, folder: Path, deaths: int, *, supervised: bool) -> Iterator[Up]:
+def mortal_k3s(stand_in: Path, folder: Path, deaths: int, *, supervised: bool) -> Iterator[NodeSession]:
     """Bring up a node on k3s whose kubelet fails so many times, and k3s with it."""
     kubelet = mortal(folder, deaths, f"{STATE_DIR}/parts/kube-apiserver")
     with node(stand_in, folder / "run", supervised=supervised, kubelet=kubelet) as up:

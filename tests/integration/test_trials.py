@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.lab.trials import Trials
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import RunWriter, Stage
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ class Litter:
 def trials(tmp_path_factory: pytest.TempPathFactory, k3s_toolchain: Toolchain) -> Iterator[Trials]:
     """Trials in a sandbox of the usual kind, where /var is a mount of its own."""
     folder = tmp_path_factory.mktemp("trials")
-    wish = Wish()
+    spec = NodeSpec()
     with (
         RunWriter(folder / "run") as writer,
-        start_sandbox(wish, k3s_toolchain) as sandbox,
-        control_plane(sandbox, wish, k3s_toolchain, writer) as cluster,
+        start_sandbox(spec, k3s_toolchain) as sandbox,
+        control_plane(sandbox, spec, k3s_toolchain, writer) as cluster,
         Trials(cluster, folder) as trials,
     ):
         yield trials

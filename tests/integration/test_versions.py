@@ -10,7 +10,7 @@ import pytest
 from pytest_k3s_sandbox.cluster import versions
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.node.bringup import everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions
@@ -36,10 +36,10 @@ NO_CGROUP_V1 = "kubelet is configured to not run on a host using cgroup v1"
 
 
 @pytest.mark.parametrize("version", kubernetes_versions())
-@pytest.mark.parametrize("kind", ["gvisor", "here"])
+@pytest.mark.parametrize("kind", ["gvisor", "host"])
 def test_a_node_of_a_version_is_ready_and_runs_a_pod(version: str, kind: str, tmp_path: Path) -> None:
     toolchain = Toolchain(kubernetes=version)
-    with everything(Wish(kind), toolchain, tmp_path / "run", experiment="test") as up:
+    with everything(NodeSpec(kind), toolchain, tmp_path / "run", experiment="test") as up:
         cluster = up.cluster
         cluster.node.wait_ready(SECONDS)
         info = cluster.core.read_node(cluster.node.name).status.node_info
@@ -65,7 +65,7 @@ def test_a_node_of_a_version_is_ready_and_runs_a_pod(version: str, kind: str, tm
 def test_without_its_row_of_the_table_a_version_refuses_cgroups_of_version_1(
     version: str, tmp_path: Path
 ) -> None:
-    with everything(Wish(), Toolchain(kubernetes=version), tmp_path / "run", experiment="test") as up:
+    with everything(NodeSpec(), Toolchain(kubernetes=version), tmp_path / "run", experiment="test") as up:
         cluster, layers = up.cluster, up.cluster.layers
         cluster.stop_node()
         cluster.settings = replace(cluster.settings, kubelet_overrides=(("failCgroupV1", True),))

@@ -40,7 +40,7 @@ def main(order: dict[str, Any]) -> None:
     """Keep nothing, as ordered."""
     note("shared cluster up")
     users, folder = Users(Path(order["users"])), Path(order["folder"])
-    if order["wish"]["api_port"] == 6666:
+    if order["spec"]["api_port"] == 6666:
         sys.exit("it broke")
     own = asdict(Identity.own())
     with contextlib.ExitStack() as last:

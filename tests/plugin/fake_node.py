@@ -133,19 +133,19 @@ def _layer(name: str, _sandbox: object, variant: str | None = None) -> FakeLayer
 @contextlib.contextmanager
 def cluster_up(
     layers: stack.LayerStack,
-    wish: spec.Wish,
+    spec: spec.NodeSpec,
     _toolchain: object,
     run: RunWriter,
     *,
     experiment: str,
     cluster: Any,  # noqa: ANN401 - a fake one
-) -> Iterator[bringup.Up]:
+) -> Iterator[bringup.NodeSession]:
     """Record where this is, and give a cluster."""
     run.append(
         Environment(
             experiment=experiment,
-            sandbox=wish.sandbox,
-            pins={"supervised": str(wish.supervised)},
+            sandbox=spec.sandbox,
+            pins={"supervised": str(spec.supervised)},
             root_magic=V9FS_MAGIC,
             kernel=None,
             layers=layers.names,
@@ -160,7 +160,7 @@ def cluster_up(
     sampler: Any = SimpleNamespace(samples=[], seen_ready=True, failure=None)
     fake: Any = cluster or FakeCluster()
     owner = forks.Owner()
-    yield bringup.Up(layers, fake, run, sampler, run.path.parent)
+    yield bringup.NodeSession(layers, fake, run, sampler, run.path.parent)
     if owner.mine:
         note("cluster down")
 
@@ -186,7 +186,7 @@ def k3s_toolchain() -> object:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_real() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bringup, "start_sandbox", lambda _wish, _toolchain: FakeSandbox())
+        patch.setattr(bringup, "start_sandbox", lambda _spec, _toolchain: FakeSandbox())
         patch.setattr(bringup, "control_plane", lambda *_: contextlib.nullcontext(FakeCluster()))
         patch.setattr(bringup, "cluster_up", cluster_up)
         for name in stack.LAYERS:

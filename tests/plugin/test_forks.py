@@ -54,7 +54,7 @@ def pytest_runtest_protocol(item):
 
 def project_of(*bodies: str) -> str:
     tests = [
-        f"def test_forks_{number}(k3s_claim, k3s_up, k3s_namespace):\n    {body}"
+        f"def test_forks_{number}(k3s_claim, k3s_session, k3s_namespace):\n    {body}"
         for number, body in enumerate(bodies)
     ]
     return BEFORE_AND_AFTER.replace("TESTS", "\n\n".join(tests))
@@ -144,7 +144,7 @@ def test_a_child_of_a_test_without_a_sandbox_is_not_our_business(project: Projec
 
 def test_a_child_can_make_a_namespace_of_its_own_and_claims_nothing(project: Project) -> None:
     body = (
-        "up = k3s_up\n"
+        "up = k3s_session\n"
         "    if os.fork() == 0:\n"
         "        with up.cluster.namespace('x', spare=lambda: False): pass\n"
         "        with pytest.raises(Exception, match='was forked from its owner'):\n"

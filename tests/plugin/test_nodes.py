@@ -50,11 +50,11 @@ def test_the_wish_can_be_redefined(project: Project) -> None:
     result = project.run(
         """
         import pytest
-        from pytest_k3s_sandbox.node.spec import Wish
+        from pytest_k3s_sandbox.node.spec import NodeSpec
 
         @pytest.fixture(scope="session")
-        def k3s_wish():
-            return Wish("gvisor", ("workarounds",), api_port=7000)
+        def k3s_spec():
+            return NodeSpec("gvisor", ("workarounds",), api_port=7000)
 
         def test_it(k3s, k3s_layers):
             assert k3s_layers.names == ("workarounds",)
@@ -70,6 +70,36 @@ def test_the_wish_can_be_redefined(project: Project) -> None:
         "workarounds down",
         "sandbox down",
     ]
+
+
+def test_a_spec_under_its_former_name_counts_and_is_noted(project: Project) -> None:
+    result = project.run(
+        """
+        import pytest
+        from pytest_k3s_sandbox.node.spec import NodeSpec
+
+        @pytest.fixture(scope="session")
+        def k3s_wish():
+            return NodeSpec("gvisor", ("workarounds",), api_port=7000)
+
+        def test_it(k3s, k3s_layers, k3s_up, k3s_session):
+            assert k3s_layers.names == ("workarounds",)
+            assert k3s_up is k3s_session
+        """
+    )
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "k3s-sandbox: the fixture k3s_wish is now k3s_spec",
+            "k3s-sandbox: the fixture k3s_up is now k3s_session",
+        ]
+    )
+
+
+def test_a_spec_by_its_own_name_is_not_noted(project: Project) -> None:
+    result = project.run("def test_it(k3s_session): pass")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*is now*")
 
 
 def test_a_stack_can_be_redefined_without_records_of_its_own(project: Project) -> None:

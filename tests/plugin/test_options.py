@@ -38,7 +38,7 @@ def test_defaults(pytester: pytest.Pytester) -> None:
 
 def test_every_option_from_the_command_line(pytester: pytest.Pytester) -> None:
     arguments = (
-        "--k3s-sandbox=here",
+        "--k3s-sandbox=host",
         "--k3s-layers=fake_cni,workarounds",
         "--k3s-scope=session",
         "--k3s-duration=5m",
@@ -50,7 +50,7 @@ def test_every_option_from_the_command_line(pytester: pytest.Pytester) -> None:
         "--k3s-version=v1.36",
         "--k3s-require",
     )
-    expected = "here ('workarounds', 'fake_cni') session 300.0 /elsewhere never True 7443 True k3s 1.36.3"
+    expected = "host ('workarounds', 'fake_cni') session 300.0 /elsewhere never True 7443 True k3s 1.36.3"
     assert seen(pytester, *arguments) == expected
 
 
@@ -60,7 +60,7 @@ def test_environment_before_ini_and_command_line_before_both(
     pytester.makeini(
         """
         [pytest]
-        k3s_sandbox = here
+        k3s_sandbox = host
         k3s_duration = 7
         k3s_keep = failed
         k3s_layers = none
@@ -71,13 +71,67 @@ def test_environment_before_ini_and_command_line_before_both(
     monkeypatch.setenv("K3S_DURATION", "8")
     monkeypatch.setenv("K3S_KEEP", "never")
     monkeypatch.setenv("K3S_SCOPE", "")  # as if it were not there
-    expected = f"here () session 8.0 {pytester.path}/reports always False 6443 True embedded 1.35.4"
+    expected = f"host () session 8.0 {pytester.path}/reports always False 6443 True embedded 1.35.4"
     assert seen(pytester, "--k3s-keep=always") == expected
+
+
+FORMER = {
+    "command line": ("--k3s-patience is now --k3s-timeout-scale", "--k3s-sandbox: 'here' is now 'host'"),
+    "environment": (
+        "environment variable K3S_PATIENCE is now --k3s-timeout-scale",
+        "environment variable K3S_SANDBOX: 'here' is now 'host'",
+    ),
+    "ini": (
+        "ini option k3s_patience is now --k3s-timeout-scale",
+        "ini option k3s_sandbox: 'here' is now 'host'",
+    ),
+}
+
+
+@pytest.mark.parametrize("source", FORMER)
+def test_former_names_and_values_work_with_a_note_each(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    arguments = []
+    if source == "command line":
+        arguments = ["--k3s-patience=2.5", "--k3s-sandbox=here"]
+    elif source == "environment":
+        monkeypatch.setenv("K3S_PATIENCE", "2.5")
+        monkeypatch.setenv("K3S_SANDBOX", "here")
+    else:
+        pytester.makeini("[pytest]\nk3s_patience = 2.5\nk3s_sandbox = here\n")
+    pytester.makepyfile(
+        """
+        from pytest_k3s_sandbox.pytestplugin.activation import activate
+
+        def test_it(request):
+            settings = activate(request.config)
+            assert (settings.sandbox, settings.timeout_scale) == ("host", 2.5)
+        """
+    )
+    result = pytester.runpytest_inprocess(*arguments)
+    result.assert_outcomes(passed=1)
+    for line in FORMER[source]:
+        result.stdout.fnmatch_lines([f"k3s-sandbox: {line}"])
+
+
+def test_the_new_name_counts_before_the_former_one(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from pytest_k3s_sandbox.pytestplugin.activation import activate
+
+        def test_it(request):
+            assert activate(request.config).timeout_scale == 3
+        """
+    )
+    result = pytester.runpytest_inprocess("--k3s-patience=2", "--k3s-timeout-scale=3")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*is now*")
 
 
 LAYERS = "workarounds, fuse_cgroupfs, ptrace_interceptor, fake_cni"
 WRONG = {
-    "sandbox": ("docker", ["'docker' is not one of gvisor, here"]),
+    "sandbox": ("docker", ["'docker' is not one of gvisor, host"]),
     "layers": (
         "fake_cni,fuse_cgroups",
         ["unknown layer 'fuse_cgroups'", LAYERS, "did you mean 'fuse_cgroupfs'?"],

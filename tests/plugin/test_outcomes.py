@@ -25,9 +25,9 @@ from pytest_k3s_sandbox.report.records import Sample
 
 pytestmark = pytest.mark.exp08
 
-def test_held(k3s_claim, k3s_up):
+def test_held(k3s_claim, k3s_session):
     for t in range(3):
-        k3s_up.writer.append(Sample(t=t, node_ready=t > 0, api_reachable=True))
+        k3s_session.writer.append(Sample(t=t, node_ready=t > 0, api_reachable=True))
     k3s_claim("fast", "It is fast", True, 1, 2, "s")
 
 def test_disproved(k3s_claim):
@@ -210,9 +210,9 @@ import os
 import signal
 from pytest_k3s_sandbox.report.records import Sample
 
-def test_it(k3s_up, k3s_claim):
+def test_it(k3s_session, k3s_claim):
     for t in range(30):
-        k3s_up.writer.append(Sample(t=t, node_ready=t > 3, api_reachable=True))
+        k3s_session.writer.append(Sample(t=t, node_ready=t > 3, api_reachable=True))
     k3s_claim("ready", "The node is Ready", True, 4, 30, "s")
     os.kill(os.getpid(), signal.SIGKILL)
 """

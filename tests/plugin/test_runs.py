@@ -46,7 +46,7 @@ def test_whose_folder_is_kept(project: Project, keep: str, test: str, *, kept: b
 
 def test_a_run_leaves_records_and_a_page_that_the_summary_names(project: Project) -> None:
     result = project.run(PASSES, "--k3s-report=kept/here")
-    (folder,) = (project.pytester.path / "kept" / "here").iterdir()
+    (folder,) = (project.pytester.path / "kept" / "host").iterdir()
     assert (folder / "index.html").read_text().startswith("<!doctype html>")
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     assert [records[0]["type"], records[-1]["type"]] == ["header", "end"]

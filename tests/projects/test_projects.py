@@ -34,7 +34,7 @@ import pytest
 @pytest.mark.k3s_requires()
 def test_all(
     k3s, k3s_cgroupfs, k3s_claim, k3s_fake_cni, k3s_interceptor, k3s_layers, k3s_namespace, k3s_node,
-    k3s_readiness, k3s_run, k3s_sandbox, k3s_toolchain, k3s_up, k3s_wish, k3s_workarounds,
+    k3s_readiness, k3s_run, k3s_sandbox, k3s_toolchain, k3s_session, k3s_spec, k3s_workarounds,
 ):
     assert k3s_node.ready
     assert k3s_layers.names == ("workarounds", "fuse_cgroupfs", "ptrace_interceptor", "fake_cni")

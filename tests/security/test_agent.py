@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import agent, client, reaper
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -74,13 +74,13 @@ DUMPABLE = "import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
 NO_RIGHTS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 
 
-@pytest.fixture(params=["here", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
+@pytest.fixture(params=["host", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))])
 def sandbox(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[StartedSandbox]:
     """Give a sandbox that may be ended; nothing is left of it."""
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
-    made = HereSandbox() if request.param == "here" else GvisorSandbox(Toolchain().get("runsc").path)
+    made = HostSandbox() if request.param == "host" else GvisorSandbox(Toolchain().get("runsc").path)
     with made:
         yield made
     assert [line for line in reaper.leftovers() if made.workdir.name in line] == []

@@ -88,7 +88,7 @@ def killed(kind: str, home: Path, runsc: Path = Path("/nonexistent")) -> Iterato
 
 def test_what_a_killed_run_left_goes(home: Path, runsc: Path) -> None:
     """The other tests prove something only if the next command removes what is ours."""
-    with killed("gvisor", home, runsc) as one, killed("here", home) as other:
+    with killed("gvisor", home, runsc) as one, killed("host", home) as other:
         next_command(home)
         assert not one.folder.exists()
         assert not other.folder.exists()
@@ -138,7 +138,7 @@ def test_after_a_reboot_no_process_is_signalled(home: Path, runsc: Path) -> None
         remove_cgroup(Path(group))
 
 
-@pytest.mark.parametrize("kind", ["gvisor", "here"])
+@pytest.mark.parametrize("kind", ["gvisor", "host"])
 def test_a_live_sandbox_of_another_pid_namespace(home: Path, runsc: Path, kind: str) -> None:
     """Two containers share the home, but neither their processes nor /run."""
     container = 'mount -t tmpfs tmpfs /run && mkdir -p /run/lock && exec "$@"'
@@ -151,7 +151,7 @@ def test_a_live_sandbox_of_another_pid_namespace(home: Path, runsc: Path, kind: 
 
 
 def test_another_container_removes_what_is_in_the_folder_only(home: Path) -> None:
-    with killed("here", home) as sandbox:
+    with killed("host", home) as sandbox:
         next_command(home, *NEW_PIDS)
         assert {path.name for path in sandbox.folder.iterdir()} == {"owner.json", "life.lock"}
         next_command(home)  # in the pid namespace that it belongs to
@@ -178,7 +178,7 @@ def test_files_and_folders_of_a_user(home: Path) -> None:
 
 
 def test_another_namespace_of_that_name(home: Path) -> None:
-    with killed("here", home) as sandbox:
+    with killed("host", home) as sandbox:
         name = f"k3ssb-{sandbox.key}"
         before = Path(f"/run/netns/{name}").stat().st_ino
         with another_process(*ANOTHER_NETWORK) as first, another_process(*ANOTHER_NETWORK) as second:
@@ -198,7 +198,7 @@ def test_another_namespace_of_that_name(home: Path) -> None:
 def test_a_record_that_names_what_is_anothers(home: Path, what: str) -> None:
     group = Path("/sys/fs/cgroup/pids" if Path("/sys/fs/cgroup/pids").is_dir() else "/sys/fs/cgroup")
     theirs = group / "k3s-sandbox-bystander"
-    with killed("here", home) as sandbox, another_process(*ANOTHER_NETWORK) as process:
+    with killed("host", home) as sandbox, another_process(*ANOTHER_NETWORK) as process:
         record = sandbox.record
         if what == "namespace":
             subprocess.run(["ip", "netns", "attach", "bystander", str(process.pid)], check=True)
@@ -229,7 +229,7 @@ def _made(folder: Path) -> bool:
 
 
 def test_mounts_beside_and_data_mounted_below(home: Path, tmp_path: Path) -> None:
-    with killed("here", home) as sandbox:
+    with killed("host", home) as sandbox:
         data = tmp_path / "data"
         beside = sandbox.folder.with_name(f"{sandbox.key}-beside")
         below = sandbox.folder / "var" / "below"
@@ -284,7 +284,7 @@ def test_a_state_of_a_keeper_that_cannot_be(home: Path, bystander: int) -> None:
     kept = home / "kept"
     kept.mkdir(mode=0o700)
     fields = {"name": "up", "origin": "k3s-sandbox up", "pid": -1, "start": None, "folder": "/", "node": "n"}
-    fields |= {"kubeconfig": "/none", "shell": [], "sandbox": "x", "kind": "here", "address": "1"}
+    fields |= {"kubeconfig": "/none", "shell": [], "sandbox": "x", "kind": "host", "address": "1"}
     fields |= {"api_port": 1, "layers": [], "processes": {}, "zero": 0.0}
     fields |= {"boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip()}
     fields |= {"pid_namespace": str(Path("/proc/self/ns/pid").readlink())}

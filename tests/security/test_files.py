@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.node.bringup import everything, start_sandbox
 from pytest_k3s_sandbox.node.diagnostics import look_inside
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(24
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[StartedSandbox]:
     """A sandbox without a node: what is put in place there is what a pod with a ``hostPath`` can put."""
-    with start_sandbox(Wish("gvisor"), Toolchain()) as sandbox:
+    with start_sandbox(NodeSpec("gvisor"), Toolchain()) as sandbox:
         yield sandbox
 
 
@@ -220,7 +220,7 @@ def test_a_home_that_others_can_use_is_refused(
     os.chown(home, owner, owner)
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(home))
     with pytest.raises(ConfigError, match=remedy):
-        start_sandbox(Wish("gvisor"), Toolchain())
+        start_sandbox(NodeSpec("gvisor"), Toolchain())
     assert list(home.iterdir()) == []
 
 
@@ -287,7 +287,7 @@ def test_a_pod_that_can_write_the_nodes_folder_does_not_become_root_of_the_machi
             ],
         },
     }
-    with everything(Wish("gvisor"), Toolchain(), run, experiment="attack") as up:
+    with everything(NodeSpec("gvisor"), Toolchain(), run, experiment="attack") as up:
         cluster = up.cluster
         cluster.node.wait_ready(60)
         with cluster.namespace("attack") as namespace:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from held import running, wait_until
 
-from pytest_k3s_sandbox.sandbox.here import cgroup_mounts
+from pytest_k3s_sandbox.sandbox.host import cgroup_mounts
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [
@@ -34,7 +34,7 @@ NEXT_SECONDS = 2.0
 """How long the next command may take, at the median of the kills: the machine may be busy."""
 
 VICTIMS = ("pytest", "keeper", "sandbox", "gofer", "launcher", "agent")
-KIND = {"sandbox": "gvisor", "gofer": "gvisor", "agent": "here"}
+KIND = {"sandbox": "gvisor", "gofer": "gvisor", "agent": "host"}
 """The kind of sandbox that has such a process."""
 
 MOMENTS = {"pytest": (0.3, 3.0)} | dict.fromkeys(VICTIMS[1:], (0.0, 1.0))
@@ -62,9 +62,9 @@ from pathlib import Path
 from pytest_k3s_sandbox.daemon import process as keeper
 from pytest_k3s_sandbox.daemon import registry as kept
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 kind, runsc = sys.argv[1:]
-with (GvisorSandbox(Path(runsc)) if kind == "gvisor" else HereSandbox()) as sandbox:
+with (GvisorSandbox(Path(runsc)) if kind == "gvisor" else HostSandbox()) as sandbox:
     name = sandbox.workdir.name
     fields = {"name": name, "origin": "a test", "folder": "/none", "kubeconfig": "/none", "node": "n"}
     fields |= {"sandbox": name, "kind": kind, "address": sandbox.address, "shell": [], "api_port": 1}
@@ -325,7 +325,7 @@ class Harness:
             Whether one was killed: it may have ended before its moment.
         """
         kind = (
-            self.random.choice(("gvisor", "here")) if what in {"pytest", "keeper", "launcher"} else KIND[what]
+            self.random.choice(("gvisor", "host")) if what in {"pytest", "keeper", "launcher"} else KIND[what]
         )
         with self.start(what, kind) as run:
             victim, moment, keys = self.choose(what, run)

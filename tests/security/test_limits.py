@@ -16,16 +16,16 @@ from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.node.bringup import everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import groups, reaper, rotation, watch
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.limits import Wanted
 from pytest_k3s_sandbox.sandbox.started import ENDED, StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-KINDS = ["here", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))]
+KINDS = ["host", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))]
 ENDS_SECONDS = 30.0
 """How long an attack may go on: under 3 s on a machine that has nothing else to do."""
 
@@ -85,8 +85,8 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def started(kind: str, limits: Wanted) -> StartedSandbox:
-    if kind == "here":
-        return HereSandbox(limits=limits)
+    if kind == "host":
+        return HostSandbox(limits=limits)
     return GvisorSandbox(Toolchain().get("runsc").path, limits=limits)
 
 
@@ -235,8 +235,8 @@ def test_a_pod_that_takes_all_ends_its_cluster_only(
     attack: str, tmp_path: Path, bystander: subprocess.Popen[bytes]
 ) -> None:
     script, wanted, option = PODS[attack]
-    wish = Wish(limits=(wanted.memory, wanted.disk, wanted.processes))
-    with everything(wish, Toolchain(), tmp_path / "run", experiment="test") as up:
+    spec = NodeSpec(limits=(wanted.memory, wanted.disk, wanted.processes))
+    with everything(spec, Toolchain(), tmp_path / "run", experiment="test") as up:
         up.cluster.node.wait_ready(120)
         sandbox = up.stack.sandbox
         assert isinstance(sandbox, StartedSandbox)
@@ -249,8 +249,8 @@ def test_a_pod_that_takes_all_ends_its_cluster_only(
             "command": ["sh", "-c", script],
             "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
         }
-        spec = {"containers": [container], "volumes": [{"name": "volume", "emptyDir": {}}]}
-        up.cluster.core.create_namespaced_pod("default", {"metadata": {"name": "attack"}, "spec": spec})
+        pod = {"containers": [container], "volumes": [{"name": "volume", "emptyDir": {}}]}
+        up.cluster.core.create_namespaced_pod("default", {"metadata": {"name": "attack"}, "spec": pod})
         with pytest.raises(SandboxError) as caught:
             up.cluster.wait(lambda: False, "the end", Deadline.after(60))
         assert option in str(caught.value)

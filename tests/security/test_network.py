@@ -70,12 +70,12 @@ print(json.dumps(found))
 SANDBOX = """
 import json, sys, time
 from pytest_k3s_sandbox.node.bringup import start_sandbox
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 ask, serve = {ask!r}, {serve!r}
-with start_sandbox(Wish({kind!r}, open_ports={opened!r}), Toolchain()) as sandbox, start_sandbox(
-    Wish({kind!r}), Toolchain()
+with start_sandbox(NodeSpec({kind!r}, open_ports={opened!r}), Toolchain()) as sandbox, start_sandbox(
+    NodeSpec({kind!r}), Toolchain()
 ) as second:
     for each in (sandbox, second):
         log = each.spawn([sys.executable, "-c", serve, "{inner}"], name="serve").log
@@ -166,7 +166,7 @@ class Played:
         return answer
 
 
-@pytest.fixture(scope="module", params=["gvisor", "here"])
+@pytest.fixture(scope="module", params=["gvisor", "host"])
 def played(
     request: pytest.FixtureRequest, machines: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Played]:

@@ -186,7 +186,7 @@ def test_the_terminal_obeys_nothing(hostile_run: Path, capsys: pytest.CaptureFix
         display.line(HOSTILE)
         display.update(course)
         display.close()
-    row = inventory.Running(HOSTILE, "s", "here", "1", 1, HOSTILE, True, 1.0, HOSTILE, None, None)
+    row = inventory.Running(HOSTILE, "s", "host", "1", 1, HOSTILE, True, 1.0, HOSTILE, None, None)
     print(inventory.table([row, row]))  # noqa: T201 - as `ps` does
     captured = capsys.readouterr()
     for text in (captured.out, captured.err):

@@ -18,16 +18,16 @@ HOLDER = """
 import sys
 from pathlib import Path
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 kind, runsc = sys.argv[1:]
-with (GvisorSandbox(Path(runsc)) if kind == "gvisor" else HereSandbox()) as sandbox:
+with (GvisorSandbox(Path(runsc)) if kind == "gvisor" else HostSandbox()) as sandbox:
     sandbox.spawn(["sleep", "1000"], name="sleep")
     print(sandbox.workdir.name, flush=True)
     for line in sys.stdin:
         print(sandbox.run(["echo", line.strip()]).stdout.strip(), flush=True)
 """
 
-NEXT = "from pytest_k3s_sandbox.sandbox.here import HereSandbox; HereSandbox().close()"
+NEXT = "from pytest_k3s_sandbox.sandbox.host import HostSandbox; HostSandbox().close()"
 """The next command of ours: it starts a sandbox, and so removes what killed ones left."""
 
 
@@ -104,7 +104,7 @@ def held(kind: str, runsc: Path, home: Path) -> Iterator[Held]:
     """Start a sandbox in a process of its own.
 
     Args:
-        kind: ``gvisor`` or ``here``.
+        kind: ``gvisor`` or ``host``.
         runsc: The runsc program.
         home: The folder of sandboxes.
     """

@@ -15,8 +15,8 @@ from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
 from pytest_k3s_sandbox.node import bringup, diagnostics
-from pytest_k3s_sandbox.node.bringup import Up
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.bringup import NodeSession
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -59,21 +59,21 @@ def node(
     apart: bool = False,
     supervised: bool = False,
     kubelet: Path | None = None,
-) -> Iterator[Up]:
+) -> Iterator[NodeSession]:
     """Bring a node up on k3s, as :func:`.bringup.everything` does it."""
     toolchain = toolchain_with(program)
-    wish = Wish(kind, distribution="k3s", supervised=supervised)
+    spec = NodeSpec(kind, distribution="k3s", supervised=supervised)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(RunWriter(folder))
-        sandbox = stack.enter_context(bringup.start_sandbox(wish, toolchain))
+        sandbox = stack.enter_context(bringup.start_sandbox(spec, toolchain))
         if "stand-in" in toolchain.get("k3s").version:
             put_parts(outside(sandbox, STATE_DIR), toolchain, kubelet)
         with diagnostics.explained(sandbox, folder):
-            cluster = bringup.control_plane(sandbox, wish, toolchain, writer)
+            cluster = bringup.control_plane(sandbox, spec, toolchain, writer)
             if apart:
                 cluster.distribution = k3s.K3s(apart=True)
             stack.enter_context(cluster)
             layers = stack.enter_context(bring_up(sandbox, FULL if kind == "gvisor" else NATIVE))
         yield stack.enter_context(
-            bringup.cluster_up(layers, wish, toolchain, writer, experiment="test", cluster=cluster)
+            bringup.cluster_up(layers, spec, toolchain, writer, experiment="test", cluster=cluster)
         )

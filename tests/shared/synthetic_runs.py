@@ -150,7 +150,7 @@ def outcomes() -> Iterator[Record]:
                 baseline="native",
                 limit=limit,
             )
-    for kind, middle in (("gvisor", 14.0), ("here", 6.0)):
+    for kind, middle in (("gvisor", 14.0), ("host", 6.0)):
         values = [middle * dice.lognormvariate(0, 0.15) for _ in range(20)]
         yield Measurement.of(f"to Ready, {kind}", values, "s", benchmark="coldstart", variant=kind)
     yield Measurement(name="images imported", value=2, unit="images")

@@ -13,12 +13,12 @@ def test_options_are_recorded_and_secrets_are_not() -> None:
         "K3S_TOKEN": "secret",
         "K3S_URL": "https://example.test",
         "K3S_LAYERS": "fake_cni",
-        "K3S_SANDBOX": "here",
+        "K3S_SANDBOX": "host",
         "K3S_SANDBOX_RELEASES": "0",
         "K3S_SANDBOX_HOME": "/somewhere",
         "PATH": "/bin",
     }
-    assert variables(given) == {"K3S_LAYERS": "fake_cni", "K3S_SANDBOX": "here", "K3S_SANDBOX_RELEASES": "0"}
+    assert variables(given) == {"K3S_LAYERS": "fake_cni", "K3S_SANDBOX": "host", "K3S_SANDBOX_RELEASES": "0"}
 
 
 def test_limits_have_one_default() -> None:

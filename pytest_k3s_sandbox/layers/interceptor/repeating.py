@@ -29,7 +29,7 @@ PAGE: Final = 4096
 ADDRESS: Final = 0x4000_0000_0000
 """Where the page lies: far from programs, their libraries and Go's heap (``runtime/malloc.go``)."""
 _FIXED_NOREPLACE: Final = 0x10_0000
-"""MAP_FIXED_NOREPLACE of mmap(2). A kernel that does not know it takes the address as a wish."""
+"""MAP_FIXED_NOREPLACE of mmap(2). A kernel that does not know it takes the address as a spec."""
 MAP_ARGUMENTS: Final = (ADDRESS, PAGE, 0x3, 0x22 | _FIXED_NOREPLACE, (1 << 64) - 1, 0)
 """addr, length, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, fd, offset: mmap(2)."""
 PROTECT_ARGUMENTS: Final = (ADDRESS, PAGE, 0x5)

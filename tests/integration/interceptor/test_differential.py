@@ -246,12 +246,12 @@ def driver() -> Path:
     return compiled("differential", Recipe(source, ("-static", "-pthread")), Toolchain())
 
 
-@pytest.fixture(scope="module", params=["here", "gvisor"])
+@pytest.fixture(scope="module", params=["host", "gvisor"])
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """The three programs on the machine itself, or in gVisor."""
     ensure_system_packages([package for package in TRACERS if package.name == "strace"])
     program = driver()
-    if request.param == "here":
+    if request.param == "host":
         base = tmp_path_factory.mktemp("differential")
         start = functools.partial(_start, str(program), lambda argv: argv)
         yield from _served(Scene(start, base, base, f_type(str(base))))

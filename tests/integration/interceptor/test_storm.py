@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -314,7 +314,7 @@ def test_stops_keep_every_call_of_another_program_from_failing(storm: Storm) -> 
 @pytest.mark.timeout(120)
 def test_natively_no_signal_interrupts_a_request(programs: list[Path]) -> None:
     """Linux waits for the answer to a request that its server has read; see docs/interceptor.md."""
-    with served(HereSandbox(programs=programs)) as here:
+    with served(HostSandbox(programs=programs)) as here:
         for title, rules in {
             "no rules": {},
             **{preset: {"preset": preset} for preset in PROGRAMS},

@@ -38,7 +38,7 @@ MAX_SHOWN_MS = 1000
 SHOWN = """() => new Promise(done => new PerformanceObserver(list => done(Math.max(
     performance.getEntriesByType('navigation')[0].loadEventEnd, ...list.getEntries().map(one => one.startTime)
 ))).observe({type: 'paint', buffered: true}))"""
-"""Milliseconds from the wish for a page to the end of its loading and its first picture."""
+"""Milliseconds from the spec for a page to the end of its loading and its first picture."""
 
 SERIOUS = {"serious", "critical"}
 

@@ -40,7 +40,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def argv(*options: str, experiment: str = "exp08") -> list[str]:
     """An experiment as ``k3s-sandbox run`` runs it."""
     pytest_itself = [sys.executable, "-mpytest", str(experiments_folder() / experiment), f"-c{os.devnull}"]
-    ours = ["--rootdir=.", "-pno:cacheprovider", "--k3s-require", "--k3s-patience=4", "--k3s-report=reports"]
+    ours = [
+        "--rootdir=.",
+        "-pno:cacheprovider",
+        "--k3s-require",
+        "--k3s-timeout-scale=4",
+        "--k3s-report=reports",
+    ]
     return [*pytest_itself, *ours, *options]
 
 
@@ -83,7 +89,7 @@ def test_workers_of_xdist_give_valid_results_together(folder: Path) -> None:
     labels = [{one["name"]: one["value"] for one in result["labels"]} for result in results.values()]
     assert len({one["thread"] for one in labels}) == 2
     for name, result in results.items():
-        assert {"name": "sandbox", "value": "here" if "here" in name else "gvisor"} in result["labels"]
+        assert {"name": "sandbox", "value": "host" if "host" in name else "gvisor"} in result["labels"]
     assert {properties(case)["run"] for case in found.values()} == {
         str(path) for path in (folder / "reports").iterdir()
     }

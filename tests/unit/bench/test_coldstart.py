@@ -50,7 +50,7 @@ def test_distribution_is_in_order_and_within(values: list[float]) -> None:
 
 
 def test_summary_counts_and_compares_side_by_side() -> None:
-    result = summary([*starts("gvisor", 12.0, 14.0, 16.0, pod=4.0), *starts("here", 7.0, 7.0, 8.0)])
+    result = summary([*starts("gvisor", 12.0, 14.0, 16.0, pod=4.0), *starts("host", 7.0, 7.0, 8.0)])
     assert result["gvisor"]["n"] == result["gvisor"]["ready"] == 3
     assert result["gvisor"]["failures"] == 0
     assert result["gvisor"]["cadvisor_errors"] == 3
@@ -62,7 +62,7 @@ def test_summary_counts_and_compares_side_by_side() -> None:
 
 
 def test_start_that_never_was_ready_is_counted_and_no_figure() -> None:
-    result = summary([*starts("gvisor", 12.0, None, 14.0), *starts("here", 7.0, 7.0, 7.0)])
+    result = summary([*starts("gvisor", 12.0, None, 14.0), *starts("host", 7.0, 7.0, 7.0)])
     assert (result["gvisor"]["n"], result["gvisor"]["ready"], result["gvisor"]["failures"]) == (3, 2, 1)
     assert result["gvisor"]["seconds_to_ready"]["median"] == 13.0
     assert result["starts"][1]["failure"] == "never Ready"
@@ -70,18 +70,18 @@ def test_start_that_never_was_ready_is_counted_and_no_figure() -> None:
 
 @pytest.mark.parametrize("ready", [(), (None, None), (9.0, None)])
 def test_too_few_for_a_distribution_is_none_and_no_ratio(ready: tuple[float | None, ...]) -> None:
-    result = summary([*starts("gvisor", *ready), *starts("here", 7.0, 8.0)])
+    result = summary([*starts("gvisor", *ready), *starts("host", 7.0, 8.0)])
     assert result["gvisor"]["seconds_to_ready"] is None
     assert "ratio_of_seconds_to_ready" not in result
     assert "gvisor to here: unknown and unknown" in table(result)
 
 
 def test_table() -> None:
-    text = table(summary([*starts("gvisor", 12.0, 14.0, None, pod=4.0), *starts("here", 6.0, 7.0, 7.0)]))
+    text = table(summary([*starts("gvisor", 12.0, 14.0, None, pod=4.0), *starts("host", 6.0, 7.0, 7.0)]))
     lines = text.splitlines()
     assert lines[1].split() == ["min", "p25", "median", "p75", "max"] * 2
     assert lines[2].split() == ["gvisor", "3", "2", "12.0", "12.5", "13.0", "13.5", "14.0", *["4.0"] * 5]
-    assert lines[3].split() == ["here", "3", "3", "6.0", "6.5", "7.0", "7.0", "7.0", *["2.0"] * 5]
+    assert lines[3].split() == ["host", "3", "3", "6.0", "6.5", "7.0", "7.0", "7.0", *["2.0"] * 5]
     assert lines[4] == "ratio of the medians, gvisor to here: 1.86 and 2.00"
     assert len({len(line) for line in lines[1:4]}) == 1  # columns are below each other
 
@@ -94,8 +94,8 @@ def test_a_start_that_goes_wrong_is_a_result(monkeypatch: pytest.MonkeyPatch, er
         raise error
 
     monkeypatch.setattr(coldstart, "everything", breaks)
-    start = coldstart.cold_start("here", Toolchain())
-    assert (start.sandbox, start.ready, start.failure) == ("here", None, str(error))
+    start = coldstart.cold_start("host", Toolchain())
+    assert (start.sandbox, start.ready, start.failure) == ("host", None, str(error))
     assert start.said == []  # nothing was recorded
 
 

@@ -40,7 +40,7 @@ NODE: dict[str, Any] = {
 }
 
 
-def reading(tracer: str, number: int, factor: float, rss: int = 20480, place: str = "here") -> Reading:
+def reading(tracer: str, number: int, factor: float, rss: int = 20480, place: str = "host") -> Reading:
     return Reading(place, tracer, number, dict.fromkeys(CASES, factor * (number + 1) * 1e-06), rss)
 
 
@@ -54,9 +54,9 @@ def readings() -> list[Reading]:
 
 def test_ratios_are_taken_within_a_repetition() -> None:
     # The machine became slower from one repetition to the next; the ratio did not.
-    assert ratios(readings(), "here", "statfs", "strace --seccomp-bpf") == pytest.approx([2.0] * 3)
+    assert ratios(readings(), "host", "statfs", "strace --seccomp-bpf") == pytest.approx([2.0] * 3)
     alone = [*readings(), reading("strace", 7, 9.0)]
-    assert ratios(alone, "here", "statfs", "strace") == []
+    assert ratios(alone, "host", "statfs", "strace") == []
     assert ratios(readings(), "gvisor", "statfs", OURS) == []
 
 
@@ -98,10 +98,10 @@ def test_what_was_not_measured_is_not_held() -> None:
 
 
 def test_summary_and_table() -> None:
-    given = [*readings(), Reading("here", "python-ptrace", 0, failure="x" * 500 + " ran longer\nthan 120 s")]
+    given = [*readings(), Reading("host", "python-ptrace", 0, failure="x" * 500 + " ran longer\nthan 120 s")]
     result = summary(given, NODE)
     assert json.loads(json.dumps(result)) == result
-    assert result["places"]["here"]["cases"]["open"][OURS]["ratio"]["n"] == 3
+    assert result["places"]["host"]["cases"]["open"][OURS]["ratio"]["n"] == 3
     text = table(result)
     assert "| 1.04 (1.04 to 1.04, 3) |" in text
     assert "- python-ptrace failed: " in text

@@ -7,16 +7,16 @@ from pytest_k3s_sandbox.report.records import Verdict
 
 CROWDS = [
     Crowd("gvisor", ready=40.0, gone=70.0, left=("process containerd-shim",)),
-    Crowd("here", ready=10.0, gone=5.0),
+    Crowd("host", ready=10.0, gone=5.0),
     Crowd("gvisor", failure="it did not start"),
-    Crowd("here", ready=30.0, gone=15.0),
+    Crowd("host", ready=30.0, gone=15.0),
 ]
 
 
 def test_medians_failures_and_ratios() -> None:
     result = summary(CROWDS)
     assert result["gvisor"] == {"n": 2, "failures": 1, "left": 1, "ready": 40.0, "gone": 70.0}
-    assert result["here"] == {"n": 2, "failures": 0, "left": 0, "ready": 20.0, "gone": 10.0}
+    assert result["host"] == {"n": 2, "failures": 0, "left": 0, "ready": 20.0, "gone": 10.0}
     assert (result["ratio_ready"], result["ratio_gone"]) == (2.0, 7.0)
 
 
@@ -26,7 +26,7 @@ def test_targets_are_verdicts() -> None:
 
 
 def test_what_was_never_measured_does_not_hold() -> None:
-    crowds = [Crowd("gvisor", failure="no"), Crowd("here", ready=1.0, gone=1.0)]
+    crowds = [Crowd("gvisor", failure="no"), Crowd("host", ready=1.0, gone=1.0)]
     result = summary(crowds)
     assert result["ratio_ready"] is None
     assert "never" in table(result)

@@ -7,12 +7,12 @@ from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.cluster.answers import answered, patient
-from pytest_k3s_sandbox.cluster.reading import NoAnswer
+from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 
 
 @pytest.mark.parametrize(
     "trouble",
-    [HTTPError("refused"), ApiException(status=503, reason="overloaded"), NoAnswer("/api", "refused")],
+    [HTTPError("refused"), ApiException(status=503, reason="overloaded"), ApiUnavailable("/api", "refused")],
 )
 def test_a_hint_from_an_api_server_that_is_away_says_so(trouble: Exception) -> None:
     def hint() -> str:
@@ -35,8 +35,8 @@ def test_a_hint_that_there_is_stays_as_it_is() -> None:
         HTTPError("refused"),
         ApiException(status=503),
         ApiException(status=429),
-        NoAnswer("/api", "503", 503),
-        NoAnswer("/api", "refused"),
+        ApiUnavailable("/api", "503", 503),
+        ApiUnavailable("/api", "refused"),
     ],
 )
 def test_a_condition_is_not_met_while_the_api_server_is_away(trouble: Exception) -> None:
@@ -47,7 +47,7 @@ def test_a_condition_is_not_met_while_the_api_server_is_away(trouble: Exception)
 
 
 def test_a_condition_that_is_wrong_is_an_error() -> None:
-    for wrong in (ApiException(status=403), NoAnswer("/api", "403", 403), LookupError("a defect")):
+    for wrong in (ApiException(status=403), ApiUnavailable("/api", "403", 403), LookupError("a defect")):
 
         def condition(error: Exception = wrong) -> bool:
             raise error

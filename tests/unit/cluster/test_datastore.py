@@ -94,8 +94,8 @@ class Noted(SilentProgress):
 def test_where_here_cannot_start_the_datastore_is_empty_and_a_note_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[SandboxError]
 ) -> None:
-    def refuse(_wish: object, _toolchain: object) -> None:
-        raise error("cannot start a sandbox of kind here", cause="cgroups are read-only", remedy="mount them")
+    def refuse(_spec: object, _toolchain: object) -> None:
+        raise error("cannot start a sandbox of kind host", cause="cgroups are read-only", remedy="mount them")
 
     monkeypatch.setattr(bringup, "start_sandbox", refuse)
     monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
@@ -104,13 +104,13 @@ def test_where_here_cannot_start_the_datastore_is_empty_and_a_note_says_so(
     assert seed(Toolchain(tmp_path, {}, progress=noted)) is None
     (note,) = noted.notes
     assert "begin with an empty datastore" in note
-    assert note.endswith("cannot start a sandbox of kind here: cgroups are read-only Remedy: mount them")
+    assert note.endswith("cannot start a sandbox of kind host: cgroups are read-only Remedy: mount them")
 
 
 def test_a_control_plane_that_does_not_come_up_is_no_reason_for_an_empty_datastore(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def started(_wish: object, _toolchain: object) -> contextlib.AbstractContextManager[SimpleNamespace]:
+    def started(_spec: object, _toolchain: object) -> contextlib.AbstractContextManager[SimpleNamespace]:
         return contextlib.nullcontext(SimpleNamespace(address="192.0.2.1"))
 
     def refuse(*_: object, **__: object) -> None:

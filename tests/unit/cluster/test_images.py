@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.cluster.images import (
     PAUSE_SCRIPT,
-    Entry,
     Image,
-    Program,
+    ImageConfig,
+    ImageFile,
     archive,
     busybox_root,
     elf_architecture,
@@ -77,7 +77,7 @@ class Unpacked:
         return content
 
 
-def one(reference: str, root: Sequence[Entry], program: Program) -> bytes:
+def one(reference: str, root: Sequence[ImageFile], program: ImageConfig) -> bytes:
     """Return an archive with one image."""
     return archive([Image(reference, root, program)])
 
@@ -94,8 +94,8 @@ def test_every_digest_and_size_is_right_and_the_name_is_exact() -> None:
     unpacked = Unpacked(
         one(
             "example.org/a/b:1",
-            [Entry("x", 0o640, b"hello")],
-            Program(entrypoint=["/x"], cmd=["y"], env={"A": "b"}, architecture="arm64"),
+            [ImageFile("x", 0o640, b"hello")],
+            ImageConfig(entrypoint=["/x"], cmd=["y"], env={"A": "b"}, architecture="arm64"),
         )
     )
     assert unpacked.described["annotations"]["io.containerd.image.name"] == "example.org/a/b:1"
@@ -112,14 +112,14 @@ entries = st.dictionaries(
 
 @given(entries, st.randoms(use_true_random=False))
 def test_the_same_content_in_any_order_gives_the_same_bytes(files: dict[str, bytes], random: Any) -> None:  # noqa: ANN401 - hypothesis hands out its own Random
-    root = [Entry(path, content=content) for path, content in files.items()]
-    first = one("a:1", root, Program())
+    root = [ImageFile(path, content=content) for path, content in files.items()]
+    first = one("a:1", root, ImageConfig())
     random.shuffle(root)
-    assert one("a:1", root, Program()) == first
+    assert one("a:1", root, ImageConfig()) == first
 
 
 def test_nothing_of_the_machine_gets_into_a_tar() -> None:
-    unpacked = Unpacked(one("a:1", [Entry("bin"), Entry("bin/x", content=b"x")], Program()))
+    unpacked = Unpacked(one("a:1", [ImageFile("bin"), ImageFile("bin/x", content=b"x")], ImageConfig()))
     for member in (*unpacked.members, *unpacked.root.values()):
         assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
 
@@ -134,8 +134,8 @@ def test_pause_is_one_program_that_is_started_without_arguments(tmp_path: Path, 
 
 
 def test_an_archive_has_all_its_images_and_what_they_share_once() -> None:
-    shared = [Entry("x", content=b"shared")]
-    images = [Image("a:1", shared, Program(cmd=["a"])), Image("b:2", shared, Program(cmd=["b"]))]
+    shared = [ImageFile("x", content=b"shared")]
+    images = [Image("a:1", shared, ImageConfig(cmd=["a"])), Image("b:2", shared, ImageConfig(cmd=["b"]))]
     with tarfile.open(fileobj=io.BytesIO(archive(images))) as tar:
         names = tar.getnames()
         file = tar.extractfile("index.json")
@@ -148,7 +148,7 @@ def test_an_archive_has_all_its_images_and_what_they_share_once() -> None:
 
 
 def test_busybox_has_a_link_for_each_applet() -> None:
-    unpacked = Unpacked(one("a:1", busybox_root(b"program", ["sh", "[", "busybox", "sh"]), Program()))
+    unpacked = Unpacked(one("a:1", busybox_root(b"program", ["sh", "[", "busybox", "sh"]), ImageConfig()))
     assert unpacked.root["bin/sh"].linkname == unpacked.root["bin/["].linkname == "busybox"
     assert unpacked.root["bin/busybox"].isfile()
     assert unpacked.root["tmp"].mode == 0o1777
@@ -175,7 +175,7 @@ def test_a_failed_write_leaves_the_old_image_and_nothing_else(tmp_path: Path) ->
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            write_images(target, [Image("a:1", [Entry("a", content=bytes(99_999))], Program())])
+            write_images(target, [Image("a:1", [ImageFile("a", content=bytes(99_999))], ImageConfig())])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert target.read_bytes() == b"old"

@@ -203,7 +203,7 @@ def test_an_agent_is_started_under_the_layers_and_its_server_is_not(
 def test_on_the_machine_itself_k3s_cannot_load_kernel_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sandbox = Folder(tmp_path, "here")
+    sandbox = Folder(tmp_path, "host")
     started(sandbox, monkeypatch)
     ((_, argv, _),) = sandbox.spawned
     assert argv == [*k3s.NO_MODULES, "intercept", "--", *k3s.server(SETTINGS)]

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from pytest_k3s_sandbox.cluster.base import Distribution
-from pytest_k3s_sandbox.cluster.images import Entry, Image, Program, write_images
+from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, write_images
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.names import NAME, REF_NAME, full, names_in
 from pytest_k3s_sandbox.deadline import Deadline
@@ -51,7 +51,9 @@ class Importer:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    return write_images(tmp_path / "image.tar", [Image("example.org/mine:1", [Entry("bin")], Program())])
+    return write_images(
+        tmp_path / "image.tar", [Image("example.org/mine:1", [ImageFile("bin")], ImageConfig())]
+    )
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import certificates
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.reading import ApiReader, Condition, NoAnswer, conditions
+from pytest_k3s_sandbox.cluster.reading import ApiReader, ApiUnavailable, Condition, conditions
 
 READY = {
     "type": "Ready",
@@ -115,7 +115,7 @@ def test_a_server_that_another_authority_vouches_for_is_not_ours(api: Api, tmp_p
     other = certificates.write_pki(tmp_path / "other", node="n", address="127.0.0.1")
     stranger = ApiReader(api.settings, other.folder)
     assert stranger.answers() is False
-    with pytest.raises(NoAnswer, match="certificate verify failed"):
+    with pytest.raises(ApiUnavailable, match="certificate verify failed"):
         stranger.read("/readyz")
 
 
@@ -135,7 +135,7 @@ def test_a_list_has_items_and_what_is_not_there_is_none(api: Api, reader: ApiRea
 
 def test_an_error_says_what_was_asked_and_answered(api: Api, reader: ApiReader) -> None:
     api.answers["/api/v1/nodes"] = (503, b"etcd is away")
-    with pytest.raises(NoAnswer) as caught:
+    with pytest.raises(ApiUnavailable) as caught:
         reader.read("/api/v1/nodes")
     assert caught.value.what == f"reading {api.settings.api_url}/api/v1/nodes"
     assert (caught.value.cause, caught.value.status) == ("503 etcd is away", 503)
@@ -157,7 +157,7 @@ def test_a_server_that_ended_and_came_back_is_read_again(api: Api, reader: ApiRe
 
 def test_certificates_may_come_later(api: Api, tmp_path: Path) -> None:
     late = ApiReader(api.settings, tmp_path / "late")
-    with pytest.raises(NoAnswer, match="No such file"):
+    with pytest.raises(ApiUnavailable, match="No such file"):
         late.read("/readyz")
     (tmp_path / "late").symlink_to(api.folder)
     assert late.answers()
@@ -168,7 +168,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
     certificates.write_pki(tmp_path / "pki", node="n", address="127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings(node="n", address="127.0.0.1", api_port=silent.getsockname()[1])
-        with pytest.raises(NoAnswer, match="timed out") as caught:
+        with pytest.raises(ApiUnavailable, match="timed out") as caught:
             ApiReader(settings, tmp_path / "pki", seconds=0.05).read("/readyz")
         assert caught.value.status is None
 
@@ -177,7 +177,7 @@ def test_a_question_that_took_too_long_is_not_asked_once_more(api: Api) -> None:
     impatient = ApiReader(api.settings, api.folder, seconds=0.2)
     assert impatient.answers()
     api.pause = 1.0
-    with pytest.raises(NoAnswer, match="timed out"):
+    with pytest.raises(ApiUnavailable, match="timed out"):
         impatient.read("/readyz")
     api.pause = 0.0
     assert api.connections == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.reading import NoAnswer
+from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 from pytest_k3s_sandbox.cluster.resources import Resources, split
 from pytest_k3s_sandbox.errors import ConfigError
 
@@ -51,7 +51,7 @@ class Api:
         """Return what is there."""
         self.read_paths.append(path)
         if path == "/apis/broken.io/v1":
-            raise NoAnswer(path, "its server is away", 503)
+            raise ApiUnavailable(path, "its server is away", 503)
         return self.answers[path]
 
 
@@ -112,10 +112,10 @@ def test_what_is_no_reference_is_refused(text: str) -> None:
 
 def test_no_answer_is_no_unknown_kind(api: Api) -> None:
     def away(path: str) -> Any:  # noqa: ANN401 - JSON
-        raise NoAnswer(path, "refused")
+        raise ApiUnavailable(path, "refused")
 
     api.read = away  # type: ignore[method-assign]
     resources = Resources(lambda: api)
     for _ in range(2):
-        with pytest.raises(NoAnswer):
+        with pytest.raises(ApiUnavailable):
             resources.find("pod/x")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from experiments.exp08 import test_exp08
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.reading import ApiReader, NoAnswer
+from pytest_k3s_sandbox.cluster.reading import ApiReader, ApiUnavailable
 from pytest_k3s_sandbox.cluster.sampler import (
     EACH,
     TEXT_CHARACTERS,
@@ -89,7 +89,7 @@ class FakeCluster:
         """Be a cluster that is not up yet."""
         self.logs = folder / "logs"
         self.logs.mkdir()
-        self.trouble: Exception | None = NoAnswer("/api", "refused")
+        self.trouble: Exception | None = ApiUnavailable("/api", "refused")
         self.lost: str | None = None
         self.nodes: list[Any] = []
         self.pods: list[Any] = []
@@ -218,7 +218,7 @@ def test_an_api_that_goes_away_and_comes_back_is_seen_and_survived(
     cluster.nodes = [node(condition("Ready", "True"))]
     with sampler:
         until(lambda: any(sample.node_ready for sample in sampler.samples))
-        cluster.trouble = NoAnswer("/api", "refused")
+        cluster.trouble = ApiUnavailable("/api", "refused")
         until(lambda: not sampler.samples[-1].api_reachable)
         cluster.trouble = None
         until(lambda: sampler.samples[-1].api_reachable)

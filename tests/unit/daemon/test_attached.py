@@ -23,7 +23,7 @@ from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 
 
 class FakeState:
@@ -51,7 +51,7 @@ def answer(thing: object, name: str) -> str:
     return "there"
 
 
-@pytest.mark.parametrize("kind", [GvisorSandbox, HereSandbox, Sandbox])
+@pytest.mark.parametrize("kind", [GvisorSandbox, HostSandbox, Sandbox])
 def test_the_sandbox(cluster: AttachedCluster, kind: type) -> None:
     found = {name: answer(cluster.sandbox, name) for name in public_names(kind)}
     assert found["run"] == found["statfs_magic" if kind is not Sandbox else "logs"] == "there"

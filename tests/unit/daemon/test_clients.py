@@ -208,7 +208,7 @@ def test_a_home_that_sharing_makes_first_is_one_that_a_start_accepts(
 ) -> None:
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
     shared = sharing.Share("0123456789", tmp_path, "never")
-    _, life, _ = machine.new_workdir("here")
+    _, life, _ = machine.new_workdir("host")
     life.release()
     shared.leave(failed=False)
     assert (tmp_path / "home").stat().st_mode & 0o077 == 0

@@ -26,7 +26,7 @@ from pytest_k3s_sandbox.errors import ClusterError, StartError
 from pytest_k3s_sandbox.pytestplugin import sharing
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.sandbox import locks, machine, outside, reaper, watch
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.processes import Identity
 
 LIMIT = watch.explained("it took 101 MiB of the disk, and its limit is 100 MiB", "disk")
@@ -41,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def state(name: str = "up", **changes: Any) -> State:  # noqa: ANN401 - fields of a state
     fields: dict[str, Any] = {"name": name, "origin": registry.UP_ORIGIN, "folder": "/runs/1"}
-    fields |= {"kubeconfig": "/none", "shell": ["env"], "sandbox": "0011aabb", "kind": "here"}
+    fields |= {"kubeconfig": "/none", "shell": ["env"], "sandbox": "0011aabb", "kind": "host"}
     fields |= {"address": "10.213.0.2", "api_port": 1, "node": "n", "layers": [], "zero": 0.0}
     return State.of({**fields, "processes": {"kubelet": 7}, **asdict(Identity.own()), **changes})
 
@@ -129,7 +129,7 @@ def test_who_is_attached_is_told(up: State, tmp_path: Path, monkeypatch: pytest.
 
 def sandboxes_folder(key: str) -> None:
     machine.private_folder(machine.sandboxes())
-    folder, life, _ = machine.new_workdir("here")
+    folder, life, _ = machine.new_workdir("host")
     life.release()
     folder.rename(folder.with_name(key))
     found = json.loads((folder.with_name(key) / machine.OWNER_FILE).read_text().replace(folder.name, key))
@@ -153,28 +153,28 @@ def test_ps_and_shell_tell_it(up: State, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_who_comes_to_a_shared_cluster_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = sharing.Share("0123456789", tmp_path, "never")
     own = Identity.own()
-    launched = {"pid": own.pid, "start": own.start, "folder": str(tmp_path / "run"), "wish": {}}
-    monkeypatch.setattr(sharing, "asdict", lambda _wish: {})
+    launched = {"pid": own.pid, "start": own.start, "folder": str(tmp_path / "run"), "spec": {}}
+    monkeypatch.setattr(sharing, "asdict", lambda _spec: {})
     mine.users.note("launched", json.dumps(launched))
     RunWriter(tmp_path / "run").close()
     shared = state(mine.name, folder=str(tmp_path / "run"))
     registry.write_state(shared)
-    wish: Any = {}
+    spec: Any = {}
     toolchain: Any = SimpleNamespace(kubernetes=None, get=lambda _name: SimpleNamespace(path=Path("/none")))
     assert mine.ended is None
-    mine.up(wish, toolchain)
+    mine.up(spec, toolchain)
     assert mine.ended is None
     endings.note(shared, LIMIT)
     assert mine.ended == LIMIT
     late = sharing.Share("0123456789", tmp_path, "never")
     with pytest.raises(ClusterError, match=r"^the shared cluster has ended: it took 101 MiB.*--k3s-disk"):
-        late.up(wish, toolchain)
+        late.up(spec, toolchain)
     for each in (mine, late):
         each.leave(failed=False)
 
 
 def sandbox() -> Any:  # noqa: ANN401 - a sandbox that was not started
-    made: Any = HereSandbox.__new__(HereSandbox)
+    made: Any = HostSandbox.__new__(HostSandbox)
     made.workdir = Path("/sandboxes/0011aabb")
     made.ended, made.on_end, made._closed, made._client = None, None, False, None
     return made
@@ -225,7 +225,7 @@ def test_who_holds_a_cluster_tells_it_when_its_state_is_gone(
     monkeypatch.setattr(reaper, "end_processes", lambda *_: theirs.close())
     monkeypatch.setattr(reaper, "dispose", lambda *_: True)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: set())
-    folder, life, _ = machine.new_workdir("here")
+    folder, life, _ = machine.new_workdir("host")
     fields = {**asdict(state(folder.name, sandbox=folder.name, folder=str(tmp_path)))}
     for name in asdict(Identity.own()):
         del fields[name]

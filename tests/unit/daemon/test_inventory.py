@@ -34,7 +34,7 @@ def sandbox(home: Path, key: str, age: float, start: int | None = None) -> Path:
     own = Identity.own()
     net = network.named(key, "10.213.0.1", "10.213.0.2")
     me = asdict(own if start is None else replace(own, start=start))
-    machine.claim(folder, Owner(**me, kind="here", network=net))
+    machine.claim(folder, Owner(**me, kind="host", network=net))
     file = folder / machine.OWNER_FILE
     then = file.stat().st_mtime - age
     os.utime(file, (then, then))
@@ -53,7 +53,7 @@ def test_sandboxes_that_live_are_listed_by_age_with_their_owner(home: Path) -> N
     ]
     assert rows[0].age == pytest.approx(4000, abs=5)
     assert rows[0].owner == inventory.command(os.getpid())
-    assert inventory.table(rows).splitlines()[1].startswith("00000002  here 00000002  none  1h 6m  ")
+    assert inventory.table(rows).splitlines()[1].startswith("00000002  host 00000002  none  1h 6m  ")
 
 
 def test_a_sandbox_of_another_pid_namespace_is_listed_while_its_owner_has_the_lock(home: Path) -> None:
@@ -129,8 +129,8 @@ def test_a_command_line_is_short_and_without_folders() -> None:
 
 
 def test_nothing_is_a_table_of_heads() -> None:
-    row = Running("n", "s", "here", "a", 1, "o", kept=True, age=5, node="Ready", kubeconfig=None, folder=None)
+    row = Running("n", "s", "host", "a", 1, "o", kept=True, age=5, node="Ready", kubeconfig=None, folder=None)
     assert inventory.table([row]).splitlines() == [
         "NAME  SANDBOX  NODE   AGE  PID  OWNER",
-        "n     here s   Ready  5s   1    o",
+        "n     host s   Ready  5s   1    o",
     ]

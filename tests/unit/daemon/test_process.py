@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.daemon import process as keeper
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.sandbox import locks, machine
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.limits import Limits
 from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.support import forks
@@ -38,13 +38,13 @@ class FakeClient:
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - a sandbox that is none
     """A sandbox that was not started."""
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
-    made: Any = HereSandbox.__new__(HereSandbox)
-    made.workdir, made._life, made._record = machine.new_workdir("here")
+    made: Any = HostSandbox.__new__(HostSandbox)
+    made.workdir, made._life, made._record = machine.new_workdir("host")
     made._owner, made._client, made._watcher = forks.Owner(), FakeClient(), None
     made._closed = made.handed_over = False
     made.limits, made.ended = Limits(), None
     made._record = replace(made._record, network=replace(made._record.network, address="192.0.2.1"))
-    monkeypatch.setattr(HereSandbox, "shell_argv", lambda _self, argv: ["env", *argv])
+    monkeypatch.setattr(HostSandbox, "shell_argv", lambda _self, argv: ["env", *argv])
     yield made
     made._life.release()
 

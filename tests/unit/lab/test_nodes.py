@@ -12,7 +12,7 @@ import pytest
 
 from pytest_k3s_sandbox.lab.nodes import ISOLATION, VAR_MOUNT, NodeTrials
 from pytest_k3s_sandbox.lab.observe import Observation
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import RunWriter, Stage, read_run
 
 
@@ -41,7 +41,7 @@ def played(folder: Path, *, one_root: bool = True) -> Played:
             yield writer
 
     toolchain: Any = None
-    made = Played(Wish(one_root=one_root), toolchain, record, lambda: "exp01")
+    made = Played(NodeSpec(one_root=one_root), toolchain, record, lambda: "exp01")
     made.asked = []
     return made
 

@@ -50,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     everything = synthetic_runs.everything(SECONDS)
     broken: list[Record] = [*synthetic_runs.bring_up(), *synthetic_runs.churn(40)]
     broken.append(ErrorLine(t=39.0, component="kubelet", kind="runtime", text="<b>E1</b> & more"))
-    changed = {"sandbox": "here", "root_magic": 0xEF53, "layers": (), "kernel": "6.1"}
+    changed = {"sandbox": "host", "root_magic": 0xEF53, "layers": (), "kernel": "6.1"}
     small: list[Record] = [synthetic_runs.ENVIRONMENT.model_copy(update=changed)]
     small += [Sample(t=float(t), api_reachable=True, node_ready=t > 2) for t in range(9)]
     return {

@@ -22,9 +22,11 @@ from pytest_k3s_sandbox.report.records import (
     SCHEMA_VERSION,
     Cost,
     End,
+    Environment,
     ErrorLine,
     Event,
     Header,
+    Measurement,
     Phase,
     PodState,
     Record,
@@ -247,3 +249,17 @@ def test_the_header_says_the_version(tmp_path: Path) -> None:
     RunWriter(tmp_path).close()
     assert isinstance(read_run(tmp_path).records[0], Header)
     assert read_run(tmp_path).header.schema_version == SCHEMA_VERSION
+
+
+def test_a_kind_under_its_former_word_is_read_as_today() -> None:
+    ratio = Measurement(name="n", value=1.0, unit="s", variant="here", baseline="here")
+    assert (ratio.variant, ratio.baseline) == ("host", "host")
+    fields: dict[str, object] = {
+        "python": "3",
+        "project_version": "0",
+        "started": "now",
+        "argv": (),
+        "root_magic": 1,
+    }
+    fields |= {"kernel": "4", "machine": {"cores": 1, "memory_bytes": 1}, "experiment": "e"}
+    assert Environment.model_validate({**fields, "sandbox": "here"}).sandbox == "host"

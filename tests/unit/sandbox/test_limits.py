@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_k3s_sandbox import settings
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox.limits import (
     DISK,
     MEMORY,
@@ -122,8 +122,8 @@ def test_they_are_told_in_words() -> None:
 
 def test_the_options_have_the_same_defaults_and_name_where_a_wrong_value_came_from() -> None:
     given_ = {option.name: Given(option.default, f"--k3s-{option.name}") for option in settings.OPTIONS}
-    assert parse_limits(given_) == (MEMORY, DISK, PROCESSES) == Wish().limits
+    assert parse_limits(given_) == (MEMORY, DISK, PROCESSES) == NodeSpec().limits
     with pytest.raises(OptionError, match=r"^environment variable K3S_DISK: .*'lots' is no amount"):
         parse_limits({**given_, "disk": Given("lots", "environment variable K3S_DISK")})
     with pytest.raises(ConfigError, match="no number of processes"):
-        Wish(limits=("75%", "50%", "all"))
+        NodeSpec(limits=("75%", "50%", "all"))

@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def new_folder() -> Path:
     """Make a sandbox's folder whose owner, as far as its lock says, is gone."""
-    folder, life, _ = machine.new_workdir("here")
+    folder, life, _ = machine.new_workdir("host")
     life.release()
     return folder
 
@@ -40,7 +40,7 @@ def owner(folder: Path, **changes: Any) -> Owner:  # noqa: ANN401 - fields of a 
     """Return a record that fits a folder."""
     net = network.named(folder.name, "10.213.0.1", "10.213.0.2")
     groups = (f"/none/a/{net.netns}", f"/none/b/{net.netns}")
-    mine = Owner(**asdict(Identity.own()), kind="here", network=net, cgroups=groups)
+    mine = Owner(**asdict(Identity.own()), kind="host", network=net, cgroups=groups)
     return replace(mine, **changes)
 
 

@@ -44,7 +44,7 @@ def test_both_namespaces_of_a_sandbox_without_a_folder_are_found(root: Path) -> 
 
 
 def test_those_of_a_sandbox_that_lives_are_left_out(root: Path) -> None:
-    folder, life, owner = machine.new_workdir("here")
+    folder, life, owner = machine.new_workdir("host")
     made = [f"k3ssb-{folder.name}", f"k3ssb-{folder.name}-gw"]
     for name in made:
         (root / "run/netns" / name).touch()

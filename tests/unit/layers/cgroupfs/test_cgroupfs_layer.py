@@ -110,7 +110,7 @@ def test_failures_name_the_cause_and_the_log(
 
 def test_on_the_machine_itself_no_cgroup_is_mounted(tmp_path: Path) -> None:
     sandbox = _FakeSandbox(tmp_path, READY)
-    sandbox.kind = "here"
+    sandbox.kind = "host"
     with layer(sandbox):
         assert "--at" in sandbox.spawned
 

@@ -61,7 +61,7 @@ def test_all_fields() -> None:
         skip = 2
         times = 3
     """
-    assert parse_rules(text, "here") == Rules(
+    assert parse_rules(text, "host") == Rules(
         (StatfsRule(0x01021997, 0xEF53, "/x"),),
         (
             RedirectRule("/proc/diskstats", "{tree}/d", groups=(Group.OPEN, Group.STAT)),
@@ -75,7 +75,7 @@ def test_all_fields() -> None:
 
 
 def test_an_empty_file_is_no_rules() -> None:
-    assert parse_rules("", "here") == Rules()
+    assert parse_rules("", "host") == Rules()
 
 
 @pytest.mark.parametrize(

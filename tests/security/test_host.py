@@ -1,4 +1,4 @@
-"""What a process inside can read of the machine, and what is left of the machine in ``here``."""
+"""What a process inside can read of the machine, and what is left of the machine in ``host``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.sandbox import layout
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, Bind
 from pytest_k3s_sandbox.sandbox.enter import DROPPED
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.here import HereSandbox
+from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -54,7 +54,7 @@ def prefix() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module", params=["gvisor", "here"])
+@pytest.fixture(scope="module", params=["gvisor", "host"])
 def sandbox(request: pytest.FixtureRequest, prefix: Path) -> Iterator[StartedSandbox]:
     """A sandbox of each kind, started by a user whose environment holds tokens."""
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def sandbox(request: pytest.FixtureRequest, prefix: Path) -> Iterator[StartedSan
         patch.setenv("PIP_INDEX_URL", f"https://user:{SECRET}@index.example")
         patch.setenv("GITHUB_TOKEN", SECRET)
         runsc = Toolchain().get("runsc").path
-        made = HereSandbox() if request.param == "here" else GvisorSandbox(runsc)
+        made = HostSandbox() if request.param == "host" else GvisorSandbox(runsc)
     with made:
         yield made
 
@@ -79,9 +79,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def here(program: Path) -> Iterator[HereSandbox]:
-    """A sandbox of kind ``here`` with a program."""
-    with HereSandbox(programs=[program, program.with_name("two")]) as sandbox:
+def here(program: Path) -> Iterator[HostSandbox]:
+    """A sandbox of kind ``host`` with a program."""
+    with HostSandbox(programs=[program, program.with_name("two")]) as sandbox:
         yield sandbox
 
 
@@ -106,7 +106,7 @@ def test_the_environment_of_who_started_it_cannot_be_read(sandbox: StartedSandbo
 
 
 def test_a_program_that_is_changed_inside_stays_as_it_is_in_the_cache(
-    here: HereSandbox, program: Path
+    here: HostSandbox, program: Path
 ) -> None:
     before = program.stat().st_nlink
     script = f"mount -o remount,bind,rw {BIN_DIR} && echo 'echo evil' >> {BIN_DIR}/one && {BIN_DIR}/two"
@@ -115,7 +115,7 @@ def test_a_program_that_is_changed_inside_stays_as_it_is_in_the_cache(
     assert before == 2
 
 
-def test_what_no_node_needs_is_not_permitted(here: HereSandbox) -> None:
+def test_what_no_node_needs_is_not_permitted(here: HostSandbox) -> None:
     for done in (
         here.run(["grep", "^Cap", "/proc/self/status"]).stdout,
         subprocess.run(
@@ -135,7 +135,7 @@ def test_what_no_node_needs_is_not_permitted(here: HereSandbox) -> None:
     assert set(answers) <= REFUSED
 
 
-def test_the_machine_cannot_be_reset_by_proc(here: HereSandbox) -> None:
+def test_the_machine_cannot_be_reset_by_proc(here: HostSandbox) -> None:
     if not os.access("/proc/sysrq-trigger", os.W_OK):
         pytest.skip("not applicable: this machine has no /proc/sysrq-trigger")
     # "h" writes a help text to the kernel's log.

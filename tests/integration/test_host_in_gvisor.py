@@ -1,4 +1,4 @@
-"""``here`` where the machine itself is a gVisor sandbox: the user in a cloud IDE."""
+"""``host`` where the machine itself is a gVisor sandbox: the user in a cloud IDE."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ INNER = """
 import json
 from pathlib import Path
 from pytest_k3s_sandbox.node.bringup import everything
-from pytest_k3s_sandbox.node.spec import Wish
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox import reaper
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-with everything(Wish("here"), Toolchain(), Path("/var/lib/run"), experiment="test") as up:
+with everything(NodeSpec("host"), Toolchain(), Path("/var/lib/run"), experiment="test") as up:
     up.cluster.node.wait_ready(90)
     seen = {
         "layers": up.stack.names,
@@ -48,7 +48,7 @@ TRIAL = "without_one_layer and workarounds"
 def test_the_walls_of_a_9p_root_are_tried_here_inside_a_gvisor_sandbox() -> None:
     words = [str(EXPERIMENTS / "exp08" / "test_ablation.py"), f"-k{TRIAL}", "-rs", f"-c{os.devnull}"]
     folders = ["--rootdir=/var/lib", "--k3s-report=/var/lib/reports", "-pno:cacheprovider"]
-    pytest_run = shlex.join([sys.executable, "-m", "pytest", *words, *folders, "--k3s-sandbox=here"])
+    pytest_run = shlex.join([sys.executable, "-m", "pytest", *words, *folders, "--k3s-sandbox=host"])
     mine = "mkdir /run/cpu && mount -t cgroup -o cpu cgroup /run/cpu && mkdir /run/cpu/mine"
     script = f"{mine} && {pytest_run} && test -d /run/cpu/mine && echo the machine has its group still"
     status, output = inside(lambda _outer: ["sh", "-c", script])

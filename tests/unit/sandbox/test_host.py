@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import here, layout
+from pytest_k3s_sandbox.sandbox import host, layout
 from pytest_k3s_sandbox.sandbox.base import Bind
 
 # Lines as in proc(5) and cgroups(7), from machines of each kind.
@@ -33,17 +33,17 @@ GVISOR = "16 15 0:18 / / ro - 9p none ro,trans=fd\n25 16 0:26 / /proc rw - proc 
 
 def test_hierarchies_with_a_controller_are_found() -> None:
     v1 = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory"]
-    assert here.cgroup_mounts(V1) == v1
-    assert here.cgroup_mounts(HYBRID) == v1
-    assert here.cgroup_mounts(V2) == ["/sys/fs/cgroup"]
-    assert here.cgroup_mounts(CONTAINER) == ["/sys/fs/cgroup/pids"]
-    assert here.cgroup_mounts(GVISOR) == []
-    assert here.cgroup_mounts("") == []
+    assert host.cgroup_mounts(V1) == v1
+    assert host.cgroup_mounts(HYBRID) == v1
+    assert host.cgroup_mounts(V2) == ["/sys/fs/cgroup"]
+    assert host.cgroup_mounts(CONTAINER) == ["/sys/fs/cgroup/pids"]
+    assert host.cgroup_mounts(GVISOR) == []
+    assert host.cgroup_mounts("") == []
 
 
 def test_the_mount_table_of_this_machine_can_be_read() -> None:
     text = Path("/proc/self/mountinfo").read_text()
-    points = here.cgroup_mounts(text)
+    points = host.cgroup_mounts(text)
     assert bool(points) == (" /sys/fs/cgroup" in text and (" - cgroup" in text))
     for point in points:
         assert Path(point, "cgroup.procs").exists()
@@ -53,7 +53,7 @@ def test_a_recipe_is_json_and_says_everything(tmp_path: Path) -> None:
     plan = layout.Layout(
         tmp_path / "rootfs", (Bind(Path("/usr"), "/usr"), Bind(tmp_path, "/var", writable=True))
     )
-    recipe = here.enter_recipe(plan, hostname="name", groups=["/sys/fs/cgroup/pids/name"])
+    recipe = host.enter_recipe(plan, hostname="name", groups=["/sys/fs/cgroup/pids/name"])
     assert json.loads(json.dumps(recipe)) == {
         "hostname": "name",
         "rootfs": str(tmp_path / "rootfs"),
@@ -67,14 +67,14 @@ def test_a_cpuset_group_inherits_what_tasks_need(tmp_path: Path) -> None:
     parent = tmp_path / "cpuset"
     parent.mkdir()
     (parent / "cpuset.cpus").write_text("0-1\n")
-    here.make_cgroup(parent / "group")  # a plain folder has no files of its own: none are made up
+    host.make_cgroup(parent / "group")  # a plain folder has no files of its own: none are made up
     assert list((parent / "group").iterdir()) == []
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with a sandbox's network namespace, and without a process."""
-    monkeypatch.setattr(here, "Path", lambda path: tmp_path / str(path).removeprefix("/"))
+    monkeypatch.setattr(host, "Path", lambda path: tmp_path / str(path).removeprefix("/"))
     (tmp_path / "run/netns").mkdir(parents=True)
     (tmp_path / "run/netns/k3ssb-1").touch()
     (tmp_path / "proc").mkdir()
@@ -92,7 +92,7 @@ def process(machine: Path, pid: int, numbers: str | None, *, ours: bool = True) 
 
 
 def init_pid() -> int:
-    sandbox: Any = here.HereSandbox.__new__(here.HereSandbox)
+    sandbox: Any = host.HostSandbox.__new__(host.HostSandbox)
     sandbox.workdir = Path("/sandboxes/1")
     sandbox._record = SimpleNamespace(network=SimpleNamespace(netns="k3ssb-1"))
     return int(sandbox._init_pid())

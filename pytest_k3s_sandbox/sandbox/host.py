@@ -31,7 +31,7 @@ MOUNTS = Path("/proc/self/mountinfo")
 READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
-class HereSandbox(StartedSandbox):
+class HostSandbox(StartedSandbox):
     """A sandbox of mount, pid, network, UTS and (on Linux) cgroup namespaces.
 
     Args:
@@ -43,7 +43,7 @@ class HereSandbox(StartedSandbox):
         StartError: It did not start.
     """
 
-    kind: ClassVar[str] = "here"
+    kind: ClassVar[str] = "host"
     copies: ClassVar[bool] = True
 
     def shell_argv(self, argv: Sequence[str]) -> list[str]:
@@ -73,7 +73,7 @@ class HereSandbox(StartedSandbox):
                 if error.errno not in READ_ONLY:
                     raise
                 raise StartError(
-                    "cannot start a sandbox of kind here",
+                    "cannot start a sandbox of kind host",
                     cause=f"the machine's cgroups cannot be changed ({error})",
                     remedy=f"mount {CGROUPS} writable (in a container: start it with --privileged), "
                     "or use --k3s-sandbox=gvisor, which needs no cgroup of the machine",
