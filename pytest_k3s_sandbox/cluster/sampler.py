@@ -14,13 +14,17 @@ from typing import Any, Self
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.reading import ApiUnavailable, conditions
 from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.layers.registry import LAYERS
+from pytest_k3s_sandbox.layers.stack import split
 from pytest_k3s_sandbox.report.errors import alike, shorten
 from pytest_k3s_sandbox.report.log_classifier import classify
 from pytest_k3s_sandbox.report.records import Cost, ErrorLine, PodState, RunWriter, Sample
 from pytest_k3s_sandbox.sandbox.base import Usage
 from pytest_k3s_sandbox.support import clock, forks
 
-WATCHED_LOGS = ("kubelet", "containerd")
+WATCHED_PROGRAMS = ("kubelet", "containerd")
+"""The node's programs whose logs are read and whose use is recorded."""
+
 REQUEST_SECONDS = 5
 AT_ONCE = 16 << 20
 """Bytes of a log that are read at once; the rest comes with the next sample."""
@@ -160,7 +164,7 @@ class Sampler:
         self._interval = interval
         self._rush = rush
         self._api = cluster.reader(REQUEST_SECONDS)
-        self._follow = [LogFollower(name, functools.partial(cluster.log, name)) for name in WATCHED_LOGS]
+        self._follow = [LogFollower(name, functools.partial(cluster.log, name)) for name in WATCHED_PROGRAMS]
         self._errors: Counter[str] = Counter()
         self._repeats = Repeats()
         self._halt = threading.Event()
@@ -300,22 +304,25 @@ def costs(table: Sequence[Usage], layers: Sequence[str]) -> dict[str, Cost]:
         layers: The names of the layers around the node.
 
     Returns:
-        The use of ``kubelet`` and ``containerd``, and of each layer that has processes: with an
-        interceptor, what was spawned as one of these is its tracer, and the program is the tracer's child.
+        The use of ``kubelet`` and ``containerd``, and of each layer that declares processes of its own. A
+        layer that wraps a program was spawned in its place, and has the program as a child.
     """
     spawned = {row.name: row for row in table if row.parent == AGENT}
-    traced = any(name.partition(":")[0] == "ptrace_interceptor" for name in layers)
+    stack = [LAYERS[name] for name in (split(layer)[0] for layer in layers) if name in LAYERS]
+    wrapper = {program: layer.name for layer in stack for program in layer.wraps}
     found: dict[str, list[Usage]] = {}
-    for name in ("kubelet", "containerd"):
+    for name in WATCHED_PROGRAMS:
         if name not in spawned:
             continue
-        if traced:
-            found.setdefault("ptrace_interceptor", []).append(spawned[name])
+        if name in wrapper:
+            found.setdefault(wrapper[name], []).append(spawned[name])
             found[name] = [row for row in table if row.parent == spawned[name].pid and row.name == name]
         else:
             found[name] = [spawned[name]]
-    if "cgroupfs" in spawned:
-        found["fuse_cgroupfs"] = [spawned["cgroupfs"]]
+    for layer in LAYERS.values():
+        for name in layer.processes:
+            if name in spawned:
+                found.setdefault(layer.name, []).append(spawned[name])
     return {
         name: Cost(
             cpu_seconds=round(sum(row.cpu_seconds for row in rows), 2),

@@ -1,7 +1,7 @@
-"""The layers by name, and an ordered stack of them in one sandbox.
+"""An ordered stack of layers in one sandbox, parsed from their names.
 
-A layer is named by a word: its name, or ``NAME:VARIANT`` for one that comes up in another way than
-usual, as in ``ptrace_interceptor:exp04`` (other rules) or ``workarounds:kmsg+oci`` (only these).
+A layer is named by a word: its name, or ``NAME:VARIANT`` for a variant of it, as in
+``ptrace_interceptor:exp04`` (other rules) or ``workarounds:kmsg+oci`` (only these).
 """
 
 from __future__ import annotations
@@ -12,72 +12,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
+from pytest_k3s_sandbox.layers import registry
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 from pytest_k3s_sandbox.support import forks
 
+FULL = tuple(registry.LAYERS)
+"""Every layer, in the order of a stack."""
 
-def _workarounds(sandbox: Sandbox, variant: str | None = None) -> Layer:
-    from pytest_k3s_sandbox.layers.workarounds.layer import Workarounds
-
-    return Workarounds(sandbox) if variant is None else Workarounds.only(sandbox, variant)
-
-
-def _fuse_cgroupfs(sandbox: Sandbox) -> Layer:
-    from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
-
-    return FuseCgroupfs(sandbox)
-
-
-def _ptrace_interceptor(sandbox: Sandbox, variant: str | None = None) -> Layer:
-    from pytest_k3s_sandbox.layers.interceptor.layer import PRESET, PtraceInterceptor
-    from pytest_k3s_sandbox.layers.workarounds.layer import TREE
-
-    return PtraceInterceptor(sandbox, variant or PRESET, tree=TREE)
-
-
-def _fake_cni(sandbox: Sandbox) -> Layer:
-    from pytest_k3s_sandbox.layers.cni.layer import FakeCni
-
-    return FakeCni(sandbox)
-
-
-def _check_workarounds(variant: str) -> None:
-    from pytest_k3s_sandbox.layers.workarounds.layer import parse_parts
-
-    parse_parts(variant)
-
-
-def _check_preset(variant: str) -> None:
-    from pytest_k3s_sandbox.layers.interceptor.loading import load_preset
-
-    load_preset(variant)
-
-
-LAYERS: dict[str, Callable[..., Layer]] = {
-    "workarounds": _workarounds,
-    "fuse_cgroupfs": _fuse_cgroupfs,
-    "ptrace_interceptor": _ptrace_interceptor,
-    "fake_cni": _fake_cni,
-}
-"""Every layer by its name, in the order in which a full stack puts them up; called with the
-sandbox and, if one was named, the variant."""
-
-NEEDS: dict[str, tuple[str, ...]] = {
-    "fuse_cgroupfs": ("workarounds",),  # which changes how mounts propagate
-    "ptrace_interceptor": ("workarounds",),  # which makes the tree that paths are led to
-}
-"""What has to be up before a layer, if it is in the stack."""
-
-VARIANTS: dict[str, Callable[[str], None]] = {
-    "workarounds": _check_workarounds,
-    "ptrace_interceptor": _check_preset,
-}
-"""The layers that have variants, with what raises ConfigError for one that there is not."""
-
-FULL = tuple(LAYERS)
-NATIVE = ("workarounds", "fake_cni")
-"""What a node on plain Linux gets: a CNI, and protection of the machine's kernel tunables."""
+NATIVE = tuple(name for name, layer in registry.LAYERS.items() if layer.native)
+"""The layers of a node on plain Linux."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +55,7 @@ def split(word: str) -> tuple[str, str | None]:
 def make(word: str, sandbox: Sandbox) -> Layer:
     """Return the layer that a word names, bound to a sandbox; it is not up yet."""
     name, variant = split(word)
-    return LAYERS[name](sandbox) if variant is None else LAYERS[name](sandbox, variant)
+    return registry.LAYERS[name].make(sandbox, variant)
 
 
 def parse(text: str | Sequence[str]) -> tuple[str, ...]:
@@ -127,20 +71,21 @@ def parse(text: str | Sequence[str]) -> tuple[str, ...]:
     found: dict[str, str] = {}
     for word in sorted({word.strip() for word in words} - {"", "none"}):
         name, variant = split(word)
-        if name not in LAYERS:
+        if name not in registry.LAYERS:
             raise ConfigError(
                 f"unknown layer {name!r}",
-                cause="known are " + ", ".join(LAYERS),
-                remedy=suggestion(name, LAYERS),
+                cause="known are " + ", ".join(registry.LAYERS),
+                remedy=suggestion(name, registry.LAYERS),
             )
         if variant is not None:
-            if name not in VARIANTS:
+            check = registry.LAYERS[name].check_variant
+            if check is None:
                 raise ConfigError(f"layer {word!r}", cause=f"{name} has no variants", remedy=f"use {name!r}")
-            VARIANTS[name](variant)
+            check(variant)
         if name in found:
             raise ConfigError(f"layers {found[name]!r} and {word!r}", cause="a stack has each layer once")
         found[name] = word
-    return tuple(found[name] for name in LAYERS if name in found)
+    return tuple(found[name] for name in registry.LAYERS if name in found)
 
 
 @contextlib.contextmanager
@@ -187,7 +132,9 @@ def waves(words: Sequence[str]) -> list[list[str]]:
     """
     number: dict[str, int] = {}  # of each layer's group
     for name in (split(word)[0] for word in words):
-        number[name] = max((number[need] + 1 for need in NEEDS.get(name, ()) if need in number), default=0)
+        number[name] = max(
+            (number[need] + 1 for need in registry.LAYERS[name].needs if need in number), default=0
+        )
     return [
         [word for word in words if number[split(word)[0]] == each] for each in sorted(set(number.values()))
     ]

@@ -48,14 +48,6 @@ __all__ = [
     "k3s_workarounds",
 ]
 
-FIXTURES = {
-    "workarounds": "k3s_workarounds",
-    "fuse_cgroupfs": "k3s_cgroupfs",
-    "ptrace_interceptor": "k3s_interceptor",
-    "fake_cni": "k3s_fake_cni",
-}
-"""The fixture of each layer."""
-
 
 def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature for dynamic scopes
     return options.scope(config)
@@ -159,12 +151,13 @@ def _layer(
     name: str, sandbox: StartedSandbox, run: RunWriter, spec: NodeSpec
 ) -> contextlib.AbstractContextManager[Layer]:
     from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse
+    from pytest_k3s_sandbox.layers.registry import LAYERS
     from pytest_k3s_sandbox.layers.stack import entered, make, split
     from pytest_k3s_sandbox.node.diagnostics import explained
 
     word = next((word for word in spec.layers or () if split(word)[0] == name), name)  # with its variant
     if isinstance(sandbox, AttachedSandbox):
-        refuse(f"the fixture {FIXTURES[name]}")
+        refuse(f"the fixture {LAYERS[name].fixture}")
 
     @contextlib.contextmanager
     def up() -> Iterator[Layer]:
@@ -213,6 +206,7 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     ``k3s_layers`` does, it is that stack in a fresh sandbox
     of its own, so that nothing of another stack is left in it.
     """
+    from pytest_k3s_sandbox.layers.registry import LAYERS
     from pytest_k3s_sandbox.layers.stack import bring_up, parse, split
     from pytest_k3s_sandbox.node.bringup import RecordedStack, control_plane, default_layers, start_sandbox
     from pytest_k3s_sandbox.node.diagnostics import explained
@@ -238,7 +232,7 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
             names = spec.layers if spec.layers is not None else default_layers(shared)
             with explained(shared, run.path.parent):
                 cluster = begin(shared, run)
-            each = tuple(request.getfixturevalue(FIXTURES[split(name)[0]]) for name in names)
+            each = tuple(request.getfixturevalue(LAYERS[split(name)[0]].fixture) for name in names)
             yield RecordedStack(shared, each, run, cluster)
             return
         names = parse(request.param)

@@ -7,6 +7,7 @@ that a test can count them. The fixtures, the records and the page are the real 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import platform
 import secrets
@@ -19,7 +20,7 @@ from typing import Any, Self
 import pytest
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.layers import stack
+from pytest_k3s_sandbox.layers import registry, stack
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.node import bringup, spec
 from pytest_k3s_sandbox.pytestplugin import experiment_markers
@@ -43,6 +44,7 @@ class FakeSandbox:
 
     kind = "gvisor"
     address = "192.0.2.1"
+    handed_over = False
 
     def __init__(self) -> None:
         """Start, so to speak, unless a test says that it does not."""
@@ -189,6 +191,7 @@ def _nothing_is_real() -> Iterator[None]:
         patch.setattr(bringup, "start_sandbox", lambda _spec, _toolchain: FakeSandbox())
         patch.setattr(bringup, "control_plane", lambda *_: contextlib.nullcontext(FakeCluster()))
         patch.setattr(bringup, "cluster_up", cluster_up)
-        for name in stack.LAYERS:
-            patch.setitem(stack.LAYERS, name, partial(_layer, name))
+        for name, layer in registry.LAYERS.items():
+            made = dataclasses.replace(layer, make=partial(_layer, name))
+            patch.setitem(registry.LAYERS, name, made)
         yield

@@ -144,16 +144,17 @@ def test_when_required_dependents_of_what_broke_are_still_skipped(project: Proje
 
 
 BROKEN_LAYER = """
+from dataclasses import replace
 import pytest
 from pytest_k3s_sandbox.errors import LayerError
-from pytest_k3s_sandbox.layers import stack
+from pytest_k3s_sandbox.layers.registry import LAYERS
 
-def broken(k3s_sandbox): raise LayerError("layer fake_cni", cause="no disk")
+def broken(k3s_sandbox, variant): raise LayerError("layer fake_cni", cause="no disk")
 
 @pytest.fixture(scope="session", autouse=True)
 def broken_layer(_nothing_is_real, pytestconfig):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(stack.LAYERS, "fake_cni", broken)
+        patch.setitem(LAYERS, "fake_cni", replace(LAYERS["fake_cni"], make=broken))
         yield
 
 {mark}

@@ -48,16 +48,17 @@ def test_without_node():
     raise ValueError("a user's own")
 """
 BROKEN_LAYER = """
+from dataclasses import replace
 import pytest
 from pytest_k3s_sandbox.errors import LayerError
-from pytest_k3s_sandbox.layers import stack
+from pytest_k3s_sandbox.layers.registry import LAYERS
 
-def broken(k3s_sandbox): raise LayerError("fake_cni is not healthy")
+def broken(k3s_sandbox, variant): raise LayerError("fake_cni is not healthy")
 
 @pytest.fixture(scope="session", autouse=True)
 def breaking(_nothing_is_real):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(stack.LAYERS, "fake_cni", broken)
+        patch.setitem(LAYERS, "fake_cni", replace(LAYERS["fake_cni"], make=broken))
         yield
 
 def test_it(k3s): pass

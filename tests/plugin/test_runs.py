@@ -79,15 +79,16 @@ def test_an_interrupted_run_says_so(
 
 
 INTERRUPTED = """
+from dataclasses import replace
 import pytest
-from pytest_k3s_sandbox.layers import stack
+from pytest_k3s_sandbox.layers.registry import LAYERS
 
-def interrupted(k3s_sandbox): raise KeyboardInterrupt
+def interrupted(k3s_sandbox, variant): raise KeyboardInterrupt
 
 @pytest.fixture(scope="session", autouse=True)
 def impatient(_nothing_is_real):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(stack.LAYERS, "fake_cni", interrupted)
+        patch.setitem(LAYERS, "fake_cni", replace(LAYERS["fake_cni"], make=interrupted))
         yield
 
 {mark}

@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError
-from pytest_k3s_sandbox.layers import stack
+from pytest_k3s_sandbox.layers import registry, stack
 from pytest_k3s_sandbox.layers.base import Health, Layer, NodeOverrides
+from pytest_k3s_sandbox.layers.declaration import Declaration
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 
-SANDBOX = cast("Sandbox", SimpleNamespace(handed_over=False))  # all that a stack reads of it
+SANDBOX = cast("Sandbox", SimpleNamespace(kind="gvisor", handed_over=False))
 
 
-@given(st.lists(st.sampled_from([*stack.LAYERS, "none", ""])))
+@given(st.lists(st.sampled_from([*registry.LAYERS, "none", ""])))
 def test_names_come_in_the_order_of_the_stack_once_each(words: list[str]) -> None:
     parsed = stack.parse(words)
     assert parsed == stack.parse(",".join(words)) == stack.parse(" , ".join(words))
@@ -43,7 +44,7 @@ def test_an_unknown_layer_is_named_with_a_suggestion(word: str, remedy: str) -> 
         stack.parse(f"workarounds,{word}")
     assert caught.value.what == f"unknown layer {word!r}"
     assert caught.value.remedy == remedy
-    assert all(name in str(caught.value) for name in stack.LAYERS)
+    assert all(name in str(caught.value) for name in registry.LAYERS)
 
 
 @given(st.permutations(["workarounds:oci+kmsg", "ptrace_interceptor:exp04", "fake_cni"]))
@@ -75,6 +76,14 @@ def test_a_wrong_variant_is_named(words: str, message: str) -> None:
 @pytest.mark.parametrize("word", ["workarounds", "workarounds:kmsg+tree", "ptrace_interceptor:exp06"])
 def test_a_layer_has_the_name_that_it_was_named_by(word: str) -> None:
     assert stack.make(word, SANDBOX).name == word
+
+
+@pytest.mark.parametrize("layer", registry.LAYERS.values(), ids=lambda layer: layer.name)
+def test_a_layer_is_as_its_folder_declares(layer: Declaration) -> None:
+    made = layer.make(SANDBOX, None)
+    assert made.name == layer.name
+    assert set(made.overrides.wrap) == set(layer.wraps)
+    assert set(layer.needs) <= set(stack.FULL)
 
 
 class Noted:
@@ -114,14 +123,21 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happens to layers: b needs a, c needs all before it, d and broken need none."""
     said: list[str] = []
 
-    def maker(name: str) -> Layer:
-        return Noted(name, said, broken=name.startswith("broken"))
+    def declared(name: str, *needs: str) -> Declaration:
+        def make(_sandbox: Sandbox, _variant: str | None) -> Layer:
+            return Noted(name, said, broken=name.startswith("broken"))
 
-    names = ("a", "b", "broken-after-b", "c", "d", "broken")
-    layers = {name: lambda _sandbox, name=name: maker(name) for name in names}
-    monkeypatch.setattr(stack, "LAYERS", layers)
-    needs = {"b": ("a",), "c": ("a", "b", "broken-after-b"), "broken-after-b": ("b",)}
-    monkeypatch.setattr(stack, "NEEDS", needs)
+        return Declaration(name=name, fixture="", make=make, needs=needs)
+
+    layers = [
+        declared("a"),
+        declared("b", "a"),
+        declared("broken-after-b", "b"),
+        declared("c", "a", "b", "broken-after-b"),
+        declared("d"),
+        declared("broken"),
+    ]
+    monkeypatch.setattr(registry, "LAYERS", {layer.name: layer for layer in layers})
     return said
 
 
@@ -186,7 +202,7 @@ def test_waves_keep_every_layer_once_and_after_what_it_needs(names: set[str]) ->
     assert all(waves)
     for number, wave in enumerate(waves):
         for word in wave:
-            for need in set(stack.NEEDS.get(word, ())) & names:
+            for need in set(registry.LAYERS[word].needs) & names:
                 assert any(need in earlier for earlier in waves[:number])
 
 

@@ -1,0 +1,40 @@
+"""What the folder of a layer declares about it, in a module ``declaration.py``, as ``LAYER``.
+
+Declarations are read when options are parsed, so these modules import a layer's own code in functions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # declarations are imported in every project with the plugin
+    from pytest_k3s_sandbox.layers.base import Layer
+    from pytest_k3s_sandbox.sandbox.base import Sandbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """One layer that a stack can have.
+
+    Attributes:
+        name: The layer's name as in ``--k3s-layers`` and in reports.
+        fixture: The name of the pytest fixture that brings the layer up.
+        make: Returns the layer bound to a sandbox, not up yet. It is called with the sandbox and the
+            variant, None for the usual one.
+        check_variant: Raises ConfigError for an unknown variant; None for a layer without variants.
+        needs: The layers that have to be up before, if they are in the stack.
+        native: Whether a node on plain Linux gets the layer, too.
+        processes: The names by which the layer spawns programs whose use samples record as the layer's.
+        wraps: The node's programs that the layer starts as children of a process of its own.
+    """
+
+    name: str
+    fixture: str
+    make: Callable[[Sandbox, str | None], Layer]
+    check_variant: Callable[[str], None] | None = None
+    needs: tuple[str, ...] = ()
+    native: bool = False
+    processes: tuple[str, ...] = ()
+    wraps: tuple[str, ...] = ()
