@@ -18,9 +18,8 @@ import pytest
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
-from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Event, read_run
-from pytest_k3s_sandbox.report.summary import root_name
+from pytest_k3s_sandbox.report.wording import root_name
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, root_magic
 from pytest_k3s_sandbox.support import clock
 
@@ -102,19 +101,19 @@ def test_node_becomes_ready(
 ) -> None:
     """The node is Ready within 30 s of the sandbox's start."""
     limit = READY_SECONDS * timeout_scale
-    began = facts(read_run(k3s_session.folder)).bring_up
+    metrics = read_run(k3s_session.folder).metrics
     text = f"The node is Ready within {limit:g} s of " + (
-        "the sandbox's start" if began is None else "its bring-up's start"
+        "the sandbox's start" if metrics.bring_up_start is None else "its bring-up's start"
     )
     with k3s_claim.of("node-ready", text, limit=limit, unit="s") as claim:
-        claim.so_far = lambda: round(k3s_session.writer.now() - (0.0 if began is None else began.start), 2)
+        claim.so_far = lambda: round(k3s_session.writer.now() - metrics.began, 2)
         k3s.node.wait_ready(limit * OVERTIME)
         while k3s_readiness.failure is None and not any(
             sample.node_ready for sample in k3s_readiness.samples
         ):
             time.sleep(0.05)
         assert k3s_readiness.failure is None
-        seconds = facts(read_run(k3s_session.folder)).seconds_to_ready  # the page's own figure
+        seconds = read_run(k3s_session.folder).metrics.seconds_to_ready  # the page's own figure
         assert seconds is not None
         claim.within(round(seconds, 2))
 

@@ -75,8 +75,8 @@ def up(
     from pytest_k3s_sandbox.daemon.process import Keep, launch
     from pytest_k3s_sandbox.node.bringup import run_folder
     from pytest_k3s_sandbox.node.spec import programs_of
+    from pytest_k3s_sandbox.report.headline import restarts_text
     from pytest_k3s_sandbox.report.records import read_run
-    from pytest_k3s_sandbox.report.summary import again
 
     registry.check_name(name)
     spec = replace(
@@ -116,7 +116,7 @@ def up(
             cause=said or f"its keeper ended with {process.returncode}",
             log=None if "\nDetails: " in said else folder,
         )
-    restarts = again(read_run(folder))
+    restarts = restarts_text(read_run(folder))
     display.line(f"{clock.monotonic() - began:6.1f} s  node Ready{f'; {restarts}' if restarts else ''}")
     give(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}", asdict(state), json_file)
     option = "" if name == registry.UP else f" --name {name}"

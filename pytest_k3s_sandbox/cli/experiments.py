@@ -82,7 +82,7 @@ def judged(summary: dict[str, Any], code: int) -> dict[str, Any]:
     A test can fail that no run knows of, because the programs could not be had, for instance.
 
     Args:
-        summary: What :func:`~pytest_k3s_sandbox.report.summary.summarize` made of the run.
+        summary: What :func:`~pytest_k3s_sandbox.report.headline.summarize` made of the run.
         code: pytest's exit code.
     """
     ok = summary["ok"] and code == 0

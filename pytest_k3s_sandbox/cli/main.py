@@ -144,8 +144,8 @@ def run_experiment(
     from pytest_k3s_sandbox.cli import experiments
     from pytest_k3s_sandbox.cli.progress import for_terminal, shown
     from pytest_k3s_sandbox.node.spec import programs_of
+    from pytest_k3s_sandbox.report.headline import sentence, summarize
     from pytest_k3s_sandbox.report.records import read_run
-    from pytest_k3s_sandbox.report.summary import sentence, summarize
     from pytest_k3s_sandbox.settings import OptionError, parse_duration
 
     experiments.require(experiment)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.layers.stack import LayerStack
-from pytest_k3s_sandbox.report.summary import root_name
+from pytest_k3s_sandbox.report.wording import root_name
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, root_magic
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox

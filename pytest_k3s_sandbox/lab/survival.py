@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.lab.observe import Limits, Observation, Watch
 from pytest_k3s_sandbox.lab.trials import trial_pod
-from pytest_k3s_sandbox.report.beginning import bring_up
 from pytest_k3s_sandbox.report.records import Ablation, Measurement, Sample, read_run
 
 if TYPE_CHECKING:
@@ -68,13 +67,13 @@ def follow(session: NodeSession, hold: float, timeout_scale: float = 1.0) -> Sur
         time.sleep(POLL_SECONDS)
     seconds, losses = readiness(session.readiness.samples)
     ready = next((sample.t for sample in session.readiness.samples if sample.node_ready), None)
-    begun = bring_up(read_run(session.folder))  # the sandbox may have been used by tests without a node
+    began = read_run(session.folder).metrics.began  # the sandbox may be older than the bring-up
     session.writer.append(
         Ablation(
             layers=session.stack.names,
             version=session.cluster.settings.kubernetes,
             reached=seen.reached,
-            seconds_to_ready=None if ready is None else ready - (0.0 if begun is None else begun.start),
+            seconds_to_ready=None if ready is None else ready - began,
             error=seen.error,
         )
     )

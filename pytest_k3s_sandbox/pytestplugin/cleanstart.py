@@ -83,10 +83,9 @@ def _wait(session: NodeSession, timeout_scale: float) -> None:
 
 def ends(writer: RunWriter) -> list[Event]:
     """Return the events of a run that tell of programs that ended before its node was Ready first."""
-    from pytest_k3s_sandbox.report.beginning import start_faults
     from pytest_k3s_sandbox.report.records import read_run
 
-    return list(start_faults(read_run(writer.path)))
+    return list(read_run(writer.path).metrics.start_faults)
 
 
 def said(events: list[Event]) -> str:

@@ -258,9 +258,8 @@ def k3s_session(
         judge_shared_start,
         keep_running,
     )
-    from pytest_k3s_sandbox.report.beginning import bring_up
+    from pytest_k3s_sandbox.report.headline import restarts_text
     from pytest_k3s_sandbox.report.records import read_run
-    from pytest_k3s_sandbox.report.summary import again
 
     scale = activate(request.config).timeout_scale
     share = request.config.stash.get(SHARE, None)
@@ -285,8 +284,8 @@ def k3s_session(
             with cleanstart.judged(claim, run) as start_is_over:
                 up = ending.enter_context(bring)
                 start_is_over(up, scale)
-        began = bring_up(read_run(up.folder))  # the sandbox may have been used by tests without a node
-        seconds = run.now() - (0.0 if began is None else began.start)
+        # The sandbox may be older than the bring-up: tests without a node may have used it before.
+        seconds = run.now() - read_run(up.folder).metrics.began
         words = f"{k3s_layers.sandbox.kind}, {'+'.join(k3s_layers.names) or 'no layers'}"
         request.config.stash[LINES].append(
             f"k3s-sandbox: a cluster is up after {seconds:.1f} s ({words}); records: {up.folder}"
@@ -296,7 +295,7 @@ def k3s_session(
         supervisor = up.cluster.supervisor
         # Records can be long, and what was never started again need not be looked for in them.
         mended = supervisor is not None and supervisor.restarts(up.cluster.distribution.agent) > 0
-        if mended and (restarts := again(read_run(up.folder))) is not None:
+        if mended and (restarts := restarts_text(read_run(up.folder))) is not None:
             request.config.stash[LINES].append(f"k3s-sandbox: {restarts}; records: {up.folder}")
         if request.session.testsfailed > failed_before:
             keep_running(request.config, up)

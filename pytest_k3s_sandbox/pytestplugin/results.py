@@ -121,14 +121,14 @@ class Outcomes:
         strays = self._config.stash[STRAYS]
         if not found and not others and not strays:
             return
-        from pytest_k3s_sandbox.report.digest import Digest, digest, lines
+        from pytest_k3s_sandbox.report.headline import Headline, headline, headline_lines
         from pytest_k3s_sandbox.report.records import read_run
 
-        digests = [Digest(**one) for one in found]
+        digests = [Headline(**one) for one in found]
         for folder in others:
             with suppress(SandboxError):  # a run whose records are gone has no key figures
-                digests.append(digest(read_run(folder)))
-        for line in lines(digests, strays):
+                digests.append(headline(read_run(folder)))
+        for line in headline_lines(digests, strays):
             terminalreporter.write_line(f"k3s-sandbox {line}")
 
 
@@ -139,13 +139,13 @@ def begin(config: pytest.Config, run: RunWriter) -> None:
 
 def end(config: pytest.Config, folder: Path) -> None:
     """Keep a run's key figures for the terminal's summary, whether its folder is kept or not."""
-    from pytest_k3s_sandbox.report.digest import digest
+    from pytest_k3s_sandbox.report.headline import headline
     from pytest_k3s_sandbox.report.records import read_run
 
     run = read_run(folder)
     if run.environment is None and run.complete:
         return  # the machine lacks something: nothing was run
-    found = digest(run).values()
+    found = headline(run).values()
     if hasattr(config, "workeroutput"):
         config.workeroutput.setdefault(WORKER_DIGESTS, []).append(found)
     else:

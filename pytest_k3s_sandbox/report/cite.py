@@ -11,7 +11,7 @@ from pytest_k3s_sandbox.report.records import ErrorLine, FrozenModel, Run, Sampl
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_k3s_sandbox.report.facts import Facts
+    from pytest_k3s_sandbox.report.metrics import Metrics
 
 _MAX_TEXT = 400
 
@@ -116,33 +116,33 @@ class Citations:
         return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}\u2026"
 
 
-def key_figures(cites: Citations, run: Run, known: Facts) -> dict[str, Cite | None]:
+def key_figures(cites: Citations, run: Run, metrics: Metrics) -> dict[str, Cite | None]:
     """Cite a run's key figures; None for those that there was nothing to compute from."""
     found: dict[str, Cite | None] = dict.fromkeys(
         ("to_ready", "to_running", "hold", "samples", "losses", "errors")
     )
-    if known.first_ready is not None:
-        found["to_ready"] = cites.record(known.first_ready)
-        if known.bring_up is not None:
-            ends = [run.line(known.bring_up), run.line(known.first_ready)]
+    if metrics.first_ready is not None:
+        found["to_ready"] = cites.record(metrics.first_ready)
+        if metrics.bring_up_start is not None:
+            ends = [run.line(metrics.bring_up_start), run.line(metrics.first_ready)]
             rule = "The time of the first sample Ready, minus the start of the bring-up\u2019s first phase."
             found["to_ready"] = cites.derive("Bring-up to Ready", rule, ends)
-    pod = known.first_pod
+    pod = metrics.first_pod
     if pod is not None:
         ends = [run.line(pod.seen["created"]), run.line(pod.seen["running"])]
         rule = f"The time of {pod.name}\u2019s first sample Running, minus the time of its creation."
         found["to_running"] = cites.derive("Pod created to Running", rule, ends)
     samples = [(sample.t, run.line(sample)) for sample in run.samples]
-    if known.hold is not None:
-        begin, end = known.hold[0].t, known.hold[1].t
+    if metrics.hold is not None:
+        begin, end = metrics.hold[0].t, metrics.hold[1].t
         rule = "The longest row of samples that all saw the node Ready: from its first to its last."
         lines = [number for t, number in samples if begin <= t <= end]
         found["hold"] = cites.derive("Longest unbroken time Ready", rule, lines)
-    if known.first_ready is not None:
-        since = [number for t, number in samples if t >= known.first_ready.t]
+    if metrics.first_ready is not None:
+        since = [number for t, number in samples if t >= metrics.first_ready.t]
         rule = "Samples with node_ready true, of all samples from the first such one on."
         found["samples"] = cites.derive("Samples Ready", rule, since)
-    changes = [run.line(change.sample) for change in known.transitions]
+    changes = [run.line(change.sample) for change in metrics.transitions]
     rule = "Samples whose node_ready differs from the last one that could be read; losses are those to false."
     found["losses"] = cites.derive("Times Ready was lost", rule, changes)
     errors = [number for number, r in enumerate(run.records, start=1) if isinstance(r, ErrorLine)]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.charts import number
-from pytest_k3s_sandbox.report.distributions import Observations, distributions
+from pytest_k3s_sandbox.report.distributions import Observations
 from pytest_k3s_sandbox.report.drawing import markup
 from pytest_k3s_sandbox.report.errors import shorten
-from pytest_k3s_sandbox.report.summary import value_text, worst
+from pytest_k3s_sandbox.report.headline import decisive_verdict
 from pytest_k3s_sandbox.report.timeline import side_by_side
+from pytest_k3s_sandbox.report.wording import value_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def claims(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _claim(run: Run, name: str) -> dict[str, str] | None:
     """Return what a run says of a claim: the worst of its verdicts; None where it did not claim it."""
-    verdict = worst(run, name)
+    verdict = decisive_verdict(run, name)
     if verdict is not None:
         measured = shorten(value_text(verdict.measured, verdict.unit), MAX_CELL)
         return {"outcome": verdict.word, "measured": measured}
@@ -68,7 +69,7 @@ def _distributions(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a drawing for each distribution that two runs or more have."""
     by_name: dict[tuple[str, str, str], list[tuple[int, Observations]]] = {}
     for i, run in enumerate(runs, start=1):
-        for one in distributions(run):
+        for one in run.distributions:
             by_name.setdefault((one.group, one.name, one.unit), []).append((i, one))
     made: list[dict[str, Any]] = []
     for (group, name, unit), members in by_name.items():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from pytest_k3s_sandbox.report.facts import facts
-from pytest_k3s_sandbox.report.records import Cost, EventKind, Run, Spread
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
+from pytest_k3s_sandbox.report.metrics import PodMetrics
+from pytest_k3s_sandbox.report.outcomes import Spread
+from pytest_k3s_sandbox.report.run_records import RunRecords
+from pytest_k3s_sandbox.report.schema import Cost, EventKind
 
 WINDOW = 9.0
 """Seconds over which a layer's use of the processor is averaged, at the least; the sampler asks every ten."""
@@ -67,12 +65,22 @@ class Series:
     lines: tuple[int, ...] = field(repr=False)
 
 
-def distributions(run: Run) -> tuple[Observations, ...]:
-    """Return what a run observed more than once, and pods' latencies even if there is one pod only."""
-    return (*_latencies(run), *_costs(run), *_measured(run))
+def distributions(
+    run: RunRecords, pods: Sequence[PodMetrics], processor: Sequence[Series], memory: Sequence[Series]
+) -> tuple[Observations, ...]:
+    """Return what a run observed more than once, and the latencies of pods even if there is only one pod.
+
+    Args:
+        run: The run.
+        pods: The times of its pods.
+        processor: What :func:`processor` returns for the run.
+        memory: What :func:`memory` returns for it.
+    """
+    costs = (*_costs("Processor", "% of a core", processor), *_costs("Memory", "MiB", memory))
+    return (*_latencies(run, pods), *costs, *_measured(run))
 
 
-def processor(run: Run) -> tuple[Series, ...]:
+def processor(run: RunRecords) -> tuple[Series, ...]:
     """Return each layer's use of the processor over time, in percent of one core.
 
     Each point is the mean over :data:`WINDOW` seconds or more, between two samples; a counter that fell
@@ -95,7 +103,7 @@ def processor(run: Run) -> tuple[Series, ...]:
     return tuple(found)
 
 
-def memory(run: Run) -> tuple[Series, ...]:
+def memory(run: RunRecords) -> tuple[Series, ...]:
     """Return each layer's resident memory over time, in MiB."""
     return tuple(
         Series(
@@ -128,8 +136,7 @@ def thinned(series: Series, most: int) -> Series:
     return Series(series.name, tuple(series.points[i] for i in kept), tuple(series.lines[i] for i in kept))
 
 
-def _latencies(run: Run) -> Iterable[Observations]:
-    pods = facts(run).pods
+def _latencies(run: RunRecords, pods: Sequence[PodMetrics]) -> Iterable[Observations]:
     for name, figure, records in _POD_LATENCIES:
         known = [(pod, getattr(pod, figure)) for pod in pods]
         seen = [(pod, value) for pod, value in known if value is not None]
@@ -145,17 +152,13 @@ def _latencies(run: Run) -> Iterable[Observations]:
             yield Observations(whose, "s", values, tuple(run.line(event) for event in of), "Latency")
 
 
-def _costs(run: Run) -> Iterable[Observations]:
-    for group, unit, found in (
-        ("Processor", "% of a core", processor(run)),
-        ("Memory", "MiB", memory(run)),
-    ):
-        for series in found:
-            values = tuple(value for _, value in series.points)
-            yield Observations(series.name, unit, values, series.lines, group)
+def _costs(group: str, unit: str, found: Sequence[Series]) -> Iterable[Observations]:
+    for series in found:
+        values = tuple(value for _, value in series.points)
+        yield Observations(series.name, unit, values, series.lines, group)
 
 
-def _measured(run: Run) -> Iterable[Observations]:
+def _measured(run: RunRecords) -> Iterable[Observations]:
     for measurement in run.measurements:
         if len(measurement.values) > 1 and measurement.baseline is None:
             lines = (run.line(measurement),)
@@ -163,7 +166,7 @@ def _measured(run: Run) -> Iterable[Observations]:
             yield Observations(measurement.name, measurement.unit, measurement.values, lines, group)
 
 
-def _by_layer(run: Run) -> dict[str, list[tuple[float, Cost, int]]]:
+def _by_layer(run: RunRecords) -> dict[str, list[tuple[float, Cost, int]]]:
     found: dict[str, list[tuple[float, Cost, int]]] = {}
     for sample in run.samples:
         for name, cost in sample.cost.items():

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_k3s_sandbox.report.distributions import distributions, memory, processor
 from pytest_k3s_sandbox.report.figures import COLUMN_MM, PAGE_MM, write_figures
 from pytest_k3s_sandbox.report.page import write
 from pytest_k3s_sandbox.report.records import RECORDS_FILE, Run, read_run
-from pytest_k3s_sandbox.report.series import lanes
 from pytest_k3s_sandbox.report.tables import bibtex, csv_tables, csv_text, latex, markdown, results
 
 if TYPE_CHECKING:
@@ -66,17 +64,17 @@ def figure_data(run: Run) -> dict[str, str]:
             "state": span.state,
             "samples": span.samples,
         }
-        for lane in lanes(run)
+        for lane in run.lanes
         for span in lane.spans
     ]
     observed = [
         {"group": one.group, "name": one.name, "unit": one.unit, "observation": i, "value": value}
-        for one in distributions(run)
+        for one in run.distributions
         for i, value in enumerate(one.values, start=1)
     ]
     over_time = [
         {"name": one.name, "quantity": quantity, "t": t, "value": value, "line": line}
-        for quantity, found in (("processor, % of a core", processor(run)), ("memory, MiB", memory(run)))
+        for quantity, found in (("processor, % of a core", run.processor), ("memory, MiB", run.memory))
         for one in found
         for (t, value), line in zip(one.points, one.lines, strict=True)
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_k3s_sandbox.errors import ConfigError, missing_extra
 from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, STAGES, matrix
-from pytest_k3s_sandbox.report.distributions import distributions, grouped, memory, processor
+from pytest_k3s_sandbox.report.distributions import grouped
 from pytest_k3s_sandbox.report.timeline import BAD, chosen_lanes, legend, whole
 from pytest_k3s_sandbox.support.escaping import plot
 
@@ -126,11 +126,11 @@ def _figures(run: Run) -> Iterator[tuple[str, float, Callable[[Figure], None]]]:
     if run.samples:
         rows, _ = chosen_lanes(run, whole(run))
         yield "readiness", 30 + 5.0 * len(rows), lambda figure: _readiness(figure, run)
-    for (group, unit), members in grouped(distributions(run)).items():
+    for (group, unit), members in grouped(run.distributions).items():
         if max(one.n for one in members) > 1:
             name = "".join(c if c.isalnum() else "-" for c in f"{group}".lower()).strip("-")
             yield name, 18 + 7.0 * len(members), _boxes(members, unit)
-    for series, unit, name in ((processor(run), "% of a core", "processor"), (memory(run), "MiB", "memory")):
+    for series, unit, name in ((run.processor, "% of a core", "processor"), (run.memory, "MiB", "memory")):
         if any(len(one.points) > 1 for one in series):
             yield f"{name}-over-time", 55.0, _lines(series, unit)
     for found in charts.ratios(run.measurements):

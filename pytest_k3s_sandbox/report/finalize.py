@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pytest_k3s_sandbox.report.headline import outcome
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import read_run
-from pytest_k3s_sandbox.report.summary import outcome
 
 
 def finalize(folder: Path, *, keep: str, failed: bool) -> Path | None:

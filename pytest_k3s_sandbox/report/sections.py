@@ -10,14 +10,11 @@ from pytest_k3s_sandbox.report.charts import number
 from pytest_k3s_sandbox.report.distributions import (
     Observations,
     Series,
-    distributions,
     grouped,
-    memory,
-    processor,
 )
 from pytest_k3s_sandbox.report.drawing import markup
 from pytest_k3s_sandbox.report.errors import shorten
-from pytest_k3s_sandbox.report.summary import seconds_text, test_name, value_text
+from pytest_k3s_sandbox.report.wording import seconds_text, short_id, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +74,7 @@ def tests(run: Run, cites: Citations) -> dict[str, Any] | None:
         "rows": [
             {
                 "result": test.word,
-                "name": test_name(test),
+                "name": short_id(test),
                 "text": test.text,
                 "phase": test.phase or "",
                 "message": None if not test.message else shorten(test.message, MAX_REASON),
@@ -163,7 +160,7 @@ def _cell(cell: Ablation | None, cites: Citations) -> dict[str, Any] | None:
 def distribution_groups(run: Run, cites: Citations, ident: str) -> list[dict[str, Any]]:
     """Return the distributions, a drawing and a table for each unit with more than one observation."""
     made = []
-    found = grouped(distributions(run))
+    found = grouped(run.distributions)
     several = {key: members for key, members in found.items() if any(one.n > 1 for one in members)}
     for i, ((group, unit), members) in enumerate(several.items(), start=1):
         title = f"{group}, {unit}" if unit not in group else group
@@ -232,8 +229,8 @@ def costs(run: Run, ident: str) -> list[dict[str, Any]]:
     """Return the drawings of what the layers cost over time."""
     made = []
     for name, title, unit, found in (
-        ("cpu", "Processor time of layers and programs", "%", processor(run)),
-        ("rss", "Memory of layers and programs", "MiB", memory(run)),
+        ("cpu", "Processor time of layers and programs", "%", run.processor),
+        ("rss", "Memory of layers and programs", "MiB", run.memory),
     ):
         shown: Sequence[Series] = [series for series in found if len(series.points) > 1]
         if shown:

@@ -1,16 +1,13 @@
-"""What a run's samples say over time: spans of one state, gaps and transitions, all pure."""
+"""The samples of a run over time: spans of one state, gaps and transitions; all pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pytest_k3s_sandbox.report.records import Run, Sample
+from pytest_k3s_sandbox.report.schema import Sample
 
 GAP_FLOOR = 2.0
 """Seconds between two samples that are never taken for a gap."""
@@ -129,9 +126,12 @@ def pod_state(sample: Sample, name: str) -> str | None:
     return pod.phase.lower() if pod.phase in _PHASES else "unknown"
 
 
-def lanes(run: Run) -> tuple[Lane, ...]:
-    """Return the lanes of a run: the API, the node, and each pod in the order of its appearance."""
-    samples = run.samples
+def lanes(samples: Sequence[Sample]) -> tuple[Lane, ...]:
+    """Return the lanes of a run: the API server, the node, and each pod in the order of its appearance.
+
+    Args:
+        samples: The samples of the run by their time.
+    """
     times = [sample.t for sample in samples]
     breaks = gaps(times)
     api = ["up" if sample.api_reachable else "down" for sample in samples]
@@ -164,9 +164,9 @@ def _starting(states: Sequence[str], good: str, bad: str) -> list[str]:
     return ["starting" if state == bad and i < first else state for i, state in enumerate(states)]
 
 
-def missing(run: Run) -> tuple[tuple[float, float], ...]:
+def missing(samples: Sequence[Sample]) -> tuple[tuple[float, float], ...]:
     """Return the gaps between samples as pairs of times."""
-    times = [sample.t for sample in run.samples]
+    times = [sample.t for sample in samples]
     return tuple(pair for pair, gap in zip(pairwise(times), gaps(times), strict=True) if gap)
 
 

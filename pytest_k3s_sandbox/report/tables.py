@@ -11,7 +11,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pytest_k3s_sandbox.report.facts import facts
+from pytest_k3s_sandbox.report.headline import decisive_verdict, outcome
 from pytest_k3s_sandbox.report.records import (
     Ablation,
     Announced,
@@ -28,7 +28,7 @@ from pytest_k3s_sandbox.report.records import (
     Verdict,
     Wall,
 )
-from pytest_k3s_sandbox.report.summary import outcome, root_name, seconds_text, value_text, worst
+from pytest_k3s_sandbox.report.wording import root_name, seconds_text, value_text
 from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
@@ -112,20 +112,20 @@ def results(runs: Sequence[Run]) -> list[list[str]]:
     Args:
         runs: The runs, a column each.
     """
-    known = [facts(run) for run in runs]
-    running = [one.first_pod for one in known]
+    metrics = [run.metrics for run in runs]
+    pods = [one.first_pod for one in metrics]
     rows = [
         ["", *(run.name for run in runs)],
         ["Result", *(outcome(run) for run in runs)],
         ["Sandbox", *("" if run.environment is None else run.environment.sandbox for run in runs)],
         ["Root", *("" if r.environment is None else root_name(r.environment.root_magic) for r in runs)],
         ["Layers", *("" if r.environment is None else ", ".join(r.environment.layers) for r in runs)],
-        ["Start to Ready", *(_or_never(one.seconds_to_ready) for one in known)],
-        ["Pod created to Running", *(_or_never(None if p is None else p.to_running) for p in running)],
-        ["Longest unbroken Ready", *(seconds_text(one.hold_seconds) for one in known)],
-        ["Samples Ready", *(f"{one.ready_samples} of {one.samples_since_ready}" for one in known)],
-        ["Times Ready was lost", *(str(one.losses) for one in known)],
-        ["Error lines", *(str(sum(one.errors.values())) for one in known)],
+        ["Start to Ready", *(_or_never(one.seconds_to_ready) for one in metrics)],
+        ["Pod created to Running", *(_or_never(None if p is None else p.to_running) for p in pods)],
+        ["Longest unbroken Ready", *(seconds_text(one.hold_seconds) for one in metrics)],
+        ["Samples Ready", *(f"{one.ready_samples} of {one.samples_since_ready}" for one in metrics)],
+        ["Times Ready was lost", *(str(one.losses) for one in metrics)],
+        ["Error lines", *(str(one.error_lines) for one in metrics)],
     ]
     if any(run.tests for run in runs):
         rows.append(["Tests", *(_tests(run) for run in runs)])
@@ -149,7 +149,7 @@ def _or_never(value: float | None) -> str:
 
 
 def _claim(run: Run, name: str, text: str) -> str:
-    verdict = worst(run, name, text)
+    verdict = decisive_verdict(run, name, text)
     if verdict is not None:
         measured = value_text(verdict.measured, verdict.unit)
         return verdict.word + (f" ({measured})" if measured else "")

@@ -10,10 +10,9 @@ from xml.etree import ElementTree as ET
 
 from pytest_k3s_sandbox.report import drawing
 from pytest_k3s_sandbox.report.drawing import CHARACTER, GUTTER, RIGHT, WIDTH, Scale, add, label, line, tip
-from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Event, EventKind, Phase, Run, Sample
-from pytest_k3s_sandbox.report.series import Lane, lanes, missing
-from pytest_k3s_sandbox.report.summary import seconds_text
+from pytest_k3s_sandbox.report.series import Lane, missing
+from pytest_k3s_sandbox.report.wording import seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,22 +84,24 @@ def bring_up_window(run: Run) -> tuple[float, float] | None:
         From the first phase to a little after the node and the first pod were Ready (or the last
         phase ended); None when that is most of the run anyway.
     """
-    known = facts(run)
+    metrics = run.metrics
     marks = [phase.end for phase in run.phases if phase.end is not None]
-    if known.first_ready is not None:
-        marks.append(known.first_ready.t)
-    marks += [pod.ready for pod in known.pods[:1] if pod.ready is not None]
+    if metrics.first_ready is not None:
+        marks.append(metrics.first_ready.t)
+    marks += [pod.ready for pod in metrics.pods[:1] if pod.ready is not None]
     if not marks:
         return None
-    start = known.began if known.bring_up is not None else min([0.0, *(p.start for p in run.phases)])
+    start = (
+        metrics.began if metrics.bring_up_start is not None else min([0.0, *(p.start for p in run.phases)])
+    )
     end = start + max((max(marks) - start) * 1.15, 1.0)
-    return (start, end) if known.last - start > 2 * (end - start) else None
+    return (start, end) if metrics.last - start > 2 * (end - start) else None
 
 
 def whole(run: Run) -> tuple[float, float]:
     """Return the times of a whole run."""
     start = min([0.0, *(phase.start for phase in run.phases), *(sample.t for sample in run.samples[:1])])
-    return start, max(facts(run).last, start + 1.0)
+    return start, max(run.metrics.last, start + 1.0)
 
 
 def timeline(
@@ -155,7 +156,7 @@ def timeline(
 
 def legend(run: Run) -> list[tuple[str, str]]:
     """Return what the colours of a run's drawing mean, as pairs of class and words."""
-    seen = {span.state for lane in lanes(run) for span in lane.spans}
+    seen = {span.state for lane in run.lanes for span in lane.spans}
     return [(kind, name) for kind, name, states in _LEGEND if states & seen]
 
 
@@ -173,7 +174,7 @@ def chosen_lanes(run: Run, window: tuple[float, float]) -> tuple[list[Lane], boo
         window: The times that are drawn.
     """
     start, end = window
-    found = lanes(run)
+    found = run.lanes
     pods = [lane for lane in found[2:] if any(s.start <= end and s.end >= start for s in lane.spans)]
     if len(pods) <= MAX_PODS:
         return [*found[:2], *pods], False
@@ -210,7 +211,7 @@ def _bar(parent: ET.Element, ends: tuple[float, float], top: float, height: floa
 
 
 def _gaps(svg: ET.Element, run: Run, scale: Scale, top: float, bottom: float) -> None:
-    for start, end in missing(run):
+    for start, end in missing(run.samples):
         if end >= scale.start and start <= scale.end:
             box = _bar(svg, (scale.x(start), scale.x(end)), top, bottom - top, "gap")
             tip(box, f"no sample from {start:.1f} s to {end:.1f} s")
@@ -337,6 +338,6 @@ def side_by_side(runs: Sequence[tuple[str, Run]], *, ident: str = "together") ->
     svg = drawing.sheet(bottom + 30, ident, "The node's readiness in each run", f"Lengths: {names}.")
     _axis(svg, scale, 4, bottom)
     for number, (name, run) in enumerate(runs):
-        node = lanes(run)[1]
+        node = run.lanes[1]
         _lane(svg, Lane(name, node.spans), scale, 8 + number * _LANE)
     return svg

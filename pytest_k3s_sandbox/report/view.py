@@ -13,18 +13,12 @@ from pytest_k3s_sandbox.report import sections
 from pytest_k3s_sandbox.report.cite import Citations, key_figures
 from pytest_k3s_sandbox.report.drawing import markup
 from pytest_k3s_sandbox.report.errors import fragment, group_errors, shorten
-from pytest_k3s_sandbox.report.facts import Facts, PodFacts, facts
+from pytest_k3s_sandbox.report.headline import incomplete_reason, outcome, restarts_text, sentence
+from pytest_k3s_sandbox.report.metrics import Metrics, PodMetrics
 from pytest_k3s_sandbox.report.records import RECORDS_FILE, Run
-from pytest_k3s_sandbox.report.summary import (
-    again,
-    incomplete_reason,
-    outcome,
-    root_name,
-    seconds_text,
-    sentence,
-)
 from pytest_k3s_sandbox.report.tables import bibtex
 from pytest_k3s_sandbox.report.timeline import bring_up_window, flags, legend, timeline
+from pytest_k3s_sandbox.report.wording import root_name, seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,11 +43,11 @@ def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
         base: The page's folder, from which links lead.
         ident: A prefix for ids, unique in the page.
     """
-    known = facts(run)
+    metrics = run.metrics
     cites = Citations(run, ident)
     window = bring_up_window(run)
     logs = {path.stem: path for path in files_below(folder, "logs")}
-    first = known.first_pod
+    first = metrics.first_pod
     environment = run.environment
     gaps = [(after.t - before.t, before, after) for before, after in pairwise(run.samples)]
     widest = max(gaps, key=lambda gap: gap[0], default=None)
@@ -69,7 +63,7 @@ def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
         "root": root_name(environment.root_magic) if environment is not None else "not recorded",
         "command": command(run),
         "bibtex": bibtex(run, folder / RECORDS_FILE),
-        "facts": known,
+        "metrics": metrics,
         "all_samples": cites.derive(
             "Samples", "All records of kind sample.", [run.line(s) for s in run.samples]
         ),
@@ -80,20 +74,20 @@ def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
             "The later time minus the earlier one.",
             [run.line(widest[1]), run.line(widest[2])],
         ),
-        "figures": key_figures(cites, run, known),
-        "to_ready": _seconds(known.seconds_to_ready),
-        "to_ready_from": None if known.bring_up is None else seconds_text(known.began),
-        "again": again(run),
+        "figures": key_figures(cites, run, metrics),
+        "to_ready": _seconds(metrics.seconds_to_ready),
+        "to_ready_from": None if metrics.bring_up_start is None else seconds_text(metrics.began),
+        "again": restarts_text(run),
         "to_running": _seconds(None if first is None else first.to_running),
-        "held_for": seconds_text(known.hold_seconds) if known.first_ready is not None else "never",
-        "errors_total": sum(known.errors.values()),
+        "held_for": seconds_text(metrics.hold_seconds) if metrics.first_ready is not None else "never",
+        "errors_total": metrics.error_lines,
         "claims": sections.claims(run, cites),
         "claims_held": sum(verdict.held for verdict in run.verdicts),
         "tests": sections.tests(run, cites),
         "knows_tests": run.header.schema_version >= KNOWS_TESTS,
         "bring_up": markup(timeline(run, window=window, ident=f"{ident}-up")) if window else None,
         "whole": markup(timeline(run, phases=window is None, ident=f"{ident}-all"))
-        if known.samples
+        if metrics.samples
         else None,
         "legend": legend(run),
         "flags": flags(run),
@@ -104,10 +98,10 @@ def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
         "measurements": sections.measurements(run, cites),
         "costs": sections.costs(run, ident),
         "layers": sections.layers(run, cites),
-        **_pods(known, cites),
+        **_pods(metrics, cites),
         "transitions": [
             {"t": f"{c.t:.1f}", "ready": c.ready, "reason": c.reason or "", "cite": cites.record(c.sample)}
-            for c in known.transitions
+            for c in metrics.transitions
         ],
         **_errors(run, cites, logs, base),
         **_events(run, cites),
@@ -164,19 +158,19 @@ def _seconds(value: float | None) -> str:
 
 
 def _after(seconds: float | None, at: float | None) -> str:
-    """Return how long something took; when it was seen without its beginning, that is not known."""
+    """Return how long something took; when it was seen without its beginning, that is not metrics."""
     if seconds is None:
         return "never" if at is None else "seen"
     return f"+{seconds_text(seconds)}"
 
 
-def _pods(known: Facts, cites: Citations) -> dict[str, Any]:
+def _pods(metrics: Metrics, cites: Citations) -> dict[str, Any]:
     """Return the rows of pods: all, or the slowest where there are many."""
-    slowest = sorted(known.pods, key=lambda pod: pod.running is not None and -(pod.to_running or 0.0))
+    slowest = sorted(metrics.pods, key=lambda pod: pod.running is not None and -(pod.to_running or 0.0))
     chosen = {pod.name for pod in slowest[:MAX_PODS]}
-    shown = [pod for pod in known.pods if pod.name in chosen]
+    shown = [pod for pod in metrics.pods if pod.name in chosen]
 
-    def cell(pod: PodFacts, text: str, key: str) -> dict[str, Any]:
+    def cell(pod: PodMetrics, text: str, key: str) -> dict[str, Any]:
         record = pod.seen.get(key)
         return {"text": text, "cite": None if record is None else cites.record(record)}
 
@@ -190,7 +184,7 @@ def _pods(known: Facts, cites: Citations) -> dict[str, Any]:
         }
         for pod in shown
     ]
-    return {"pods": rows, "pods_hidden": len(known.pods) - len(shown)}
+    return {"pods": rows, "pods_hidden": len(metrics.pods) - len(shown)}
 
 
 def _errors(run: Run, cites: Citations, logs: dict[str, Path], base: Path) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from pytest_k3s_sandbox.cli.experiments import experiments_folder
 from pytest_k3s_sandbox.errors import WaitError
 from pytest_k3s_sandbox.node.bringup import NodeSession, everything
 from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.report.headline import outcome, sentence
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import Run, read_run
-from pytest_k3s_sandbox.report.summary import outcome, sentence
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain

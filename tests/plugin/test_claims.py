@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from result_formats import cases, documents, ends
 
-from pytest_k3s_sandbox.report.summary import is_ok, outcome, summarize
+from pytest_k3s_sandbox.report.headline import is_ok, outcome, summarize
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import Run, Verdict

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox.report.headline import outcome
 from pytest_k3s_sandbox.report.records import EventKind, Run
-from pytest_k3s_sandbox.report.summary import outcome
 
 if TYPE_CHECKING:
     from tests.plugin.conftest import Project

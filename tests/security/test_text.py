@@ -28,9 +28,9 @@ from pytest_k3s_sandbox.layers.stack import FULL
 from pytest_k3s_sandbox.pytestplugin import allure
 from pytest_k3s_sandbox.report import ablation_text
 from pytest_k3s_sandbox.report.export import export
+from pytest_k3s_sandbox.report.headline import sentence
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import RECORD, ErrorLine, Event, Tested, Verdict, read_run
-from pytest_k3s_sandbox.report.summary import sentence
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 
 if TYPE_CHECKING:

@@ -27,7 +27,6 @@ from pytest_k3s_sandbox.cluster.sampler import (
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.pytestplugin.claims import Claims, NotHeld
 from pytest_k3s_sandbox.report.errors import group_errors
-from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import Cost, RunWriter, read_run
 from pytest_k3s_sandbox.sandbox.base import Usage
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
@@ -357,7 +356,7 @@ def test_an_error_line_that_repeats_for_ever_is_counted(
     assert sum(sample.errors.values()) == 10001
     assert sum(line.count for line in sampler.error_lines) == 10001
     run = read_run(writer.path)
-    assert sum(line.count for line in run.errors) == sum(facts(run).errors.values()) == 10001
+    assert sum(line.count for line in run.errors) == sum(run.metrics.errors.values()) == 10001
     assert len(run.errors) <= EACH + 3
     assert writer.path.stat().st_size < 200_000
     first, second = group_errors(run.errors)

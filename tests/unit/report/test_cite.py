@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.report.cite import Citations, key_figures, label
-from pytest_k3s_sandbox.report.facts import facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +41,7 @@ def test_key_figures_cite_what_they_were_computed_from(
 ) -> None:
     run = make_run(*good_records)
     cites = Citations(run, "p")
-    found = key_figures(cites, run, facts(run))
+    found = key_figures(cites, run, run.metrics)
     assert found["to_ready"] is not None
     assert found["to_ready"].href == "#p-L8"
     lines = {one.title: one.lines for one in cites.derivations}
@@ -57,5 +56,5 @@ def test_key_figures_cite_what_they_were_computed_from(
 
 def test_a_run_without_samples_has_little_to_cite(make_run: Callable[..., Run]) -> None:
     run = make_run()
-    found = key_figures(Citations(run, "p"), run, facts(run))
+    found = key_figures(Citations(run, "p"), run, run.metrics)
     assert [name for name, cite in found.items() if cite is not None] == ["losses", "errors"]

@@ -22,9 +22,7 @@ from pytest_k3s_sandbox.report.charts import (
 from pytest_k3s_sandbox.report.distributions import (
     Observations,
     Series,
-    distributions,
     memory,
-    processor,
     thinned,
 )
 from pytest_k3s_sandbox.report.drawing import WIDTH, log_ticks, standalone, ticks
@@ -43,7 +41,7 @@ def costed(t: float, cpu: float, rss: int = 2**20) -> Sample:
 
 
 def test_latencies_of_pods(make_run: Callable[..., Run], good_records: tuple[Record, ...]) -> None:
-    found = {one.name: one for one in distributions(make_run(*good_records))}
+    found = {one.name: one for one in make_run(*good_records).distributions}
     running = found["Pod created to Running"]
     assert (running.values, running.unit, running.lines) == ((2.0,), "s", (9, 11))
     assert found["Pod deleted to gone"].values == (1.5,)
@@ -51,7 +49,7 @@ def test_latencies_of_pods(make_run: Callable[..., Run], good_records: tuple[Rec
 
 def test_processor_time_is_averaged_over_nine_seconds_at_least(make_run: Callable[..., Run]) -> None:
     run = make_run(*(costed(t, t * 0.02) for t in range(31)))
-    (series,) = processor(run)
+    (series,) = run.processor
     assert [t for t, _ in series.points] == [9, 18, 27]
     assert [value for _, value in series.points] == pytest.approx([2, 2, 2])
     assert series.lines == (11, 20, 29)
@@ -59,7 +57,7 @@ def test_processor_time_is_averaged_over_nine_seconds_at_least(make_run: Callabl
 
 def test_a_layer_that_was_restarted_has_no_negative_use(make_run: Callable[..., Run]) -> None:
     run = make_run(costed(0, 5), costed(10, 6), costed(20, 0.5), costed(30, 1.5))
-    (series,) = processor(run)
+    (series,) = run.processor
     assert series.points == ((10, 10), (30, 10))
 
 
@@ -73,7 +71,7 @@ def test_what_takes_time_is_a_distribution_a_component(make_run: Callable[..., R
         Event(t=i, kind="recovery", what="Ready", component=component, seconds=seconds)
         for i, (component, seconds) in enumerate((("kubelet", 3.0), ("kine", 1.0), ("kubelet", 5.0)))
     ]
-    found = {one.name: one.values for one in distributions(make_run(*events))}
+    found = {one.name: one.values for one in make_run(*events).distributions}
     assert found == {"Recovery of kubelet": (3.0, 5.0), "Recovery of kine": (1.0,)}
 
 
@@ -81,7 +79,7 @@ def test_ratios_are_no_distributions(make_run: Callable[..., Run]) -> None:
     plain = Measurement.of("wait", [1.0, 2.0], "s")
     ratio = Measurement.of("ratio", [1.0, 2.0], "ratio", variant="ours", baseline="native", benchmark="b")
     run = make_run(plain, ratio)
-    assert [one.name for one in distributions(run)] == ["wait"]
+    assert [one.name for one in run.distributions] == ["wait"]
     (group,) = ratios(run.measurements)
     assert (group.name, group.baseline, group.measurements) == ("b", "native", (ratio,))
 
@@ -144,7 +142,7 @@ def test_ratios_are_drawn_from_their_baseline(values: list[float]) -> None:
 
 def test_lines_have_their_names_beside_their_ends(make_run: Callable[..., Run]) -> None:
     run = make_run(*everything(120))
-    drawing = line_chart(processor(run), "title", "%", "id")
+    drawing = line_chart(run.processor, "title", "%", "id")
     texts = {text.text for text in drawing.iter("text")}
     assert set(LAYERS) <= texts
     heights = sorted(float(t.get("y", "0")) for t in drawing.iter("text") if t.text in LAYERS)

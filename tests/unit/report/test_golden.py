@@ -28,10 +28,9 @@ from matplotlib.text import Text
 
 from pytest_k3s_sandbox.report import ablation_text, figures, page
 from pytest_k3s_sandbox.report.compare import comparison
-from pytest_k3s_sandbox.report.digest import digest, lines
 from pytest_k3s_sandbox.report.export import figure_data
+from pytest_k3s_sandbox.report.headline import headline, headline_lines, summarize
 from pytest_k3s_sandbox.report.records import ErrorLine, Record, Run, Sample, read_run
-from pytest_k3s_sandbox.report.summary import summarize
 from pytest_k3s_sandbox.report.tables import bibtex, csv_tables, latex, markdown, results
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -116,7 +115,7 @@ def test_tables(run: Run, request: pytest.FixtureRequest) -> None:
 
 
 def test_summaries(run: Run, request: pytest.FixtureRequest) -> None:
-    said = [json.dumps(summarize(run), indent=1, default=str), *lines([digest(run)])]
+    said = [json.dumps(summarize(run), indent=1, default=str), *headline_lines([headline(run)])]
     same(f"summary-{request.node.callspec.id}.txt", "\n".join(said))
 
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.report.digest import digest, lines
 from pytest_k3s_sandbox.report.export import export
+from pytest_k3s_sandbox.report.headline import headline, headline_lines, summarize
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import RECORD, read_run
-from pytest_k3s_sandbox.report.summary import summarize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +69,7 @@ def show(folder: Path) -> None:
     """Make everything of a run that can be made of it."""
     run = read_run(folder)
     json.dumps(summarize(run), allow_nan=False)
-    lines([digest(run)])
+    headline_lines([headline(run)])
     render([folder], folder, export([folder], folder, [84]))
     render([folder, folder], folder / "both")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.report.records import Header, PodState, Run, Sample
-from pytest_k3s_sandbox.report.series import Span, gaps, lanes, missing, pod_state, spans, transitions
+from pytest_k3s_sandbox.report.series import Span, gaps, missing, pod_state, spans, transitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,20 +56,20 @@ def test_transitions_leave_out_what_could_not_be_read(sample: Callable[..., Samp
 
 def test_not_yet_is_told_from_no_longer(make_run: Callable[..., Run], sample: Callable[..., Sample]) -> None:
     states = [False, True, False, True]
-    _, node = lanes(make_run(*(sample(i, ready) for i, ready in enumerate(states))))
+    _, node = make_run(*(sample(i, ready) for i, ready in enumerate(states))).lanes
     assert [span.state for span in node.spans] == ["starting", "ready", "not-ready", "ready"]
 
 
 def test_what_never_got_ready_is_not_called_not_yet(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
-    _, node = lanes(make_run(sample(1, False), sample(2, False)))
+    _, node = make_run(sample(1, False), sample(2, False)).lanes
     assert [span.state for span in node.spans] == ["not-ready"]
 
 
 def test_gaps_are_listed(make_run: Callable[..., Run], sample: Callable[..., Sample]) -> None:
     run = make_run(*(sample(t) for t in (0, 1, 2, 20, 21, 22)))
-    assert missing(run) == ((2, 20),)
+    assert missing(run.samples) == ((2, 20),)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -77,7 +77,7 @@ def test_one_or_two_samples_are_enough(
     make_run: Callable[..., Run], count: int, sample: Callable[..., Sample]
 ) -> None:
     run = make_run(*(sample(t) for t in range(count)))
-    assert [len(lane.spans) for lane in lanes(run)] == [1, 1]
+    assert [len(lane.spans) for lane in run.lanes] == [1, 1]
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), unique=True), min_size=1, max_size=40))
@@ -92,7 +92,7 @@ def test_a_pods_lane_is_what_its_samples_say(pods: list[list[str]]) -> None:
         for t, names in enumerate(pods)
     ]
     run = Run(name="any", records=(Header(project_version="0"), *samples))
-    assert {lane.name for lane in lanes(run)[2:]} == {name for names in pods for name in names}
-    for lane in lanes(run)[2:]:
+    assert {lane.name for lane in run.lanes[2:]} == {name for names in pods for name in names}
+    for lane in run.lanes[2:]:
         states = [pod_state(sample, lane.name) for sample in samples]
         assert lane.spans == spans([sample.t for sample in samples], states)

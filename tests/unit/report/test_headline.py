@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.report.digest import Digest, digest, lines
+from pytest_k3s_sandbox.report.headline import (
+    Headline,
+    decisive_verdict,
+    headline,
+    headline_lines,
+    incomplete_reason,
+    is_ok,
+    outcome,
+    restarts_text,
+    sentence,
+    summarize,
+)
 from pytest_k3s_sandbox.report.records import (
     Announced,
     End,
@@ -19,17 +30,7 @@ from pytest_k3s_sandbox.report.records import (
     Tested,
     Verdict,
 )
-from pytest_k3s_sandbox.report.summary import (
-    again,
-    incomplete_reason,
-    is_ok,
-    outcome,
-    root_name,
-    seconds_text,
-    sentence,
-    summarize,
-    worst,
-)
+from pytest_k3s_sandbox.report.wording import root_name, seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,17 +150,17 @@ def test_roots_have_names(magic: int | None, text: str) -> None:
 def test_an_experiment_in_one_line(
     make_run: Callable[..., Run], good_records: tuple[Record, ...], sample: Callable[..., Sample]
 ) -> None:
-    good = digest(make_run(*good_records, END))
+    good = headline(make_run(*good_records, END))
     times = "Ready after 4.0 s, pod Running after 2.0 s"
-    assert lines([good]) == [
+    assert headline_lines([good]) == [
         f"exp08: held; 1 of 1 claims, {times}, 6 of 6 samples Ready, lost 0 times, 0 error lines"
     ]
-    cut = digest(make_run(*good_records[:7]))
-    other = digest(make_run(sample(1), END))
-    first, second = lines([good, cut, other])
+    cut = headline(make_run(*good_records[:7]))
+    other = headline(make_run(sample(1), END))
+    first, second = headline_lines([good, cut, other])
     assert first.startswith(f"exp08: 2 runs, 1 held, 1 incomplete; 1 of 1 claims, {times}, 7 of 7 samples")
     assert second == "test: finished; Ready after 1.0 s, 1 of 1 samples Ready, lost 0 times, 0 error lines"
-    assert Digest(**json.loads(json.dumps(good.values()))) == good
+    assert Headline(**json.loads(json.dumps(good.values()))) == good
 
 
 def made_test(name: str, outcome: str, message: str | None = None) -> Tested:
@@ -213,7 +214,7 @@ def test_a_failed_or_broken_test_and_a_gap_are_never_held(
     made = summarize(run)
     assert (outcome(run), is_ok(run), made["ok"]) == (word, word == "held", word == "held")
     assert incomplete_reason(run) == reason
-    assert digest(run).outcome == word
+    assert headline(run).outcome == word
     unfinished = incomplete_reason(make_run(*good_records, *more)) or ""
     assert unfinished.startswith(CUT)
     assert unfinished.endswith(reason or CUT)
@@ -259,11 +260,11 @@ def test_of_a_claim_that_is_judged_several_times_the_worst_counts(make_run: Call
     bad = Verdict(name="a", held=False, measured=2, text="A")
     cut = Verdict(name="a", held=False, judged=False, text="A")
     last = Verdict(name="a", held=True, measured=3, text="A")
-    assert worst(make_run(good, bad, cut, last), "a") == bad
-    assert worst(make_run(good, cut, last), "a") == cut
-    assert worst(make_run(good, last), "a") == last
-    assert worst(make_run(good, last), "a", "B") is None
-    assert worst(make_run(good), "b") is None
+    assert decisive_verdict(make_run(good, bad, cut, last), "a") == bad
+    assert decisive_verdict(make_run(good, cut, last), "a") == cut
+    assert decisive_verdict(make_run(good, last), "a") == last
+    assert decisive_verdict(make_run(good, last), "a", "B") is None
+    assert decisive_verdict(make_run(good), "b") is None
 
 
 def test_an_experiments_line_counts_tests_and_gaps(
@@ -275,8 +276,8 @@ def test_an_experiments_line_counts_tests_and_gaps(
         made_test("z", "announced"),
         Announced(name="n", text="N"),
     )
-    found = digest(make_run(*good_records, *more, made_test("s", "skipped"), END))
-    assert lines([found]) == [
+    found = headline(make_run(*good_records, *more, made_test("s", "skipped"), END))
+    assert headline_lines([found]) == [
         (
             "exp08: not held; 1 of 2 claims, Ready after 4.0 s, pod Running after 2.0 s, "
             "6 of 6 samples Ready, lost 0 times, 0 error lines, 2 tests failed, 1 test skipped, 2 not reached"
@@ -294,22 +295,22 @@ def test_an_experiments_line_counts_tests_and_gaps(
 def test_a_test_that_failed_without_a_run_is_on_the_line(
     make_run: Callable[..., Run], good_records: tuple[Record, ...], strays: list[str], word: str
 ) -> None:
-    found = digest(make_run(*good_records, END))
+    found = headline(make_run(*good_records, END))
     gone = [{"experiment": "exp08", "test": "t", "outcome": one} for one in strays]
-    assert lines([found], gone)[0].startswith(f"exp08: {word}")
-    assert lines([], gone) == [f"exp08: {word.rstrip(';')}"]
-    assert lines([found], [{**gone[0], "experiment": "exp01"}])[0].startswith("exp08: held;")
+    assert headline_lines([found], gone)[0].startswith(f"exp08: {word}")
+    assert headline_lines([], gone) == [f"exp08: {word.rstrip(';')}"]
+    assert headline_lines([found], [{**gone[0], "experiment": "exp01"}])[0].startswith("exp08: held;")
 
 
 def test_a_run_without_a_claim_is_finished_unless_a_test_went_wrong(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
-    assert digest(make_run(sample(1), made_test("x", "passed"), END)).outcome == "finished"
-    assert digest(make_run(sample(1), made_test("x", "skipped"), END)).outcome == "finished"
-    assert digest(make_run(sample(1), made_test("x", "failed"), END)).outcome == "not held"
-    assert digest(make_run(sample(1), made_test("x", "broken"), END)).outcome == "incomplete"
-    assert digest(make_run(sample(1), Announced(name="a", text="A"), END)).outcome == "incomplete"
-    assert digest(make_run(sample(1))).outcome == "incomplete"
+    assert headline(make_run(sample(1), made_test("x", "passed"), END)).outcome == "finished"
+    assert headline(make_run(sample(1), made_test("x", "skipped"), END)).outcome == "finished"
+    assert headline(make_run(sample(1), made_test("x", "failed"), END)).outcome == "not held"
+    assert headline(make_run(sample(1), made_test("x", "broken"), END)).outcome == "incomplete"
+    assert headline(make_run(sample(1), Announced(name="a", text="A"), END)).outcome == "incomplete"
+    assert headline(make_run(sample(1))).outcome == "incomplete"
 
 
 def restart(t: float, component: str) -> Event:
@@ -319,10 +320,13 @@ def restart(t: float, component: str) -> Event:
 def test_what_was_started_again_before_the_node_was_ready_is_said(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
-    assert again(make_run(sample(1.0, ready=True))) is None
+    assert restarts_text(make_run(sample(1.0, ready=True))) is None
     run = make_run(*(restart(t, "kubelet") for t in (1.0, 2.0)), restart(2.5, "k3s"), sample(3.0, ready=True))
-    assert again(run) == "kubelet was started again 2 times and k3s was started again once during the start"
-    assert sentence(run).endswith(f"; {again(run)}.")
+    assert (
+        restarts_text(run)
+        == "kubelet was started again 2 times and k3s was started again once during the start"
+    )
+    assert sentence(run).endswith(f"; {restarts_text(run)}.")
     assert summarize(run)["restarts_during_start"] == {"kubelet": 2, "k3s": 1}
 
 
@@ -330,9 +334,10 @@ def test_what_was_started_again_later_is_not_of_the_start(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
     run = make_run(sample(3.0, ready=True), restart(4.0, "kubelet"))
-    assert again(run) is None
+    assert restarts_text(run) is None
     assert summarize(run)["restarts_during_start"] == {}
 
 
 def test_a_node_that_never_was_ready_has_its_restarts_said(make_run: Callable[..., Run]) -> None:
-    assert again(make_run(restart(4.0, "kubelet"))) == "kubelet was started again once during the start"
+    run = make_run(restart(4.0, "kubelet"))
+    assert restarts_text(run) == "kubelet was started again once during the start"

@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox.report.beginning import IDLE_SECONDS, bring_up
-from pytest_k3s_sandbox.report.digest import digest, lines
-from pytest_k3s_sandbox.report.facts import facts
+from pytest_k3s_sandbox.report.headline import headline, headline_lines, sentence, summarize
+from pytest_k3s_sandbox.report.metrics import IDLE_SECONDS
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import Header, Phase, Record, Run, Sample, read_run
-from pytest_k3s_sandbox.report.summary import sentence, summarize
 from pytest_k3s_sandbox.report.tables import csv_tables, results
 from pytest_k3s_sandbox.report.timeline import bring_up_window
 
@@ -46,45 +44,45 @@ def used_before() -> Run:
 
 def test_a_sandbox_of_its_own_counts_from_its_start() -> None:
     run = made(*SANDBOX, *phases(("configuration", 1.1, 1.3), ("API server", 1.3, 4.0)), at(3, False), at(6))
-    assert bring_up(run) is None
-    assert facts(run).seconds_to_ready == 6
+    assert run.metrics.bring_up_start is None
+    assert run.metrics.seconds_to_ready == 6
 
 
 def test_one_that_others_used_counts_from_the_bring_up() -> None:
     run = used_before()
-    begun = bring_up(run)
+    begun = run.metrics.bring_up_start
     assert begun is not None
     assert begun.name == "configuration"
-    assert (facts(run).began, facts(run).seconds_to_ready) == (78, 6)
+    assert (run.metrics.began, run.metrics.seconds_to_ready) == (78, 6)
 
 
 @pytest.mark.parametrize(("late", "began"), [(IDLE_SECONDS + 0.5, IDLE_SECONDS + 0.5), (IDLE_SECONDS, 0)])
 def test_a_short_pause_is_part_of_the_bring_up(late: float, began: float) -> None:
     run = made(*phases(("sandbox", 0, 0), ("API server", late, late + 1)), at(late + 5))
-    assert facts(run).began == began
-    assert facts(run).seconds_to_ready == late + 5 - began
+    assert run.metrics.began == began
+    assert run.metrics.seconds_to_ready == late + 5 - began
 
 
 def test_a_phase_that_takes_long_is_no_pause() -> None:
     run = made(*phases(("sandbox", 0, 60), ("API server", 60.1, 63)), at(65))
-    assert facts(run).seconds_to_ready == 65
+    assert run.metrics.seconds_to_ready == 65
 
 
 def test_what_is_brought_up_later_does_not_count() -> None:
     run = made(*SANDBOX, at(6), *phases(("sandbox", 100, 101)), at(7), at(120))
-    assert facts(run).seconds_to_ready == 6
+    assert run.metrics.seconds_to_ready == 6
 
 
 def test_a_layer_that_came_late_is_not_the_last_beginning() -> None:
     late = phases(("layer fake_cni", 30, 31))
-    assert facts(made(*SANDBOX, *late, *NODE, at(84))).began == 78
-    assert facts(made(*SANDBOX, *late, at(36))).began == 30
+    assert made(*SANDBOX, *late, *NODE, at(84)).metrics.began == 78
+    assert made(*SANDBOX, *late, at(36)).metrics.began == 30
 
 
 @given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 50)), max_size=8), st.floats(0, 300))
 def test_the_beginning_is_a_phases_and_before_ready(times: list[tuple[float, float]], ready: float) -> None:
     run = made(*phases(*((f"p{i}", t, t + took) for i, (t, took) in enumerate(times))), at(ready))
-    known = facts(run)
+    known = run.metrics
     assert known.began in {0.0, *(t for t, _ in times)}
     assert known.seconds_to_ready is not None
     assert 0 <= known.seconds_to_ready <= ready
@@ -100,7 +98,7 @@ def test_page_sentence_summary_tables_and_terminal_agree(write_run: Write) -> No
     said = sentence(run)
     assert "Ready 6.0 s after its bring-up's start (in a sandbox that others had used for 1 min 18 s)" in said
     assert (summarize(run)["seconds_to_ready"], summarize(run)["bring_up_began"]) == (6, 78)
-    assert "Ready after 6.0 s" in lines([digest(run)])[0]
+    assert "Ready after 6.0 s" in headline_lines([headline(run)])[0]
     assert ["Start to Ready", "6.0 s"] in results([run])
     # Samples keep the run's own time, in which all records are.
     rows = list(csv.DictReader(io.StringIO(csv_tables(read_run(folder))["samples"])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_k3s_sandbox.report.facts import facts
 from pytest_k3s_sandbox.report.records import ErrorLine, Event, Record, Run, Sample
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 def test_the_key_figures_of_a_good_run(
     make_run: Callable[..., Run], good_records: tuple[Record, ...]
 ) -> None:
-    known = facts(make_run(*good_records))
+    known = make_run(*good_records).metrics
     assert known.seconds_to_ready == 4
     assert known.hold_seconds == 6
     assert (known.samples, known.samples_since_ready, known.ready_samples) == (9, 6, 6)
@@ -28,7 +27,7 @@ def test_the_longest_hold_ends_where_ready_is_not_known(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
     states = [True, True, None, True, True, True, False, True]
-    known = facts(make_run(*(sample(i, ready) for i, ready in enumerate(states))))
+    known = make_run(*(sample(i, ready) for i, ready in enumerate(states))).metrics
     assert known.hold_seconds == 2
     assert known.losses == 1
     assert (known.ready_samples, known.samples_since_ready) == (6, 8)
@@ -37,11 +36,11 @@ def test_the_longest_hold_ends_where_ready_is_not_known(
 def test_errors_count_lines_or_totals_whichever_is_more(make_run: Callable[..., Run]) -> None:
     lines = [ErrorLine(t=i, component="kubelet", kind="eintr", text="x") for i in range(3)]
     counted = Sample(t=1, node_ready=None, api_reachable=False, errors={"eintr": 2, "cgroup": 7})
-    assert facts(make_run(*lines, counted)).errors == {"cgroup": 7, "eintr": 3}
+    assert make_run(*lines, counted).metrics.errors == {"cgroup": 7, "eintr": 3}
 
 
 def test_a_run_without_samples_has_no_figures(make_run: Callable[..., Run]) -> None:
-    known = facts(make_run())
+    known = make_run().metrics
     assert known.seconds_to_ready is None
     assert (known.samples, known.hold_seconds, known.longest_gap, known.pods) == (0, 0, 0, ())
 
@@ -50,7 +49,7 @@ def test_figures_know_the_records_that_they_come_from(
     make_run: Callable[..., Run], good_records: tuple[Record, ...]
 ) -> None:
     run = make_run(*good_records)
-    known = facts(run)
+    known = run.metrics
     assert known.first_ready is not None
     assert known.hold is not None
     (pod,) = known.pods
@@ -75,9 +74,9 @@ def test_equal_records_have_lines_of_their_own(make_run: Callable[..., Run]) -> 
 def test_the_latency_of_a_pod_whose_creation_nobody_saw_is_not_known(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
-    (steady,) = facts(make_run(sample(1, pod="Running"), sample(2, pod="Running"))).pods
+    (steady,) = make_run(sample(1, pod="Running"), sample(2, pod="Running")).metrics.pods
     assert (steady.running, steady.to_running, steady.to_ready) == (1, None, None)
-    (seen,) = facts(make_run(sample(1, pod="Pending"), sample(2, pod="Running"))).pods
+    (seen,) = make_run(sample(1, pod="Pending"), sample(2, pod="Running")).metrics.pods
     assert (seen.to_running, seen.to_gone) == (1, None)
 
 
@@ -85,4 +84,4 @@ def test_a_pod_is_not_gone_where_nobody_could_ask(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
     run = make_run(sample(1, pod="Running"), sample(2, api=False), sample(3))
-    assert facts(run).pods[0].gone == 3
+    assert run.metrics.pods[0].gone == 3
