@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -220,14 +221,14 @@ class Supervisor:
         cluster = self._cluster
         for layer in cluster.layers:
             if isinstance(layer, Restorable) and (why := layer.fault()) is not None:
-                yield Fault(layer.name, why, lambda layer=layer: self._restore(layer))  # type: ignore[misc]
+                yield Fault(layer.name, why, partial(self._restore, layer))
         self._look(now, LOOK_SECONDS)
         for name, process in list(cluster.processes.items()):
             code = process.poll()
             if code is not None:
-                yield Fault(name, described(code), lambda name=name: self._restart(name))  # type: ignore[misc]
+                yield Fault(name, described(code), partial(self._restart, name))
             elif process.pid in self._empty:
-                yield Fault(name, UNDER_TRACER, lambda name=name: self._restart(name, leave=True))  # type: ignore[misc]
+                yield Fault(name, UNDER_TRACER, partial(self._restart, name, leave=True))
 
     def _start_faults(self, now: float) -> Iterable[Fault]:
         """Yield what is wrong with the agent during a start; whoever starts it waits until it works."""

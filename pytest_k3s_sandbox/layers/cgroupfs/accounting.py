@@ -16,6 +16,8 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import PAGE_SIZE
 
 _TICK = NANOSECONDS // os.sysconf("SC_CLK_TCK")
 _KIB = 1024
+_PROCESSOR = 36  # of the fields of proc_pid_stat(5) after the name: the CPU it ran on last
+_SHARED = 2  # of the fields of proc_pid_statm(5): resident pages of files and shared memory
 _COST, _MOST = (
     30,
     10,
@@ -34,7 +36,7 @@ def parse_stat(text: str) -> Process:
     pid = int(head.partition(" ")[0])
     # The numbers of proc_pid_stat(5) less 3, which is the first after the name.
     fields = tail.split()
-    processor = int(fields[36]) if len(fields) > 36 else 0  # noqa: PLR2004  # field 39
+    processor = int(fields[_PROCESSOR]) if len(fields) > _PROCESSOR else 0
     return Process(
         pid=pid,
         started=int(fields[19]),
@@ -234,7 +236,7 @@ class ProcAccounting(Machine):
     def _mapped(self, pid: int) -> int:
         """Return the resident bytes of a process that files or shared memory back."""
         fields = (read_text(f"{self._proc}/{pid}/statm") or "").split()
-        return int(fields[2]) * PAGE_SIZE if len(fields) > 2 else 0  # noqa: PLR2004  # proc_pid_statm(5)
+        return int(fields[_SHARED]) * PAGE_SIZE if len(fields) > _SHARED else 0
 
 
 def _parse(text: str | None) -> Process | None:

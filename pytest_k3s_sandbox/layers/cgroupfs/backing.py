@@ -34,7 +34,7 @@ class Backing:
         Raises:
             OSError: It cannot be opened.
         """
-        if os.path.exists(f"{path}/notify_on_release"):  # noqa: PTH110  # pathlib takes long to import
+        if os.path.exists(f"{path}/notify_on_release"):
             return None
         return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 

@@ -105,14 +105,14 @@ class Controller(Protocol[S]):
     def root(self) -> S:
         """Return the state of the root group."""
 
-    def child(self, parent: Group[S], *, clone: bool) -> S:
-        """Return the state of a group that is being made, with ``cgroup.clone_children`` of its parent.
+    def child(self, parent: Group[S], /) -> S:
+        """Return the state of a group that is being made below another one.
 
         Raises:
             OSError: The group must not be made.
         """
 
-    def attach(self, group: Group[S], process: Process) -> None:
+    def attach(self, group: Group[S], process: Process, /) -> None:
         """Agree to a process that moves into a group.
 
         Raises:
@@ -122,7 +122,7 @@ class Controller(Protocol[S]):
     def removed(self, group: Group[S]) -> None:
         """Let go of a group that goes."""
 
-    def sampled(self, hierarchy: HierarchyView[S], change: Change) -> None:
+    def sampled(self, hierarchy: HierarchyView[S], change: Change, /) -> None:
         """Account for what processes did between two samples."""
 
 

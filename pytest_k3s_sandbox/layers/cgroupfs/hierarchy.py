@@ -56,7 +56,7 @@ class Hierarchy(Generic[S]):
             fail(errno.EEXIST)
         if "\n" in name:
             fail(errno.EINVAL)
-        state = self.controller.child(parent, clone=parent.clone_children)
+        state = self.controller.child(parent)
         group = Group(self, name, parent, state)
         group.clone_children = parent.clone_children
         group.notify_on_release = parent.notify_on_release

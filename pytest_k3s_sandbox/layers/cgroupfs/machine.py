@@ -44,7 +44,7 @@ def read_text(path: str) -> str | None:
 def names(path: str) -> list[str]:
     """Return the names in a directory, none when it is not there."""
     try:
-        return os.listdir(path)  # noqa: PTH208  # often, and of many: no Path objects
+        return os.listdir(path)
     except OSError:
         return []
 
@@ -122,7 +122,7 @@ class Machine:
     def disk(self, device: str) -> bool:
         """Look for it in sysfs."""
         folder = f"/sys/dev/block/{device}"
-        return os.path.exists(folder) and not os.path.exists(f"{folder}/partition")  # noqa: PTH110  # as above
+        return os.path.exists(folder) and not os.path.exists(f"{folder}/partition")
 
     def interfaces(self) -> list[str]:
         """Return the names in ``/proc/net/dev``."""
@@ -132,7 +132,7 @@ class Machine:
     def opened(self, writer: int, descriptor: int) -> str | None:
         """Return what a descriptor leads to."""
         try:
-            return os.readlink(f"{self._proc}/{writer}/fd/{descriptor}")  # noqa: PTH115  # as above
+            return os.readlink(f"{self._proc}/{writer}/fd/{descriptor}")
         except OSError:
             return None
 

@@ -21,6 +21,9 @@ MS_BIND = 4096
 MNT_DETACH = 2
 """Flag of umount2(2): the mount goes from the tree at once, and ends with its last user."""
 
+_FIELDS_BEFORE = 6  # that every line of mountinfo has before its separator
+_FIELDS_AFTER = 3
+
 
 class Mount(NamedTuple):
     """One line of ``/proc/PID/mountinfo``, as in proc_pid_mountinfo(5).
@@ -50,7 +53,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
     for line in text.splitlines():
         before, found, after = line.partition(" - ")
         left, right = before.split(" "), after.split(" ")
-        if not found or len(left) < 6 or len(right) < 3:  # noqa: PLR2004  # the fixed fields
+        if not found or len(left) < _FIELDS_BEFORE or len(right) < _FIELDS_AFTER:
             raise ValueError(f"not a line of mountinfo: {line!r}")
         mounts.append(
             Mount(_plain(left[4]), _plain(left[3]), right[0], _plain(right[1]), tuple(right[2].split(",")))

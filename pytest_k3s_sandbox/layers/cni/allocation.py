@@ -42,7 +42,7 @@ class Book:
         """Tell whether both hold the same."""
         return isinstance(other, Book) and (self.held, self.last) == (other.held, other.last)
 
-    __hash__ = None  # type: ignore[assignment] # it holds a dict
+    __hash__ = None  # type: ignore[assignment]  # equal books would need equal hashes, and `held` is a dict
 
     def allocate(self, key: Key, first: int, last: int, reserved: Iterable[int] = ()) -> tuple[Book, int]:
         """Give an attachment the next free address after the one given out last.

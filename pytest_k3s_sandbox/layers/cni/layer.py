@@ -34,6 +34,7 @@ NETWORK = "k3s-sandbox"
 """The network's name."""
 
 _MODULES = ("allocation.py", "protocol.py", "plugin.py")
+_FEWEST_ADDRESSES = 4  # the network's, the gateway's, one pod's and the broadcast address
 # Linux before 5.1, and gVisor, read no more of a script's first line (BINPRM_BUF_SIZE, less its end).
 _LINE_LIMIT = 126
 
@@ -60,7 +61,7 @@ class FakeCni:
             raise ConfigError(
                 f"pod range {pod_range!r}", cause=str(error), remedy="e.g. 10.42.0.0/24"
             ) from error
-        if size < 4:  # noqa: PLR2004 - the network's, the gateway's, one pod's and the broadcast address
+        if size < _FEWEST_ADDRESSES:
             raise ConfigError(f"pod range {pod_range!r}", cause="it has no room", remedy="e.g. 10.42.0.0/24")
         self._sandbox = sandbox
         self._pod_range = pod_range

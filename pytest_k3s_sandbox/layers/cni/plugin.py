@@ -108,7 +108,7 @@ class Store:
     def __init__(self, folder: str, network: str) -> None:
         """Name the files."""
         self._folder = folder
-        self._path = os.path.join(folder, f"{network}.json")  # noqa: PTH118 - pathlib is dear to import
+        self._path = os.path.join(folder, f"{network}.json")
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class Store:
         Raises:
             OSError: The folder or the lock file cannot be made.
         """
-        os.makedirs(self._folder, 0o700, exist_ok=True)  # noqa: PTH103 - pathlib is dear to import
+        os.makedirs(self._folder, 0o700, exist_ok=True)
         # A file of its own, for the record is replaced while the lock is held.
         self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -135,7 +135,7 @@ class Store:
             ValueError: It is broken.
         """
         try:
-            with open(self._path, "rb") as file:  # noqa: PTH123 - pathlib is dear to import
+            with open(self._path, "rb") as file:
                 return allocation.from_document(json.loads(file.read()))
         except FileNotFoundError:
             return allocation.Book()
@@ -147,9 +147,9 @@ class Store:
             OSError: It cannot be written; the old record is left.
         """
         partial = f"{self._path}.partial"
-        with open(partial, "wb") as file:  # noqa: PTH123 - pathlib is dear to import
+        with open(partial, "wb") as file:
             file.write(json.dumps(book.document()).encode())
-        os.replace(partial, self._path)  # noqa: PTH105 - pathlib is dear to import
+        os.replace(partial, self._path)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-# ruff: noqa: T201, PTH112 - a command line says what went wrong on standard error; pathlib: see loading.py
+# ruff: noqa: T201 - a command writes its errors to standard error
 """Run a program under the interceptor: ``python -m pytest_k3s_sandbox.layers.interceptor -- CMD``."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH118, PTH120, PTH123, PTH208 - pathlib would be a tenth of a tracer's start in gVisor
 """Rule sets from TOML and YAML files; errors name the file, the line where it is known, and the field."""
 
 from __future__ import annotations

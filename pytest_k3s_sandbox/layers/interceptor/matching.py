@@ -69,18 +69,15 @@ def is_mount_table(path: bytes) -> bool:
     """Tell whether a normal path is a mount table of the kernel's: proc_pid_mountinfo(5) and its like."""
     if path == b"/proc/mounts":
         return True
-    parts = path.split(b"/")
-    if parts[1:2] != [b"proc"] or parts[-1] not in _TABLES:
+    if not path.startswith(b"/proc/"):
         return False
-    if len(parts) == 4:  # noqa: PLR2004 - "", proc, self, mounts
-        return parts[2] in {b"self", b"thread-self"} or parts[2].isdigit()
-    # "", proc, self, task, 17, mounts; thread-self has no folder of tasks
-    return (
-        len(parts) == 6  # noqa: PLR2004
-        and parts[3] == b"task"
-        and parts[4].isdigit()
-        and (parts[2] == b"self" or parts[2].isdigit())
-    )
+    match path.split(b"/")[2:]:
+        case [process, table] if table in _TABLES:
+            return process in {b"self", b"thread-self"} or process.isdigit()
+        case [process, b"task", thread, table] if table in _TABLES:  # thread-self has no folder of tasks
+            return thread.isdigit() and (process == b"self" or process.isdigit())
+        case _:
+            return False
 
 
 def wildcard(pattern: str) -> Callable[[bytes], bool]:

@@ -76,5 +76,5 @@ class Overlays:
 
 
 def _read(path: bytes) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a path of bytes
+    with open(path, "rb", buffering=0) as file:
         return file.readall()

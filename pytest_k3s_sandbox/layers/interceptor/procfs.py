@@ -1,4 +1,3 @@
-# ruff: noqa: PTH115, PTH116 - paths of tracees are bytes, and these calls are on the way of every system call that matches
 """What /proc tells of a tracee: proc_pid(5). A tracee that is ending has nothing to tell."""
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def nothing_mounted(tid: int, path: bytes) -> bool:
     for char in b"\\ \t\n":  # proc_pid_mountinfo(5): written as octal numbers
         real = real.replace(b"%c" % char, b"\\%03o" % char)
     try:
-        with open(f"/proc/{tid}/mountinfo", "rb") as table:  # noqa: PTH123 - pathlib takes a while to import
+        with open(f"/proc/{tid}/mountinfo", "rb") as table:
             return all(line.split(b" ", 5)[4] != real for line in table)
     except OSError:
         return False

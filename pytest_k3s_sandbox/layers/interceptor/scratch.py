@@ -1,4 +1,3 @@
-# ruff: noqa: PTH102, PTH106, PTH108, PTH110, PTH208 - a few plain calls; pathlib would be imported for nothing else here
 """Files that stand in for what a program opens: a private folder, gone with its tracer."""
 
 from __future__ import annotations

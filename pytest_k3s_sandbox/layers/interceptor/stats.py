@@ -1,4 +1,3 @@
-# ruff: noqa: PTH105, PTH123 - as in scratch.py: plain calls of os in a process that stays lean
 """What a tracer counted, as JSON."""
 
 from __future__ import annotations

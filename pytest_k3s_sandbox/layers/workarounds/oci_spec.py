@@ -54,11 +54,11 @@ def adapt_file(path: str) -> bool:
         OSError: It cannot be read or replaced.
         ValueError: It is not a JSON object.
     """
-    with open(path, "rb") as file:  # noqa: PTH123 - pathlib is dear to import
+    with open(path, "rb") as file:
         spec = json.loads(file.read())
         mode = os.fstat(file.fileno()).st_mode & 0o7777
     if not isinstance(spec, dict):
-        raise ValueError(f"{path} is not a JSON object")  # noqa: TRY004 - as JSON that cannot be parsed
+        raise ValueError(f"{path} is not a JSON object")  # noqa: TRY004 - the same error as for a file that is not JSON
     adapted = adapt(spec)
     if adapted == spec:
         return False
@@ -68,9 +68,9 @@ def adapt_file(path: str) -> bool:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
             file.write(json.dumps(adapted, separators=(",", ":")).encode())
-        os.replace(partial, path)  # noqa: PTH105 - pathlib is dear to import
+        os.replace(partial, path)
     except BaseException:
-        os.unlink(partial)  # noqa: PTH108 - pathlib is dear to import
+        os.unlink(partial)
         raise
     return True
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{message}\n")
         for log in filter(None, logs):
             # The form of `runc --log-format json`; the shim reads the last line with level error.
-            with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 - pathlib is dear to import
+            with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"level": "error", "msg": message}) + "\n")
         return 1
     return 0

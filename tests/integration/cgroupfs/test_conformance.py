@@ -130,7 +130,7 @@ def play(scenario: Scenario, kernel: Folder, ours: Side, stack: ExitStack, scrat
     words: list[dict[str, int | str]] = [{"disk": a_disk()}, {"disk": a_disk()}]
     if any(f"{{{word}}}" in text for word in ("pid", "many", "tid")):
         one, many = (stack.enter_context(sleeper(threads)) for threads in (1, 3))
-        tid = max(int(name) for name in os.listdir(f"/proc/{many}/task"))  # noqa: PTH208  # numbers
+        tid = max(int(task.name) for task in Path(f"/proc/{many}/task").iterdir())
         kernel.ours.update({one, many, tid})
         for side in words:
             side.update(pid=one, many=many, tid=tid)

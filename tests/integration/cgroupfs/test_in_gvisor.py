@@ -136,12 +136,14 @@ found["after"] = int(read("memory/user/memory.usage_in_bytes"))
 os.rmdir(f"{ROOT}/memory/user")
 """
     found = inside(sandbox, code)
-    usage, after = found["usage"], found["after"]
+    usage, after, rss, cache = (found[name] for name in ("usage", "after", "rss", "cache"))
     assert isinstance(usage, int)
     assert isinstance(after, int)
+    assert isinstance(rss, int)
+    assert isinstance(cache, int)
     assert usage >= 64 << 20
     assert usage <= 96 << 20
-    assert found["rss"] + found["cache"] == usage  # type: ignore[operator]  # both are numbers
+    assert rss + cache == usage
     assert after < 8 << 20
 
 

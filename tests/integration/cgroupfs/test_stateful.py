@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -107,8 +108,7 @@ class Trees(RuleBasedStateMachine):
 
     def _both(self, action: str, *arguments: str) -> int:
         theirs, own = (
-            outcome(lambda side=side: getattr(side, action)(*arguments))  # type: ignore[misc]  # a bound side
-            for side in (self.kernel, self.ours)
+            outcome(partial(getattr(side, action), *arguments)) for side in (self.kernel, self.ours)
         )
         assert own == theirs, f"{action} {arguments}: the kernel says {theirs}, we say {own}"
         return own

@@ -114,6 +114,6 @@ class Blkio(Passive[BlkioState]):
         """Return the root's state."""
         return BlkioState()
 
-    def child(self, parent: Node, *, clone: bool) -> BlkioState:  # noqa: ARG002  # the hook's signature
+    def child(self, _parent: Node) -> BlkioState:
         """Return the state of a new group."""
         return BlkioState()

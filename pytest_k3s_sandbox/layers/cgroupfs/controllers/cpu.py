@@ -156,6 +156,6 @@ class Cpu(Passive[CpuState]):
         """Return the root's state, with the real-time share that Linux gives it."""
         return CpuState(rt_runtime=950_000)
 
-    def child(self, parent: Node, *, clone: bool) -> CpuState:  # noqa: ARG002  # the hook's signature
+    def child(self, _parent: Node) -> CpuState:
         """Return the state of a new group, which inherits nothing."""
         return CpuState()

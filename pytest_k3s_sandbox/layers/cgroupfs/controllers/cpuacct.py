@@ -139,7 +139,7 @@ class Cpuacct(Passive[CpuacctState]):
         """Return the root's state."""
         return CpuacctState()
 
-    def child(self, parent: Node, *, clone: bool) -> CpuacctState:  # noqa: ARG002  # the hook's signature
+    def child(self, _parent: Node) -> CpuacctState:
         """Return the state of a new group."""
         return CpuacctState()
 

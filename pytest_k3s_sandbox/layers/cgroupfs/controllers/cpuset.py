@@ -134,18 +134,18 @@ class Cpuset(Passive[CpusetState]):
             self._accounting.cpus, self._accounting.mems, cpu_exclusive=True, mem_exclusive=True
         )
 
-    def child(self, parent: Node, *, clone: bool) -> CpusetState:
+    def child(self, parent: Node) -> CpusetState:
         """Return the state of a new group: empty sets, or its parent's with clone_children."""
         state = CpusetState(
             memory_spread_page=parent.state.memory_spread_page,
             memory_spread_slab=parent.state.memory_spread_slab,
         )
         exclusive = any(c.state.cpu_exclusive or c.state.mem_exclusive for c in parent.children.values())
-        if clone and not exclusive:
+        if parent.clone_children and not exclusive:
             state.cpus, state.mems = parent.state.cpus, parent.state.mems
         return state
 
-    def attach(self, group: Node, process: Process) -> None:  # noqa: ARG002  # the hook's signature
+    def attach(self, group: Node, _process: Process) -> None:
         """Refuse processes for a group without CPUs or memory: ENOSPC."""
         if not group.state.cpus or not group.state.mems:
             fail(errno.ENOSPC)

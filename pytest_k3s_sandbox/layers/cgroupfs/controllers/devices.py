@@ -167,6 +167,6 @@ class Devices(Passive[DevicesState]):
         """Return the root's state: everything is allowed."""
         return DevicesState()
 
-    def child(self, parent: Node, *, clone: bool) -> DevicesState:  # noqa: ARG002  # the hook's signature
+    def child(self, parent: Node) -> DevicesState:
         """Return the state of a new group: a copy of its parent's."""
         return DevicesState(parent.state.allow, dict(parent.state.exceptions))

@@ -76,7 +76,7 @@ class Freezer(Passive[FreezerState]):
         """Return the root's state, which never freezes."""
         return FreezerState()
 
-    def child(self, parent: Node, *, clone: bool) -> FreezerState:  # noqa: ARG002  # the hook's signature
+    def child(self, _parent: Node) -> FreezerState:
         """Return the state of a new group."""
         return FreezerState()
 

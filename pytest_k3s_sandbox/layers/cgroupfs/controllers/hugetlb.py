@@ -78,6 +78,6 @@ class Hugetlb(Passive[HugetlbState]):
         """Return the root's state."""
         return HugetlbState()
 
-    def child(self, parent: Node, *, clone: bool) -> HugetlbState:  # noqa: ARG002  # the hook's signature
+    def child(self, _parent: Node) -> HugetlbState:
         """Return the state of a new group, which inherits nothing."""
         return HugetlbState()

@@ -30,7 +30,7 @@ class Named(Passive[None]):
     def root(self) -> None:
         """Return nothing: there is nothing to keep."""
 
-    def child(self, parent: Group[None], *, clone: bool) -> None:
+    def child(self, _parent: Group[None]) -> None:
         """Return nothing likewise."""
 
 
@@ -58,9 +58,9 @@ class Joined:
         """Return the state of the root group."""
         return self._merge(self._roots)
 
-    def child(self, parent: Group[Any], *, clone: bool) -> object:
+    def child(self, parent: Group[Any]) -> object:
         """Return the state of a group that is being made."""
-        return self._merge(controller.child(parent, clone=clone) for controller in self._controllers)
+        return self._merge(controller.child(parent) for controller in self._controllers)
 
     def attach(self, group: Group[Any], process: Process) -> None:
         """Ask each."""

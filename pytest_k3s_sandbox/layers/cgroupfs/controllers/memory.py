@@ -138,7 +138,7 @@ class Memory:
         """Return the root's state."""
         return MemoryState()
 
-    def child(self, parent: Node, *, clone: bool) -> MemoryState:  # noqa: ARG002  # the hook's signature
+    def child(self, parent: Node) -> MemoryState:
         """Return the state of a new group, with what it inherits."""
         return MemoryState(
             swappiness=int(_swappiness(parent)), oom_kill_disable=parent.state.oom_kill_disable

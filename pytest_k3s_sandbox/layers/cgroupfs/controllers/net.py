@@ -64,7 +64,7 @@ class NetCls(Passive[NetClsState]):
         """Return the root's state."""
         return NetClsState()
 
-    def child(self, parent: Group[NetClsState], *, clone: bool) -> NetClsState:  # noqa: ARG002  # the hook's signature
+    def child(self, parent: Group[NetClsState]) -> NetClsState:
         """Return the state of a new group: its parent's class."""
         return NetClsState(parent.state.classid)
 
@@ -86,6 +86,6 @@ class NetPrio(Passive[NetPrioState]):
         """Return the root's state."""
         return NetPrioState(next(self._numbers))
 
-    def child(self, parent: Group[NetPrioState], *, clone: bool) -> NetPrioState:  # noqa: ARG002  # the hook's signature
+    def child(self, parent: Group[NetPrioState]) -> NetPrioState:
         """Return the state of a new group: its parent's priorities."""
         return NetPrioState(next(self._numbers), dict(parent.state.priorities))

@@ -74,7 +74,7 @@ class Pids(Passive[PidsState]):
         """Return the root's state."""
         return PidsState()
 
-    def child(self, parent: Node, *, clone: bool) -> PidsState:  # noqa: ARG002  # the hook's signature
+    def child(self, _parent: Node) -> PidsState:
         """Return the state of a new group."""
         return PidsState()
 
@@ -87,7 +87,7 @@ class Pids(Passive[PidsState]):
                 most = _count(above) + (1 if above in common else process.threads)
                 above.state.peak = max(above.state.peak, most)
 
-    def sampled(self, hierarchy: HierarchyView[PidsState], change: Change) -> None:  # noqa: ARG002  # likewise
+    def sampled(self, hierarchy: HierarchyView[PidsState], _change: Change) -> None:
         """Note the most tasks of each populated group and those above it."""
         for group in {above for below in hierarchy.members.values() for above in below.ancestry()}:
             if group.parent is not None:

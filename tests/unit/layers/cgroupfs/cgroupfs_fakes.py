@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TypedDict, Unpack
+
+import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Process, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
+
+
+class Fields(TypedDict, total=False):
+    """The fields of a process that a test can set."""
+
+    processor: int
+    threads: int
+    anonymous: int
+    mapped: int
+    faults: int
+    major_faults: int
+    kernel: bool
+
+
+class Changes(Fields, total=False):
+    """Those that it can change: another start is another process."""
+
+    started: int
+
+
+def refused(number: int) -> AbstractContextManager[pytest.ExceptionInfo[OSError]]:
+    """Expect an error of the system with this number."""
+    return pytest.raises(OSError, match=rf"^{re.escape(f'[Errno {number}]')}")
 
 
 class FakeMachine:
@@ -32,11 +59,11 @@ class FakeMachine:
         self._clock = 0
         self._next = 100
 
-    def fork(self, parent: int = 1, **changes: Any) -> int:  # noqa: ANN401  # any field of Process
+    def fork(self, parent: int = 1, session: int | None = None, **changes: Unpack[Fields]) -> int:
         """Start a child of a process and return its id."""
         self._clock += 1
         self._next += 1
-        session = changes.pop("session", self.table[parent].session)
+        session = self.table[parent].session if session is None else session
         self.table[self._next] = Process(self._next, self._clock, parent, session, **changes)
         return self._next
 
@@ -45,7 +72,7 @@ class FakeMachine:
         was = self.table[pid]
         self.table[pid] = was._replace(user=was.user + user, system=was.system + system)
 
-    def change(self, pid: int, **changes: Any) -> None:  # noqa: ANN401  # any field of Process
+    def change(self, pid: int, **changes: Unpack[Changes]) -> None:
         """Change what procfs says of a process."""
         self.table[pid] = self.table[pid]._replace(**changes)
 

@@ -140,7 +140,9 @@ def test_reads_that_are_refused(files: Files, path: str) -> None:
 def test_every_file_reads_in_every_group(tree: Tree, files: Files) -> None:
     for name in tree.hierarchies:
         for path in (f"/{name}", f"/{name}/g"):
-            for file in tree.find(path).group.files():  # type: ignore[union-attr]  # a group it is
+            group = tree.find(path).group
+            assert group is not None
+            for file in group.files():
                 entry = tree.find(f"{path}/{file}")
                 assert entry.file is not None
                 if entry.file.read is not None:

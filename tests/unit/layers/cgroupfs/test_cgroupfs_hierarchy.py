@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -13,22 +13,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files
+    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files, refused
 else:  # the folder is no package: pytest puts it on sys.path
-    from cgroupfs_fakes import FakeMachine, Files
-
-
-def refused(number: int) -> Any:  # noqa: ANN401  # pytest's own context manager
-    class Context:
-        def __enter__(self) -> None:
-            return None
-
-        def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-            assert isinstance(error, OSError), f"not refused: {error!r}"
-            assert error.errno == number, error
-            return True
-
-    return Context()
+    from cgroupfs_fakes import FakeMachine, Files, refused
 
 
 def test_names_at_the_top_are_the_controllers(tree: Tree) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -197,7 +197,7 @@ class FakeSandbox:
         self.workdir = workdir
         self.under = under
 
-    def run(self, argv: Sequence[str], **_: Any) -> Completed:  # noqa: ANN401 - what a layer may pass is the Protocol's
+    def run(self, argv: Sequence[str], **_: object) -> Completed:
         """Answer one probe."""
         answer = (0x01021997, PLAIN)
         if "--preset" in argv:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -102,7 +101,7 @@ def test_a_file_is_replaced_with_its_mode_and_large_numbers_kept(tmp_path: Path)
     assert "9007199254740993" in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert path.stat().st_ino != inode
-    assert os.listdir(tmp_path) == ["config.json"]  # noqa: PTH208 - names are what is asked for
+    assert [each.name for each in tmp_path.iterdir()] == ["config.json"]
     assert not adapt_file(str(path))
 
 
