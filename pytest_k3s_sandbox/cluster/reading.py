@@ -107,13 +107,26 @@ class ApiReader:
         Raises:
             ApiUnavailable: The API server did not give an answer.
         """
+        body = self._content(path)
+        return None if body is None else json.loads(body)
+
+    def text(self, path: str) -> str | None:
+        """Return what is at a path as text, as the log of a container is, or None if nothing is.
+
+        Raises:
+            ApiUnavailable: The API server did not give an answer.
+        """
+        body = self._content(path)
+        return None if body is None else body.decode("utf-8", "replace")
+
+    def _content(self, path: str) -> bytes | None:
         status, body = self._get(path)
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status != HTTPStatus.OK:
             text = body.decode(errors="replace").strip()
             raise ApiUnavailable(f"{self._settings.api_url}{path}", f"{status} {text}", status)
-        return json.loads(body)
+        return body
 
     def items(self, path: str) -> list[dict[str, Any]]:
         """Return the items of a list.

@@ -71,8 +71,13 @@ class Reference:
     resource: Resource
     name: str
 
+    @property
+    def shown(self) -> str:
+        """It as people write it."""
+        return f"{self.resource.kind.lower()}/{self.name}"
+
     def __str__(self) -> str:
-        """Return it as kubectl takes it."""
+        """Return it as kubectl takes it, with its group, so that no other one is meant."""
         resource = self.resource
         group = f".{resource.group}" if resource.group else ""
         return f"{resource.name}{group}/{self.name}"

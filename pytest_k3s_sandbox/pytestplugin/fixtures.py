@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,15 +15,17 @@ import pytest
 
 from pytest_k3s_sandbox import settings as options
 from pytest_k3s_sandbox.pytestplugin.activation import activate
-from pytest_k3s_sandbox.pytestplugin.stash import FAILED, LINES, SHARE, SPEC
+from pytest_k3s_sandbox.pytestplugin.stash import LINES, SHARE, SPEC
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
+    from pytest_k3s_sandbox.cluster.namespace import Namespace
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.layers.base import Layer
     from pytest_k3s_sandbox.layers.stack import LayerStack
     from pytest_k3s_sandbox.node.bringup import NodeSession
     from pytest_k3s_sandbox.node.spec import NodeSpec
+    from pytest_k3s_sandbox.pytestplugin.namespaces import Namespaces
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -38,6 +39,7 @@ __all__ = [
     "k3s_interceptor",
     "k3s_layers",
     "k3s_namespace",
+    "k3s_namespaces",
     "k3s_node",
     "k3s_readiness",
     "k3s_run",
@@ -340,14 +342,30 @@ def k3s_namespace(
     request: pytest.FixtureRequest,
     k3s: Cluster,
     k3s_node: Node,  # noqa: ARG001 - a namespace is of use on a Ready node
-) -> Iterator[str]:
-    """A namespace of the test's own, deleted afterwards with all that is in it.
+) -> Iterator[Namespace]:
+    """A namespace of the test's own: ``apply``, ``wait``, ``logs``, ``exec``, ``port_forward``, ``events``.
 
-    With ``--k3s-keep=running`` it stays after a failure, with the cluster.
+    It is a text, the namespace's name. It is deleted afterwards with all that is in it. With
+    ``--k3s-keep=running`` it stays after a failure, with the cluster.
     """
+    from pytest_k3s_sandbox.pytestplugin.namespaces import own
 
-    def spare() -> bool:
-        return activate(request.config).keep == "running" and FAILED in request.node.stash
+    with own(request, k3s) as namespace:
+        yield namespace
 
-    with k3s.namespace(f"test-{os.urandom(4).hex()}", spare=spare) as name:
-        yield name
+
+@pytest.fixture(scope=_scope)
+def k3s_namespaces(
+    request: pytest.FixtureRequest,
+    k3s: Cluster,
+    k3s_node: Node,  # noqa: ARG001 - as above
+) -> Iterator[Namespaces]:
+    """A function that makes namespaces for several tests.
+
+    ``k3s_namespaces()`` returns one that lives as long as the cluster, ``k3s_namespaces(scope="module")`` one
+    that is deleted after the last test of the module.
+    """
+    from pytest_k3s_sandbox.pytestplugin.namespaces import Namespaces
+
+    with Namespaces(request, k3s) as namespaces:
+        yield namespaces

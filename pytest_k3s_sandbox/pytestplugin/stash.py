@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.cluster.namespace import Namespace
     from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.hooks import Hooks
     from pytest_k3s_sandbox.pytestplugin.openruns import OpenRun
@@ -48,6 +49,9 @@ SHARE_OF_WORKERS: pytest.StashKey[Share] = pytest.StashKey()
 
 FAILED = pytest.StashKey[bool]()
 """In a test's own stash: it has failed."""
+
+NAMESPACES: pytest.StashKey[list[Namespace]] = pytest.StashKey()
+"""The namespaces that fixtures have made and that live still, for the report of a failure."""
 
 KEPT = pytest.StashKey[bool]()
 """Whether this process has kept a cluster running; one of them is enough."""

@@ -1,0 +1,180 @@
+"""Creating, changing and deleting objects by kubectl, with the API server's own words when it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_k3s_sandbox.cluster import manifests
+from pytest_k3s_sandbox.cluster.access import Access, folders_of, short
+from pytest_k3s_sandbox.cluster.manifests import Manifest
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.errors import ClusterError
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.sandbox.base import Completed
+
+LEAVE_SECONDS = 10.0
+"""How long the deletion of objects outside a namespace may take to be accepted."""
+
+SAID_LINES = 20
+"""Of a message of kubectl's."""
+
+_REFERENCE = re.compile(r"[A-Za-z][A-Za-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9.:_-]*")
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was applied.
+
+    Attributes:
+        references: The objects, as ``deployment.apps/greeter``.
+        outside: Those that are in no namespace, and were new.
+    """
+
+    references: tuple[str, ...]
+    outside: tuple[str, ...]
+
+
+def apply(access: Access, manifest: Manifest, folders: Sequence[Path], deadline: Deadline) -> Applied:
+    """Create or change objects; see :meth:`.Namespace.apply`.
+
+    Args:
+        access: The namespace.
+        manifest: The objects.
+        folders: Where relative paths are looked for, before the working directory.
+        deadline: When to give up.
+
+    Raises:
+        ConfigError: It is no manifest for this namespace.
+        ClusterError: The API server refused it.
+    """
+    found = manifests.read(manifest, access.namespace, folders_of(*folders))
+    manager = f"k3s-sandbox-{access.namespace}"
+    done = access.kubectl(
+        "apply",
+        "--server-side",
+        "--force-conflicts",  # a test says what is to be, whoever had said something else
+        f"--field-manager={manager}",
+        "--show-managed-fields",
+        "--output=json",
+        "--filename=-",
+        stdin=found.text,
+        deadline=deadline,
+    )
+    if done.returncode != 0:
+        names = ", ".join(f"{each.content['kind']} {_name(each.content)}" for each in found.documents[:5])
+        raise ClusterError(
+            f"applying {names} in namespace {access.namespace}", cause=_said(done), log=access.cluster.logs
+        )
+    items = _items(json.loads(done.stdout))
+    new = [item for item in items if _is_outside(item) and _made_by(item, manager)]
+    return Applied(tuple(map(_reference, items)), tuple(map(_reference, new)))
+
+
+def delete(
+    access: Access,
+    what: Manifest,
+    folders: Sequence[Path],
+    deadline: Deadline,
+    *,
+    grace: float | None = None,
+    missing_ok: bool = False,
+) -> None:
+    """Delete objects and wait until they are gone; see :meth:`.Namespace.delete`.
+
+    Args:
+        access: The namespace.
+        what: ``KIND/NAME``, or a manifest.
+        folders: Where relative paths are looked for, before the working directory.
+        deadline: When to give up.
+        grace: Seconds that pods have for their end.
+        missing_ok: Whether an object that does not exist is no error.
+
+    Raises:
+        ConfigError: It is neither a reference nor a manifest.
+        ClusterError: An object does not exist, or is not gone in time.
+    """
+    stdin = None
+    if isinstance(what, str) and is_reference(what, folders_of(*folders)):
+        words = [str(access.resources.find(what))]
+    else:
+        words = ["--filename=-"]
+        stdin = manifests.read(what, access.namespace, folders_of(*folders)).text
+    done = access.kubectl(
+        "delete",
+        *words,
+        "--cascade=foreground",
+        f"--timeout={max(1, round(deadline.remaining()))}s",
+        *([] if grace is None else [f"--grace-period={max(1, round(grace))}"]),
+        *(["--ignore-not-found"] if missing_ok else []),
+        stdin=stdin,
+        deadline=Deadline(deadline.at + 2),  # kubectl ends by itself before, and says why
+    )
+    if done.returncode != 0:
+        named = short(what, 120) if isinstance(what, (str, Path)) else "the objects of a manifest"
+        raise ClusterError(
+            f"deleting {named} in namespace {access.namespace}", cause=_said(done), log=access.cluster.logs
+        )
+
+
+def leave(access: Access, references: Sequence[str]) -> None:
+    """Delete objects that are in no namespace, without a wait for their end.
+
+    Args:
+        access: The namespace that they were applied from.
+        references: The objects; one that is gone already is no error.
+
+    Raises:
+        ClusterError: The API server refused it.
+    """
+    if not references:
+        return
+    deadline = Deadline.after(LEAVE_SECONDS)
+    access.kubectl("delete", *references, "--ignore-not-found", "--wait=false", deadline=deadline, check=True)
+
+
+def is_reference(text: str, folders: Sequence[Path]) -> bool:
+    """Tell whether a text names an object, rather than being a manifest or its path.
+
+    Args:
+        text: Like ``deployment/greeter``, ``greeter`` or ``manifests/greeter.yaml``.
+        folders: Where a file of that name would lie.
+    """
+    if not _REFERENCE.fullmatch(text) and (not manifests.is_path(text) or set("./") & set(text)):
+        return False
+    return not text.endswith(manifests.SUFFIXES) and not any((folder / text).exists() for folder in folders)
+
+
+def _said(done: Completed) -> str:
+    """Return kubectl's message, which may quote what the inside has chosen."""
+    lines = done.stderr.strip().splitlines()
+    return "\n".join(short(line, 1000) for line in lines[:SAID_LINES]) or f"exit code {done.returncode}"
+
+
+def _items(result: dict[str, Any]) -> list[dict[str, Any]]:
+    listed = result.get("items")
+    return list(listed) if result.get("kind") == "List" and isinstance(listed, list) else [result]
+
+
+def _name(item: Any) -> str:  # noqa: ANN401 - JSON
+    return str((item.get("metadata") or {}).get("name"))
+
+
+def _reference(item: dict[str, Any]) -> str:
+    """Return an object as the other methods take it, with its group, so that no other one is meant."""
+    group, slash, _ = item["apiVersion"].partition("/")
+    return f"{item['kind'].lower()}{f'.{group}' if slash else ''}/{_name(item)}"
+
+
+def _is_outside(item: dict[str, Any]) -> bool:
+    return "namespace" not in item["metadata"]
+
+
+def _made_by(item: dict[str, Any], manager: str) -> bool:
+    """Tell whether an object is new, by its managers: others than ours have had it before."""
+    return {each.get("manager") for each in item["metadata"].get("managedFields") or []} == {manager}
