@@ -27,38 +27,38 @@ WATCHED_PROGRAMS = ("kubelet", "containerd")
 
 REQUEST_SECONDS = 5
 AT_ONCE = 16 << 20
-"""Bytes of a log that are read at once; the rest comes with the next sample."""
+"""The most bytes of a log to read for one sample; the next sample continues there."""
 
 LINE_BYTES = 1 << 20
-"""Bytes of a line without an end that are kept."""
+"""The most bytes of an incomplete line to keep."""
 
-AGENT = 1  # the process id of what spawns everything in a sandbox
+AGENT = 1  # the process id of the sandbox's agent, which spawns all programs
 
 
 EACH = 200
-"""So many lines that differ in numbers only are recorded one by one; more are counted."""
+"""The number of lines that are recorded each, of those that differ in numbers only; more are counted."""
 
 KINDS = 2000
-"""So many lines that differ otherwise are told apart; others are counted by component and kind."""
+"""The number of distinct lines that are counted each; others are counted by component and kind."""
 
 COUNTED_SECONDS = 60.0
-"""How often what was counted is recorded."""
+"""Seconds between two records of the counts."""
 
 TEXT_CHARACTERS = 16384
-"""Characters of an error line that are recorded."""
+"""The most characters of an error line to record."""
 
 
 class Repeats:
-    """Decides which error lines are recorded, so that one that repeats for ever does not fill the disk."""
+    """Limits the recorded error lines, so that a repeated line does not fill the disk."""
 
     def __init__(self) -> None:
-        """Have seen none."""
+        """Start without lines."""
         self._seen: Counter[tuple[str, str, str]] = Counter()
         self._counted: dict[tuple[str, str, str], ErrorLine] = {}
         self._due = 0.0
 
     def taken(self, line: ErrorLine) -> ErrorLine | None:
-        """Return a line to be recorded now; None for one that was counted."""
+        """Return a line to record now; None for a counted one."""
         key = alike(line)
         if key not in self._seen and len(self._seen) >= KINDS:
             key = (line.component, line.kind, "")
@@ -70,11 +70,11 @@ class Repeats:
         return None
 
     def counted(self, now: float, *, last: bool = False) -> list[ErrorLine]:
-        """Return records of what was counted since the last ones; none while it is too early for new ones.
+        """Return records of the counts since the last ones; none while it is too early.
 
         Args:
             now: The time in seconds since the run's zero.
-            last: Whether no more come.
+            last: Whether these are the run's last records.
         """
         if not last and now < self._due:
             return []
@@ -86,14 +86,14 @@ class Repeats:
 
 
 class LogFollower:
-    """Reads what was added to a log since the last time, and classifies it.
+    """Reads new lines of a log, and classifies them.
 
     Args:
         component: The log's name without ``.log``.
-        path: Gives the file, which may not exist yet.
+        path: Returns the file, which may not exist yet.
 
     Attributes:
-        lines: How many whole lines were read so far.
+        lines: The number of complete lines so far.
     """
 
     def __init__(self, component: str, path: Callable[[], Path]) -> None:
@@ -105,7 +105,7 @@ class LogFollower:
         self.lines = 0
 
     def errors(self) -> list[tuple[str, str, str | None]]:
-        """Return the error lines that are new, each as (kind, text, errno)."""
+        """Return the new error lines, each as (kind, text, errno)."""
         try:
             with self._path().open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._offset:  # it was rotated
@@ -113,7 +113,7 @@ class LogFollower:
                 file.seek(self._offset)
                 data = file.read(AT_ONCE)
                 self._offset = file.tell()
-        except OSError:  # it is not there yet, or something inside has put a link in its place
+        except OSError:  # it does not exist yet, or a program inside has replaced it with a link
             return []
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-LINE_BYTES:]
@@ -130,20 +130,20 @@ class LogFollower:
 class Sampler:
     """Samples a cluster from a thread; a context manager.
 
-    It survives an API server that is away: such a sample says so.
+    It continues without an API server; its samples say so.
 
     Args:
         cluster: The cluster; it may still be coming up.
         writer: Where the samples and error lines go.
-        interval: Seconds between two samples once the node has been Ready.
-        rush: Seconds between two samples before, so that the time to Ready is exact.
-        cost_interval: Seconds between two samples that say what the layers and the node have used.
+        interval: Seconds between two samples after the node was Ready.
+        rush: Seconds between two samples before that, for an exact time to Ready.
+        cost_interval: Seconds between two samples with the use of the layers and the node.
 
     Attributes:
         samples: The samples so far.
-        error_lines: The error lines so far; a line that repeats for ever is counted
+        error_lines: The error lines so far; repeated lines are counted
             (:attr:`~pytest_k3s_sandbox.report.schema.ErrorLine.count`).
-        failure: The error that ended the sampling; None while there is none.
+        failure: The error that ended the sampling; None without one.
         seen_ready: Whether the node was Ready in some sample.
     """
 
@@ -178,7 +178,7 @@ class Sampler:
         self.seen_ready = False
 
     def forked(self) -> None:
-        """Give a forked process a lock of its own: the thread that may have it is not there."""
+        """Give a forked process its own lock: a thread of the parent may hold the other."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -192,11 +192,11 @@ class Sampler:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop, if that was not done before."""
+        """Stop the sampling, unless it was stopped before."""
         self.stop()
 
     def stop(self) -> None:
-        """Take a last sample and stop: what is taken down on purpose is no finding.
+        """Take a last sample and stop, so that samples do not record the teardown.
 
         In a process that was forked from its owner it does nothing.
         """
@@ -206,9 +206,9 @@ class Sampler:
         self._thread.join(timeout=4 * REQUEST_SECONDS)
 
     def errors(self, kind: str) -> list[ErrorLine]:
-        """Return the error lines of one kind so far, those of this moment included.
+        """Return the error lines of one kind so far, including the newest.
 
-        A forked process gets those that were there when it was forked.
+        A forked process gets those from before the fork.
         """
         if self._owner.mine:
             with self._lock:
@@ -216,7 +216,7 @@ class Sampler:
         return [line for line in self.error_lines if line.kind == kind]
 
     def lines_read(self, component: str) -> int:
-        """Return how many lines of a component's log were read so far: none, and no error proves nothing."""
+        """Return the number of lines read of a component's log; with 0, missing errors prove nothing."""
         return sum(follower.lines for follower in self._follow if follower.component == component)
 
     def take(self) -> Sample:
@@ -277,7 +277,7 @@ class Sampler:
         )
 
     def _cost(self) -> dict[str, Cost]:
-        """Return what the layers and the node have used, when it is time for that again."""
+        """Return the use of the layers and the node, once in ``cost_interval``."""
         now = clock.monotonic()
         if now - self._costed < self._cost_interval or "kubelet" not in self._cluster.processes:
             return {}
@@ -285,10 +285,10 @@ class Sampler:
         try:
             return costs(self._cluster.sandbox.usage(), [layer.name for layer in self._cluster.layers])
         except SandboxError:
-            return {}  # it is ending
+            return {}  # the sandbox is ending
 
     def _list(self, path: str) -> list[dict[str, Any]] | None:
-        if self._cluster.lost is not None:  # the machine has no way there any more, and each try takes long
+        if self._cluster.lost is not None:  # the sandbox is unreachable, and each attempt takes long
             return None
         try:
             return self._api.items(path)
@@ -297,7 +297,7 @@ class Sampler:
 
 
 def costs(table: Sequence[Usage], layers: Sequence[str]) -> dict[str, Cost]:
-    """Return what layers and node programs have used.
+    """Return the use of layers and node programs.
 
     Args:
         table: Every process of the sandbox.

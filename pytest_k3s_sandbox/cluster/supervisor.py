@@ -1,8 +1,8 @@
-"""Supervision: what ends by itself is started again, and reported.
+"""The supervisor restarts parts of a cluster that end by themselves, and records that.
 
-During a start that is the agent alone, the kubelet or k3s, as systemd would do it; once the node has been
-Ready, it is every part. Any other part that never worked is left as it is, so that its first error stays in
-sight; so is what is ended on purpose, by a test or by the teardown.
+During a start it restarts only the agent (the kubelet or k3s), as systemd does. After the node was Ready, it
+restarts every part. It does not restart other parts that end during a start, so that the first error stays
+visible, and no parts that a test or the teardown ends.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from pytest_k3s_sandbox.support import clock, forks
 
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 1.0
-"""Between two looks at the table of processes, which is read from /proc inside."""
+"""Seconds between two reads of the process table, from /proc inside."""
 START_LOOK_SECONDS = 5.0
-"""The same while the node has not been Ready: each look takes time that the start could use."""
+"""The same before the node was Ready, because a read slows the start."""
 RESTART_SECONDS = 20.0
 UNDER_TRACER = "ended under its tracer, which goes on with what descends from it"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that does not work any more.
+    """A part that has stopped working.
 
     Attributes:
         name: The process or layer.
-        why: What is wrong with it.
-        mend: Makes it work again.
+        why: The error.
+        mend: Starts the part again.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Fault:
 
 @dataclass
 class Case:
-    """What is known about one part's faults.
+    """The history of one part's faults.
 
     Attributes:
-        ends: When it was found to have one, in seconds.
-        due: When it is to be mended; None while it works.
-        lost: Why it is not mended any more; None as long as it is.
-        restarts: How often it was started again.
-        why: What was wrong with it last.
+        ends: The times of its faults, in seconds.
+        due: The time of the next restart; None while the part works.
+        lost: Why it was given up; None otherwise.
+        restarts: The number of restarts.
+        why: The last error.
     """
 
     ends: list[float] = field(default_factory=list)
@@ -69,19 +69,19 @@ class Case:
 
 
 class Supervisor:
-    """Watches a cluster's processes and layers from a thread, and mends them; a context manager.
+    """Watches a cluster's processes and layers from a thread, and restarts them; a context manager.
 
-    While the node is being started, the thread that starts it calls :meth:`attend` between two questions; it
-    has the cluster's lock.
+    While the node starts, the starting thread holds the cluster's lock, and calls :meth:`attend` between two
+    polls.
 
     Args:
         cluster: The cluster; its node need not have been started.
-        writer: Where faults and restarts are recorded.
-        ready: Tells whether the node has been Ready; before, only the agent is started again.
-        policy: When to start again.
+        writer: Records faults and restarts.
+        ready: Returns whether the node was Ready; before, only the agent is restarted.
+        policy: The delays and the limit of restarts.
 
     Attributes:
-        failure: The error that ended the supervision; None while there is none.
+        failure: The error that ended the supervision; None without one.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End; what is being mended is waited for. A forked process has no such thread."""
+        """Stop, and wait for a restart in progress. In a forked process it does nothing."""
         if not self._owner.mine:
             return
         self._cluster.distribution.attendant = None
@@ -126,17 +126,17 @@ class Supervisor:
         return self._final(starting=False)
 
     def attend(self) -> Mapping[str, Process]:
-        """Do what is due while the node is being started; see :class:`.wait.Attendant`."""
+        """Restart what is due while the node starts; see :class:`.wait.Attendant`."""
         self.step(clock.monotonic(), starting=True)
         return self._final(starting=True)
 
     def restarts(self, name: str) -> int:
-        """Return how often a program was started again after an end of its own."""
+        """Return how often a program was restarted."""
         case = self._cases.get(name)
         return 0 if case is None else case.restarts
 
     def trouble(self) -> str | None:
-        """Return what ended lately and how often it was started again; None if nothing did."""
+        """Return the recent faults with the number of restarts; None without faults."""
         since = clock.monotonic() - self._policy.window
         return (
             "; ".join(
@@ -160,15 +160,15 @@ class Supervisor:
         }
 
     def lost(self) -> str | None:
-        """Return which parts were given up and why; None if none was."""
+        """Return the parts that were given up, with the reasons; None without such parts."""
         return "; ".join(f"{name}: {case.lost}" for name, case in self._cases.items() if case.lost) or None
 
     def step(self, now: float, *, starting: bool = False) -> None:
-        """Look once, and do what is due.
+        """Look for faults once, and restart what is due.
 
         Args:
             now: The time, on the clock of :func:`time.monotonic`.
-            starting: Whether the node is being started: then only the agent is looked at.
+            starting: Whether the node is starting: then only the agent is checked.
         """
         with self._cluster.changing:
             if self._halt.is_set():
@@ -187,7 +187,7 @@ class Supervisor:
         try:
             while not self._halt.wait(POLL_SECONDS):
                 if self._cluster.sandbox.handed_over:
-                    return  # another process owns it, and everything looks as if it had ended
+                    return  # another process owns the sandbox, and all processes look ended
                 self.step(clock.monotonic())
         except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
             self.failure = error
@@ -210,14 +210,14 @@ class Supervisor:
             return
         case.due = None
         began = clock.monotonic()
-        with suppress(SandboxError):  # then it has a fault still, which the next step answers
+        with suppress(SandboxError):  # the part still has a fault, which the next step handles
             fault.mend()
             case.restarts += 1
             seconds = round(clock.monotonic() - began, 3)
             self._note(EventKind.RESTART, fault.name, f"{fault.name} started again", seconds)
 
     def _faults(self, now: float) -> Iterable[Fault]:
-        """Yield what does not work, layers first, and then the processes in their order."""
+        """Yield the faults of layers, and then of processes in their order."""
         cluster = self._cluster
         for layer in cluster.layers:
             if isinstance(layer, Restorable) and (why := layer.fault()) is not None:
@@ -231,7 +231,7 @@ class Supervisor:
                 yield Fault(name, UNDER_TRACER, partial(self._restart, name, leave=True))
 
     def _start_faults(self, now: float) -> Iterable[Fault]:
-        """Yield what is wrong with the agent during a start; whoever starts it waits until it works."""
+        """Yield a fault of the agent during a start; the starting thread waits until the agent works."""
         name = self._cluster.distribution.agent
         process = self._cluster.processes.get(name)
         if process is None or lost_by(process) is not None:
@@ -241,17 +241,17 @@ class Supervisor:
         if code is not None or process.pid in self._empty:
             case = self._cases.get(name)
             if case is not None and case.due is not None:
-                why = case.why  # it is known, and the log need not be read again
+                why = case.why  # the log has been read already
             else:
                 why = ended_at_start(process, UNDER_TRACER if code is None else described(code))
             yield Fault(name, why, lambda: self._restart(name, wait=False))
 
     def _look(self, now: float, pause: float) -> None:
-        """Find tracers whose program has ended: they had a child, and have none any more.
+        """Find tracers whose program has ended: they had a child, and have none now.
 
         Args:
             now: The time.
-            pause: Seconds since the last look, before which nothing is done.
+            pause: The least seconds since the last look.
         """
         traced = {
             process.pid
@@ -262,7 +262,7 @@ class Supervisor:
         if not traced or now - self._looked < pause:
             return
         self._looked = now
-        with suppress(SandboxError):  # the sandbox has ended, and with it all processes
+        with suppress(SandboxError):  # the sandbox has ended
             parents = parents_of(self._cluster.sandbox.usage())
             self._empty = (self._parents & traced) - parents
             self._parents = (self._parents | parents) & traced
@@ -274,7 +274,7 @@ class Supervisor:
         )
 
     def _restore(self, layer: Layer) -> None:
-        """Bring a layer up again, and the kubelet after it: cAdvisor holds files of layers open."""
+        """Restore a layer, and restart the kubelet: cAdvisor holds files of layers open."""
         if isinstance(layer, Restorable):
             layer.restore()
         agent = self._cluster.distribution.agent

@@ -1,1 +1,1 @@
-"""What is put around an unmodified node, one folder a layer."""
+"""The layers around an unmodified node, one folder each."""

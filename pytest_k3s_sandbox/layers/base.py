@@ -33,11 +33,11 @@ class NodeOverrides:
 
 @dataclass(frozen=True)
 class Health:
-    """What a layer's check found.
+    """The result of a layer's check.
 
     Attributes:
         ok: Whether the layer works.
-        details: What was seen, each as ``name: value``; recorded in reports.
+        details: The findings by name, which reports record.
     """
 
     ok: bool
@@ -59,7 +59,7 @@ class Layer(Protocol):
         """Bring the layer up and check it.
 
         Raises:
-            LayerError: It did not come up; nothing of it is left.
+            LayerError: The layer did not come up, and has left nothing behind.
         """
 
     def __exit__(
@@ -68,7 +68,7 @@ class Layer(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the layer down; never raises for a layer that is down already."""
+        """Take the layer down; does nothing for a layer that is down already."""
 
     def check(self) -> Health:
         """Probe the layer inside the sandbox, at any time while it is up."""
@@ -79,11 +79,11 @@ class Restorable(Protocol):
     """A layer with a process of its own that can end while the layer is up."""
 
     def fault(self) -> str | None:
-        """Return why the layer does not work any more, or None; starts nothing inside, and is quick."""
+        """Return why the layer has stopped working, or None; quickly, and without a program inside."""
 
     def restore(self) -> None:
-        """Bring a layer with a fault up again, in its place.
+        """Bring a layer with a fault up again.
 
         Raises:
-            SandboxError: It did not come up; it has a fault still.
+            SandboxError: The layer did not come up, and still has a fault.
         """

@@ -1,4 +1,4 @@
-"""What the folder of a layer declares about it, in a module ``declaration.py``, as ``LAYER``.
+"""The declaration of a layer, which its folder has as ``LAYER`` in ``declaration.py``.
 
 Declarations are read when options are parsed, so these modules import a layer's own code in functions only.
 """
@@ -24,9 +24,9 @@ class Declaration:
         make: Returns the layer bound to a sandbox, not up yet. It is called with the sandbox and the
             variant, None for the usual one.
         check_variant: Raises ConfigError for an unknown variant; None for a layer without variants.
-        needs: The layers that have to be up before, if they are in the stack.
+        needs: The layers that come up before it, if they are in the stack.
         native: Whether a node on plain Linux gets the layer, too.
-        processes: The names by which the layer spawns programs whose use samples record as the layer's.
+        processes: The names of the layer's own processes in a sandbox; samples record their use.
         wraps: The node's programs that the layer starts as children of a process of its own.
     """
 

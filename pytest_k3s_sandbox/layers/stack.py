@@ -29,7 +29,7 @@ class LayerStack:
     """Layers that are up in one sandbox, in their order.
 
     Attributes:
-        sandbox: Where they are.
+        sandbox: Their sandbox.
         layers: The layers, the first one first.
     """
 
@@ -90,9 +90,9 @@ def parse(text: str | Sequence[str]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def entered(layer: Layer, sandbox: Sandbox) -> Iterator[Layer]:
-    """Enter a layer, and leave it at the end, unless its sandbox goes on without this process by then.
+    """Enter a layer, and leave it at the end, unless the sandbox was handed over.
 
-    A process that was forked from the one that entered it does not leave it.
+    A forked process does not leave the layer.
     """
     owner = forks.Owner()
     with contextlib.ExitStack() as stack:
@@ -111,7 +111,7 @@ def bring_up(
 
     Args:
         sandbox: Where.
-        names: The layers' words, as :func:`parse` gives them.
+        names: The layers' words, as from :func:`parse`.
         around: Called with ``layer NAME`` for each; the context lasts while it comes up.
 
     Raises:
@@ -125,7 +125,7 @@ def bring_up(
 
 
 def waves(words: Sequence[str]) -> list[list[str]]:
-    """Return layers in groups that come up one after another; those of a group do not need each other.
+    """Return layers in groups that come up in turn; the layers of a group do not need each other.
 
     Args:
         words: The layers' words, in the order of a stack.
@@ -146,7 +146,7 @@ def _side_by_side(
     around: Callable[[str], contextlib.AbstractContextManager[None]],
     stack: contextlib.ExitStack,
 ) -> dict[str, Layer]:
-    """Enter layers in threads; all that came up are left with ``stack``, whatever happens to the others."""
+    """Enter layers in threads; ``stack`` leaves all that came up, even if others failed."""
 
     def enter(word: str) -> tuple[contextlib.AbstractContextManager[Layer], Layer]:
         with around(f"layer {word}"):

@@ -12,7 +12,8 @@ from pytest_k3s_sandbox.layers.cgroupfs.probe import render
 from pytest_k3s_sandbox.layers.cgroupfs.server import DEFAULT_MOUNTPOINT, Server
 
 READY = "ready, pid {}"
-"""The line that is written once programs can use the mounts; a log may have that of an earlier server."""
+"""The line that the server writes when programs can use the mounts; the id tells it from earlier servers'
+lines."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__}") -> int:
@@ -20,10 +21,10 @@ def main(argv: Sequence[str] | None = None, prog: str = f"python -m {__package__
 
     Args:
         argv: The arguments, by default the process' own.
-        prog: What the help calls the command.
+        prog: The command's name in the help.
 
     Returns:
-        0 after SIGTERM or SIGINT, 2 when it cannot serve.
+        0 after SIGTERM or SIGINT, 2 if it cannot serve.
     """
     options = _parser(prog).parse_args(argv)
     stacked = options.stack_on is not None

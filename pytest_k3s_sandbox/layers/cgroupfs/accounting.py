@@ -1,4 +1,4 @@
-"""Where the numbers come from: ``/proc``, read at most about once a second.
+"""Accounting from ``/proc``, read about once a second at most.
 
 Sources: proc_pid_stat(5), proc_pid_statm(5), proc_stat(5), proc_meminfo(5).
 """
@@ -21,16 +21,16 @@ _SHARED = 2  # of the fields of proc_pid_statm(5): resident pages of files and s
 _COST, _MOST = (
     30,
     10,
-)  # how many times as long as it took a sample is good, and how many times max_age at most
+)  # a sample is good for _COST times as long as it took, and for _MOST times max_age at most
 _COUNTED = {"pgfault", "pgmajfault", "workingset_refault_anon", "workingset_refault_file"}
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of include/linux/sched.h
 
 
 def parse_stat(text: str) -> Process:
-    """Parse ``/proc/PID/stat``; all resident memory is taken for anonymous.
+    """Parse ``/proc/PID/stat``, and count all resident memory as anonymous.
 
     Raises:
-        ValueError: It is not such a file.
+        ValueError: The text has another form.
     """
     head, _, tail = text.rpartition(")")
     pid = int(head.partition(" ")[0])
@@ -89,21 +89,21 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 
 def parse_vmstat(text: str) -> dict[str, int]:
-    """Parse ``/proc/vmstat``, which gVisor does not have; only what a memory group shows as well."""
+    """Parse the fields of ``/proc/vmstat`` that memory.stat has; gVisor lacks the file."""
     pairs = (line.partition(" ") for line in text.splitlines())
     return {name: int(value) for name, _, value in pairs if name in _COUNTED}
 
 
 @dataclass(slots=True)
 class _Apart:
-    """A thread that is looked at by itself.
+    """A thread with an entry of its own.
 
     Attributes:
         leader: Its process.
         started: When it started; tells a reused id apart.
-        before: What it had spent, in user and kernel mode, when that began.
-        spent: What it has spent since.
-        alive: Whether it still runs; what it spent stays out of its process' entry also then.
+        before: Its user and system time when the entry began.
+        spent: Its user and system time since then.
+        alive: Whether it still runs; its time stays out of its process' entry after its end, too.
     """
 
     leader: int
@@ -114,16 +114,16 @@ class _Apart:
 
 
 class ProcAccounting(Machine):
-    """Reads processes and totals; numbers are as old as ``max_age``, or the reader asks for now.
+    """Reads processes and totals, and caches samples for ``max_age``.
 
     Args:
-        max_age: Seconds for which a sample is good; up to ten times that where it takes long to get,
-            so that no more than a thirtieth of the time goes into it.
+        max_age: Seconds for which a sample is good. If samples take long, up to ten times that, so that
+            sampling takes a thirtieth of the time at most.
         proc: Where procfs is mounted.
     """
 
     def __init__(self, max_age: float = 1.0, proc: str = "/proc") -> None:
-        """Find out the CPUs and memory nodes; reads no process yet."""
+        """Read the CPUs and memory nodes, but no process yet."""
         super().__init__(proc, frozenset(parse_cpu(read_text(f"{proc}/stat") or "")) or frozenset({0}))
         self.max_age = max_age
         self._good_for = max_age
@@ -131,7 +131,7 @@ class ProcAccounting(Machine):
         self._sample = Sample({}, {}, {})
         self._forked = ""
         self._apart: dict[int, _Apart] = {}
-        # gVisor keeps no count of file pages: there a second file to read would tell nothing.
+        # gVisor does not count file pages, so statm adds nothing there.
         self._split = self._mapped(os.getpid()) > 0
 
     def sample(self) -> Sample:
@@ -148,13 +148,13 @@ class ProcAccounting(Machine):
         memory.update(parse_vmstat(read_text(f"{self._proc}/vmstat") or ""))
         self._sample = self._set_apart(Sample(processes, cpu, memory))
         self._taken = time.monotonic()
-        # A machine of many processes, or a slow /proc, must not make sampling a load of its own.
+        # On a machine with many processes or a slow /proc, sampling must not become a load.
         cost = self._taken - begun
         self._good_for = max(self.max_age, min(_COST * cost, _MOST * self.max_age))
         return self._sample
 
     def census(self, refresh: Iterable[int] = (), *, ended: bool = False, started: bool = True) -> Sample:
-        """Return a sample with the processes of now; the list is read anew only if there was a fork."""
+        """Return a sample of the current processes; read the list again only after a fork."""
         known = self.sample().processes
         again = set(refresh)
         processes = dict(known)
@@ -173,7 +173,7 @@ class ProcAccounting(Machine):
         return self._sample
 
     def set_apart(self, tids: Iterable[int]) -> None:
-        """Look at threads by themselves from now on."""
+        """Give threads entries of their own from now on."""
         for tid in tids:
             leader = self.thread_group(tid)
             now = None if leader is None else self._thread(leader, tid)
@@ -181,7 +181,7 @@ class ProcAccounting(Machine):
                 self._apart[tid] = _Apart(leader, now.started, (now.user, now.system))
 
     def _set_apart(self, sample: Sample) -> Sample:
-        """Take the threads that are looked at by themselves out of their processes' entries."""
+        """Split the threads with their own entries from their processes' entries."""
         if not self._apart:
             return sample
         processes = dict(sample.processes)
@@ -211,9 +211,9 @@ class ProcAccounting(Machine):
         return Sample(processes, sample.cpu, sample.memory, alive)
 
     def _last_fork(self) -> str:
-        """Return what changes with every fork: the last id given away; nothing where that is not told."""
+        """Return the last process id, which changes with every fork; empty if the kernel does not tell it."""
         last = (read_text(f"{self._proc}/loadavg") or "").rpartition(" ")[2].strip()
-        return "" if last == "0" else last  # gVisor says 0 always
+        return "" if last == "0" else last  # always 0 in gVisor
 
     def _pids(self) -> list[int]:
         return [int(name) for name in names(self._proc) if name.isdigit()]
@@ -240,7 +240,7 @@ class ProcAccounting(Machine):
 
 
 def _parse(text: str | None) -> Process | None:
-    """Return what a stat file says; None for none, and for what makes no sense."""
+    """Parse a stat file; None for a missing or malformed one."""
     try:
         return parse_stat(text) if text else None
     except (ValueError, IndexError):

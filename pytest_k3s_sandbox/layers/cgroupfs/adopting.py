@@ -1,4 +1,4 @@
-"""What a server that takes the place of a killed one knows: the groups that the kernel has kept."""
+"""Adopts the kernel's groups after a server was killed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 
 def adopt(tree: Tree) -> int:
-    """Make the groups that are in the kernel's own hierarchies below ours, with their members.
+    """Make the groups of the kernel's hierarchies in the tree, with their members.
 
-    A group of any hierarchy is made in all: a container has the same path in each, and some hierarchies
-    are ours alone. What was written to the groups' files is lost.
+    A group of one hierarchy is made in all, because a container has the same path in each, and the kernel
+    lacks some hierarchies. Values written to the groups' files are lost.
 
     Args:
         tree: A tree without groups.
 
     Returns:
-        How many groups there are in each hierarchy.
+        The number of groups in each hierarchy.
     """
     members: dict[str, set[int]] = {}
     for hierarchy in tree.hierarchies.values():
@@ -29,17 +29,17 @@ def adopt(tree: Tree) -> int:
                 members.setdefault(path, set()).update(backing.numbers(path, "cgroup.procs") or ())
     for hierarchy in tree.hierarchies.values():
         groups: dict[str, Group[Any]] = {"": hierarchy.root}
-        for path in sorted(members):  # a parent's path is a part of its children's, and comes first
+        for path in sorted(members):  # a parent's path sorts before its children's
             parent, _, name = path.rpartition("/")
             groups[path] = _made(hierarchy, groups[parent], name)
             for pid in sorted(members[path]):
-                with suppress(OSError):  # it has ended meanwhile
+                with suppress(OSError):  # the process has ended meanwhile
                     hierarchy.attach(groups[path], pid, whole=True)
     return len(members)
 
 
 def _made(hierarchy: Hierarchy[Any], parent: Group[Any], name: str) -> Group[Any]:
-    """Make a group as its parent is: a cpuset without processors takes no process."""
+    """Make a group with its parent's settings: a cpuset without CPUs accepts no process."""
     usual, parent.clone_children = parent.clone_children, True
     group = hierarchy.mkdir(parent, name)
     group.clone_children = parent.clone_children = usual

@@ -1,8 +1,8 @@
-"""A hierarchy of the kernel's own below ours, in which everything is done as well.
+"""A hierarchy of the kernel's below the served one, which gets the same operations.
 
-gVisor has controllers, though with few files, and they count and enforce what we cannot: its pids.max stops
-forks, its cpuacct.usage has every process that ever was in a group, and a child is in its parent's group
-from its first moment on. ``/proc/PID/cgroup`` is right then, too.
+gVisor has controllers with few files. They account and enforce what a FUSE server cannot: pids.max stops
+forks, cpuacct.usage includes every process that was in a group, and a child starts in its parent's group.
+``/proc/PID/cgroup`` is also right then.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import suppress
 
 
 class Backing:
-    """The kernel's hierarchy, by the paths that ours have. What it refuses is left to ours alone.
+    """The kernel's hierarchy, by the same paths. The model alone keeps what the kernel refuses.
 
     Args:
-        directory: A descriptor of its root directory; it is closed with this.
+        directory: A descriptor of its root directory, which :meth:`close` closes.
     """
 
     def __init__(self, directory: int) -> None:
@@ -25,11 +25,10 @@ class Backing:
 
     @classmethod
     def at(cls, path: str) -> Backing | None:
-        """Open a directory on which such a hierarchy is mounted; it may be mounted over afterwards.
+        """Open the mountpoint of a hierarchy; later mounts may cover it.
 
         Returns:
-            The hierarchy; None for one that has all of Linux' files: where the kernel has those, it
-            is no sandbox of ours, and its groups are not ours to make.
+            The hierarchy; None for one with all files of Linux, which is the machine's and not a sandbox's.
 
         Raises:
             OSError: It cannot be opened.
@@ -51,7 +50,7 @@ class Backing:
             os.mkdir(_relative(group), dir_fd=self._directory)
 
     def remove(self, group: str) -> bool:
-        """Remove a group; returns whether it is gone, and not still in use."""
+        """Remove a group, and return whether it is gone; False while it is in use."""
         try:
             os.rmdir(_relative(group), dir_fd=self._directory)
         except OSError as error:
@@ -64,7 +63,7 @@ class Backing:
             os.rename(_relative(old), _relative(new), src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def read(self, group: str, name: str) -> str | None:
-        """Return what a file says, None where there is none."""
+        """Return a file's content; None if it does not exist."""
         try:
             fd = os.open(_relative(f"{group}/{name}"), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
         except OSError:
@@ -80,7 +79,7 @@ class Backing:
             os.close(fd)
 
     def numbers(self, group: str, name: str) -> list[int] | None:
-        """Return the numbers in a file, None where it has no such file."""
+        """Return the numbers in a file; None if it does not exist."""
         text = self.read(group, name)
         return None if text is None else [int(word) for word in text.split() if word.isdigit()]
 
@@ -94,7 +93,7 @@ class Backing:
                 os.close(fd)
 
     def close(self) -> None:
-        """Let go of the hierarchy."""
+        """Close the root directory."""
         os.close(self._directory)
 
 

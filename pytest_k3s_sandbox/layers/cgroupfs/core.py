@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_s64, parse_u64
 
 S = TypeVar("S")
 
-_MAX_AGENT = 4095  # PATH_MAX less its end
+_MAX_AGENT = 4095  # PATH_MAX without its NUL
 _MAX_PID = 2**31 - 1
 
 
@@ -47,7 +47,7 @@ def _attach(*, whole: bool) -> Callable[[Group[S], str], None]:
         try:
             tid = parse_s64(strip(text))
         except OSError:
-            tid = -1  # what has too many digits is EINVAL here as well
+            tid = -1  # a number with too many digits is EINVAL here, too
         if not 0 <= tid <= _MAX_PID:
             fail(errno.EINVAL)
         group.hierarchy.attach(group, tid, whole=whole)

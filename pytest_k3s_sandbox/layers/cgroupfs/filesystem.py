@@ -1,9 +1,9 @@
-"""The tree as a FUSE filesystem: every request of the kernel's is answered here, without I/O.
+"""Answers the kernel's FUSE requests about a tree, without I/O.
 
-gVisor has no rule that ENOSYS means "not needed": every operation that a program can cause
-is implemented. Content is of the moment of a read at offset 0 and stays for that open file,
-so that a reader with a small buffer gets one consistent text, as from the kernel's seq_file.
-What the kernel refuses is refused with its errno (``fs/kernfs``, ``kernel/cgroup/cgroup-v1.c``).
+Every operation that a program can cause is implemented, because gVisor does not take ENOSYS for "not needed".
+A read at offset 0 renders the content, and later reads of the open file continue it, so that a reader with a
+small buffer gets a consistent text, as from the kernel's seq_file. Refusals have the kernel's errno
+(``fs/kernfs``, ``kernel/cgroup/cgroup-v1.c``).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 from pytest_k3s_sandbox.layers.cgroupfs.xattrs import Xattrs
 
-_LONG = 3600  # seconds: nothing changes but by requests, of which the kernel knows
+_LONG = 3600  # seconds; only requests change anything, so the kernel's cache stays right
 _BLOCK = 4096
-_NAME_MAX = 255  # what statfs(2) says; kernfs takes longer names all the same, and FUSE up to 1024
+_NAME_MAX = 255  # for statfs(2); kernfs accepts longer names, and FUSE up to 1024
 _BY_HANDLE = 1  # FUSE_GETATTR_FH
 
 Request = memoryview
@@ -40,21 +40,20 @@ class CgroupFilesystem(Refusals):
     """Answers requests about a tree. Not safe for threads: the caller locks.
 
     Args:
-        tree: What is served.
-        started: Called when the kernel has said hello, that is, once requests are answered.
+        tree: The tree to serve.
+        started: Called after the kernel's FUSE_INIT.
 
     Attributes:
-        size: What files say that they are long, unless more is known. The kernel's say 0, and with
-            direct I/O Linux reads FUSE files whole all the same. gVisor has no direct I/O: it
-            never reads beyond the size that it was told (``fsimpl/fuse/regular_file.go``).
-        unopened: Whether opens of files are answered with ENOSYS, which tells the kernel to do without: fewer
-            requests, and no open that a signal can interrupt. For gVisor only, which does not cache what
-            it reads; Linux would.
-        report: Takes a line for each change that a program makes.
+        size: The files' size in stat(2). Files of the kernel's cgroups have 0, and with direct I/O Linux
+            reads such FUSE files whole. gVisor lacks direct I/O, and never reads beyond the size
+            (``fsimpl/fuse/regular_file.go``).
+        unopened: Whether FUSE_OPEN gets ENOSYS, after which the kernel sends none. That saves requests, and a
+            signal cannot interrupt an open. For gVisor only: Linux would cache the content.
+        report: Called with a line for each change by a program.
     """
 
     def __init__(self, tree: Tree, *, started: Callable[[], None] = lambda: None) -> None:
-        """Remember what is served; nothing runs yet."""
+        """Keep the tree; nothing runs yet."""
         self.tree = tree
         self.counts = dict.fromkeys((*protocol.OPERATIONS.values(), "unknown"), 0)
         self.errors: dict[str, int] = {}
@@ -79,10 +78,10 @@ class CgroupFilesystem(Refusals):
         """Carry out one request.
 
         Args:
-            request: What was read from ``/dev/fuse``.
+            request: The bytes of a read from ``/dev/fuse``.
 
         Returns:
-            What has to be written there, None when no answer is wanted.
+            The bytes to write there, None if the kernel expects no answer.
         """
         begun = time.perf_counter_ns()
         _, number, unique, node, _, _, thread, _ = protocol.IN.unpack_from(request)
@@ -91,7 +90,7 @@ class CgroupFilesystem(Refusals):
             result = protocol.reply(unique, handler(node, thread, request))
         except OSError as error:
             result = self._refuse(name, unique, error.errno or errno.EIO)
-        except (struct.error, ValueError):  # no request of the kernel's
+        except (struct.error, ValueError):  # not a request
             result = self._refuse(name, unique, errno.EINVAL)
         except Exception as error:  # noqa: BLE001  # a defect in one file must not take a node's cgroups away
             sys.stderr.write(f"cgroupfs: defect in {name} of node {node}: {error!r}\n")
@@ -146,7 +145,7 @@ class CgroupFilesystem(Refusals):
     # The operations, each do_ and its name in the protocol.
 
     def do_init(self, _node: int, _thread: int, request: Request) -> bytes:
-        """Agree on a version; from here on programs are served."""
+        """Agree on a version; requests of programs follow."""
         major, minor, readahead, flags = protocol.INIT_IN.unpack_from(request, HEADER)
         if major != protocol.MAJOR:
             fail(errno.EPROTO)
@@ -158,14 +157,14 @@ class CgroupFilesystem(Refusals):
         return self._entry(self._nodes.child(self._nodes.directory(node), _name(request, HEADER)))
 
     def do_getattr(self, node: int, _thread: int, request: Request) -> bytes:
-        """Return what stat(2) shows; an open file has attributes also when its group is gone."""
+        """Return what stat(2) shows; an open file keeps its attributes after its group's removal."""
         flags, _, handle = protocol.GETATTR_IN.unpack_from(request, HEADER)
         if flags & _BY_HANDLE and self._files.outlives(handle):
             return protocol.attributes_out(self._pack(node, stat.S_IFREG | 0o444, 0, (0, 0), self.size), 0)
         return protocol.attributes_out(self._attributes(node), _LONG)
 
     def do_setattr(self, node: int, _thread: int, request: Request) -> bytes:
-        """Change mode and owner; sizes and times pass without effect, as from the kernel."""
+        """Change mode and owner; ignore sizes and times, as the kernel does."""
         fields = protocol.SETATTR_IN.unpack_from(request, HEADER)
         valid, mode, uid, gid = fields[0], fields[11], fields[13], fields[14]
         group, name = self._nodes.place(node)
@@ -185,10 +184,10 @@ class CgroupFilesystem(Refusals):
         return protocol.attributes_out(self._attributes(node), _LONG)
 
     def do_open(self, node: int, _thread: int, request: Request) -> bytes:
-        """Open a file, whatever for: what a file cannot do is refused when it is tried.
+        """Open a file with any flags: reads and writes that it lacks fail later.
 
-        Where files pretend to be long, in gVisor, a read that fails looks like the file's end. There a file
-        that is only to be read is read now, so that whoever opens it gets the errno or the content.
+        With a size (in gVisor), a failed read looks like the end of the file. Therefore a file opened for
+        reading only is read now, so that the open returns the errno.
         """
         group, name = self._nodes.place(node, gone=errno.ENODEV)
         if group is None or not name:
@@ -211,7 +210,7 @@ class CgroupFilesystem(Refusals):
         return content[offset : offset + size]
 
     def do_write(self, node: int, thread: int, request: Request) -> bytes:
-        """Hand a write to the file, wherever it is said to start."""
+        """Pass a write to the file, and ignore its offset."""
         handle, _, size = protocol.READ_IN.unpack_from(request, HEADER)
         file = self._files.get(handle) if handle else self._file(node)
         data = bytes(request[protocol.WRITE_DATA : protocol.WRITE_DATA + size])
@@ -220,7 +219,7 @@ class CgroupFilesystem(Refusals):
         return protocol.size_out(size)
 
     def _file(self, node: int) -> OpenFile:
-        """Return a file that is used without an open, which only happens where that was agreed on."""
+        """Return a file that is used without an open, after ENOSYS for FUSE_OPEN."""
         group, name = self._nodes.place(node, gone=errno.ENODEV)
         if group is None or not (name and self.unopened):
             fail(errno.EBADF)
@@ -237,7 +236,7 @@ class CgroupFilesystem(Refusals):
         return protocol.opened(self._lists.open())
 
     def do_readdir(self, node: int, _thread: int, request: Request) -> bytes:
-        """Return names; they stay while a reader goes on, so that it gets each once."""
+        """Return names; a reader that continues gets each name once."""
         handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
         listing = self._lists.get(handle) if offset else None
         if listing is None:
@@ -256,7 +255,7 @@ class CgroupFilesystem(Refusals):
         mode, umask = struct.unpack_from("<II", request, HEADER)
         above, name = self._nodes.directory(node), _name(request, HEADER + 8)
         self.report(f"mkdir {name}")
-        if above is None:  # where the controllers are
+        if above is None:  # the controllers' directories
             fail(errno.EEXIST if name in self.tree.hierarchies or name in self.tree.links else errno.EPERM)
         group = above.hierarchy.mkdir(above, name)
         group.mode = stat.S_IMODE(mode & ~umask)
@@ -275,11 +274,11 @@ class CgroupFilesystem(Refusals):
         return b""
 
     def do_rename(self, node: int, _thread: int, request: Request) -> bytes:
-        """Rename a group within its directory, all that cgroup v1 allows."""
+        """Rename a group within its directory; cgroup v1 allows no other rename."""
         return self._rename(node, request, HEADER + 8)
 
     def do_rename2(self, node: int, _thread: int, request: Request) -> bytes:
-        """Rename a group; there are no flags (``fs/kernfs/dir.c``)."""
+        """Rename a group, without flags (``fs/kernfs/dir.c``)."""
         if struct.unpack_from("<QI", request, HEADER)[1]:
             fail(errno.EINVAL)
         return self._rename(node, request, HEADER + 16)
@@ -302,11 +301,11 @@ class CgroupFilesystem(Refusals):
         return target.encode()
 
     def do_statfs(self, _node: int, _thread: int, _request: Request) -> bytes:
-        """Return what statfs(2) shows: nothing is stored. The magic is FUSE's own."""
+        """Return what statfs(2) shows: no blocks, and FUSE's magic."""
         return protocol.statfs_out(_BLOCK, _NAME_MAX)
 
     def do_setxattr(self, node: int, _thread: int, request: Request) -> bytes:
-        """Keep an extended attribute."""
+        """Set an extended attribute."""
         size, flags = protocol.XATTR_IN.unpack_from(request, HEADER)
         name, _, value = bytes(request[HEADER + 8 :]).partition(b"\0")
         self._nodes.place(node)
@@ -322,7 +321,7 @@ class CgroupFilesystem(Refusals):
         return _sized(b"".join(name + b"\0" for name in self._xattrs.names(node)), request)
 
     def do_removexattr(self, node: int, _thread: int, request: Request) -> bytes:
-        """Forget an extended attribute."""
+        """Remove an extended attribute."""
         self._xattrs.remove(node, os.fsencode(_name(request, HEADER)))
         return b""
 
@@ -336,7 +335,7 @@ def _name(request: Request, begin: int) -> str:
 
 
 def _sized(value: bytes, request: Request) -> bytes:
-    """Return a value to a reader with room for it, or its size to one who asks for that."""
+    """Return a value if it fits the reader's buffer, or its size for a buffer of size 0."""
     size, _ = protocol.XATTR_IN.unpack_from(request, HEADER)
     if not size:
         return protocol.size_out(len(value))

@@ -1,4 +1,4 @@
-"""What a hierarchy is made of: files, groups, and the controller that gives them meaning."""
+"""The parts of a hierarchy: files, groups, and the contract of a controller."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _MAX_WRITE = 4096  # kernfs refuses a longer write: E2BIG
 
 @dataclass(frozen=True, slots=True)
 class File(Generic[S]):
-    """One file that a controller puts into its groups.
+    """One file of a controller's groups.
 
     Attributes:
-        read: Returns the content, or None for a file that only takes writes.
-        write: Takes what one write(2) brought, or None for a file that is only read.
+        read: Returns the content, or None for a write-only file.
+        write: Takes the content of one write(2), or None for a read-only file.
         on_root: Whether the root group has it.
         on_child: Whether the other groups have it.
-        readable: Whether its mode says so; some that say so refuse the read.
-        longest: The most bytes that one write may have.
+        readable: Whether the mode allows reads; some such files refuse them.
+        longest: The most bytes of one write.
     """
 
     read: Callable[[Group[S]], str] | None = None
@@ -38,7 +38,7 @@ class File(Generic[S]):
 
     @property
     def mode(self) -> int:
-        """The permission bits, as the kernel derives them from what the file can do."""
+        """The permission bits, which the kernel derives from the file's operations."""
         return (0o444 if self.read or self.readable else 0) | (0o200 if self.write else 0)
 
 
@@ -113,17 +113,17 @@ class Controller(Protocol[S]):
         """
 
     def attach(self, group: Group[S], process: Process, /) -> None:
-        """Agree to a process that moves into a group.
+        """Accept a process that moves into a group.
 
         Raises:
-            OSError: It must not.
+            OSError: The process must not move there.
         """
 
     def removed(self, group: Group[S]) -> None:
-        """Let go of a group that goes."""
+        """Release a group that is being removed."""
 
     def sampled(self, hierarchy: HierarchyView[S], change: Change, /) -> None:
-        """Account for what processes did between two samples."""
+        """Account for the processes between two samples."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -134,10 +134,10 @@ class Group(Generic[S]):
         hierarchy: The hierarchy it is in.
         name: Its directory's name, empty for the root.
         parent: The group above, None for the root.
-        state: What its controller keeps for it.
+        state: The controller's state of it.
         children: The groups below, by name.
-        pids: Its own processes, and threads that are set apart; unused in the root, which has
-            those that no other has.
+        pids: Its own processes, and threads with their own entries. Unused in the root, which has the
+            processes of no other group.
         owner: User and group id of the directory.
         mode: Permission bits of the directory.
     """
@@ -189,7 +189,7 @@ class Group(Generic[S]):
         """Return the content of a file.
 
         Raises:
-            OSError: ENOENT without such a file, EINVAL when it cannot be read.
+            OSError: ENOENT without such a file, EINVAL for a write-only one.
         """
         file = self.file(name)
         if file is None:
@@ -199,16 +199,15 @@ class Group(Generic[S]):
         return file.read(self)
 
     def write(self, name: str, data: bytes, *, writer: int = 0) -> None:
-        """Give a file what one system call writes; the offset never matters.
+        """Pass the data of one system call to a file; the offset does not matter.
 
         Args:
             name: The file.
-            data: What is written; the kernel takes it up to the first NUL.
-            writer: The process (or thread) that writes, meant by a pid of 0.
+            data: The data, used up to the first NUL.
+            writer: The process or thread that writes; a written pid of 0 stands for it.
 
         Raises:
-            OSError: ENOENT without such a file, E2BIG for more than a page, and
-                whatever the controller refuses with.
+            OSError: ENOENT without such a file, E2BIG for more than a page, or the controller's errno.
         """
         file = self.file(name)
         if file is None:

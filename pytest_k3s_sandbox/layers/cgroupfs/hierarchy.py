@@ -1,6 +1,6 @@
-"""Cgroup v1 hierarchies as a model: groups, files, tasks. No FUSE and no I/O.
+"""A model of cgroup v1 hierarchies: groups, files and tasks, without FUSE or I/O.
 
-Behaviour is that of ``kernel/cgroup/cgroup-v1.c`` and of
+The model follows ``kernel/cgroup/cgroup-v1.c`` and
 ``Documentation/admin-guide/cgroup-v1/cgroups.rst``. Refusals are :class:`OSError`
 with the kernel's errno.
 """
@@ -25,7 +25,7 @@ class Hierarchy(Generic[S]):
 
     Args:
         controller: The controller.
-        accounting: Where processes are looked up.
+        accounting: Finds processes.
     """
 
     def __init__(self, controller: Controller[S], accounting: Accounting) -> None:
@@ -39,9 +39,9 @@ class Hierarchy(Generic[S]):
         self.writer = 0
         self.last = Sample({}, {}, {})
         self.announce: Callable[[Sample], None] = lambda new: self.advance(Change.between(self.last, new))
-        """Called with each new sample; a tree puts itself here to pass it to all hierarchies."""
+        """Called with each new sample; a tree replaces it to pass the sample to all hierarchies."""
         self.backing: Backing | None = None
-        """The kernel's own hierarchy of the same controller, if any; set before any group is made."""
+        """The kernel's own hierarchy of the same controller, if any; set before the first group."""
         self.version = 0
         """Changes whenever a process or a group comes, goes or moves."""
         self._left: set[Group[S]] = set()
@@ -87,7 +87,7 @@ class Hierarchy(Generic[S]):
 
         Args:
             group: The group.
-            parent: Where it shall be; only where it is already is allowed.
+            parent: The new parent; only the current one is allowed.
             name: Its new name.
 
         Raises:
@@ -117,14 +117,14 @@ class Hierarchy(Generic[S]):
             self.announce(self.accounting.census(tuple(group.pids), ended=ended))
 
     def listed(self, group: Group[S], name: str) -> list[int] | None:
-        """Return what the kernel's own hierarchy has in a list of a group's, and make ours the same.
+        """Return a list of the kernel's own group, and update the model from it.
 
         Args:
             group: The group.
             name: ``cgroup.procs`` or ``tasks``.
 
         Returns:
-            The sorted numbers, None where there is no such hierarchy.
+            The sorted numbers; None without such a hierarchy.
         """
         found = None if self.backing is None else self.backing.numbers(group.path, name)
         if found is None:
@@ -140,7 +140,7 @@ class Hierarchy(Generic[S]):
         return sorted(found)
 
     def close(self) -> None:
-        """Take all groups and processes out of the kernel's own hierarchy again."""
+        """Remove all groups and processes from the kernel's own hierarchy."""
         if self.backing is None:
             return
         for group in reversed(list(self.root.subtree())):
@@ -160,12 +160,12 @@ class Hierarchy(Generic[S]):
 
         Args:
             group: Where to.
-            tid: A thread, 0 for the writer.
+            tid: The thread; 0 stands for the writer.
             whole: Whether all threads of its process go with it.
 
         Raises:
-            OSError: ESRCH without such a thread, EINVAL for one of the kernel's, EACCES for
-                one that the writer has no power over, or what the controller refuses with.
+            OSError: ESRCH without such a thread, EINVAL for a kernel thread, EACCES without permission to
+                move it, or the controller's errno.
         """
         tid = tid or self.writer
         leader = self.accounting.thread_group(tid)
@@ -191,7 +191,7 @@ class Hierarchy(Generic[S]):
         self._announce_empty()
 
     def _check(self, moving: int, tid: int) -> None:
-        """Refuse to move what has ended, what is the kernel's, and what the writer has no power over."""
+        """Refuse to move an ended process, a kernel thread, and one that the writer has no permission for."""
         process = self.last.processes.get(moving)
         if process is None:
             fail(errno.ESRCH)
@@ -201,13 +201,13 @@ class Hierarchy(Generic[S]):
             fail(errno.EACCES)
 
     def advance(self, change: Change) -> None:
-        """Take a sample: forget the dead, let children follow their parents, account the rest."""
+        """Apply a sample: remove the dead, place children in their parents' groups, account all."""
         self.last = change.new
         if self.members:
             for pid in change.gone:
                 self._place(pid, self.root)
             for process in change.fresh:
-                # The child of a dead parent is init's; its session still tells where it comes from.
+                # A child of a dead parent is init's; its session still leads to its group.
                 origin = process.leader or (process.session if process.parent == 1 else process.parent)
                 group = self.members.get(origin)
                 if group is not None and process.pid != origin:
@@ -233,7 +233,7 @@ class Hierarchy(Generic[S]):
             self._release(group)
 
     def _release(self, group: Group[S]) -> None:
-        """Run the release agent for a group that has nothing left (``cgroup1_check_for_release``)."""
+        """Run the release agent for an empty group (``cgroup1_check_for_release``)."""
         empty = not group.pids and not group.children and group.parent is not None
         if empty and group.notify_on_release and self.release_agent:
             self.accounting.release(self.release_agent, group.path)

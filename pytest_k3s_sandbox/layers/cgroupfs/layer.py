@@ -1,4 +1,4 @@
-"""The FUSE cgroupfs as a layer: a process in the sandbox, checked by a program beside it."""
+"""The FUSE cgroupfs as a layer: a server in the sandbox, and a probe that checks it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pytest_k3s_sandbox.layers.cgroupfs.__main__ import READY
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox, described
 
-# Without site-packages, which the server does not need and whose .pth files cost as much as it does.
+# Without site-packages: the server needs none, and .pth files double its start.
 _PYTHON = (sys.executable, "-I", "-S")
 _ROOT = str(Path(__file__).parents[3])
 _SERVE = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from pytest_k3s_sandbox.layers.cgroupfs.__main__ import main; sys.exit(main())"
 )
-_TAIL = 2000  # characters of the log that an error shows
+_TAIL = 2000  # characters of the log in an error
 
 
 class FuseCgroupfs:
@@ -34,11 +34,11 @@ class FuseCgroupfs:
         sandbox: Where.
         controllers: Names of the controllers.
         at: The directory inside that gets each controller.
-        real: Whether the sandbox's own cgroup mounts go below ours, so that its mount
-            table has lines of type ``cgroup`` also without the interceptor; by default in gVisor.
-        opens: Whether programs open files even where they can be read without: an open can be interrupted.
-        stats: A file inside that gets counts of operations, as the server's ``--stats``.
-        timeout: Seconds until it has to be ready.
+        real: Whether to mount the sandbox's own cgroups below the served ones, so that mount tables have
+            lines of type ``cgroup`` without the interceptor, too; by default in gVisor.
+        opens: Whether programs send opens where gVisor can do without; a signal can interrupt an open.
+        stats: A file inside for counts of operations; the server's ``--stats``.
+        timeout: The most seconds until the server is ready.
     """
 
     name = "fuse_cgroupfs"
@@ -69,7 +69,7 @@ class FuseCgroupfs:
         """Start the server, wait until it serves, and check it.
 
         Raises:
-            LayerError: It does not come up, or not as it should.
+            LayerError: The server does not come up, or fails its check.
         """
         self._start()
         return self
@@ -80,10 +80,10 @@ class FuseCgroupfs:
         return None if code is None else f"the server {described(code)}"
 
     def restore(self) -> None:
-        """Start a server again; it takes the dead mounts off ("Transport endpoint is not connected").
+        """Start a server again, which unmounts the dead mounts ("Transport endpoint is not connected").
 
-        Groups and their members come back from the kernel's own hierarchies where it has some; what
-        was written to them does not, and neither do files that a program holds open.
+        The server restores groups and their members from the kernel's own hierarchies, if any. Values written
+        to the groups' files are lost, and files that programs hold open stay broken.
         """
         self._start()
 
@@ -115,11 +115,11 @@ class FuseCgroupfs:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id inside; None when it is not running."""
+        """The server's process id inside; None if it does not run."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def check(self) -> Health:
-        """Read, write, make and remove groups from a program of its own inside."""
+        """Read, write, make and remove groups with a program inside."""
         if self.pid is None:
             return Health(ok=False, details={"problems": "the server is not running"})
         try:
@@ -131,7 +131,7 @@ class FuseCgroupfs:
 
     def _come_up(self, process: Process) -> None:
         self._wait(process, Deadline.after(self._timeout))
-        # The server has probed its own mounts before it said ready; a second program would cost as much.
+        # The server probes its own mounts before it is ready; a second program would cost as much.
         try:
             problems = probe.parse(_text(process))["problems"]
         except ValueError as failed:

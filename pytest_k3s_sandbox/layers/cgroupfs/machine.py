@@ -1,4 +1,4 @@
-"""The machine as the model sees it, apart from its processes' numbers.
+"""Reads facts of the machine for the model, besides the numbers of processes.
 
 Sources: ``Documentation/ABI/``, proc_pid_fd(5), proc_pid_status(5), pidfd_getfd(2), eventfd(2),
 ``kernel/cgroup/cgroup-v1.c`` (cgroup1_release_agent).
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.layers.cgroupfs.values import digits, parse_list
 
-if TYPE_CHECKING:  # imported where it is used: few do, and all would wait for it
+if TYPE_CHECKING:  # imported in the function that uses it: its import slows every start
     import subprocess
 
-_MAX_NUMBER = range(1 << 16)  # of a CPU or a memory node; bounds what a list file may name
+_MAX_NUMBER = range(1 << 16)  # the largest number of a CPU or memory node that a list file may name
 _WORD = 32  # bits in a word of a mask
 _KIB = 1024
 _SYS_PIDFD_GETFD = 438
@@ -25,7 +25,7 @@ _AGENT_ENVIRONMENT = {"HOME": "/", "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
 
 
 def read_text(path: str) -> str | None:
-    """Return a small file's content, None when it is not there (any more)."""
+    """Return a small file's content; None if the file does not exist."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -42,7 +42,7 @@ def read_text(path: str) -> str | None:
 
 
 def names(path: str) -> list[str]:
-    """Return the names in a directory, none when it is not there."""
+    """Return the names in a directory; none if it does not exist."""
     try:
         return os.listdir(path)
     except OSError:
@@ -50,7 +50,7 @@ def names(path: str) -> list[str]:
 
 
 class Machine:
-    """What the kernel tells of itself; implements that part of :class:`~.sample.Accounting`.
+    """Facts of the kernel; implements that part of :class:`~.sample.Accounting`.
 
     Args:
         proc: Where procfs is mounted.
@@ -58,21 +58,21 @@ class Machine:
     """
 
     def __init__(self, proc: str, cpus: frozenset[int]) -> None:
-        """Read what does not change."""
+        """Read the facts that do not change."""
         self._proc = proc
         self._agents: list[subprocess.Popen[bytes]] = []
         self.cpus = cpus
-        # Without a list there is no NUMA, which is node 0.
+        # A kernel without NUMA has no list, and memory node 0.
         self.mems = _numbers("/sys/devices/system/node/online") or frozenset({0})
         possible = max(cpus | _numbers("/sys/devices/system/cpu/possible")) + 1
-        # MAX_NUMNODES is only in the width of this mask.
+        # The width of this mask is the only place that shows MAX_NUMNODES.
         mask = self.status(os.getpid()).get("Mems_allowed", "1")
         self.limits = possible, _WORD * len(mask.split(","))
         sizes = (digits(name.removeprefix("hugepages-"))[0] for name in names("/sys/kernel/mm/hugepages"))
         self.huge_pages = sorted((size * _KIB for size in sizes if size), reverse=True)
 
     def status(self, tid: int) -> dict[str, str]:
-        """Return the fields of a thread's status file, none when there is no such thread."""
+        """Return the fields of a thread's status file; none without such a thread."""
         lines = (read_text(f"{self._proc}/{tid}/status") or "").splitlines()
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -92,17 +92,17 @@ class Machine:
         return effective in {"0", real, saved}
 
     def freeze(self, pid: int, *, frozen: bool) -> None:
-        """Send SIGSTOP or SIGCONT, never to ourselves: nobody could thaw us."""
+        """Send SIGSTOP or SIGCONT, except to this server, which could not continue itself."""
         if pid != os.getpid():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def release(self, agent: str, path: str) -> None:
-        """Start the agent with the group's path and the kernel's environment; nobody waits for it."""
+        """Start the agent with the group's path and the kernel's environment, without waiting for its end."""
         import subprocess
 
         self._agents = [process for process in self._agents if process.poll() is None]
-        with suppress(OSError):  # like the kernel, which tells nobody either
+        with suppress(OSError):  # the kernel does not report the error either
             self._agents.append(
                 subprocess.Popen(
                     [agent, path],
@@ -120,7 +120,7 @@ class Machine:
         return digits(read_text(f"{self._proc}/sys/{name}") or "", 10)[0]
 
     def disk(self, device: str) -> bool:
-        """Look for it in sysfs."""
+        """Look for the disk in sysfs."""
         folder = f"/sys/dev/block/{device}"
         return os.path.exists(folder) and not os.path.exists(f"{folder}/partition")
 
@@ -130,14 +130,14 @@ class Machine:
         return [line.partition(":")[0].strip() for line in lines if ":" in line]
 
     def opened(self, writer: int, descriptor: int) -> str | None:
-        """Return what a descriptor leads to."""
+        """Return the target of a descriptor."""
         try:
             return os.readlink(f"{self._proc}/{writer}/fd/{descriptor}")
         except OSError:
             return None
 
     def signaller(self, writer: int, descriptor: int) -> Callable[[], None] | None:
-        """Duplicate the eventfd into this process, where the kernel can (pidfd_getfd(2), Linux 5.6)."""
+        """Duplicate the eventfd into this process, if the kernel can (pidfd_getfd(2), Linux 5.6)."""
         import ctypes
 
         try:
@@ -153,7 +153,7 @@ class Machine:
 
 
 class _Event:
-    """An eventfd of somebody else's; closed with the last reference."""
+    """A duplicate of another process' eventfd, closed with its last reference."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

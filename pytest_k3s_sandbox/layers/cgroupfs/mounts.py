@@ -1,4 +1,4 @@
-"""Mounting, unmounting, and the mount table, through the system calls themselves."""
+"""Mounts, unmounts and reads the mount table, by system calls alone."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MS_BIND = 4096
 """Flag of mount(2)."""
 
 MNT_DETACH = 2
-"""Flag of umount2(2): the mount goes from the tree at once, and ends with its last user."""
+"""Flag of umount2(2): detach the mount at once, and end it with its last user."""
 
-_FIELDS_BEFORE = 6  # that every line of mountinfo has before its separator
+_FIELDS_BEFORE = 6  # of every line of mountinfo, before and after its separator
 _FIELDS_AFTER = 3
 
 
@@ -47,7 +47,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
     """Parse ``/proc/PID/mountinfo``.
 
     Raises:
-        ValueError: A line is not as proc_pid_mountinfo(5) says.
+        ValueError: A line is malformed.
     """
     mounts = []
     for line in text.splitlines():
@@ -68,15 +68,15 @@ def mounted() -> list[Mount]:
 
 
 def kind(target: str) -> str | None:
-    """Return the type of the topmost filesystem that is mounted exactly there, None without one."""
+    """Return the type of the topmost file system on a mountpoint; None if it is not one."""
     return {mount.target: mount.kind for mount in mounted()}.get(target)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """Put a filesystem on a directory with the system call of that name.
+    """Mount a file system, with the system call of that name.
 
     Raises:
-        OSError: What the system call said, naming the target.
+        OSError: The error of mount(2), with the target.
     """
     arguments = (
         os.fsencode(source),
@@ -91,10 +91,10 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 
 def unmount(target: str) -> None:
-    """Take the topmost mount off a directory, also one that is in use.
+    """Unmount the topmost file system of a directory, even in use.
 
     Raises:
-        OSError: What umount2(2) said, naming the target.
+        OSError: The error of umount2(2), with the target.
     """
     if _libc().umount2(os.fsencode(target), MNT_DETACH):
         number = ctypes.get_errno()
@@ -102,9 +102,9 @@ def unmount(target: str) -> None:
 
 
 def is_dead(path: str) -> bool:
-    """Tell whether a FUSE mount lies there whose server is gone ("Transport endpoint is not connected")."""
+    """Return whether a directory is a FUSE mount without a server ("Transport endpoint is not connected")."""
     try:
-        # Opening asks the server; stat(2) can be answered out of the kernel's cache.
+        # An open asks the server; the kernel may answer stat(2) from its cache.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
@@ -116,10 +116,10 @@ def clear_dead(path: str) -> int:
     """Unmount every dead FUSE mount from the top of a directory.
 
     Returns:
-        How many there were.
+        The number of mounts.
 
     Raises:
-        OSError: One cannot be unmounted.
+        OSError: An unmount failed.
     """
     count = 0
     while is_dead(path):
@@ -129,30 +129,30 @@ def clear_dead(path: str) -> int:
 
 
 def refuse_others(path: str) -> None:
-    """Make sure that a place for a mount is not another user's: in /tmp it may lead anywhere.
+    """Check that a mountpoint does not belong to another user: in /tmp it may be a link to anywhere.
 
     Args:
-        path: The place; one that is missing is no error.
+        path: The mountpoint; it may be missing.
 
     Raises:
-        PermissionError: It, or the link that it is, belongs to another user.
+        PermissionError: The directory or link belongs to another user.
     """
     try:
         user = os.lstat(path).st_uid
-    except OSError:  # missing, or a dead mount: that is root's
+    except OSError:  # missing, or a dead mount, which is root's
         return
     if user != os.geteuid():
         raise PermissionError(errno.EPERM, f"it belongs to the user {user}", path)
 
 
 def make_directory(path: str) -> bool:
-    """Make a directory; where its parent refuses, put a tmpfs on the parent first.
+    """Make a directory; if its parent refuses, mount a tmpfs on the parent first.
 
     Returns:
         Whether a tmpfs was mounted.
 
     Raises:
-        OSError: Neither was possible.
+        OSError: Both failed.
     """
     try:
         os.makedirs(path, exist_ok=True)

@@ -1,9 +1,8 @@
-"""Which number of a FUSE node means which group or file.
+"""Maps the numbers of FUSE nodes to groups and files.
 
-A node is a group's number and, in its lowest bits, the place of a file among its
-hierarchy's; 0 there is the directory itself. So files cost nothing until they are opened, and
-nothing has to be remembered until the kernel says that it has forgotten it. Numbers are not
-used again: what the kernel still knows of a removed group leads nowhere.
+A node is a group's number, and in its lowest bits the index of a file in its hierarchy; index 0 is the
+directory itself. So files need no state, and FUSE_FORGET needs no handling. Numbers are not reused: nodes of
+a removed group stay invalid.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Nodes:
     """
 
     def __init__(self, tree: Tree) -> None:
-        """Know the mountpoint only; groups get their numbers when they are looked up."""
+        """Number the mountpoint; groups get their numbers at their first lookup."""
         self._tree = tree
         self._links = tuple(tree.links)
         self._groups: dict[int, tuple[Group[Any], tuple[str, ...]]] = {}
@@ -57,12 +56,12 @@ class Nodes:
         return number << _SHIFT | (self._groups[number][1].index(name) + 1 if name else 0)
 
     def place(self, node: int, *, gone: int = errno.ENOENT) -> Place:
-        """Return what a node is.
+        """Return the group and file of a node.
 
         Args:
             node: Its number.
-            gone: What is said when its group was removed. By its path it is not found any more, also when
-                gVisor found it and the request came after the removal; what is open says ENODEV (kernfs).
+            gone: The errno after the group's removal: ENOENT for requests by path, also for one that gVisor
+                sent after the removal; ENODEV for open files (kernfs).
 
         Raises:
             OSError: Its group was removed.
@@ -120,7 +119,7 @@ class Nodes:
         return {name: hierarchy.root for name, hierarchy in self._tree.hierarchies.items()}
 
     def target(self, node: int) -> str | None:
-        """Return where a symbolic link leads, None for what is none."""
+        """Return the target of a symbolic link; None for another node."""
         place = node - ROOT - 1
         return self._tree.links[self._links[place]] if 0 <= place < len(self._links) else None
 
@@ -137,10 +136,10 @@ class Nodes:
             yield self.of(child), DT_DIR, name
 
     def forget(self, group: Group[Any]) -> range:
-        """Forget a group that was removed.
+        """Drop a removed group.
 
         Returns:
-            The nodes that it had.
+            The group's nodes.
         """
         number = self._numbers.pop(group, None)
         if number is None:

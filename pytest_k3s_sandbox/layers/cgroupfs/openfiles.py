@@ -1,4 +1,4 @@
-"""The files and directories that programs read, each with what its reader goes through."""
+"""Open files and directories, with the text or the names that their readers get."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pytest_k3s_sandbox.layers.cgroupfs.group import Group
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
-_READERS = 4  # of one file at a time; another one may then get a later text
+_READERS = 4  # of one file at a time; another reader may get a later text then
 _FILES = 1024
 _LISTINGS = 64
 
@@ -27,7 +27,7 @@ class OpenFile:
     __slots__ = ("_ahead", "_content", "_group", "name")
 
     def __init__(self, group: Group[Any], name: str) -> None:
-        """Remember which file it is; nothing is read yet."""
+        """Keep the file's name; nothing is read yet."""
         self.name = name
         self._group = group
         self._content: bytes | None = None
@@ -35,12 +35,12 @@ class OpenFile:
 
     @property
     def alive(self) -> bool:
-        """Whether its group is there."""
+        """Whether its group exists."""
         above = self._group.parent
         return above is None or above.children.get(self._group.name) is self._group
 
     def read_ahead(self) -> None:
-        """Read now what the first read will be given.
+        """Read the content now, for the first read.
 
         Raises:
             OSError: As :meth:`read`.
@@ -49,7 +49,7 @@ class OpenFile:
         self._ahead = True
 
     def read(self, offset: int) -> bytes:
-        """Return the whole content: of now for a read from the start, otherwise of that read.
+        """Return the whole content, rendered again for a read at offset 0.
 
         Raises:
             OSError: ENODEV when the group was removed, or what the file refuses with.
@@ -62,7 +62,7 @@ class OpenFile:
         return self._content
 
     def write(self, data: bytes, thread: int) -> None:
-        """Hand a write to the file.
+        """Pass a write to the file.
 
         Raises:
             OSError: ENODEV when the group was removed, or what the file refuses with.
@@ -73,7 +73,7 @@ class OpenFile:
 
 
 class OpenFiles:
-    """All open files, by the numbers that the kernel knows them by."""
+    """All open files, by their handles."""
 
     def __init__(self) -> None:
         """Know none."""
@@ -86,7 +86,7 @@ class OpenFiles:
         Args:
             group: The group it is in.
             name: Its name.
-            ahead: Whether it is read now.
+            ahead: Whether to read it now.
 
         Raises:
             OSError: It cannot be read.
@@ -110,7 +110,7 @@ class OpenFiles:
         return file
 
     def outlives(self, number: int) -> bool:
-        """Tell whether a file is open whose group is gone."""
+        """Return whether a file of a removed group is open."""
         file = self._files.get(number)
         return file is not None and not file.alive
 
@@ -120,16 +120,16 @@ class OpenFiles:
 
 
 class UnopenedReads:
-    """Reads of files without an open: texts are told apart by the node and the thread that reads."""
+    """Reads of files without an open, by node and reading thread."""
 
     def __init__(self) -> None:
-        """Know no reader."""
+        """Start without readers."""
         self._texts: dict[int, dict[int, bytes]] = {}
 
     def read(self, node: int, file: OpenFile, thread: int, offset: int) -> bytes:
-        """Return the whole content: of now for a read from the start, otherwise of that thread's.
+        """Return the whole content, rendered again for a read at offset 0 of the thread.
 
-        A reader that goes on in another thread gets the text that was rendered last.
+        A reader that continues in another thread gets the newest text.
 
         Raises:
             OSError: As :meth:`OpenFile.read`.
@@ -137,7 +137,7 @@ class UnopenedReads:
         texts = self._texts.get(node)
         goes_on = texts if offset else None
         content = (goes_on.get(thread) or next(reversed(goes_on.values()))) if goes_on else file.read(0)
-        if offset >= len(content):  # the end, after which it does not go on
+        if offset >= len(content):  # the end; the reader does not continue
             if texts is not None:
                 texts.pop(thread, None)
                 if not texts:
@@ -155,11 +155,10 @@ class UnopenedReads:
 
 
 class Listings:
-    """What readers of directories go through, by the numbers that the kernel knows them by.
+    """The listings that readers of directories get, by handle.
 
-    Only the latest are kept: to a filesystem that answers opens of files with ENOSYS, gVisor does not tell
-    that a directory is closed either (``fileDescription.Release`` in ``fsimpl/fuse/file.go``), so that
-    all listings of a node's life would stay.
+    Only the newest are kept. After ENOSYS for FUSE_OPEN, gVisor sends no FUSE_RELEASEDIR either
+    (``fileDescription.Release`` in ``fsimpl/fuse/file.go``), so listings would pile up.
     """
 
     def __init__(self) -> None:
@@ -168,11 +167,11 @@ class Listings:
         self._last = 0
 
     def __len__(self) -> int:
-        """Return how many are kept."""
+        """Return the number of listings."""
         return len(self._entries)
 
     def open(self) -> int:
-        """Return a number for a directory; nothing is kept before it is read."""
+        """Return a handle for a directory; the listing follows at the first read."""
         self._last += 1
         return self._last
 
@@ -184,9 +183,9 @@ class Listings:
             del self._entries[next(iter(self._entries))]
 
     def get(self, number: int) -> list[Entry] | None:
-        """Return a listing, None for one that is not kept (any more)."""
+        """Return a listing; None for one that is not kept."""
         return self._entries.get(number)
 
     def close(self, number: int) -> None:
-        """Forget a listing."""
+        """Drop a listing."""
         self._entries.pop(number, None)

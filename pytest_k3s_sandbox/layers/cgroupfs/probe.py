@@ -1,6 +1,6 @@
-"""What a program sees of a cgroup filesystem: for the server before it is ready, or ``probe.py DIR NAME...``.
+"""Checks a cgroup file system as a program: for the server at its start, or ``probe.py DIR NAME...``.
 
-It imports the standard library only, and little of it, because it is on the way of every start.
+It imports little of the standard library, because every start runs it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 CGROUP_SUPER_MAGIC = 0x27E0EB
-"""What statfs(2) says of the kernel's cgroup v1."""
+"""``f_type`` of the kernel's cgroup v1."""
 
 FUSE_SUPER_MAGIC = 0x65735546
-"""What it says of every FUSE mount; a program inside sees the other only through the interceptor."""
+"""``f_type`` of FUSE mounts; programs inside see the other only under the interceptor."""
 
 _NAMES = {
     CGROUP_SUPER_MAGIC: "cgroup",
@@ -28,7 +28,7 @@ def magic(path: str) -> int:
     Raises:
         OSError: The call failed.
     """
-    buffer = (ctypes.c_long * 32)()  # struct statfs is 120 bytes, and f_type its first word
+    buffer = (ctypes.c_long * 32)()  # struct statfs has 120 bytes; f_type is its first word
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.statfs(os.fsencode(path), ctypes.byref(buffer)):
         number = ctypes.get_errno()
@@ -37,14 +37,14 @@ def magic(path: str) -> int:
 
 
 def probe(root: str, controllers: Sequence[str]) -> dict[str, str]:
-    """Use the filesystem as a node does.
+    """Use the file system as a node does.
 
     Args:
         root: The directory with one directory for each controller.
-        controllers: Those that have to be there.
+        controllers: The expected controllers.
 
     Returns:
-        What was seen, by name; ``problems`` is empty when all is well.
+        The findings by name; ``problems`` is empty for a healthy file system.
     """
     seen: dict[str, str] = {}
     problems: list[str] = []
@@ -66,12 +66,12 @@ def probe(root: str, controllers: Sequence[str]) -> dict[str, str]:
 
 
 def render(seen: dict[str, str]) -> str:
-    """Return what was seen as lines of text."""
+    """Return the findings as lines of text."""
     return "".join(f"seen {name}: {value}\n" for name, value in seen.items())
 
 
 def parse(text: str) -> dict[str, str]:
-    """Return what :func:`render` wrote, wherever it is in a text.
+    """Parse the output of :func:`render`, anywhere in a text.
 
     Raises:
         ValueError: The text has no such lines.

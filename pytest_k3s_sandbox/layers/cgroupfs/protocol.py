@@ -1,8 +1,7 @@
-"""The FUSE protocol as the kernel speaks it on ``/dev/fuse``: numbers, structures, one request's answer.
+"""The FUSE protocol of ``/dev/fuse``: numbers, structures, and answers.
 
-Sources: ``include/uapi/linux/fuse.h`` (the structures of minor version 31, which Linux and gVisor
-both speak), fuse(4). It is spoken here without libfuse because a server starts with every
-node: see docs/cgroupfs.md for what that saves.
+Sources: ``include/uapi/linux/fuse.h`` (the structures of minor version 31, which Linux and gVisor support),
+fuse(4). docs/cgroupfs.md says how much of a server's start the absence of libfuse saves.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import struct
 from collections.abc import Sequence
 
 MAJOR, MINOR = 7, 31
-"""The version that is answered; a kernel with a later minor speaks this one then."""
+"""The protocol version; a kernel with a later minor version falls back to it."""
 
 ROOT = 1
 """The node of the mountpoint."""
@@ -56,10 +55,10 @@ OPERATIONS = {
     46: "lseek",
     51: "tmpfile",
 }
-"""What a program can cause, by number; to anything else the answer is ENOSYS."""
+"""The operations that a program can cause, by number; the answer to others is ENOSYS."""
 
 NO_REPLY = frozenset({"forget", "interrupt", "batch_forget"})
-"""What the kernel wants no answer to; an interrupted request is served in microseconds anyway."""
+"""The operations without an answer; an interrupted request takes only microseconds."""
 
 ATOMIC_O_TRUNC = 1 << 3
 BIG_WRITES = 1 << 5
@@ -70,7 +69,7 @@ FOPEN_NOFLUSH = 1 << 5
 
 FATTR_MODE, FATTR_UID, FATTR_GID = 1 << 0, 1 << 1, 1 << 2
 
-MAX_WRITE = 32 * 1024  # more than the page that a cgroup file takes: what is too long is seen whole
+MAX_WRITE = 32 * 1024  # more than the page that a cgroup file accepts, so that too long a write arrives whole
 BUFFER = MAX_WRITE + 4096  # fuse(4): a write's data and its headers, and no less than 8 KiB
 
 IN = struct.Struct("<IIQQIIII")
@@ -80,7 +79,7 @@ OUT = struct.Struct("<IiQ")
 """Length, minus the errno, number of the request."""
 
 HEADER = IN.size
-"""Where a request's own part begins."""
+"""The offset of a request's own part."""
 
 ATTRIBUTES = struct.Struct("<6Q10I")
 """Inode, size, blocks, three times, their nanoseconds, mode, links, user, group, rdev, blksize, flags."""
@@ -113,7 +112,7 @@ _SIZE = struct.Struct("<II")
 
 
 def entry(node: int, attributes: bytes, seconds: int) -> bytes:
-    """Return the answer to a lookup: the node, and for how long that and its attributes are good."""
+    """Return the answer to a lookup: the node, its attributes, and how long both are valid."""
     return _ENTRY.pack(node, 0, seconds, seconds, 0, 0) + attributes
 
 
@@ -128,7 +127,7 @@ def opened(handle: int, flags: int = 0) -> bytes:
 
 
 def initialized(minor: int, readahead: int, flags: int) -> bytes:
-    """Return the answer to init: what we speak and want of what the kernel offers."""
+    """Return the answer to init: the version, and the accepted flags of the kernel."""
     wanted = flags & (ATOMIC_O_TRUNC | BIG_WRITES | PARALLEL_DIROPS)
     nanoseconds, unused = 1, (0,) * 8
     return _INIT_OUT.pack(
@@ -137,7 +136,7 @@ def initialized(minor: int, readahead: int, flags: int) -> bytes:
 
 
 def size_out(size: int) -> bytes:
-    """Return the answer to write, and to the question how long an extended attribute is."""
+    """Return the answer to write, and to getxattr and listxattr for a size."""
     return _SIZE.pack(size, 0)
 
 
@@ -151,8 +150,8 @@ def directory(entries: Sequence[tuple[int, int, bytes]], offset: int, size: int)
 
     Args:
         entries: Inode, type (``DT_DIR`` and so on) and name of each.
-        offset: How many of them the reader has.
-        size: Bytes that the reader takes.
+        offset: The number of entries that the reader has.
+        size: The size of the reader's buffer.
     """
     parts = []
     for number, (inode, kind, name) in enumerate(entries[offset:], offset + 1):

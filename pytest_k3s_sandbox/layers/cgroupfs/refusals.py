@@ -1,6 +1,6 @@
-"""The operations of the filesystem that change nothing, and those that cgroup filesystems refuse.
+"""The operations that change nothing, and those that cgroup file systems refuse.
 
-What is refused, and how, is what Linux' own cgroup v1 answers (6.18, ``fs/kernfs``, ``fs/namei.c``).
+The errnos are those of cgroup v1 in Linux 6.18 (``fs/kernfs``, ``fs/namei.c``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class Refusals:
     """Handlers as :class:`~.filesystem.CgroupFilesystem` calls them: node, thread, request."""
 
     def do_nothing(self, _node: int, _thread: int, _request: Request) -> bytes:
-        """Agree: writes took effect at once, modes are checked by the kernel, nothing is stored."""
+        """Succeed: writes are complete, the kernel checks modes, and nothing is stored."""
         return b""
 
     do_access = do_flush = do_fsync = do_destroy = do_nothing
     do_forget = do_batch_forget = do_interrupt = do_nothing
 
     def do_fsyncdir(self, _node: int, _thread: int, _request: Request) -> bytes:
-        """Refuse as the kernel's cgroup directories do."""
+        """Refuse, as the kernel's cgroup directories do."""
         fail(errno.EINVAL)
 
     def do_create(self, _node: int, _thread: int, _request: Request) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What is known about the machine's processes at one moment, and who finds it out."""
+"""A sample of the machine's processes, and the contract of accounting."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ NANOSECONDS = 1_000_000_000
 class Process(NamedTuple):
     """One process (a thread group), from ``/proc/PID/stat`` of proc_pid_stat(5).
 
-    A thread that is in another group than its process is an entry of its own, with what it
-    spent since it was set apart; that of its process has the rest.
+    A thread in another group than its process has its own entry, with its time since then. The entry of its
+    process has the rest.
 
     Attributes:
         pid: Its id, which is also that of its first thread.
@@ -23,16 +23,16 @@ class Process(NamedTuple):
         state: The state's letter.
         user: Nanoseconds in user mode.
         system: Nanoseconds in kernel mode.
-        reaped_user: Nanoseconds in user mode of its children that ended and were waited for.
-        reaped_system: Likewise in kernel mode.
+        reaped_user: Nanoseconds in user mode of its reaped children.
+        reaped_system: Nanoseconds in kernel mode of its reaped children.
         processor: The CPU it ran on last.
         threads: Number of its threads.
         anonymous: Resident bytes that no file backs.
         mapped: Resident bytes that files or shared memory back.
         faults: Page faults so far.
         major_faults: Page faults that needed I/O so far.
-        leader: For a thread that is set apart the id of its process, otherwise 0.
-        kernel: Whether it is a thread of the kernel's, which no group can have.
+        leader: The id of its process for a thread with its own entry, otherwise 0.
+        kernel: Whether it is a kernel thread, which no group accepts.
     """
 
     pid: int
@@ -55,12 +55,12 @@ class Process(NamedTuple):
 
     @property
     def dead(self) -> bool:
-        """Whether nothing of it but its exit status is left, so that it is in no group."""
+        """Whether it is a zombie, which is in no group."""
         return self.state in "ZX" and self.threads <= 1  # the first thread may end before the others
 
     @property
     def process(self) -> int:
-        """The id of the process that it is or is a thread of."""
+        """The id of the process, also for a thread."""
         return self.leader or self.pid
 
 
@@ -83,14 +83,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened between two samples.
+    """The difference between two samples.
 
     Attributes:
         old: The earlier one.
         new: The later one.
-        gone: Ids of processes that are dead, or were and are another's now.
+        gone: Ids of dead processes, including ids that were reused.
         fresh: Processes that the earlier one did not have, parents before children.
-        changed: Every process whose numbers may differ, with what they were, if it was there.
+        changed: Every process whose numbers may differ, with its earlier entry, if any.
     """
 
     old: Sample
@@ -119,7 +119,7 @@ class Change:
 
 
 class Accounting(Protocol):
-    """Finds out about processes and stops them; everything that the model cannot do itself."""
+    """Everything that the model needs of the machine: finds processes, and stops them."""
 
     @property
     def cpus(self) -> frozenset[int]:
@@ -131,7 +131,7 @@ class Accounting(Protocol):
 
     @property
     def limits(self) -> tuple[int, int]:
-        """How many CPUs and memory nodes the kernel could have: what bounds a list of them."""
+        """The kernel's limits on CPUs and memory nodes, which bound a list of them."""
 
     @property
     def huge_pages(self) -> Sequence[int]:
@@ -141,44 +141,43 @@ class Accounting(Protocol):
         """Return a sample that may be as old as the accounting allows (about a second)."""
 
     def census(self, refresh: Iterable[int] = (), *, ended: bool = False, started: bool = True) -> Sample:
-        """Return a sample that has every process of now, and the numbers of now of some.
+        """Return a sample with the current processes, and the current numbers of some.
 
         Args:
-            refresh: Processes whose numbers have to be of now; those of the others may be
-                as old as those of :meth:`sample`.
-            ended: Whether none may be in it that has ended since; otherwise only none of ``refresh``.
-            started: Whether every process has to be in it; otherwise only those of ``refresh``.
+            refresh: Processes whose numbers must be current; others may be as old as in :meth:`sample`.
+            ended: Whether the sample must omit every ended process, or only those of ``refresh``.
+            started: Whether the sample must have every process, or only those of ``refresh``.
         """
 
     def thread_group(self, tid: int) -> int | None:
-        """Return the process that a thread belongs to, or None when there is no such thread."""
+        """Return the process of a thread; None without such a thread."""
 
     def threads(self, pid: int) -> list[int]:
-        """Return the ids of a process' threads, none when it has ended."""
+        """Return the ids of a process' threads; none after its end."""
 
     def set_apart(self, tids: Iterable[int]) -> None:
-        """Make threads entries of their own in every sample from now on, until they end."""
+        """Give threads their own entries in later samples, until they end."""
 
     def may_move(self, writer: int, tid: int) -> bool:
-        """Tell whether the owner of a thread may move another: root's, or the same user's."""
+        """Return whether a thread's user may move another thread: as root, or the same user."""
 
     def freeze(self, pid: int, *, frozen: bool) -> None:
-        """Stop a process or let it run; does nothing when it has ended."""
+        """Stop or continue a process; does nothing after its end."""
 
     def release(self, agent: str, path: str) -> None:
         """Run a release agent for a group that became empty."""
 
     def setting(self, name: str) -> int | None:
-        """Return a number out of ``/proc/sys``, None when it has none of that name."""
+        """Return a number out of ``/proc/sys``; None without such a file."""
 
     def disk(self, device: str) -> bool:
-        """Tell whether there is a disk, not a partition, of that ``major:minor``."""
+        """Return whether ``major:minor`` is a disk and not a partition."""
 
     def interfaces(self) -> list[str]:
         """Return the names of the network interfaces."""
 
     def opened(self, writer: int, descriptor: int) -> str | None:
-        """Return what a descriptor of a thread leads to, as proc_pid_fd(5) says; None when it is closed."""
+        """Return the target of a thread's descriptor, as in proc_pid_fd(5); None if it is closed."""
 
     def signaller(self, writer: int, descriptor: int) -> Callable[[], None] | None:
-        """Return what signals another process' eventfd, None where that cannot be had."""
+        """Return a function that signals another process' eventfd; None if the kernel refuses access."""

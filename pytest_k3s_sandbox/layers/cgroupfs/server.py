@@ -1,6 +1,6 @@
-"""The process that serves a tree: mount, ready, serve until told to stop, unmount.
+"""The server's process: mounts, reports ready, serves until a signal, unmounts.
 
-It starts with every node, from a slow file system: it imports little, and no package but this one.
+It starts with every node, from a slow file system, so it imports little, and only this package.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pytest_k3s_sandbox.layers.cgroupfs.probe import probe
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 DEFAULT_MOUNTPOINT = "/tmp/fuse-cgroup"  # noqa: S108  # the research's path, which its tools name
-"""Where the tree is mounted when nothing else is said."""
+"""The default mountpoint."""
 
-_PRETENDED_SIZE = 8192  # more than any usual content, so that gVisor need not ask before each read
-_GONE = (errno.ENOENT, errno.EINVAL)  # Linux' and gVisor's answer to an answer that nobody waits for any more
+_PRETENDED_SIZE = 8192  # more than usual contents, so that gVisor does not ask before each read
+_GONE = (errno.ENOENT, errno.EINVAL)  # errors of Linux and gVisor for the answer to an interrupted request
 _STATS_TURNS = 5
 
 
-class _Stop(Exception):  # no error: a signal that asks for the end
+class _Stop(Exception):  # not an error: a signal to end
     """Raised in the main thread by SIGTERM and SIGINT."""
 
 
@@ -44,12 +44,12 @@ class Server:
         mountpoint: Where the whole tree is mounted; made when missing.
         controllers: Their names.
         at: A directory that gets each controller as a bind mount of its subtree.
-        real: Whether the kernel's own cgroup mounts are put below those, where the kernel
-            has the controller, so that mount tables keep a line of type ``cgroup``.
-        stats: A file that gets counts of operations as JSON, every few seconds, on SIGUSR1 and at the end.
+        real: Whether to mount the kernel's own cgroups below those, if the kernel has the controller, so that
+            mount tables keep a line of type ``cgroup``.
+        stats: A file for counts of operations as JSON, written every few seconds, on SIGUSR1 and at the end.
         max_age: Seconds for which sampled numbers are good.
-        opens: Whether programs open files even where they can be read without, as in gVisor.
-        log: Takes a line for each change that a program makes.
+        opens: Whether programs send opens where the kernel can do without, as gVisor.
+        log: Called with a line for each change by a program.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Server:
         opens: bool = False,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        """Remember what to serve; nothing is mounted yet."""
+        """Keep the arguments; nothing is mounted yet."""
         self.mountpoint = os.path.abspath(mountpoint)
         self.controllers = tuple(controllers)
         self.at = None if at is None else os.path.abspath(at)
@@ -80,10 +80,10 @@ class Server:
         self._lock = threading.Lock()
 
     def run(self, ready: Callable[[dict[str, str]], None]) -> None:
-        """Serve until SIGTERM or SIGINT; everything that was mounted is unmounted then.
+        """Serve until SIGTERM or SIGINT, then unmount everything.
 
         Args:
-            ready: Called once programs can use the mounts, with what a program sees of them.
+            ready: Called when programs can use the mounts, with the findings of the probe.
 
         Raises:
             ConfigError: A controller is unknown.
@@ -103,7 +103,7 @@ class Server:
         try:
             self._mount(device)
             if self.stats is not None:
-                # In the main thread, between two requests: nothing changes meanwhile.
+                # In the main thread, between two requests, so nothing changes meanwhile.
                 signal.signal(signal.SIGUSR1, lambda _number, _frame: self._write(filesystem))
             self._serve(device, filesystem)
         except _Stop:
@@ -142,7 +142,7 @@ class Server:
             mounts.refuse_others(self.mountpoint)
             mounts.clear_dead(self.mountpoint)
             self._make(self.mountpoint)
-            mounts.refuse_others(self.mountpoint)  # it may have been put there meanwhile
+            mounts.refuse_others(self.mountpoint)  # another process may have mounted it meanwhile
             mounts.mount("cgroup", self.mountpoint, "fuse", mounts.MS_NOSUID | mounts.MS_NODEV, options)
         except OSError as error:
             from pytest_k3s_sandbox.errors import LayerError
@@ -161,10 +161,10 @@ class Server:
             self._undo.append(lambda: os.rmdir(path))
 
     def _serve(self, device: int, filesystem: CgroupFilesystem) -> None:
-        """Answer requests, one after the other, until the mount is gone.
+        """Answer requests in turn, until the unmount.
 
-        They wait for nothing and share one tree, so that one thread is soonest; in gVisor a
-        change of threads for each request cost more than the request.
+        Requests do not block and share one tree, so one thread is fastest. In gVisor a thread switch costs
+        more than a request.
         """
         buffer = bytearray(protocol.BUFFER)
         view, buffers = memoryview(buffer), [buffer]
@@ -174,9 +174,9 @@ class Server:
             try:
                 length = readv(device, buffers)
             except OSError as error:
-                if error.errno == errno.ENODEV:  # unmounted by somebody else
+                if error.errno == errno.ENODEV:  # another process unmounted it
                     return
-                if error.errno != errno.ENOENT:  # that is a request which was interrupted before
+                if error.errno != errno.ENOENT:  # the request was interrupted before
                     raise
                 continue
             with lock:
@@ -207,13 +207,13 @@ class Server:
         self._watch(filesystem)
 
     def _adapt(self, filesystem: CgroupFilesystem) -> None:
-        """Find out how the kernel reads: by probing, whatever it calls itself.
+        """Probe how the kernel reads files.
 
         Raises:
             OSError: Files cannot be read.
         """
         file = f"{self.mountpoint}/{self.controllers[0]}/notify_on_release"
-        if _content(file):  # with direct I/O, whatever the size: Linux
+        if _content(file):  # Linux, with direct I/O, ignores the size
             return
         filesystem.size = _PRETENDED_SIZE
         if not _content(file):
@@ -234,7 +234,7 @@ class Server:
         new = self.real and set(name.split(",")) <= _hierarchies() and mounts.kind(target) != "cgroup"
         if new:
             mounts.mount("none", target, "cgroup", 0, name)
-        if new or (taken_over and mounts.kind(target) == "cgroup"):  # that is of the server that was killed
+        if new or (taken_over and mounts.kind(target) == "cgroup"):  # the mount of the killed server
             self._undo.append(lambda: mounts.unmount(target))
             hierarchy.backing = Backing.at(target)
             self._undo.append(hierarchy.close)
@@ -248,7 +248,7 @@ class Server:
 
     def _end(self, device: int) -> None:
         self._stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):  # the end itself is not to be interrupted
+        for number in (signal.SIGTERM, signal.SIGINT):  # a signal must not interrupt the end
             signal.signal(number, signal.SIG_IGN)
         while self._undo:
             with suppress(OSError):
@@ -256,7 +256,7 @@ class Server:
         os.close(device)
 
     def _watch(self, filesystem: CgroupFilesystem) -> None:
-        """Sample while groups have processes, so that little of what they do before they die is lost."""
+        """Sample while groups have processes, so that little time of dying processes is lost."""
         turns = 0
         while not self._stop.wait(self.max_age):
             if filesystem.tree.populated:
@@ -271,7 +271,7 @@ class Server:
             return
         import json
 
-        # Exclusive, and by a name that cannot be guessed: in /tmp another user may have put a link.
+        # Exclusive, with a random name: in /tmp another user may have created a link.
         new = f"{self.stats}.{os.urandom(8).hex()}.new"
         try:
             with open(new, "x", encoding="utf-8") as file:
@@ -283,7 +283,7 @@ class Server:
 
     def _thread(self, work: Callable[[], None]) -> None:
         def body() -> None:
-            # Signals are for the main thread: only there do they interrupt the read of a request.
+            # Signals interrupt the read of a request only in the main thread.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             work()
 
@@ -300,7 +300,7 @@ def _content(path: str) -> str:
 
 
 def _hierarchies() -> set[str]:
-    """Return the controllers that have a v1 hierarchy; to mount another would make one, system-wide."""
+    """Return the controllers with a v1 hierarchy; a mount of another would create one, system-wide."""
     names: set[str] = set()
     for line in _content("/proc/self/cgroup").splitlines():
         names.update(line.split(":")[1].split(","))

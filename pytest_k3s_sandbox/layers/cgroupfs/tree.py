@@ -1,4 +1,4 @@
-"""All hierarchies under one roof: what the filesystem serves."""
+"""All hierarchies in one tree, which the file system serves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
 @dataclass(frozen=True, slots=True)
 class TreeEntry:
-    """What a path leads to: the top, a group, or a file in a group.
+    """The target of a path: the top, a group, or a file in a group.
 
     Attributes:
         group: The group, None for the top.
@@ -35,7 +35,7 @@ class Tree:
     Not safe for threads: the caller locks.
 
     Args:
-        accounting: Where processes are looked up.
+        accounting: Finds processes.
         controllers: Names out of :data:`~.controllers.CONTROLLERS`.
     """
 
@@ -51,7 +51,7 @@ class Tree:
             for part in name.split(",")
             if part not in self.hierarchies
         }
-        """Where controllers that share a hierarchy are found by their own names, as symbolic links."""
+        """The symbolic links from a controller's own name to the hierarchy that it shares."""
         self._last = Sample({}, {}, {})
         self._accounting = accounting
         for hierarchy in self.hierarchies.values():
@@ -67,7 +67,7 @@ class Tree:
         self._announce(self._accounting.sample())
 
     def find(self, path: str) -> TreeEntry:
-        """Return what a path leads to.
+        """Return the target of a path.
 
         Args:
             path: Absolute, from the top of the tree.
@@ -103,7 +103,7 @@ class Tree:
         """Make a group.
 
         Raises:
-            OSError: EPERM at the top, where controllers are, otherwise as :meth:`Hierarchy.mkdir`.
+            OSError: EPERM at the top, otherwise as :meth:`Hierarchy.mkdir`.
         """
         above, _, name = path.rstrip("/").rpartition("/")
         entry = self.find(above)

@@ -16,13 +16,13 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page of memory; limits are rounded down to it."""
 
 PAGE_COUNTER_MAX = (2**63 - 1) // PAGE_SIZE * PAGE_SIZE
-"""What an unlimited memory limit reads as (``include/linux/page_counter.h``)."""
+"""The value of an unlimited memory limit (``include/linux/page_counter.h``)."""
 
 U64_MAX = 2**64 - 1
 U32_MAX = 2**32 - 1
 
 SPACE = " \t\n\v\f\r\udca0"
-"""What the kernel's isspace() holds for space; the last is byte 0xa0."""
+"""The characters of the kernel's isspace(); the last is byte 0xa0."""
 
 _DIGITS = {8: re.compile("[0-7]*"), 10: re.compile("[0-9]*"), 16: re.compile("[0-9a-fA-F]*")}
 _HEXADECIMAL = re.compile("0[xX][0-9a-fA-F]")
@@ -47,14 +47,14 @@ def strip(text: str) -> str:
 
 
 def digits(text: str, base: int = 0) -> tuple[int | None, str]:
-    """Take a number off the front of a text, as ``_parse_integer`` does; it may be of any size.
+    """Parse the number at the start of a text, of any size, as ``_parse_integer`` does.
 
     Args:
-        text: What begins with it.
-        base: 8, 10, 16, or 0 for what a C programmer would write.
+        text: The text.
+        base: 8, 10, 16, or 0 for C notation.
 
     Returns:
-        The number, None where there is none, and what follows it.
+        The number, or None without one, and the rest of the text.
     """
     if base == 0:
         base = 10
@@ -79,10 +79,10 @@ def _magnitude(text: str) -> int:
 
 
 def parse_u64(text: str) -> int:
-    """Parse an unsigned number as ``kstrtoull(text, 0)`` does: any C base, one final newline.
+    """Parse an unsigned number as ``kstrtoull(text, 0)`` does: in C notation, with one final newline.
 
     Raises:
-        OSError: EINVAL for what is no number, ERANGE for more than 64 bits.
+        OSError: EINVAL for a malformed number, ERANGE for more than 64 bits.
     """
     return _magnitude(text.removeprefix("+"))
 
@@ -91,7 +91,7 @@ def parse_s64(text: str) -> int:
     """Parse a signed number as ``kstrtoll(text, 0)`` does.
 
     Raises:
-        OSError: EINVAL for what is no number, ERANGE for more than 63 bits.
+        OSError: EINVAL for a malformed number, ERANGE for more than 63 bits.
     """
     negative = text.startswith("-")
     value = _magnitude(text[1:]) if negative else parse_u64(text)
@@ -101,14 +101,14 @@ def parse_s64(text: str) -> int:
 
 
 def parse_memory(text: str) -> int:
-    """Parse a limit as ``page_counter_memparse(text, "-1")`` does; nothing at all is 0.
+    """Parse a limit as ``page_counter_memparse(text, "-1")`` does; an empty text is 0.
 
     Args:
         text: Bytes with an optional suffix K to E, or ``-1`` for no limit.
 
     Returns:
-        Bytes, rounded down to a page, at most :data:`PAGE_COUNTER_MAX`. What has more than
-        64 bits loses those above, as in the kernel.
+        Bytes, rounded down to a page, at most :data:`PAGE_COUNTER_MAX`. Numbers wrap at 64 bits, as in the
+        kernel.
 
     Raises:
         OSError: EINVAL for anything else.
@@ -127,7 +127,7 @@ def parse_memory(text: str) -> int:
 
 
 class _List:
-    """A text in list format, and how far it is read; each step as in ``lib/bitmap-str.c``."""
+    """A parser of the list format, with the steps of ``lib/bitmap-str.c``."""
 
     def __init__(self, text: str, limit: int) -> None:
         self._rest = text
@@ -145,7 +145,7 @@ class _List:
         return value
 
     def region(self) -> Iterable[int]:
-        """Take one region: a number, a range, or ``all``; the latter two perhaps with a stride."""
+        """Take one region: a number, or a range or ``all`` with an optional stride."""
         used = group = 0
         if self._rest[:3].lower() == "all":
             self._rest = self._rest[3:]
@@ -165,7 +165,7 @@ class _List:
         return self._checked(first, last, used, group)
 
     def more(self) -> bool:
-        """Pass over what separates regions, and tell whether there is another."""
+        """Skip separators, and return whether another region follows."""
         self._rest = self._rest.lstrip(SPACE + ",")
         return bool(self._rest)
 
@@ -195,13 +195,13 @@ def parse_list(text: str, *, possible: Iterable[int]) -> frozenset[int]:
 
     Args:
         text: For example ``0-3,8``; also with strides, ``0-31:1/2``; empty for none.
-        possible: Numbers that the machine can have; its largest bounds the list.
+        possible: The machine's possible numbers; the largest bounds the list.
 
     Returns:
         The numbers.
 
     Raises:
-        OSError: EINVAL for what is no list, ERANGE beyond the largest possible number,
+        OSError: EINVAL for a malformed list, ERANGE beyond the largest possible number,
             EOVERFLOW for more than 32 bits.
     """
     result: set[int] = set()

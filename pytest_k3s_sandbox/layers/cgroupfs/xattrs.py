@@ -20,15 +20,15 @@ class Xattrs:
     """
 
     def __init__(self) -> None:
-        """Know none."""
+        """Start empty."""
         self.of: dict[int, dict[bytes, bytes]] = {}
 
     def put(self, node: int, name: bytes, value: bytes, flags: int) -> None:
         """Set an attribute.
 
         Raises:
-            OSError: EEXIST or ENODATA as the flags ask for, EOPNOTSUPP for a name without a known
-                prefix, ENOSPC for too many, E2BIG for too much.
+            OSError: EEXIST or ENODATA by the flags, EOPNOTSUPP for an unknown prefix, ENOSPC for too many
+                attributes, E2BIG for too long a value.
         """
         known = self.of.get(node, {})
         if not name.startswith(_PREFIXES):

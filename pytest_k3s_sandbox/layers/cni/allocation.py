@@ -1,7 +1,6 @@
-"""Which attachment holds which address: pure, no I/O.
+"""Allocation of addresses to attachments, without I/O.
 
-It is part of the plugin that is started for every pod, so that it imports only what
-is there anyway.
+The plugin starts for every pod, so this module imports only what Python's start imports.
 """
 
 from __future__ import annotations
@@ -16,45 +15,45 @@ Key = tuple[str, str]
 
 
 class Exhausted(Exception):
-    """Every address of the range is held."""
+    """No address of the range is free."""
 
 
 class AlreadyAttached(Exception):
-    """The attachment holds an address already."""
+    """The attachment has an address already."""
 
 
 class Book:
-    """The addresses that the attachments of one network hold; never changed in place.
+    """The addresses of one network's attachments; immutable by convention.
 
     Args:
         held: The address of each attachment, as a number.
-        last: The address that was given out last, as a number; 0 for none.
+        last: The last allocated address, as a number; 0 for none.
     """
 
     __slots__ = ("held", "last")
 
     def __init__(self, held: Mapping[Key, int] | None = None, last: int = 0) -> None:
-        """Keep a copy of what is held."""
+        """Keep a copy of the addresses."""
         self.held: dict[Key, int] = dict(held or {})
         self.last = last
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether both hold the same."""
+        """Return whether both hold the same addresses."""
         return isinstance(other, Book) and (self.held, self.last) == (other.held, other.last)
 
     __hash__ = None  # type: ignore[assignment]  # equal books would need equal hashes, and `held` is a dict
 
     def allocate(self, key: Key, first: int, last: int, reserved: Iterable[int] = ()) -> tuple[Book, int]:
-        """Give an attachment the next free address after the one given out last.
+        """Allocate the next free address after the last one.
 
-        Going round keeps an address that was just released out of use for as long as possible, as
-        the host-local plugin does, so that nobody mistakes a new pod for the old one.
+        As in the host-local plugin, the order delays the reuse of a released address for as long as possible,
+        so that clients do not mistake a new pod for the old one.
 
         Args:
             key: The attachment.
             first: The range's first address.
-            last: The range's last address, which may be given out.
-            reserved: Addresses in the range that must not be given out.
+            last: The range's last address, inclusive.
+            reserved: Addresses in the range that are never allocated.
 
         Returns:
             The new book, and the address.
@@ -75,21 +74,21 @@ class Book:
         raise Exhausted(count)
 
     def free(self, first: int, last: int, reserved: Iterable[int] = ()) -> int:
-        """Count the addresses from ``first`` to ``last`` that could be given out."""
+        """Count the addresses from ``first`` to ``last`` that are not reserved."""
         taken = {number for number in (*self.held.values(), *reserved) if first <= number <= last}
         return last - first + 1 - len(taken)
 
     def release(self, key: Key) -> Book:
-        """Return a book in which ``key`` holds nothing; it need not have held anything."""
+        """Return a book without ``key``, which may be absent already."""
         return Book({other: number for other, number in self.held.items() if other != key}, self.last)
 
     def keep(self, valid: Iterable[Key]) -> Book:
-        """Return a book in which only the ``valid`` attachments hold their addresses."""
+        """Return a book with only the ``valid`` attachments."""
         wanted = set(valid)
         return Book({key: number for key, number in self.held.items() if key in wanted}, self.last)
 
     def document(self) -> dict[str, object]:
-        """Return the book as JSON can hold it; :func:`from_document` reads it back."""
+        """Return the book as a JSON document; :func:`from_document` reads it."""
         rows = [
             [container, interface, number] for (container, interface), number in sorted(self.held.items())
         ]
@@ -100,13 +99,13 @@ def from_document(document: object) -> Book:
     """Read a book that :meth:`Book.document` wrote.
 
     Args:
-        document: What JSON held.
+        document: The parsed JSON.
 
     Returns:
         The book.
 
     Raises:
-        ValueError: It is not such a document.
+        ValueError: The document has another form.
     """
     if not isinstance(document, dict) or document.get("version") != 1:
         raise ValueError("not a version 1 record of allocations")
@@ -120,17 +119,17 @@ def from_document(document: object) -> Book:
 
 
 def bounds(network: IPv4Network, gateway: IPv4Address) -> tuple[int, int, set[int]]:
-    """Return the first and the last address to give out, and the reserved ones between them.
+    """Return the first and the last address to allocate, and the reserved ones between them.
 
     Args:
         network: The range; its first address names it and its last is its broadcast address.
-        gateway: An address that is never given out.
+        gateway: An address that is never allocated.
 
     Returns:
         All as numbers.
 
     Raises:
-        ValueError: The range has no room for an address besides the gateway's.
+        ValueError: The range has no address besides the gateway's.
     """
     first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
     if last <= first:

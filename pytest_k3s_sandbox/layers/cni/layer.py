@@ -25,7 +25,7 @@ FOLDER = f"{STATE_DIR}/cni"
 """The layer's folder inside: ``bin`` and ``net.d`` for containerd, ``lib`` and ``state`` for the plugin."""
 
 STATE = "state"
-"""Where in it the plugin keeps which addresses are given out."""
+"""The subfolder with the plugin's allocations."""
 
 PLUGIN = "k3s-sandbox-fake-cni"
 """The plugin's ``type``, which is the name of its program."""
@@ -35,20 +35,20 @@ NETWORK = "k3s-sandbox"
 
 _MODULES = ("allocation.py", "protocol.py", "plugin.py")
 _FEWEST_ADDRESSES = 4  # the network's, the gateway's, one pod's and the broadcast address
-# Linux before 5.1, and gVisor, read no more of a script's first line (BINPRM_BUF_SIZE, less its end).
+# Linux before 5.1 and gVisor read only this much of a script's first line (BINPRM_BUF_SIZE - 2).
 _LINE_LIMIT = 126
 
 
 class FakeCni:
-    """Pods get an address of the node's range; no interface is made and nothing is connected.
+    """Gives pods an address of the node's range, without interfaces or connections.
 
     Args:
-        sandbox: Where containerd will run.
+        sandbox: The sandbox of the node.
         pod_range: The IPv4 range to give out addresses of, at most a /30.
         python: The Python inside the sandbox that runs the plugin; by default the one that runs this.
 
     Raises:
-        ConfigError: ``pod_range`` is no such range.
+        ConfigError: ``pod_range`` is not an IPv4 range, or too small.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class FakeCni:
 
     @property
     def overrides(self) -> NodeOverrides:
-        """The folders that containerd's CRI plugin is to read."""
+        """The folders for containerd's CRI plugin."""
         return NodeOverrides(cni_bin_dir=f"{FOLDER}/bin", cni_conf_dir=f"{FOLDER}/net.d")
 
     def __enter__(self) -> Self:
-        """Write the plugin and its configuration list, and try them.
+        """Write the plugin and its configuration list, and test them.
 
         Raises:
             LayerError: The plugin does not work in the sandbox; its files are removed.
@@ -87,7 +87,7 @@ class FakeCni:
             with staged(self._sandbox.files, FOLDER) as folder:
                 self._install(folder)
             health = self._try(("ADD",))
-            # Gives the address back as DEL would, which takes 0.1 s in gVisor; nobody else has one yet.
+            # Releases the address without DEL, which takes 0.1 s in gVisor; no pod has one yet.
             self._sandbox.files.remove(f"{FOLDER}/{STATE}")
         except (OSError, ValueError, SandboxError) as error:
             self._remove()
@@ -110,15 +110,15 @@ class FakeCni:
         self._remove()
 
     def check(self) -> Health:
-        """Run VERSION, ADD, CHECK and DEL for an attachment that is thrown away.
+        """Run VERSION, ADD, CHECK and DEL for a temporary attachment.
 
         Returns:
-            Healthy if each answered as the CNI specification says; each answer is in the details.
+            Healthy if each answer follows the CNI specification; the details have each answer.
         """
         return self._try(("VERSION", "ADD", "CHECK", "DEL"))
 
     def _try(self, commands: Sequence[str]) -> Health:
-        """Run commands for an attachment that is thrown away; in gVisor each takes 0.1 s of a start."""
+        """Run commands for a temporary attachment; in gVisor each takes 0.1 s of a start."""
         container = f"check-{uuid.uuid4().hex}"
         config = plugin_config(self._pod_range)
         details: dict[str, str] = {}
@@ -169,15 +169,15 @@ class FakeCni:
 
 
 def plugin_config(pod_range: str) -> dict[str, Any]:
-    """Return what the runtime hands the plugin on standard input (CNI specification, section 3)."""
+    """Return the configuration on the plugin's standard input (CNI specification, section 3)."""
     return {"cniVersion": VERSIONS[0], "name": NETWORK, **_plugin(pod_range)}
 
 
 def conflist(pod_range: str) -> dict[str, Any]:
     """Return the network's configuration list (CNI specification, section 1).
 
-    Its version is 1.0.0 on purpose: from 1.1.0 on containerd starts the plugin for STATUS at every status
-    request of the kubelet (go-cni's ``libcni.Status``, libcni's ``GetStatusNetworkList``).
+    Its version is 1.0.0: from 1.1.0 on, containerd runs the plugin's STATUS for every status request of the
+    kubelet (go-cni's ``libcni.Status``, libcni's ``GetStatusNetworkList``).
 
     Args:
         pod_range: The IPv4 range to give out addresses of.
@@ -191,7 +191,7 @@ def conflist(pod_range: str) -> dict[str, Any]:
 def executable(lib: str, python: str) -> str:
     """Return the plugin's program: a script that imports the plugin from a folder of its own.
 
-    The modules lie beside it, compiled, so that a start neither compiles them nor imports this package.
+    The modules are beside it, compiled, so that a start neither compiles them nor imports this package.
 
     Args:
         lib: The folder that holds the package ``fake_cni``, as seen inside.
@@ -200,10 +200,10 @@ def executable(lib: str, python: str) -> str:
     Returns:
         The script's text.
     """
-    # A script's first line has room for one argument only (execve(2)); -I implies -E.
+    # A script's first line allows one argument (execve(2)); -I implies -E.
     line = f"#!{python} -IS"
     if len(line) > _LINE_LIMIT or any(character.isspace() for character in python):
-        # sh runs the second line and never reads on; for Python, it is the beginning of a string.
+        # sh runs the second line and reads no further; for Python, it starts a string.
         line = f"#!/bin/sh\n'''exec' {shlex.quote(python)} -IS \"$0\" \"$@\"\n' '''"
     return (
         f"{line}\n"
@@ -226,7 +226,7 @@ def _write_plugin(folder: Path, lib: str, python: str) -> None:
     for module in _MODULES:
         shutil.copyfile(source / module, package / module)
     for module in ("__init__.py", *_MODULES):
-        # Unchecked: a file's time may look different from inside.
+        # Unchecked: a file's time may differ inside.
         mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
         py_compile.compile(str(package / module), doraise=True, invalidation_mode=mode)
     program = folder / "bin" / PLUGIN

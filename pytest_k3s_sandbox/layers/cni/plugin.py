@@ -1,8 +1,8 @@
-"""The fake CNI plugin: it hands out addresses and configures nothing.
+"""The fake CNI plugin: allocates addresses, and configures no interface.
 
-containerd starts it for every pod, inside the sandbox. It runs on the standard library alone, and on
-as little of it as possible: ``argparse``, ``dataclasses`` and ``pathlib`` would nearly double its start.
-The runtime's side of it is the CNI specification 1.1.0, section 2.
+containerd starts it for every pod, inside the sandbox. It imports little of the standard library:
+``argparse``, ``dataclasses`` and ``pathlib`` nearly double its start. Its interface is the CNI specification
+1.1.0, section 2.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def answer(environ: Mapping[str, str], content: bytes) -> tuple[int, dict[str, Any] | None]:
-    """Do what a runtime asks for.
+    """Answer one request of a runtime.
 
     Args:
         environ: The plugin's environment.
         content: Its standard input.
 
     Returns:
-        The exit code, which is an error's code, and what to write to standard output, if anything.
+        The exit code, which is the error's code, and the JSON for standard output, if any.
     """
     version = protocol.VERSIONS[-1]
     try:
@@ -39,7 +39,7 @@ def answer(environ: Mapping[str, str], content: bytes) -> tuple[int, dict[str, A
             return 0, protocol.version_result(config)
         return 0, _perform(protocol.Request(command, environ, config))
     except protocol.CniError as error:
-        # An exit code is one byte, and ours all fit.
+        # An exit code has one byte; these codes fit.
         return error.code, protocol.error_result(error, version)
 
 
@@ -90,7 +90,7 @@ def _status(request: protocol.Request) -> None:
     except OSError as error:
         raise protocol.CniError(protocol.UNAVAILABLE, "the allocations cannot be kept", str(error)) from error
     except ValueError as error:
-        # Without the record, an address may be given out a second time.
+        # Without the record, an address may be allocated twice.
         raise protocol.CniError(protocol.LIMITED, "the allocations cannot be read", str(error)) from error
     if not free:
         details = f"all of {request.subnet} is held in {request.network}"
@@ -98,10 +98,10 @@ def _status(request: protocol.Request) -> None:
 
 
 class Store:
-    """One network's allocations on disk; entering it waits for the lock, for plugins run side by side.
+    """One network's allocations on disk; entering waits for the lock against concurrent plugins.
 
     Args:
-        folder: Where networks keep theirs; made when missing.
+        folder: The folder of all networks' records; created if missing.
         network: The network's name.
     """
 
@@ -118,7 +118,7 @@ class Store:
             OSError: The folder or the lock file cannot be made.
         """
         os.makedirs(self._folder, 0o700, exist_ok=True)
-        # A file of its own, for the record is replaced while the lock is held.
+        # A separate file, because the record is replaced under the lock.
         self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self
@@ -128,11 +128,11 @@ class Store:
         os.close(self._lock)
 
     def read(self) -> allocation.Book:
-        """Return what is held; nothing when there is no record yet.
+        """Return the allocations; none without a record.
 
         Raises:
             OSError: The record cannot be read.
-            ValueError: It is broken.
+            ValueError: The record is broken.
         """
         try:
             with open(self._path, "rb") as file:
@@ -141,10 +141,10 @@ class Store:
             return allocation.Book()
 
     def write(self, book: allocation.Book) -> None:
-        """Replace the record as a whole.
+        """Replace the record atomically.
 
         Raises:
-            OSError: It cannot be written; the old record is left.
+            OSError: The record cannot be written; the old one stays.
         """
         partial = f"{self._path}.partial"
         with open(partial, "wb") as file:
@@ -153,7 +153,7 @@ class Store:
 
 
 def main() -> int:
-    """Answer one request: the environment and standard input in, standard output and the exit code out."""
+    """Answer the request in the environment and on standard input."""
     try:
         code, document = answer(os.environ, sys.stdin.buffer.read())
     except Exception as error:  # noqa: BLE001 - the runtime reads JSON from standard output, whatever happens

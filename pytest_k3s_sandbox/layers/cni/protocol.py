@@ -1,4 +1,4 @@
-"""CNI's words: requests, results and errors (CNI specification 1.1.0, sections 1, 2 and 5): pure, no I/O."""
+"""Requests, results and errors of CNI (specification 1.1.0, sections 1, 2 and 5), without I/O."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from .allocation import Key
 
 VERSIONS = ("1.0.0", "1.1.0")
-"""The versions of the specification that are spoken; their results are alike."""
+"""The supported versions of the specification, which have equal results."""
 
 DEFAULT_SUBNET = "10.42.0.0/24"
-"""The first node's pod range where the cluster's range is 10.42.0.0/16, as k3s has it."""
+"""The pod range of k3s' first node; the cluster's range is 10.42.0.0/16."""
 
 DEFAULT_DATA_DIR = "/var/lib/k3s-sandbox/cni/state"
-"""Where allocations are kept."""
+"""The folder of allocations."""
 
 # Section 5, "Error".
 INCOMPATIBLE_VERSION = 1
@@ -39,7 +39,7 @@ ALREADY_ATTACHED = 101
 NOT_AS_ADDED = 102
 INTERNAL = 199
 
-# Section 2, "Parameters": what each operation cannot do without, besides CNI_COMMAND.
+# Section 2, "Parameters": the variables that each operation requires, besides CNI_COMMAND.
 _REQUIRED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
@@ -49,14 +49,14 @@ _REQUIRED = {
     "VERSION": (),
 }
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-# Linux takes no longer name (IFNAMSIZ is 16 with its final zero), and none of these characters.
+# Linux refuses longer names (IFNAMSIZ is 16 with its NUL) and these characters.
 _INTERFACE = re.compile(r"(?!\.{1,2}\Z)[^\s/:]{1,15}\Z")
 _IPAM_FIELDS = ("type", "subnet", "gateway", "dataDir")
 _MAX_PREFIX = 30
 
 
 class CniError(Exception):
-    """An answer that is an error.
+    """An error answer.
 
     Args:
         code: The error's number, see section 5.
@@ -73,28 +73,28 @@ class CniError(Exception):
 
 
 class Request:
-    """What a runtime asks for, checked.
+    """A checked request of a runtime.
 
     Args:
         command: The operation.
         environ: The variables.
-        config: The configuration, as read from standard input.
+        config: The configuration from standard input.
 
     Attributes:
         command: The operation.
         version: The version of the specification to answer in.
         network: The network's name; empty for VERSION.
-        key: The container's id and the interface's name; empty words where they are not needed.
-        netns: The container's network namespace; empty where it is not given.
+        key: The container's id and the interface's name; empty for operations without them.
+        netns: The container's network namespace; empty if not given.
         subnet: The range of addresses.
         gateway: The gateway's address.
         data_dir: The folder with the allocations.
-        previous: The result of the plugin before, or of ADD.
-        valid: The attachments that GC is to keep.
+        previous: The result of the previous plugin, or of ADD.
+        valid: The attachments that GC keeps.
     """
 
     def __init__(self, command: str, environ: Mapping[str, str], config: dict[str, Any]) -> None:
-        """Check everything.
+        """Check the variables and the configuration.
 
         Raises:
             CniError: Something is missing or not valid.
@@ -128,7 +128,7 @@ class Request:
 
 
 def command_of(environ: Mapping[str, str]) -> str:
-    """Return the operation asked for.
+    """Return the requested operation.
 
     Raises:
         CniError: It is missing or unknown.
@@ -137,13 +137,13 @@ def command_of(environ: Mapping[str, str]) -> str:
     if command not in _REQUIRED:
         known = ", ".join(_REQUIRED)
         raise CniError(
-            INVALID_ENVIRONMENT, "invalid CNI_COMMAND", f"CNI_COMMAND={command!r} is none of {known}"
+            INVALID_ENVIRONMENT, "invalid CNI_COMMAND", f"CNI_COMMAND={command!r} is not one of {known}"
         )
     return command
 
 
 def decode(content: bytes) -> dict[str, Any]:
-    """Read the configuration that came on standard input.
+    """Parse the configuration from standard input.
 
     Raises:
         CniError: It is not a JSON object.
@@ -167,7 +167,7 @@ def result(request: Request, address: int) -> dict[str, Any]:
         address: The address, as a number.
 
     Returns:
-        The result of the plugin before, if any, with this attachment's interface and address added.
+        The result of the previous plugin, if any, with this attachment's interface and address.
     """
     previous = request.previous or {}
     interfaces = list(previous.get("interfaces") or [])
@@ -188,7 +188,7 @@ def result(request: Request, address: int) -> dict[str, Any]:
 
 
 def check_result(request: Request, address: int) -> None:
-    """Compare what ADD answered with what is held (section 2, "CHECK").
+    """Compare the result of ADD with the allocation (section 2, "CHECK").
 
     Args:
         request: What was asked for, with the result of ADD.
@@ -259,7 +259,7 @@ def _range(ipam: Mapping[str, Any]) -> tuple[IPv4Network, IPv4Address]:
 def _attachments(config: Mapping[str, Any]) -> tuple[Key, ...]:
     name = "cni.dev/valid-attachments"
     if name not in config:
-        # A missing list must not be taken as an empty one, which would free every address.
+        # A missing list is not an empty one, which frees every address.
         raise CniError(INVALID_CONFIG, f"{name} is missing", "GC needs the attachments to keep")
     try:
         return tuple((str(row["containerID"]), str(row["ifname"])) for row in config[name] or ())

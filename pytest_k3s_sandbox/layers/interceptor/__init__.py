@@ -1,1 +1,1 @@
-"""The ptrace interceptor: answers of system calls, changed from outside."""
+"""The ptrace interceptor changes the results of system calls."""

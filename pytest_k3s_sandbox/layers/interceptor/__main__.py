@@ -70,16 +70,16 @@ def run(
     outlive: bool = False,
     log_level: str = "warning",
 ) -> int:
-    """Run a program and all that descends from it under ``rules``.
+    """Run a program and its descendants under ``rules``.
 
     Args:
         command: The program and its arguments.
-        rules: What to change; with its tree filled in.
-        stats_file: Gets the counts at the end and on SIGUSR1.
-        exit_with_root: End when the program ends, which kills what descends from it.
-        outlive: Let the program go on when this process is killed; its trapped calls fail with
-            ENOSYS then (seccomp(2)). Otherwise it is killed, too.
-        log_level: Of the messages on standard error: debug, info, warning or error.
+        rules: The rule set, with its tree filled in.
+        stats_file: The file that the counts are written to, at the end and on SIGUSR1.
+        exit_with_root: End when the program ends, and kill its descendants.
+        outlive: Let the program go on when this process is killed. Its trapped calls fail with ENOSYS then
+            (seccomp(2)). Otherwise the kernel kills the program, too.
+        log_level: The level of messages on standard error: debug, info, warning or error.
 
     Returns:
         The exit code, or minus the signal that ended the program.
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="k3s-sandbox intercept",
         description="Run a program whose system calls get the answers that rules say.",
         allow_abbrev=False,
-        # With a width of its own it does not import shutil, which would be a tenth of a tracer's start.
+        # Without a width argparse imports shutil, a tenth of a tracer's start.
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
     )
     which = parser.add_mutually_exclusive_group()

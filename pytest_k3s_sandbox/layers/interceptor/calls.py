@@ -1,4 +1,4 @@
-"""What the tracer remembers between the stops of one call."""
+"""The state that the tracer keeps between the stops of one call."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Space:
 
 
 class Call:
-    """A call whose exit stop is awaited.
+    """A system call between its entry and its exit stop.
 
     Attributes:
-        finish: What to do there; returns the call that is awaited next, if there is one.
+        finish: Handles the exit stop; returns the next call to wait for, or None.
         number: The call's number.
-        at_entry: Whether an entry stop comes before.
-        of: What the call does with its path.
-        path: The path, absolute, where it is known.
+        at_entry: Whether an entry stop comes first.
+        of: How the call uses its path.
+        path: The absolute path, where it is known.
         saved: Registers of the original call, when it is run again.
-        restore: Registers by index that get their old value back.
+        restore: The old values of changed registers, by index.
         slot: The scratch memory in use.
         mask: The signal mask to restore.
-        masked_by: The rule that it was changed for.
-        fault: The rule that makes it fail.
-        tries: How often it was interrupted already.
-        label: The rule to whose account its stops go.
+        masked_by: The rule that the mask was changed for.
+        fault: The rule that makes the call fail.
+        tries: The number of interruptions so far.
+        label: The rule that statistics attribute the stops to.
     """
 
     __slots__ = (
@@ -54,7 +54,7 @@ class Call:
     def __init__(
         self, finish: Callable[[int, Call], Call | None], number: int, at_entry: bool, of: PathCall = NO_PATH
     ) -> None:
-        """Await the exit of call ``number``."""
+        """Wait for the exit of call ``number``."""
         self.finish = finish
         self.number = number
         self.at_entry = at_entry

@@ -1,4 +1,4 @@
-"""What a rule must be, whether it came from a file or was made in Python."""
+"""Checks of rules, from files and from Python alike."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
 from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names, returning
 
 Problem = tuple[str, str]
-"""A field's name, as rule files spell it, and what is wrong with its value."""
+"""The name of a field, as rule files spell it, and the error in its value."""
 
 _U32 = 0xFFFF_FFFF
 _RETURNS = returning(*RETRIABLE)
 
 
 def problems(rule: Rule) -> Iterator[Problem]:
-    """Yield what is wrong with a rule."""
+    """Yield the errors in a rule."""
     for name in rule.programs:
         if not name or "\0" in name:
             yield "programs", f"{name!r} is not a program's name"
@@ -56,10 +56,10 @@ def problems(rule: Rule) -> Iterator[Problem]:
 
 
 def checked(rules: Rules) -> Rules:
-    """Return a rule set that was made in Python, if it is right.
+    """Check a rule set that was made in Python, and return it.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: A rule has a wrong value.
     """
     for rule in rules.every():
         for field, cause in problems(rule):
@@ -136,7 +136,7 @@ def _fault(rule: FaultRule) -> Iterator[Problem]:
     yield from _place(rule.path, rule.kind)
     yield from _groups(rule.groups, FAILABLE)
     if rule.errno not in errno.errorcode:
-        yield "errno", f"{rule.errno} is no error's number"
+        yield "errno", f"{rule.errno} is not an errno"
     if rule.skip < 0:
         yield "skip", f"{rule.skip} is negative"
     if rule.times is not None and rule.times < 1:

@@ -1,4 +1,4 @@
-"""What an ELF file says in its headers (elf(5)), and what the kernel tells a program (getauxval(3))."""
+"""Headers of ELF files (elf(5)), and auxiliary vectors (getauxval(3))."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 PT_LOAD: Final = 1
 PF_X: Final = 1
 AT_ENTRY: Final = 9
-"""The program's entry in the auxiliary vector."""
+"""AT_ENTRY: the program's entry address."""
 AT_SYSINFO_EHDR: Final = 33
-"""The vDSO's address in the auxiliary vector."""
+"""AT_SYSINFO_EHDR: the vDSO's address."""
 
 HEADER: Final = 64
 """The size of a 64-bit file's header."""
@@ -23,11 +23,11 @@ class Segment(NamedTuple):
     """One program header.
 
     Attributes:
-        kind: What it is: p_type.
-        flags: What it may be used for: p_flags.
-        offset: Where it is in the file.
-        address: Where it wants to lie.
-        length: Its bytes in the file.
+        kind: The segment's type, p_type.
+        flags: The segment's permissions, p_flags.
+        offset: The segment's offset in the file, p_offset.
+        address: The segment's virtual address, p_vaddr.
+        length: The segment's size in the file, p_filesz.
     """
 
     kind: int
@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 def segments(head: bytes) -> Iterator[Segment]:
-    """Yield the program headers of a 64-bit file, as far as its beginning has them."""
+    """Yield the program headers of a 64-bit file that its first bytes contain."""
     if len(head) < HEADER:
         return
     table, size, count = struct.unpack_from("<Q14xHH", head, 32)
@@ -52,7 +52,7 @@ def segments(head: bytes) -> Iterator[Segment]:
 
 
 def auxiliary_value(vector: bytes, kind: int) -> int | None:
-    """Return a value of an auxiliary vector; None if it has none of that kind."""
+    """Return a value of an auxiliary vector; None if it has no entry of that kind."""
     for found, value in struct.iter_unpack("=QQ", vector[: len(vector) // 16 * 16]):
         if found == kind:
             return int(value)

@@ -1,4 +1,4 @@
-"""The debug message that answers why a call was left alone, or what was done with it."""
+"""The debug message about the decision on one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import PathCall
 
 
 def explain(tid: int, of: PathCall, path: bytes | None, rules: PathRules, decision: Decision) -> None:
-    """Say what was decided of a path, and why; None: there is no path."""
+    """Log the decision on a path and its reason; None stands for a call without a known path."""
     if path is None:
         why = "there is no path, or its folder is not known; the answer is the kernel's"
     elif decision is NOTHING:

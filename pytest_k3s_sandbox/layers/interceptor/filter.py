@@ -1,4 +1,4 @@
-"""The seccomp filter: which calls stop, as a program of the kernel's classic BPF.
+"""The seccomp filter that stops trapped calls, in classic BPF.
 
 libseccomp builds the same filters, but finding and loading it takes more of a tracer's start in gVisor
 than everything else together (docs/interceptor.md), and the tracer needs the bytes to load a filter
@@ -21,9 +21,9 @@ from pytest_k3s_sandbox.layers.interceptor import repeating
 from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, SECCOMP
 
 PROBING: Final = 121
-"""getpgid(2), with which a launched program tells the order of stops before it is executed."""
+"""getpgid(2), which a launched process calls before execve, so that the tracer sees the order of stops."""
 NOBODY: Final = 0x7FFF_AB1E
-"""A process id that cannot exist (pid_max is at most 4194304), so nobody else asks for it."""
+"""The argument of the probing call: a process id above pid_max (at most 4194304)."""
 
 RET_ALLOW: Final = 0x7FFF_0000
 RET_TRACE: Final = 0x7FF0_0000
@@ -38,9 +38,9 @@ _IF_BITS: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 
 _NUMBER, _ARCH = 0, 4
 _ARGUMENTS: Final = (16, 24, 32)
-"""Where the lower halves of the first arguments are."""
+"""Offsets of the lower halves of the first arguments."""
 _POINTER: Final = 8
-"""Where the instruction pointer is, its lower half first."""
+"""Offset of the instruction pointer, its lower half first."""
 _FLAGS: Final = {"open": 6, "openat": 13}
 """The part of the tail that tests the flags of a call that opens; openat2 has them in memory."""
 _PAGE_AND_FLAGS: Final = {"open": 1, "openat": 8}
@@ -50,24 +50,24 @@ _PROBE: Final = 20
 _ALLOW: Final = 22
 _TRACE: Final = 23
 _NOT_TO_READ: Final = 0o200000 | 1
-"""O_DIRECTORY and O_WRONLY, asm-generic/fcntl.h (uapi): with either nobody can read a file's content."""
+"""O_DIRECTORY and O_WRONLY, asm-generic/fcntl.h (uapi): a descriptor with either cannot read a file."""
 
 _MODE_FILTER: Final = 1
 _SPEC_ALLOW: Final = 4
 """SECCOMP_FILTER_FLAG_SPEC_ALLOW: before Linux 5.16 a filter without it slows down the whole program."""
 _PR_SET_NO_NEW_PRIVS: Final = 38
 FLAGS: Final = (_SPEC_ALLOW, 0)
-"""What to try for seccomp(2), in this order: gVisor has no flags."""
+"""Flags for seccomp(2), tried in this order: gVisor accepts none."""
 
 
 class Stops(Flag):
-    """When a call has to stop."""
+    """The condition under which a call stops."""
 
     ALWAYS = auto()
     READING = auto()
-    """Unless it opens a folder, or a file for writing alone."""
+    """Stop opens, except of a directory or for writing only."""
     RETURNING = auto()
-    """Because its return is watched: unless it comes from the page of :mod:`.repeating`."""
+    """Stop a call whose result is watched, except from the page of :mod:`.repeating`."""
 
 
 class Instruction(NamedTuple):
@@ -103,13 +103,12 @@ def _from_page(at: int, passed: int) -> tuple[Instruction, ...]:
 def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruction, ...]:
     """Return a filter that reports ``calls`` to the tracer and lets everything else pass.
 
-    Calls of 32-bit programs pass, too, and so do those of x32 ones, whose numbers are all
-    above the others: their structures differ. The numbers are found by halving, so that
-    a call that is not trapped costs some five comparisons.
+    Calls of 32-bit and x32 programs pass, too, because their structures differ. The filter searches the
+    numbers by halving: a call that is not trapped costs about five comparisons.
 
     Args:
-        calls: When each call has to stop, by its name.
-        probing: Whether the call that a launched program probes with is reported, too.
+        calls: The condition of each call's stop, by the call's name.
+        probing: Whether the filter reports the probing call of a launched process, too.
     """
     numbers = {NUMBERS[name]: _matched(name, stops) for name, stops in calls.items()}
     if probing:
@@ -140,7 +139,7 @@ def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruc
 
 
 def _halved(numbers: list[tuple[int, int]], left: int) -> list[Instruction]:
-    """Return the comparisons; ``left`` is how many instructions there are from here to the tail."""
+    """Return the comparisons; ``left`` counts the instructions from here to the tail."""
     if len(numbers) == 1:
         number, matched = numbers[0]
         return [Instruction(_IF_EQUAL, left - 1 + matched, left - 1, number)]
@@ -164,11 +163,11 @@ def with_header(program: bytes, address: int) -> bytes:
 def load(program: bytes) -> None:
     """Load a filter into this process.
 
-    Who has not CAP_SYS_ADMIN must set no_new_privs first, with which setuid programs do not work; so
-    it is left off where it can be.
+    A process without CAP_SYS_ADMIN must set no_new_privs first, which disables setuid programs. Therefore
+    no_new_privs is set only if seccomp(2) refuses the filter without it.
 
     Raises:
-        OSError: It is not permitted, or the kernel has no filters.
+        OSError: The kernel refuses the filter, or has no seccomp.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(16 + len(program))

@@ -1,4 +1,4 @@
-"""Signals sent to the tracer reach the program, once."""
+"""Forwards signals from the tracer to the program, each once."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from typing import Final, NoReturn
 FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
 
 _GRACE: Final = 0.05
-"""Seconds in which a signal to the whole process group must have shown up at the program itself."""
+"""Seconds within which a signal to the process group must stop the program itself."""
 
 
 class ProgramEnded(Exception):
-    """A signal came for a program that has ended."""
+    """A signal arrived after the program's end."""
 
 
 class Forwarder:
-    """Passes signals on to one process, while there is one.
+    """Forwards signals to one process until it ends.
 
-    A signal to the process group (a terminal's, a service manager's) reaches the
-    program by itself. The tracer sees that as a signal-delivery-stop, and then must not
-    send a second one: a second SIGTERM makes a kubelet give up its orderly end. So
-    a signal is passed on only if it did not show up within a short time.
+    The kernel delivers a signal to the process group (from a terminal or a service manager) to the program as
+    well. The tracer sees that as a signal-delivery-stop, and must not send a second signal: a second SIGTERM
+    aborts a kubelet's shutdown. Therefore the tracer forwards a signal only if no such stop follows within a
+    short time.
 
-    After the program's end a signal is meant for the tracer, which stays with what descends from the program.
+    After the program's end a signal ends the tracer, which still traces the program's descendants.
     """
 
     def __init__(self, root: int) -> None:
-        """Take the process id of the program; nothing is installed yet."""
+        """Keep the program's process id; no handler is installed yet."""
         self.root = root
         self._ended = False
         self._waiting: dict[int, float] = {}
         self._seen: dict[int, float] = {}
 
     def install(self) -> None:
-        """Handle the signals from now on, but leave those alone that are ignored (nohup)."""
+        """Install the handlers, except for signals that are ignored (nohup)."""
         for number in FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._received)
         signal.signal(signal.SIGALRM, self._late)
 
     def delivered(self, signum: int) -> None:
-        """Note that the program is being delivered a signal."""
+        """Note that the kernel delivers a signal to the program."""
         self._seen[signum] = time.monotonic()
         self._waiting.pop(signum, None)
 
     def ended(self) -> None:
-        """Note that the program has ended; its process id may be another's from now on."""
+        """Note that the program has ended; its process id may be reused from now on."""
         self._ended = True
 
     def _end(self) -> NoReturn:
@@ -57,7 +57,7 @@ class Forwarder:
         raise ProgramEnded
 
     def remove(self) -> None:
-        """Ignore what comes from now on: the tracer is ending."""
+        """Ignore signals from now on: the tracer is ending."""
         for number in (*FORWARDED, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
 
@@ -70,7 +70,7 @@ class Forwarder:
             signal.setitimer(signal.ITIMER_REAL, _GRACE)
 
     def _late(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._ended and self._waiting:  # it ended before it could get one
+        if self._ended and self._waiting:  # the program ended before it got the signal
             self._end()
         for number in list(self._waiting):
             del self._waiting[number]

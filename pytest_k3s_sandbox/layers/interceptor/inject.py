@@ -1,11 +1,10 @@
 """Load a filter into a program that has just been executed, before its first instruction.
 
-A filter stays for good and is inherited, so who needs no rule must not get one: not from its parent either.
-The tracer therefore makes the program itself call seccomp(2), when it sees that it is one that
-rules are for. At the exit stop of execve(2) the new program has not run yet. Its
-instruction pointer is led to a ``syscall`` instruction in the vDSO (vdso(7)), the filter is
-written below its stack pointer, where nothing can be yet (the kernel maps room there for
-the program's use), and after the call every register gets its old value back.
+Filters are permanent and inherited; never load one into a program without rules.
+Therefore the tracer makes a program with rules call seccomp(2) itself. At the exit stop of execve(2) the new
+program has not run yet. The tracer writes the filter below the program's stack pointer, where the kernel has
+mapped unused memory. It sets the instruction pointer to a ``syscall`` instruction in the vDSO (vdso(7)), and
+restores every register after the call.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import SECCOMP
 _PAGE: Final = 4096
 _MODE_FILTER: Final = 1
 _RED_ZONE: Final = 128
-"""Bytes below the stack pointer that belong to a function: x86-64 psABI, 3.2.2. A start has none yet."""
+"""The size of the red zone below the stack pointer: x86-64 psABI, 3.2.2."""
 
 
 def vdso_address(auxiliary: bytes) -> int | None:
@@ -31,11 +30,11 @@ def vdso_address(auxiliary: bytes) -> int | None:
 
 
 def _own_vdso() -> bytes:
-    """Return the vDSO of this process, which is every process's: elf(5) tells its length."""
+    """Return the content of the vDSO, which is the same in every process."""
     address = vdso_address(procfs.auxiliary("self"))
     if address is None:
         return b""
-    # gVisor's is linked to another address than it lies at; its file's offsets are right everywhere.
+    # gVisor's vDSO is not mapped at the address it is linked to, but offsets in its file are right.
     loaded = (each for each in elf.segments(ctypes.string_at(address, _PAGE)) if each.kind == elf.PT_LOAD)
     return ctypes.string_at(address, max((each.offset + each.length for each in loaded), default=0))
 
@@ -44,21 +43,21 @@ class Injector:
     """Makes programs load filters."""
 
     def __init__(self, registers: Registers, memory: Memory) -> None:
-        """Look for the instruction."""
+        """Find the ``syscall`` instruction in the vDSO."""
         self._registers = registers
         self._memory = memory
         self._offset = _own_vdso().find(requests.SYSCALL)
         self._flags = list(seccomp.FLAGS)
 
     def begin(self, tid: int, program: bytes) -> bytes | None:
-        """Turn a program that is at the exit stop of its execve to the call that loads a filter.
+        """Make a program at the exit stop of its execve call seccomp(2).
 
         Args:
             tid: The program's thread, whose registers are in the buffer.
             program: The filter.
 
         Returns:
-            The registers to restore after the call; None: it cannot be done, and nothing was changed.
+            The registers to restore after the call; None if the program cannot make it and is unchanged.
         """
         where = (self._registers.words[RSP] - _RED_ZONE - len(program) - 16) & ~15
         if not self._memory.write(tid, where, seccomp.with_header(program, where)):
@@ -66,7 +65,7 @@ class Injector:
         return self.call(tid, SECCOMP, (_MODE_FILTER, self._flags[0], where))
 
     def call(self, tid: int, number: int, arguments: tuple[int, ...]) -> bytes | None:
-        """Turn such a program to any call; arguments and result as for :meth:`begin`."""
+        """Make such a program call ``number``; arguments and result as for :meth:`begin`."""
         words = self._registers.words
         address = vdso_address(procfs.auxiliary(tid)) if self._offset >= 0 else None
         if address is None or words[CS] != requests.CODE_64:
@@ -74,7 +73,7 @@ class Injector:
         saved = self._registers.save()
         words[RIP] = address + self._offset
         words[RAX] = number
-        words[ORIG_RAX] = (1 << 64) - 1  # not in a call: the kernel must not restart one
+        words[ORIG_RAX] = (1 << 64) - 1  # not in a call, so that the kernel restarts none
         for index, value in zip(ARGUMENTS, arguments, strict=False):
             words[index] = value
         self._registers.store(tid)
@@ -84,11 +83,11 @@ class Injector:
         """Restore the registers at the exit stop of the call.
 
         Returns:
-            0, or the error's number; bytes: as from :meth:`begin`, the call is made once more.
+            0 or the errno; bytes as from :meth:`begin` if the program makes the call once more.
         """
         result = requests.signed(self._registers.words[RAX])
         self._registers.recall(saved)
-        if result < 0 and len(self._flags) > 1:  # the kernel knows no such flags
+        if result < 0 and len(self._flags) > 1:  # the kernel does not know the flags
             del self._flags[0]
             again = self.begin(tid, program)
             if again is not None:

@@ -1,8 +1,8 @@
-"""Put the code of :mod:`.repeating` into a Go program, between its exec and its first instruction.
+"""Install the code of :mod:`.repeating` in a Go program, between its execve and its first instruction.
 
-The program is made to map a page that it can write, and the tracer fills it. Then the program is made to give
-up writing for executing, and only then is its function changed. The page is never writable while the program
-runs. A step that fails leads to the last one: the page is taken away, and the program runs as it is.
+The tracer makes the program map a writable page, and fills it. Then it makes the program change the page's
+protection from writable to executable, and only then patches the function. The page is never writable while
+the program runs. If a step fails, the program unmaps the page and runs unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORD: Final = 8
 
 
 class Installation:
-    """The steps for one program. Each returns the call that is awaited next, if there is one."""
+    """The steps for one program. Each returns the next call to wait for, or None."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class Installation:
         """Prepare.
 
         Args:
-            injector: What turns the program to a call.
+            injector: Makes the program call the kernel.
             registers: The buffer of registers.
             memory: The program's memory.
             function: The address of its Syscall6.
-            numbers: The calls that are made again.
-            after: What comes when this is done; the program's own registers are in the buffer then.
+            numbers: The numbers of the calls to repeat.
+            after: Called at the end, with the program's own registers in the buffer.
         """
         self._injector = injector
         self._registers = registers
@@ -53,9 +53,9 @@ class Installation:
         self._after = after
 
     def begin(self, tid: int, call: Call) -> Call | None:
-        """At the exit stop of execve: have the program map the page, if the function is there."""
+        """Make the program map the page at the exit stop of execve, if it has the function."""
         there = self._memory.read(tid, self._function, len(repeating.FUNCTION))
-        if there != repeating.FUNCTION:  # the file was changed since it was read
+        if there != repeating.FUNCTION:  # the file has changed since it was read
             return self._after(tid, call)
         return self._make(tid, call, MMAP, repeating.MAP_ARGUMENTS, self._mapped)
 
@@ -67,7 +67,7 @@ class Installation:
         arguments: tuple[int, ...],
         finish: Callable[[int, Call], Call | None],
     ) -> Call | None:
-        """Have the program make a call; its own registers are in the buffer."""
+        """Make the program call the kernel; its own registers are in the buffer."""
         saved = self._injector.call(tid, number, arguments)
         if saved is None:
             return self._done(tid, call)
@@ -88,7 +88,7 @@ class Installation:
         return self._make(tid, call, MUNMAP, (address, repeating.PAGE), self._unmapped)
 
     def _executable(self, tid: int, call: Call) -> Call | None:
-        """Let the program's function jump to the page."""
+        """Patch the program's function with a jump to the page."""
         result = self._registers.words[RAX]
         self._registers.recall(call.saved)
         if result == 0 and self._changed(tid):
@@ -104,7 +104,7 @@ class Installation:
         return self._after(tid, call)
 
     def _changed(self, tid: int) -> bool:
-        """Change the function, all of it or nothing; tell whether it was done."""
+        """Patch the function as a whole or not at all; return whether it is patched."""
         old = self._memory.read(tid, self._function, 2 * _WORD)
         if len(old) < 2 * _WORD:
             return False
@@ -119,7 +119,7 @@ class Installation:
         try:
             self._poke(tid, old)
         except PtraceError:
-            os.kill(tid, signal.SIGKILL)  # half a jump must never run
+            os.kill(tid, signal.SIGKILL)  # the program must never run half a jump
             raise
         return False
 

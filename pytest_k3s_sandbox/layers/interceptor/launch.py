@@ -1,4 +1,4 @@
-"""Start a program traced and filtered, and learn by experiment in which order its stops come."""
+"""Start a program traced and filtered, and probe the order of its stops."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FILTER: Final = b"filter"
 
 
 class Launched(NamedTuple):
-    """A traced program, stopped nowhere, on its way to exec.
+    """A traced process that runs towards its execve.
 
     Attributes:
         pid: Its process id.
-        entry_first: Whether after a seccomp event the next stop is the call's entry
-            (gVisor, Linux before 4.8) and not its exit.
-        report: A pipe that tells why the program could not be executed, else ends.
+        entry_first: Whether the stop after a seccomp event is the call's entry (gVisor, Linux before 4.8) and
+            not its exit.
+        report: A pipe with the error of a failed execve; it is empty after a successful one.
     """
 
     pid: int
@@ -36,17 +36,17 @@ def launch(command: Sequence[str], program: bytes, *, outlive: bool = False) -> 
 
     Args:
         command: The program and its arguments.
-        program: The filter, which must report the call that is probed with; empty: the program gets
-            none, and a process that ends at once probes in its place.
-        outlive: Whether the program goes on when its tracer is killed.
+        program: The filter, which must report the probing call. With an empty one the program runs
+            unfiltered, and a short-lived process makes the probing call instead.
+        outlive: Whether the program goes on after the tracer is killed.
 
     Raises:
-        MissingCapability: ptrace or seccomp is not permitted here.
+        MissingCapability: The kernel refuses ptrace or seccomp.
     """
     if program:
         return _launch(command, program, outlive=outlive)
     scout = _launch((), seccomp.packed(seccomp.build({}, probing=True)), outlive=False)
-    os.kill(scout.pid, signal.SIGKILL)  # also where a signal has just stopped it
+    os.kill(scout.pid, signal.SIGKILL)  # also if a signal has just stopped it
     while os.WIFSTOPPED(os.waitpid(scout.pid, requests.WALL)[1]):
         pass
     os.close(scout.report)
@@ -88,7 +88,7 @@ def _launch(command: Sequence[str], program: bytes, *, outlive: bool) -> Launche
 
 
 def failure(report: int) -> OSError | None:
-    """Return why the program could not be executed; call it when the program has ended."""
+    """Return the error of a failed execve, after the program's end."""
     text = os.read(report, 64)
     os.close(report)
     kind, _, number = text.partition(b" ")
@@ -106,7 +106,7 @@ def _child(command: Sequence[str], program: bytes, ready: int, report: int) -> N
     kind = _FILTER
     try:
         os.read(ready, 1)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # what Python ignores at its own start
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these at its start
             signal.signal(number, signal.SIG_DFL)
         if program:
             seccomp.load(program)
@@ -114,7 +114,7 @@ def _child(command: Sequence[str], program: bytes, ready: int, report: int) -> N
         if not command:
             os._exit(0)
         kind = _EXEC
-        os.execvp(command[0], list(command))  # noqa: S606 - running the program without a shell is the purpose
+        os.execvp(command[0], list(command))  # noqa: S606 - no shell must come between tracer and program
     except OSError as error:
         os.write(report, b"%s %d" % (kind, error.errno or errno.EINVAL))
     finally:
@@ -122,7 +122,7 @@ def _child(command: Sequence[str], program: bytes, ready: int, report: int) -> N
 
 
 def _entry_first(pid: int) -> bool:
-    """Follow the child to its probing call; tell whether an entry stop comes after the seccomp event.
+    """Wait for the child's probing call; return whether an entry stop follows the seccomp event.
 
     Raises:
         ChildProcessError: It ended before that call.

@@ -1,4 +1,4 @@
-"""The interceptor as a layer: the node's programs run under it, and a probe shows what they see."""
+"""The interceptor as a layer: it wraps the node's programs, and checks the rules with a probe."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 NAME: Final = "ptrace_interceptor"
 ROLES: Final = ("kubelet", "containerd")
 PRESET: Final = "exp08"
-"""The rule set that a node gets unless another one is asked for."""
+"""The default rule set."""
 
 _PROBE: Final = f"{shlex.join(magic_argv('/'))} && cat /proc/self/mountinfo"
-"""Shows f_type and the mount table; Python would take longer to start than both together."""
+"""Prints f_type and the mount table; a shell starts faster than Python."""
 
 
 class PtraceInterceptor:
     """The ptrace interceptor around kubelet and containerd.
 
-    It has no process of its own while it is up: each program starts with its tracer.
+    The layer has no process of its own: each program starts with its tracer.
 
     Attributes:
-        name: The layer's name, with the preset if it is not the usual one.
+        name: The layer's name, with the preset unless it is the default.
     """
 
     def __init__(self, sandbox: Sandbox, preset: str = PRESET, tree: str | None = None) -> None:
@@ -41,10 +41,10 @@ class PtraceInterceptor:
         Args:
             sandbox: Where the node runs.
             preset: The rule set of the kubelet; containerd gets ``<preset>-containerd`` if there is one.
-            tree: The folder inside that redirects lead to; None: no redirects.
+            tree: The folder inside that ``{tree}`` in redirects stands for; None leaves those redirects out.
 
         Raises:
-            ConfigError: There is no such preset.
+            ConfigError: The preset is unknown.
         """
         load_preset(preset)
         self.name = NAME if preset == PRESET else f"{NAME}:{preset}"
@@ -59,10 +59,10 @@ class PtraceInterceptor:
         return NodeOverrides(wrap={role: self._wrap(role) for role in ROLES})
 
     def __enter__(self) -> Self:
-        """Check that programs in the sandbox see what the rules say.
+        """Check the rules with a program in the sandbox.
 
         Raises:
-            LayerError: They do not, or the interceptor does not work there.
+            LayerError: The program sees other values, or the interceptor does not work there.
         """
         health = self.check()
         if not health.ok:
@@ -84,7 +84,7 @@ class PtraceInterceptor:
         """Do nothing: a tracer ends with its program."""
 
     def check(self) -> Health:
-        """Compare what a program sees plainly and under the kubelet's rules with what these say."""
+        """Run the probe without and with the kubelet's rules, and compare the difference with the rules."""
         try:
             rules = load_preset(self._presets["kubelet"])
             plain = self._probe(())
@@ -117,7 +117,7 @@ class PtraceInterceptor:
 
 
 def _expected(rules: Rules, f_type: int, mountinfo: str) -> tuple[int, str]:
-    """Return the f_type of ``/`` and the first line of mountinfo as rules make them."""
+    """Apply rules to the f_type of ``/`` and to the first line of mountinfo."""
     for rule in rules.statfs:
         if rule.original == f_type and rule.under in {None, "/"}:
             f_type = rule.replacement

@@ -1,4 +1,4 @@
-"""Where in a rule file a field is, for error messages."""
+"""Finds the line of a field in a rule file, for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def toml_line(text: str, kind: str, index: int, field: str) -> int | None:
     Args:
         text: The file.
         kind: The table's name.
-        index: Which of the tables of that name; -1: the name itself is wanted.
+        index: The position among the tables of that name; -1 stands for the name itself.
         field: The field's name.
     """
     header = re.compile(rf"\s*\[\[?\s*{re.escape(kind)}\s*\]")
@@ -30,7 +30,7 @@ def toml_line(text: str, kind: str, index: int, field: str) -> int | None:
 
 
 def yaml_line(text: str, kind: str, index: int, field: str) -> int | None:
-    """Return the same for YAML, whose parser tells it exactly."""
+    """Return the line of a field in YAML, whose parser keeps positions."""
     import yaml
 
     document = yaml.compose(text)

@@ -1,4 +1,4 @@
-"""Rule sets from TOML and YAML files; errors name the file, the line where it is known, and the field."""
+"""Loads rule sets from TOML and YAML; errors name the file, the line if known, and the field."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _R = TypeVar("_R", bound=Rule)
 
 
 def preset_names() -> tuple[str, ...]:
-    """Return the names of the rule sets that come with the package."""
+    """Return the names of the package's rule sets."""
     return tuple(sorted(name[: -len(".toml")] for name in os.listdir(_PRESETS) if name.endswith(".toml")))
 
 
 def load_preset(name: str) -> Rules:
-    """Return a rule set that comes with the package.
+    """Return one of the package's rule sets.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: The name is unknown.
     """
     if name not in preset_names():
         _fail(f"preset {name!r}", "unknown", f"use one of {', '.join(preset_names())}")
@@ -58,14 +58,14 @@ def load_rules(path: str | os.PathLike[str]) -> Rules:
 
 
 def parse_rules(text: str, origin: str) -> Rules:
-    """Return the rule set that a text describes.
+    """Parse a rule set.
 
     Args:
         text: The TOML or YAML.
-        origin: The file that it came from, for error messages; YAML if it ends in .yaml or .yml.
+        origin: The text's file, for error messages; a name in .yaml or .yml means YAML.
 
     Raises:
-        ConfigError: It is neither, or a field is unknown, missing or has a wrong value.
+        ConfigError: The text has a syntax error, or a field is unknown, missing or wrong.
     """
     document = _document(text, origin)
     for key in document:
@@ -113,7 +113,7 @@ def _document(text: str, origin: str) -> Mapping[str, Any]:
 
 
 class _Table:
-    """One table of the file, whose values are taken out field by field."""
+    """One table of the file; each ``take`` removes a field and returns its value."""
 
     def __init__(self, text: str, origin: str, kind: str, index: int, values: Mapping[str, Any]) -> None:
         self._text = text
@@ -170,7 +170,7 @@ class _Table:
         return default if named is None else tuple(known[name] for name in named)
 
     def place(self) -> tuple[str, RuleKind]:
-        """Take the path that a rule is for, and how it is meant."""
+        """Take the path of a rule, and its kind."""
         given = [(value, kind) for kind in KINDS.values() if (value := self.path(kind.name)) is not None]
         if len(given) != 1:
             self.fail("path", f"exactly one of {', '.join(KINDS)} is needed")
@@ -247,7 +247,7 @@ def _fault(table: _Table) -> FaultRule:
     name = table.need("errno", str)
     number = getattr(errno, name, None) if name.startswith("E") else None
     if number is None:
-        table.fail("errno", f"{name!r} is no error's name (EIO, ENOENT ...)")
+        table.fail("errno", f"{name!r} is not the name of an errno (EIO, ENOENT ...)")
     skip, times = table.take("skip", int), table.take("times", int)
     unmounted = table.take("unmounted", bool) or False
     return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs(), unmounted)

@@ -1,4 +1,4 @@
-"""What the rules say of one path. Pure: no file is looked at."""
+"""Matches one path with the rules, without I/O."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import Group, PathCall
 
 
 class Decision(NamedTuple):
-    """What a path has to do with the rules.
+    """The rules that match a path.
 
     Attributes:
-        redirect: The rule that leads it elsewhere, and where to (nowhere for content).
-        mount_table: Whether it is a mount table to be rewritten.
+        redirect: The redirect rule and its target, which is empty for generated content.
+        mount_table: Whether the path is a mount table to rewrite.
         mask: The rule that blocks signals during the call.
         fault: The rule that makes the call fail.
     """
@@ -43,7 +43,7 @@ _TABLES: Final = (b"mountinfo", b"mounts", b"mountstats")
 
 
 def below(path: str | bytes, folder: str | bytes) -> bool:
-    """Tell whether a normal path is ``folder`` or lies below it (both of one type)."""
+    """Return whether a normal path is ``folder`` or lies below it."""
     if isinstance(path, str):
         path = os.fsencode(path)
     if isinstance(folder, str):
@@ -55,18 +55,18 @@ def normal(path: bytes) -> bytes:
     """Return an absolute path without ``.``, ``..``, repeated and trailing slashes."""
     if b"//" in path or b"/." in path or path.endswith(b"/"):
         path = posixpath.normpath(path)
-        if path.startswith(b"//"):  # two leading slashes survive normpath, by POSIX
+        if path.startswith(b"//"):  # normpath keeps two leading slashes, as POSIX says
             path = path[1:]
     return path
 
 
 def names_a_folder(path: bytes) -> bool:
-    """Tell whether a path as it is written can only be a folder's: path_resolution(7), "Final slash"."""
+    """Return whether a path must name a directory: path_resolution(7), "Final slash"."""
     return path.endswith((b"/", b"/.", b"/.."))
 
 
 def is_mount_table(path: bytes) -> bool:
-    """Tell whether a normal path is a mount table of the kernel's: proc_pid_mountinfo(5) and its like."""
+    """Return whether a normal path is one of the kernel's mount tables, such as proc_pid_mountinfo(5)."""
     if path == b"/proc/mounts":
         return True
     if not path.startswith(b"/proc/"):
@@ -133,12 +133,12 @@ def _members(text: str) -> str:
 
 
 def literal(pattern: str) -> str:
-    """Return what every match of a pattern begins with."""
+    """Return the common prefix of all matches of a pattern."""
     return pattern[: min((pattern.find(char) for char in "*?[" if char in pattern), default=len(pattern))]
 
 
 def program_test(programs: tuple[str, ...]) -> Callable[[tuple[bytes, ...]], bool]:
-    """Return the test whether a program that has these paths is one of ``programs``."""
+    """Return a test that matches a program's paths with ``programs``."""
     tests = [("/" in name, wildcard(name)) for name in programs]
     return lambda paths: any(
         test(path if whole else path.rpartition(b"/")[2]) for path in paths for whole, test in tests
@@ -146,7 +146,7 @@ def program_test(programs: tuple[str, ...]) -> Callable[[tuple[bytes, ...]], boo
 
 
 class _Place(NamedTuple):
-    """A rule's path, ready for the test."""
+    """A rule's path, compiled."""
 
     path: bytes
     kind: RuleKind
@@ -167,11 +167,10 @@ def _place(path: str, kind: RuleKind) -> _Place:
 
 
 class PathRules:
-    """The rules that concern paths, prepared for the one test most calls need.
+    """The rules for paths, with a cheap test that most calls fail.
 
     Attributes:
-        roots: Prefixes; an absolute, normal path that starts with none of them
-            concerns no rule.
+        roots: Prefixes. No rule matches an absolute, normal path that starts with none of them.
     """
 
     __slots__ = ("_faults", "_masks", "_mounts", "_redirects", "_retries", "_watched", "roots")
@@ -195,11 +194,11 @@ class PathRules:
         )
 
     def may_concern(self, path: bytes) -> bool:
-        """Tell whether a rule could fit a path as a program wrote it: the cheap test."""
+        """Return whether a rule may match a path as a program wrote it: the cheap test."""
         return path.startswith(self.roots) or path[:1] != b"/" or b"//" in path or b"/." in path
 
     def decide(self, path: bytes, call: PathCall) -> Decision:
-        """Return what the rules say of an absolute path in a call.
+        """Return the rules that match an absolute path in a call.
 
         ``.``, ``..`` and repeated slashes are resolved as text; symbolic links are not followed.
         """
@@ -225,14 +224,14 @@ class PathRules:
         return NOTHING if mask is None and fault is None else Decision(mask=mask, fault=fault)
 
     def retries(self, path: bytes, group: Group, *, exit_of: str = "") -> RetryRule | None:
-        """Return the rule that an interrupted call on an absolute path is to be made again by.
+        """Return the retry rule for an interrupted call on an absolute path.
 
         Args:
             path: The path.
-            group: What the call does.
-            exit_of: The call's name, where only rules count that await its return.
+            group: The group of the call.
+            exit_of: The call's name, to match only rules that watch its return.
         """
-        # Most opens are elsewhere, and each costs as much as is done here.
+        # Most opens are elsewhere, so this test comes first.
         if exit_of and not (path.startswith(self._watched) or b"//" in path or b"/." in path):
             return None
         path = normal(path)
@@ -242,7 +241,7 @@ class PathRules:
         return None
 
     def original(self, target: bytes) -> bytes | None:
-        """Return the path that is led to ``target`` by a redirect that concerns readlink, too."""
+        """Return the path that a redirect with readlink leads to ``target``."""
         for rule, place in self._redirects:
             if rule.target is None or Group.READLINK not in rule.groups:
                 continue
@@ -254,7 +253,7 @@ class PathRules:
         return None
 
     def explain(self, path: bytes, group: Group) -> str:
-        """Return why a path is left alone, for a person who expected otherwise."""
+        """Return the reason why no rule matches a path, for the debug message."""
         path = normal(path)
         rules: list[tuple[RedirectRule | FaultRule, _Place]] = [*self._redirects, *self._faults]
         for rule, place in rules:

@@ -1,4 +1,4 @@
-"""A tracee's memory, in blocks: process_vm_readv(2), else /proc/PID/mem."""
+"""Reads and writes a tracee's memory: process_vm_readv(2), else /proc/PID/mem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Memory:
     """Reads and writes the memory of tracees, one access at a time."""
 
     def __init__(self) -> None:
-        """Prepare the buffers; they are used again for each access."""
+        """Allocate the buffers, which every access uses."""
         libc = ctypes.CDLL(None, use_errno=True)
         argtypes = (ctypes.c_int, *(ctypes.c_ulong, ctypes.c_ulong) * 2, ctypes.c_ulong)
         self._readv = libc.process_vm_readv
@@ -35,7 +35,7 @@ class Memory:
     def read(self, tid: int, address: int, length: int) -> bytes:
         """Return up to ``length`` bytes (at most PATH_MAX); fewer where memory ends.
 
-        A transfer that fails leaves out whole pieces, so each page is read by itself.
+        A failed transfer skips whole iovecs, so each page has its own.
         """
         out = b""
         while length > 0:
@@ -60,8 +60,8 @@ class Memory:
         return b"" if ctypes.get_errno() == errno.EFAULT else _read_mem(tid, address, length)
 
     def read_path(self, tid: int, address: int) -> bytes | None:
-        """Return the string that ends with NUL, or None: no such memory, or longer than a path may be."""
-        # Nearly always one read is enough: it ends with the page, or after a path's usual length.
+        """Return a string up to its NUL; None if it is unreadable or longer than PATH_MAX."""
+        # One read is usually enough. It ends at the page's end, or after a path's usual length.
         first = min(_FIRST, _PAGE - (address & (_PAGE - 1)))
         text = self._read(tid, address, first)
         end = text.find(b"\0")
@@ -74,7 +74,7 @@ class Memory:
         return text[:end] if end >= 0 else None
 
     def write(self, tid: int, address: int, data: bytes) -> bool:
-        """Write ``data`` (at most PATH_MAX bytes); tell whether all of it was written."""
+        """Write ``data`` (at most PATH_MAX bytes); return whether all of it was written."""
         ctypes.memmove(self._start, data, len(data))
         iovec = self._iovec
         iovec[1] = iovec[3] = len(data)

@@ -1,6 +1,6 @@
-"""What the tracer says on standard error, by level: one line a message, as ``logging`` would write it.
+"""Messages of the tracer on standard error, by level, in the format of ``logging``.
 
-A tracer is a process of its own that says little; importing ``logging`` would be a tenth of its start.
+The tracer does not import ``logging``, which takes a tenth of its start.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ _threshold: list[int] = [LEVELS.index("warning")]
 
 
 def set_level(level: str) -> None:
-    """Say nothing below this level; it is one of LEVELS."""
+    """Set the lowest level that is written, one of LEVELS."""
     _threshold[0] = LEVELS.index(level)
 
 
 def debugging() -> bool:
-    """Tell whether debug messages are said: what goes into them may cost something."""
+    """Return whether debug messages are written, before computing their content."""
     return _threshold[0] == 0
 
 
 def say(level: str, text: str) -> None:
-    """Say something, if the level is high enough."""
+    """Write a message if its level is high enough."""
     if LEVELS.index(level) >= _threshold[0]:
         os.write(2, f"interceptor: {level.upper()}: {text}\n".encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""Mount tables as text: mountinfo, mounts and mountstats of /proc/PID, parsed, rendered and rewritten.
+"""Parses, renders and rewrites the mount tables of /proc/PID: mountinfo, mounts and mountstats.
 
 Formats: proc_pid_mountinfo(5), proc_pid_mounts(5), fstab(5), proc_pid_mountstats(5). Text is
 decoded with ``surrogateescape``, so that any bytes survive.
@@ -135,10 +135,9 @@ def render_mounts(mount: Mount) -> str:
 def rewrite_mountinfo(text: str, rules: Sequence[MountRule]) -> tuple[str, Counter[str]]:
     """Rewrite a whole mountinfo.
 
-    Of several mounts on one mountpoint that would look alike, because a rule made
-    them so, only the topmost stays (the last in the file), with the mounts that hung
-    on the others hung on what these were mounted on. Lines that no rule fits come
-    out byte by byte as they were, lines of another form, too.
+    If a rule gives several mounts on one mountpoint the same type, only the topmost stays, which is the last
+    in the file. Mounts below the others get the parents of these. Lines without a matching rule and malformed
+    lines stay byte for byte.
 
     Returns:
         The text, and how many lines each rule changed, by the rule's label.
@@ -203,7 +202,7 @@ REWRITE: Final = {
     "mounts": rewrite_mounts,
     "mountstats": rewrite_mountstats,
 }
-"""How a table is rewritten, by the name of its file."""
+"""The function that rewrites a table, by the name of its file."""
 
 _Line = TypeVar("_Line", Mount, MountInfo)
 
@@ -259,7 +258,7 @@ def _changed_mount(mount: Mount, rule: MountRule, options: str | None) -> Mount:
 
 
 def _covered(before: Sequence[_Line | None], after: Sequence[_Line | None]) -> set[int]:
-    """Return the lines to leave out: below a line of the same mountpoint and type, one of them rewritten."""
+    """Return the lines to leave out: below a line of equal mountpoint and type, one of them rewritten."""
     top: dict[str, int] = {}
     covered = set()
     for index in range(len(after) - 1, -1, -1):

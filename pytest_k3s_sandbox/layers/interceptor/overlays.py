@@ -1,4 +1,4 @@
-"""Files that are opened instead of what a program named: rewritten mount tables, generated content."""
+"""Files that a program opens instead of the named one: rewritten mount tables, generated content."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _REMEMBERED = 32
 
 
 class Overlays:
-    """Makes the files, and remembers what it made of which table."""
+    """Writes the files, and caches rewritten tables."""
 
     def __init__(self, scratch: Scratch) -> None:
-        """Take the place for the files."""
+        """Keep the folder for the files."""
         self._scratch = scratch
         self._known: dict[tuple[str, tuple[MountRule, ...], bytes], tuple[bytes, Mapping[str, int]]] = {}
 
@@ -33,13 +33,13 @@ class Overlays:
         """Return the file to open for a mount table that a tracee opens.
 
         Args:
-            tid: The tracee, whose mount namespace and root count.
+            tid: The tracee; its mount namespace and root apply.
             path: The table's path under /proc, normal.
             rules: What to change.
 
         Returns:
             The file's path and how many lines each rule changed, by the rule's label;
-            None: the real table will do.
+            None if the real table needs no change.
         """
         if path == b"/proc/mounts":
             path = b"/proc/self/mounts"

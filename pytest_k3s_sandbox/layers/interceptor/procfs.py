@@ -1,4 +1,4 @@
-"""What /proc tells of a tracee: proc_pid(5). A tracee that is ending has nothing to tell."""
+"""Reads /proc about tracees: proc_pid(5). A tracee that is ending yields no value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import AT_FDCWD
 
 
 def _beginning(path: str) -> bytes:
-    """Return the first page of a file, or nothing; without the five calls that a file object makes beside."""
+    """Return the first page of a file, or nothing; a file object makes five more system calls."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -38,7 +38,7 @@ def root_identity(tid: int | None = None) -> tuple[int, int] | None:
 
 
 def program_paths(tid: int) -> tuple[bytes, ...]:
-    """Return the paths that a tracee's program is known by: the executable's, and ``argv[0]``."""
+    """Return the paths of a tracee's program: the executable and ``argv[0]``."""
     try:
         executable = os.readlink(b"/proc/%d/exe" % tid)
     except OSError:
@@ -52,7 +52,7 @@ def auxiliary(tid: int | str) -> bytes:
 
 
 def reaches(tid: int, path: bytes) -> bool:
-    """Tell whether an absolute path exists as a tracee sees it, in its root and mount namespace."""
+    """Return whether an absolute path exists in a tracee's root and mount namespace."""
     try:
         os.stat(b"/proc/%d/root%s" % (tid, path))
     except OSError:
@@ -61,14 +61,14 @@ def reaches(tid: int, path: bytes) -> bool:
 
 
 def nothing_mounted(tid: int, path: bytes) -> bool:
-    """Tell whether an absolute path exists, and nothing is mounted there in a tracee's mount namespace.
+    """Return whether an absolute path exists and is not a mountpoint in a tracee's mount namespace.
 
     Args:
-        tid: The tracee, whose root is ours.
+        tid: A tracee with the root of this process.
         path: The path; symbolic links are followed.
 
     Returns:
-        False also where its mount table cannot be read.
+        Also False if the mount table is unreadable.
     """
     real = os.path.realpath(path)
     if not os.path.lexists(real):
@@ -87,7 +87,7 @@ def descriptor_path(tid: int, descriptor: int) -> bytes | None:
 
     Args:
         tid: The tracee.
-        descriptor: As it is in a register: an ``int`` in the lower 32 bits.
+        descriptor: The register's value; the descriptor is in its lower 32 bits.
     """
     number = descriptor & 0xFFFF_FFFF
     number -= (number >> 31) << 32
@@ -100,7 +100,7 @@ def descriptor_path(tid: int, descriptor: int) -> bytes | None:
 
 
 def same_pid_namespace(tid: int) -> bool:
-    """Tell whether process ids mean the same to a tracee as to us."""
+    """Return whether a tracee is in the pid namespace of this process."""
     try:
         return os.readlink(f"/proc/{tid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     except OSError:

@@ -1,4 +1,4 @@
-"""Which rules are for which program."""
+"""Selects the rules of each program."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ class Profile:
 
     Attributes:
         rules: The rules.
-        paths: Those that concern paths.
-        places: The folders of statfs rules; None: there is a rule for every path.
-        reads_links: Whether links to redirected files have to look like the original.
-        masks_close: Whether descriptors of masked paths are to be remembered.
-        retries: Whether interrupted calls are looked at.
-        exits: Whether some of them are looked at when they return.
-        repeated: The numbers of the calls that are made again inside a Go program; see :mod:`.repeating`.
-        filter: What has to be loaded into such a program, as BPF; empty: nothing beyond
-            what every program has.
+        paths: The rules for paths.
+        places: The folders of statfs rules; None if a rule applies to every path.
+        reads_links: Whether readlink on redirected files returns the original path.
+        masks_close: Whether the tracer tracks descriptors of masked paths.
+        retries: Whether there is a retry rule.
+        exits: Whether a retry rule watches the return of calls.
+        repeated: The numbers of the calls that code inside a Go program repeats; see :mod:`.repeating`.
+        filter: The BPF filter to load into the program; empty if the filter of every program is enough.
     """
 
     __slots__ = (
@@ -34,7 +33,7 @@ class Profile:
     )
 
     def __init__(self, rules: Rules, everyones: Rules | None) -> None:
-        """Prepare; ``everyones`` are the rules whose filter every program has, this one among them."""
+        """Prepare; ``everyones`` are the rules whose filter every program has, including this one."""
         self.rules = rules
         self.paths = PathRules(rules)
         self.places = None
@@ -57,20 +56,20 @@ class Profile:
                 self.filter = filter_of(rules)
 
     def repeats(self, pointer: int, number: int) -> bool:
-        """Tell whether code inside the program makes a call again; ``pointer`` is behind its instruction."""
+        """Return whether code inside the program repeats a call; ``pointer`` is behind its instruction."""
         return repeating.inside(pointer) and number in self.repeated
 
 
 def covers(known: Stops, wanted: Stops) -> bool:
-    """Tell whether a filter that stops a call for one reason stops it for the other, too."""
+    """Return whether one condition for a stop includes another."""
     return Stops.ALWAYS in known or wanted in known
 
 
 def repeated_calls(rules: Rules) -> frozenset[int]:
-    """Return the numbers of the calls that are made again inside a Go program.
+    """Return the numbers of the calls that code inside a Go program repeats.
 
-    These are all calls of a retry rule that watches returns, but those that another rule lets fail with
-    EINTR: the program has to see that.
+    These are all calls of a retry rule that watches returns, except calls that another rule makes fail with
+    EINTR.
     """
     groups = (group for rule in rules.retries if rule.exits for group in rule.groups)
     failing = (rule.calls for rule in rules.faults if rule.errno == errno.EINTR)
@@ -78,7 +77,7 @@ def repeated_calls(rules: Rules) -> frozenset[int]:
 
 
 def kinds_of_stops(rules: Rules) -> dict[str, Stops]:
-    """Return when each call has to stop for rules; calls that are not named never stop."""
+    """Return the condition of each call's stop; other calls never stop."""
     others = rules._replace(retries=())
     reading = reads_only(others)
     always = trapped_calls(others) - reading
@@ -100,10 +99,10 @@ class Profiles:
     """Finds the profile of a process.
 
     Attributes:
-        everyones: The rules for every program.
+        everyones: The rules without ``programs``.
         selective: Whether there are rules for some programs only.
-        retries: Whether there is a rule that has to do with signals.
-        exits: Whether some rule watches the return of calls.
+        retries: Whether a rule handles signals.
+        exits: Whether a rule watches the return of calls.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -124,7 +123,7 @@ class Profiles:
     def of(self, tid: int) -> Profile:
         """Return the profile of the program that a thread executes.
 
-        A program in another root than ours, a container's own process, has none of the rules.
+        No rule applies to a program in another root, such as a container's process.
         """
         wanted: frozenset[tuple[str, ...]] = frozenset()
         if self._tests:

@@ -1,18 +1,16 @@
-"""Code inside Go programs that makes interrupted calls again, without a stop of the tracer's.
+"""Code inside Go programs that repeats interrupted calls, without a stop for the tracer.
 
-gVisor interrupts a request to a FUSE server for any signal. Another thread may take a signal to the process.
-Then the call has failed with EINTR, and there is no delivery at which the tracer could make it again.
-A stop at the exit of every such call would show it, and would cost as much as the call itself.
+gVisor interrupts a request to a FUSE server for any signal. If another thread takes a signal to the process,
+the call fails with EINTR, but the interrupted thread has no signal-delivery-stop at which the tracer can
+repeat the call. A stop at the exit of every such call costs as much as the call itself.
 
 All calls of Go's packages os, syscall and unix go through one function, ``Syscall6``
-(``internal/runtime/syscall/asm_linux_amd64.s``). The tracer changes that function in the program's memory;
-:mod:`.installing` does it. It does so when the program has been executed and has not run yet.
-The function then jumps to a page that the program has mapped at a fixed address.
-There the call is made, and made again while its result is EINTR and its number is wanted.
-Then the code jumps back behind the function's ``syscall``.
-
-The seccomp filter lets wanted calls from that page pass; see :mod:`.filter`. A program without the function,
-such as one in C, is left as it is.
+(``internal/runtime/syscall/asm_linux_amd64.s``). The tracer patches that function in the program's memory,
+after execve and before the first instruction; see :mod:`.installing`. The function then jumps to a page that
+the program has mapped at a fixed address. The code there makes the call, and repeats it while its result is
+EINTR and its number is in the page's bitmap. Then it jumps back behind the function's ``syscall``. The
+seccomp filter passes these calls from that page; see :mod:`.filter`. The tracer does not change programs
+without the function, such as those in C.
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ from pytest_k3s_sandbox.layers.interceptor import elf, procfs
 
 PAGE: Final = 4096
 ADDRESS: Final = 0x4000_0000_0000
-"""Where the page lies: far from programs, their libraries and Go's heap (``runtime/malloc.go``)."""
+"""The page's address, far from programs, libraries and Go's heap (``runtime/malloc.go``)."""
 _FIXED_NOREPLACE: Final = 0x10_0000
-"""MAP_FIXED_NOREPLACE of mmap(2). A kernel that does not know it takes the address as a spec."""
+"""MAP_FIXED_NOREPLACE of mmap(2). A kernel without the flag takes the address as a hint."""
 MAP_ARGUMENTS: Final = (ADDRESS, PAGE, 0x3, 0x22 | _FIXED_NOREPLACE, (1 << 64) - 1, 0)
 """addr, length, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, fd, offset: mmap(2)."""
 PROTECT_ARGUMENTS: Final = (ADDRESS, PAGE, 0x5)
@@ -40,18 +38,18 @@ _ARGUMENTS: Final = bytes.fromhex("4989f2 4889fa 4889ce 4889df")
 FUNCTION: Final = _ARGUMENTS + b"\x0f\x05"
 """The beginning of Syscall6: the moves and ``syscall``. It is as long as a jump to any address."""
 _WANTED_AT: Final = 2048
-"""Where in the page the wanted calls are: one bit for each number."""
+"""The offset of the bitmap of calls to repeat: one bit for each number."""
 _NUMBERS: Final = 512
 _SEARCHED: Final = 4 << 20
 """How much of a program is searched. The linker puts the function into the first 64 KiB of a program."""
 
 _ET_EXEC_OR_DYN: Final = (2, 3)
 _REMEMBERED: Final = 256
-"""So many files are remembered. A program that starts from a copy in memory has a new one each time."""
+"""The size of the cache by file. A program that starts from a copy in memory has a new file each time."""
 
 
 class GoProgram(NamedTuple):
-    """Where a program's file says that things are: elf(5).
+    """Addresses in a program's file: elf(5).
 
     Attributes:
         function: The address of Syscall6.
@@ -63,7 +61,7 @@ class GoProgram(NamedTuple):
 
 
 def program_of(head: bytes, text: bytes, address: int) -> GoProgram | None:
-    """Return where the function is; None where there is none.
+    """Return the addresses of a program; None if it does not have the function.
 
     Args:
         head: The beginning of an ELF file.
@@ -83,27 +81,27 @@ def code_of(head: bytes) -> tuple[int, int, int] | None:
     if struct.unpack_from("<H", head, 16)[0] not in _ET_EXEC_OR_DYN:
         return None
     for segment in elf.segments(head):
-        # A segment without content can claim any offset; none of a file's is as large.
+        # A segment without content can have any offset; files are not as large.
         if segment.kind == elf.PT_LOAD and segment.flags & elf.PF_X and segment.offset < 1 << 63:
             return segment.offset, segment.length, segment.address
     return None
 
 
 def loaded_at(program: GoProgram, auxiliary: bytes) -> int | None:
-    """Return the function's address in a process, which knows where its program was loaded."""
+    """Return the function's address in a process, from the auxiliary vector."""
     entry = elf.auxiliary_value(auxiliary, elf.AT_ENTRY)
     return None if entry is None else (program.function + entry - program.entry) % (1 << 64)
 
 
 class GoPrograms:
-    """Finds the function in programs, and remembers it by the file."""
+    """Finds the function in programs, with a cache by file."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Start with an empty cache."""
         self._known: dict[tuple[int, int, int, int], GoProgram | None] = {}
 
     def function(self, tid: int) -> int | None:
-        """Return the address of Syscall6 in a process; None: it has none, or it is ending."""
+        """Return the address of Syscall6 in a process; None if it has none or is ending."""
         try:
             fd = os.open(f"/proc/{tid}/exe", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -140,13 +138,13 @@ def jump(address: int) -> bytes:
 def page(function: int, numbers: Iterable[int]) -> bytes:
     """Return the page's content.
 
-    Callers of the function expect none of the registers back that the code changes (Go's internal ABI).
-    r12 keeps the call's number, because the kernel's result takes its place.
+    The code changes only registers that callers of the function do not preserve (Go's internal ABI). r12
+    keeps the call's number, because the kernel's result overwrites rax.
     The kernel repeats some interrupted calls itself, by going back over ``syscall`` (ERESTARTSYS).
 
     Args:
         function: The address of Syscall6.
-        numbers: The calls that are made again.
+        numbers: The calls to repeat.
     """
     wanted = bytearray(_NUMBERS // 8)
     for number in numbers:
@@ -169,5 +167,5 @@ def page(function: int, numbers: Iterable[int]) -> bytes:
 
 
 def inside(pointer: int) -> bool:
-    """Tell whether an instruction pointer is in the page."""
+    """Return whether an instruction pointer is in the page."""
     return ADDRESS <= pointer < ADDRESS + PAGE

@@ -1,9 +1,9 @@
-"""ptrace(2) as the interceptor needs it, x86-64 only.
+"""The requests of ptrace(2) that the interceptor uses, for x86-64 only.
 
-python-ptrace 0.9.9 is a tracer for debuggers: it has no PTRACE_SEIZE, no seccomp events and no signal masks,
-it stops at every call, and importing its binding (which looks for libc with a program of its own) takes
-an eighth of a tracer's start in gVisor (docs/interceptor.md). So what is needed is declared here, and a test
-holds it against python-ptrace where that has it. Numbers: linux/ptrace.h and asm/ptrace.h (uapi).
+python-ptrace 0.9.9 is for debuggers: it lacks PTRACE_SEIZE, seccomp events and signal masks, and stops at
+every call. The import of its binding, which starts a program to find libc, takes an eighth of a tracer's
+start in gVisor (docs/interceptor.md). A test compares these declarations with those of python-ptrace.
+Numbers: linux/ptrace.h and asm/ptrace.h (uapi).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _EVENT_STOP: Final = 128
 
 _SYSGOOD: Final = 1
 EXITKILL: Final = 1 << 20
-"""PTRACE_O_EXITKILL: the tracees end with their tracer."""
+"""PTRACE_O_EXITKILL: the kernel kills the tracees when their tracer ends."""
 
 WALL: Final = 0x4000_0000
-"""__WALL of waitpid(2): threads and processes alike."""
+"""__WALL of waitpid(2): wait for threads, too."""
 
 OPTIONS: Final = _SYSGOOD | sum(
     1 << event for event in (_EVENT_FORK, _EVENT_VFORK, _EVENT_CLONE, _EVENT_EXEC, _EVENT_SECCOMP)
@@ -50,7 +50,7 @@ STOPS_NEW_TASK: Final = frozenset(
     signal.SIGTRAP | event << 8 for event in (_EVENT_FORK, _EVENT_VFORK, _EVENT_CLONE)
 )
 STOPS_NEW_PROCESS: Final = STOPS_NEW_TASK - {signal.SIGTRAP | _EVENT_CLONE << 8}
-"""Those of processes; PTRACE_EVENT_CLONE is of threads, and of processes that end with no SIGCHLD."""
+"""The events of new processes; PTRACE_EVENT_CLONE is for threads and for processes without SIGCHLD."""
 GROUP_STOPS: Final = frozenset(
     number | _EVENT_STOP << 8 for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 )
@@ -87,7 +87,7 @@ _word_at: Final = ctypes.addressof(_word)
 
 
 class PtraceError(OSError):
-    """A request failed; ESRCH: the tracee is not there, or not stopped."""
+    """A request failed; ESRCH means that the tracee has ended or is not stopped."""
 
 
 def _fail(request: int, tid: int) -> None:
@@ -96,7 +96,7 @@ def _fail(request: int, tid: int) -> None:
 
 
 class Registers:
-    """One buffer for the registers of whichever tracee is being looked at.
+    """A buffer for the registers of one tracee at a time.
 
     Attributes:
         words: The registers by index, as unsigned 64-bit numbers.
@@ -115,7 +115,7 @@ class Registers:
             _fail(_GETREGS, tid)
 
     def store(self, tid: int) -> None:
-        """Write them to a stopped tracee; raises PtraceError."""
+        """Write the registers of a stopped tracee; raises PtraceError."""
         if _ptrace(_SETREGS, tid, 0, self._address):
             _fail(_SETREGS, tid)
 
@@ -124,7 +124,7 @@ class Registers:
         return bytes(self.words)
 
     def recall(self, saved: bytes) -> None:
-        """Fill the buffer from such a copy."""
+        """Fill the buffer from a copy."""
         ctypes.memmove(self._address, saved, len(saved))
 
 
@@ -134,7 +134,7 @@ def signed(value: int) -> int:
 
 
 def failed(value: int) -> bool:
-    """Tell whether a call's result is an error's number, which is negative: syscall(2)."""
+    """Return whether a call's result is a negative errno: syscall(2)."""
     return -_LAST_ERRNO <= signed(value) < 0
 
 
@@ -157,19 +157,19 @@ def resume_to_syscall_stop(tid: int, signum: int = 0) -> None:
 
 
 def listen(tid: int) -> None:
-    """Leave a tracee in its group-stop, as if it were not traced; raises PtraceError."""
+    """Leave a tracee in its group-stop (PTRACE_LISTEN); raises PtraceError."""
     if _ptrace(_LISTEN, tid, 0, 0):
         _fail(_LISTEN, tid)
 
 
 def poke(tid: int, address: int, word: bytes) -> None:
-    """Write 8 bytes to a stopped tracee, to its code, too: a private copy is made. Raises PtraceError."""
+    """Write 8 bytes to a stopped tracee's memory or code (copy on write); raises PtraceError."""
     if _ptrace(_POKEDATA, tid, address, int.from_bytes(word, "little")):
         _fail(_POKEDATA, tid)
 
 
 def event_message(tid: int) -> int:
-    """Return the number that belongs to the event a tracee reported; raises PtraceError."""
+    """Return the message of a tracee's event; raises PtraceError."""
     if _ptrace(_GETEVENTMSG, tid, 0, _word_at):
         _fail(_GETEVENTMSG, tid)
     return _word.value

@@ -1,13 +1,11 @@
-"""Change a call that a tracee is about to make, so that nothing of the program's own is lost.
+"""Change a call at its entry, and preserve the program's registers and memory.
 
-How a path argument is replaced, and why that is safe. The new string may go neither
-over the program's own one (it may be read-only, shared or in use by another
-thread) nor below its stack pointer (a goroutine's stack ends there). So the tracee is made
-to map memory of its own: at the stop the call is turned into ``mmap``, the result
-is taken at the exit stop, and the original call is run again with its original registers
-(``rip`` back by the length of ``syscall``). The mapping is kept for the process, in
-slots, so that no two threads in a call share one. The argument's register gets
-its old value back at the exit stop, so the program cannot tell.
+A new path must not overwrite the program's own string, which may be read-only, shared or used by another
+thread. It must not be below the stack pointer either, where a goroutine's stack may end. Therefore the tracer
+makes the tracee map scratch memory. At the entry stop it turns the call into ``mmap``. At the exit stop it
+takes the address, restores the registers and sets ``rip`` back by the length of ``syscall``, so that the
+tracee makes the original call. A process keeps the mapping, divided into slots: threads in calls at the same
+time use different ones. At the exit stop the argument's register gets its old value back.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ _RESOLVE_AT: Final = 16
 
 
 class Rewriter:
-    """Changes calls by their registers, and paths in memory that the tracee maps for it."""
+    """Changes calls: their registers, and their paths in memory that the tracee maps."""
 
     def __init__(self, registers: Registers, memory: Memory, process_of: Callable[[int], int]) -> None:
         """Prepare; ``process_of`` finds the process of a thread."""
@@ -40,13 +38,13 @@ class Rewriter:
         self._spaces: dict[int, Space] = {}
 
     def forget(self, tid: int, call: Call | None) -> None:
-        """Note that a thread, which was in ``call``, has ended or executes another program."""
+        """Note that a thread in ``call`` has ended, or executes another program."""
         if call is not None:
             self._give_back(call)
         self._spaces.pop(tid, None)
 
     def instead(self, tid: int, call: Call, number: int, arguments: tuple[int, ...] = ()) -> Call:
-        """Turn the call that a tracee is about to make to another one, and keep its registers in ``call``."""
+        """Replace the call that a tracee is about to make, and keep its registers in ``call``."""
         registers = self._registers
         call.saved = registers.save()
         registers.words[ORIG_RAX] = number
@@ -56,13 +54,13 @@ class Rewriter:
         return call
 
     def run_again(self, tid: int, call: Call) -> None:
-        """At an exit stop: let the tracee execute its system call instruction once more."""
+        """Set a tracee at an exit stop back to its ``syscall`` instruction."""
         self._registers.words[RIP] -= requests.SYSCALL_LENGTH
         self._registers.words[RAX] = call.number
         self._registers.store(tid)
 
     def prepare(self, tid: int, number: int, *, entry_first: bool) -> Call | None:
-        """Have the tracee map memory, if it has none to spare; the call is made again after that."""
+        """Make the tracee map memory if it has no free slot; it repeats the call after that."""
         space = self._spaces.setdefault(self._process_of(tid), Space())
         if space.free or not space.usable:
             return None
@@ -79,7 +77,7 @@ class Rewriter:
         self.run_again(tid, call)
 
     def replace(self, tid: int, call: Call, target: bytes) -> bool:
-        """Let a call's path be ``target``; tell whether that could be done."""
+        """Replace a call's path with ``target``; return whether that succeeded."""
         space = self._spaces[self._process_of(tid)]
         if not space.free:
             return False
@@ -89,7 +87,7 @@ class Rewriter:
         replacements = {ARGUMENTS[call.of.path]: address}
         written = self._memory.write(tid, address, target + b"\0")
         if call.number == OPENAT2:
-            # RESOLVE_BENEATH and its like speak of the path that the program named.
+            # RESOLVE_BENEATH and similar flags apply to the path that the program named.
             how = self._memory.read(tid, words[ARGUMENTS[2]], _OPEN_HOW)
             if len(how) == _OPEN_HOW:
                 how = how[:_RESOLVE_AT] + bytes(_OPEN_HOW - _RESOLVE_AT)
@@ -106,7 +104,7 @@ class Rewriter:
         return True
 
     def restore(self, call: Call) -> None:
-        """At the exit stop: put the arguments' old values into the buffer of registers."""
+        """Put the arguments' old values into the buffer of registers, at the exit stop."""
         for index, value in call.restore:
             self._registers.words[index] = value
         self._give_back(call)

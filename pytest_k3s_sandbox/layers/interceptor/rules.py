@@ -1,7 +1,7 @@
-"""Which answers are changed: a typed rule set, and what has to be trapped for it.
+"""The rules: which results change, and which calls stop for that.
 
-The types are named tuples: a tracer starts with its program, inside a sandbox whose
-files are slow, and ``dataclasses`` alone would be a tenth of that start.
+The types are named tuples, because the import of ``dataclasses`` takes a tenth of a tracer's start in a
+sandbox.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names
 
 TREE: Final = "{tree}"
-"""In a redirect's target: the root folder given at run time."""
+"""The placeholder in a redirect's target for the folder given at run time."""
 
 PATH: Final = "{path}"
-"""In the target of a redirect by pattern: the path that the program named."""
+"""The placeholder in the target of a pattern's redirect for the path that the program named."""
 
 REDIRECTABLE: Final = (Group.OPEN, Group.STAT, Group.ACCESS, Group.READLINK)
 MASKABLE: Final = (Group.OPEN, Group.CHANGE, Group.CLOSE)
@@ -23,11 +23,11 @@ RETRIABLE: Final = (*REDIRECTABLE, Group.STATFS, Group.LIST, Group.CLOSE)
 FAILABLE: Final = (*REDIRECTABLE, Group.CHANGE, Group.STATFS, Group.UMOUNT)
 
 Content = str | Callable[[int, str], str]
-"""Text, or what returns it when called with the thread's id and the path."""
+"""Text, or a function of the thread's id and the path that returns it."""
 
 
 class RuleKind(NamedTuple):
-    """How a rule's path is meant, for its label."""
+    """The kind of a rule's path: itself, a folder, or a pattern."""
 
     name: str
     suffix: str = ""
@@ -69,16 +69,16 @@ class StatfsRule(NamedTuple):
 
 
 class RedirectRule(NamedTuple):
-    """Leads calls on a path to another one, if that exists, or to generated content.
+    """Redirects calls on a path to another path, if that exists, or to generated content.
 
     Attributes:
-        path: The path; or the folder of a prefix; or a pattern of shell wildcards, where
-            ``*`` and ``?`` stop at a slash and ``**`` does not.
-        target: The other path or folder; may start with ``{tree}``, and contain ``{path}``
-            for a pattern. None: there is ``content``.
+        path: The path, the folder of a prefix, or a pattern of shell wildcards, where ``*`` and ``?`` stop at
+            a slash and ``**`` does not.
+        target: The other path or folder, which may start with ``{tree}`` and, for a pattern, contain
+            ``{path}``. None for a rule with ``content``.
         kind: What ``path`` is.
-        groups: The calls that are led there.
-        content: What the file contains instead.
+        groups: The groups of calls that the rule redirects.
+        content: The generated content of the file.
         programs: Only in these programs; see :class:`Rules`.
     """
 
@@ -101,18 +101,18 @@ class RedirectRule(NamedTuple):
 
 
 class MountRule(NamedTuple):
-    """Changes lines of mount tables; what is None stays as the kernel says it.
+    """Changes lines of mount tables; fields that are None keep the kernel's value.
 
     Attributes:
         type: The file system type, as a pattern of shell wildcards.
         under: The mountpoint, or a folder above it.
-        new_type: The type that programs see.
+        new_type: The file system type that programs see.
         source: The mount source.
         device: ``major:minor``, in mountinfo only.
         options: The super options; ``{controller}`` is the mountpoint's last component.
         root: The path within the file system, in mountinfo only.
         programs: Only in these programs; see :class:`Rules`.
-        only: The names of the calls that are watched for a table; none: all that open a file.
+        only: The names of the calls that may open a table; empty for all that open a file.
     """
 
     type: str
@@ -137,11 +137,11 @@ class MountRule(NamedTuple):
 
 
 class MaskRule(NamedTuple):
-    """Blocks signals during calls on paths at or below one, and on what was opened there.
+    """Blocks signals during calls on paths at or below a folder, and on files opened there.
 
     Attributes:
         under: The folder.
-        groups: The calls: open, change; or close, which includes open, where a descriptor is learnt of.
+        groups: open, change, or close. close includes open, which creates the descriptor.
         programs: Only in these programs; see :class:`Rules`.
     """
 
@@ -156,24 +156,24 @@ class MaskRule(NamedTuple):
 
     @property
     def calls(self) -> frozenset[str]:
-        """The calls that have to stop for it: a descriptor is known from its open."""
+        """The calls that stop for the rule, with the opens that create descriptors."""
         return names(*self.groups) | (names(Group.OPEN) if Group.CLOSE in self.groups else frozenset())
 
 
 class RetryRule(NamedTuple):
-    """Makes calls on paths at or below one again that a signal interrupted, and that change nothing.
+    """Repeats interrupted calls on paths at or below a folder that change nothing.
 
-    At the delivery of a signal the tracer makes the interrupted call again, which costs no stop.
-    A signal to the whole process can interrupt one thread and be delivered to another; then the
-    first has no delivery. The calls in ``exits`` are also looked at when they return. In Go programs all
-    calls of the groups but close are, on any path, and by code of their own; see :mod:`.repeating`.
+    At a signal-delivery-stop the tracer makes the tracee repeat the interrupted call, without a stop more. A
+    signal to the process can interrupt one thread and be delivered to another. For that case, the calls in
+    ``exits`` also stop when they return. In Go programs code of :mod:`.repeating` repeats all calls of the
+    groups but close, on any path.
 
     Attributes:
         under: The folder.
-        groups: open, stat, access, readlink; statfs, with fstatfs; list, which is getdents; or close, of
-            whatever descriptor: an interrupted close has closed it (close(2)).
+        groups: open, stat, access, readlink; statfs, with fstatfs; list, which is getdents; or close, of any
+            descriptor: an interrupted close has closed it (close(2)).
         programs: Only in these programs; see :class:`Rules`.
-        exits: The names of the calls that stop when they return in other programs.
+        exits: The names of the calls that stop at their return in programs other than Go's.
     """
 
     under: str
@@ -193,17 +193,17 @@ class RetryRule(NamedTuple):
 
 
 class FaultRule(NamedTuple):
-    """Makes calls on a path fail, without carrying them out.
+    """Makes calls on a path fail before they start.
 
     Attributes:
         path: As in :class:`RedirectRule`.
-        errno: The error's number.
+        errno: The errno.
         kind: What ``path`` is.
-        groups: The calls that fail.
-        skip: So many of them succeed first.
-        times: So many fail then, and later ones succeed; None: all.
+        groups: The groups of calls that fail.
+        skip: The number of calls that succeed first.
+        times: The number of calls that fail then; None for all.
         programs: Only in these programs; see :class:`Rules`.
-        unmounted: Only where nothing is mounted at the path, in the program's mount namespace.
+        unmounted: Only if the path is not a mountpoint in the program's mount namespace.
     """
 
     path: str
@@ -230,11 +230,11 @@ Rule = StatfsRule | RedirectRule | MountRule | MaskRule | FaultRule | RetryRule
 
 
 class Rules(NamedTuple):
-    """A rule set; in each list the first rule that fits is the one that counts.
+    """A rule set; in each list, the first matching rule applies.
 
-    A rule's ``programs`` are names that programs are called by (the last component of the executable or
-    of ``argv[0]``), or with a slash whole paths, with shell wildcards. Calls of other programs
-    do not stop for it, unless such a program started them; and even then the rule is not applied.
+    A rule's ``programs`` are names (the last component of the executable or of ``argv[0]``) or, with a slash,
+    whole paths; both with shell wildcards. Calls of other programs do not stop for it, except in descendants
+    of such a program, which inherit its filter. The rule does not apply to these calls either.
     """
 
     statfs: tuple[StatfsRule, ...] = ()
@@ -249,7 +249,7 @@ class Rules(NamedTuple):
         return (*self.statfs, *self.redirects, *self.mounts, *self.masks, *self.faults, *self.retries)
 
     def only(self, wanted: Callable[[tuple[str, ...]], bool]) -> Rules:
-        """Return the rules whose ``programs`` are wanted."""
+        """Return the rules whose ``programs`` pass a test."""
         return Rules(
             tuple(rule for rule in self.statfs if wanted(rule.programs)),
             tuple(rule for rule in self.redirects if wanted(rule.programs)),
@@ -260,7 +260,7 @@ class Rules(NamedTuple):
         )
 
     def with_tree(self, tree: str | None) -> Rules:
-        """Return the rules with ``{tree}`` filled in; without a tree such redirects are left out."""
+        """Return the rules with ``{tree}`` filled in; without a tree, omit redirects that contain it."""
         kept = []
         for rule in self.redirects:
             if rule.target is None or TREE not in rule.target:
@@ -274,11 +274,11 @@ NO_RULES: Final = Rules()
 
 
 def trapped_calls(rules: Rules) -> frozenset[str]:
-    """Return the names of the calls that have to stop for these rules, and no others."""
+    """Return the names of the calls that stop for these rules."""
     return frozenset[str]().union(*(rule.calls for rule in rules.every()))
 
 
 def reads_only(rules: Rules) -> frozenset[str]:
-    """Return the trapped calls that need not stop unless they open to read: mount tables are wanted alone."""
+    """Return the trapped calls that stop only for mount tables, so only if they open a file to read."""
     others = rules._replace(mounts=())
     return trapped_calls(rules) - trapped_calls(others)

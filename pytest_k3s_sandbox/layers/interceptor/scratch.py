@@ -1,4 +1,4 @@
-"""Files that stand in for what a program opens: a private folder, gone with its tracer."""
+"""A private folder of generated files, which the tracer removes at its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Scratch:
     """
 
     def __init__(self, parent: str | None = None) -> None:
-        """Choose the place; nothing is created yet."""
+        """Choose the parent folder; nothing is created yet."""
         self.folder: str | None = None
         self._parent = parent or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the folder in it is exclusive
         self._lock = -1
@@ -28,10 +28,10 @@ class Scratch:
         self._count = 0
 
     def file(self, content: bytes) -> str:
-        """Return a file with this content; the oldest files go when there are many.
+        """Return a file with this content; beyond a limit, remove the oldest files.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The file cannot be written.
         """
         path = self._files.get(content)
         if path is not None:
@@ -52,7 +52,7 @@ class Scratch:
         return path
 
     def close(self) -> None:
-        """Remove the folder and what is in it."""
+        """Remove the folder with its files."""
         if self.folder is not None:
             fd = os.open(self.folder, _FOLDER)
             try:
@@ -65,7 +65,7 @@ class Scratch:
     def _create(self) -> None:
         _remove_stale(self._parent)
         while self.folder is None:
-            # No other user can guess the name, so that none can be there first.
+            # No other user can guess the name, and create it first.
             folder = f"{self._parent}/{_NAME}{os.getpid()}-{os.urandom(8).hex()}"
             os.mkdir(folder, 0o700)
             fd = os.open(folder, _FOLDER)
@@ -76,17 +76,17 @@ class Scratch:
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
                 if os.path.exists(folder):
                     self.folder = folder
-                else:  # another tracer took it for a killed one's before it was locked
+                else:  # another tracer removed the folder before it was locked
                     os.close(self._lock)
             finally:
                 os.close(fd)
 
 
 def _remove_stale(parent: str) -> None:
-    """Remove the folders of ours whose tracer was killed: no process holds their lock.
+    """Remove the folders of killed tracers, whose lock no process holds.
 
-    Another user may have made a folder of such a name, or a link. Ours belongs to this user, is no link,
-    and holds nothing but a lock and numbered files.
+    Another user may have created a folder or link of such a name. A tracer's folder belongs to this user, is
+    not a link, and contains only a lock and numbered files.
     """
     for name in os.listdir(parent):
         pid, dash, number = name.removeprefix(_NAME).partition("-")
@@ -99,7 +99,7 @@ def _remove_stale(parent: str) -> None:
         try:
             _remove_if_ours(f"{parent}/{name}", fd)
         except OSError:
-            continue  # another user's, or another tracer's that lives
+            continue  # another user's, or a running tracer's
         finally:
             os.close(fd)
 
@@ -122,4 +122,4 @@ def _remove(folder: str, fd: int) -> None:
             os.unlink(name, dir_fd=fd)
         os.rmdir(folder)
     except OSError:
-        pass  # another process removes it, or the file system has gone: nothing depends on it
+        pass  # another process removes it, or the file system is gone

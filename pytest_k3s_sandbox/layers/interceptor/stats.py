@@ -1,4 +1,4 @@
-"""What a tracer counted, as JSON."""
+"""The statistics of a tracer, as JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Stats:
         stops: How often a tracee stopped, by kind.
         calls: How often each trapped call stopped.
         applied: How often each rule changed something, by its label.
-        restarted: Calls that the tracer let run again after EINTR.
-        unchanged: Calls that a rule fits but that were left alone, by reason.
-        filters: Filters loaded into programs that rules are for.
-        seconds: Time from a stop's report until its tracee runs again, by kind of stop.
-        rule_seconds: The part of it that was spent on a rule, by its label.
+        restarted: How often the tracer repeated a call after EINTR.
+        unchanged: Calls with a matching rule that the tracer did not change, by reason.
+        filters: Filters loaded into programs with rules.
+        seconds: Time from a stop until its tracee runs again, by kind of stop.
+        rule_seconds: The part of that time that a rule took, by its label.
         started: When counting began, on the monotonic clock.
     """
 
@@ -40,7 +40,7 @@ class Stats:
 
     def as_json(self) -> str:
         """Return the counts, with the tracer's own cost so far: seconds of CPU, KiB of memory."""
-        # Needed when the program has ended, not before it starts.
+        # Not at the top: the start of the program must not wait for these.
         import json
         import resource
 
@@ -65,12 +65,12 @@ class Stats:
         )
 
     def write(self, path: str) -> None:
-        """Replace the file at ``path`` as a whole.
+        """Replace the file at ``path`` atomically.
 
         Raises:
             OSError: It cannot be written.
         """
-        # Exclusive, and by a name that cannot be guessed: in /tmp another user may have put a link.
+        # Exclusive, with a random name: in /tmp another user may have created a link.
         temporary = f"{path}.{os.urandom(8).hex()}.tmp"
         with open(temporary, "x", encoding="utf-8") as file:
             file.write(self.as_json() + "\n")
@@ -78,9 +78,9 @@ class Stats:
 
 
 def _memory() -> int:
-    """Return the peak of resident memory in KiB, in gVisor, which does not tell, what it is now.
+    """Return the peak of resident memory in KiB; in gVisor, which lacks VmHWM, the current value.
 
-    getrusage(2) would count what this process was forked from, too.
+    getrusage(2) includes the memory of the process before its execve.
     """
     found = {}
     with open("/proc/self/status", "rb") as file:

@@ -1,4 +1,4 @@
-"""The system calls that rules can concern, as x86-64 Linux numbers them.
+"""The system calls that rules can match, with their numbers on x86-64.
 
 Numbers: arch/x86/entry/syscalls/syscall_64.tbl. Arguments: the man page of each call.
 """
@@ -23,7 +23,7 @@ OPENAT2: Final = 437
 
 
 class Group(Enum):
-    """What a call does with the path it names."""
+    """What a call does with its path."""
 
     OPEN = "open"
     STAT = "stat"
@@ -41,7 +41,7 @@ class PathCall(NamedTuple):
 
     Attributes:
         name: The call's name.
-        group: What it does with the path.
+        group: The call's group.
         path: Index of the argument that points to the path.
         dirfd: Index of the argument with the folder that a relative path starts at,
             or None: the working directory.
@@ -75,13 +75,13 @@ PATH_CALLS: Final = {
     OPENAT2: PathCall("openat2", Group.OPEN, 1, 0),
     439: PathCall("faccessat2", Group.ACCESS, 1, 0),
 }
-"""By number; the numbers of x32 and 32-bit calls never reach the tracer."""
+"""The calls with a path, by number; the filter passes x32 and 32-bit calls."""
 
 STATFS_CALLS: Final = {STATFS: "statfs", FSTATFS: "fstatfs"}
 
 LIST_CALLS: Final = {GETDENTS: "getdents", GETDENTS64: "getdents64"}
 DESCRIPTOR_CALLS: Final = {CLOSE: "close", FSTATFS: "fstatfs", **LIST_CALLS}
-"""The calls that can be trapped and name no path."""
+"""The calls without a path that can be trapped."""
 
 NUMBERS: Final = {
     **{name: number for number, name in DESCRIPTOR_CALLS.items()},
@@ -91,9 +91,9 @@ NUMBERS: Final = {
 
 
 def returning(*groups: Group) -> frozenset[str]:
-    """Return the names of the calls in the given groups whose return can be watched.
+    """Return the names of the calls in the given groups that can stop at their return.
 
-    An interrupted close has closed its descriptor (close(2)), so there is nothing to make again.
+    An interrupted close has closed its descriptor (close(2)) and is not repeated.
     """
     found = names(*(group for group in groups if group is not Group.CLOSE))
     return found | frozenset(STATFS_CALLS.values()) if Group.STATFS in groups else found

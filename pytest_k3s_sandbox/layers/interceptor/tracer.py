@@ -1,4 +1,4 @@
-"""The tracer: one loop that learns of every tracee's stops and carries out the rules at them."""
+"""The tracer: one loop that handles the stops of all tracees."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.layers.interceptor.trapped import TrappedCalls
 from pytest_k3s_sandbox.layers.interceptor.waiting import Waiter
 
 _STOPPED: Final = 0x7F
-"""The low byte of a wait status that tells of a stop (WIFSTOPPED of waitpid(2))."""
+"""The low byte of a stopped tracee's wait status (WIFSTOPPED of waitpid(2))."""
 _SECCOMP: Final = "seccomp"
 _SYSCALL: Final = "syscall"
 _SIGNAL: Final = "signal"
@@ -33,12 +33,12 @@ _EVENT: Final = "event"
 
 
 class Tracer:
-    """Carries out a rule set on a program and all that descends from it.
+    """Applies a rule set to a program and its descendants.
 
     Attributes:
-        on_signal: Told of the forwarded signals that the program is being delivered.
-        on_end: Told when the program has ended.
-        status: The wait status of the program, as of waitpid(2), when it has ended.
+        on_signal: Called with each forwarded signal that the kernel delivers to the program.
+        on_end: Called when the program has ended.
+        status: The program's wait status, as of waitpid(2), after its end.
     """
 
     def __init__(self, profiles: Profiles, stats: Stats, scratch: Scratch) -> None:
@@ -91,7 +91,7 @@ class Tracer:
             try:
                 kind = self._stopped(tid, status >> 8, root)
             except PtraceError as error:
-                # ESRCH: killed meanwhile, which the next wait reports.
+                # ESRCH: the tracee was killed meanwhile, as the next wait reports.
                 if error.errno != errno.ESRCH:
                     messages.say("warning", f"tracee {tid}: {error.strerror}")
             took = perf_counter() - began
@@ -101,7 +101,7 @@ class Tracer:
                 self._stats.rule_seconds[calls.label] += took
 
     def _stopped(self, tid: int, code: int, root: int) -> str:
-        """Handle one stop, after which the tracee runs again; return its kind."""
+        """Handle one stop, resume the tracee, and return the kind of the stop."""
         if code == requests.STOP_SECCOMP:
             call = self._calls.at_call(tid, self._known.get(tid) or self._profile(tid))
             if call is None:
@@ -184,24 +184,24 @@ class Tracer:
         return profile
 
     def _forked(self, tid: int) -> None:
-        """Note which filters a new process has inherited.
+        """Note the filters that a new process inherits.
 
-        Every filter costs, and gVisor evaluates all of them for every call there is whenever a thread
-        is created (``populateCache`` in its pkg/sentry/kernel/seccomp.go). A process of which this is not
-        known gets a filter once more, which is all the same to it.
+        gVisor evaluates all filters for every system call when it creates a thread (``populateCache`` in its
+        pkg/sentry/kernel/seccomp.go), so the tracer does not load a filter twice. A process with unknown
+        filters gets its filter again, which changes no result.
         """
         child = requests.event_message(tid)
         inherited = self._filters.get(self._process_of(tid))
         if inherited is not None:
             self._filters[child] = inherited
         else:
-            self._filters.pop(child, None)  # of another process that had this id
+            self._filters.pop(child, None)  # of an earlier process with this id
 
     # At an exec.
 
     def _executed(self, tid: int) -> None:
         former = requests.event_message(tid)
-        if former != tid:  # a thread other than the leader: it has the leader's id now
+        if former != tid:  # a thread that took the leader's id at its execve
             self._forget(former)
         self._forget(tid)
         self._processes[tid] = tid
@@ -221,7 +221,7 @@ class Tracer:
             self._pending[tid] = Call(self._executable, SECCOMP, at_entry=False)
 
     def _executable(self, tid: int, _call: Call) -> Call | None:
-        """At the exit stop of execve: have the program load its filter."""
+        """Make the program load its filter, at the exit stop of execve."""
         program = self._known[tid].filter
         if not program or program in self._filters.get(tid, ()):
             return None

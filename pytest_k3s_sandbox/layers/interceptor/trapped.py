@@ -1,4 +1,4 @@
-"""What is done at the stops of a trapped call: decide, change, and restore."""
+"""Handles the stops of a trapped call: decide, change, and restore."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import (
 
 _TRIES: Final = 3
 _INTERRUPTED: Final = frozenset({-errno.EINTR, -512, -513, -514})
-"""Answers of interrupted calls: EINTR, and Linux's own ones that become EINTR or a restart
-when the signal's handler is known (ERESTARTSYS and its like, linux/errno.h)."""
+"""Results of interrupted calls: EINTR, and ERESTARTSYS and similar (linux/errno.h), which Linux turns into
+EINTR or a restart before the signal's handler runs."""
 
 
 class TrappedCalls:
-    """Carries out rules on calls, one stop at a time.
+    """Applies rules to calls, one stop at a time.
 
     Attributes:
-        label: The rule on whose account the stop that was just handled goes, or nothing.
+        label: The rule that statistics attribute the last stop to; may be empty.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TrappedCalls:
         self._descriptors.pop(tid, None)
 
     def at_call(self, tid: int, profile: Profile) -> Call | None:
-        """Decide at the seccomp event; return the call whose exit stop is to be awaited, if one is."""
+        """Decide at the seccomp event; return the call whose exit stop to wait for, or None."""
         self.label = ""
         registers = self._registers
         registers.load(tid)
@@ -113,10 +113,10 @@ class TrappedCalls:
         return self._answer(tid, profile, of, path)
 
     def at_signal(self, tid: int, profile: Profile) -> None:
-        """At the delivery of a signal: make the call again that it interrupted, if a rule says so.
+        """Repeat the call that a signal interrupted, at the signal-delivery-stop, if a rule says so.
 
-        The program has not seen the call's answer yet. The signal's handler runs first, and
-        its return leads back to the instruction.
+        The program has not seen the call's result yet. The signal's handler runs first, and returns to the
+        ``syscall`` instruction.
         """
         registers = self._registers
         registers.load(tid)
@@ -125,7 +125,7 @@ class TrappedCalls:
             return
         if profile.repeats(words[RIP], words[ORIG_RAX]):
             return
-        # A signal can also come when the program computes, with such a number in its register by chance.
+        # Outside a system call, the register may hold such a number by chance.
         if self._memory.read(tid, words[RIP] - requests.SYSCALL_LENGTH, requests.SYSCALL_LENGTH) != SYSCALL:
             return
         number = words[ORIG_RAX]
@@ -143,7 +143,7 @@ class TrappedCalls:
             self.label = rule.label
 
     def _retry(self, tid: int, profile: Profile, number: int) -> RetryRule | None:
-        """Return the rule that an interrupted call is to be made again by."""
+        """Return the retry rule for an interrupted call."""
         words = self._registers.words
         of = PATH_CALLS.get(number)
         group, path = Group.STATFS if number == FSTATFS else Group.LIST, None
@@ -156,7 +156,7 @@ class TrappedCalls:
         return profile.paths.retries(path, group) if path else None
 
     def _answer(self, tid: int, profile: Profile, of: PathCall, path: bytes | None) -> Call | None:
-        """Await the answer of a call that is carried out as it is, if a rule may change that."""
+        """Wait for the result of an unchanged call, if a rule may change the result."""
         if of.group is Group.STATFS:
             return self._statfs(tid, profile, path or b"/")
         number = self._registers.words[ORIG_RAX]
@@ -172,7 +172,7 @@ class TrappedCalls:
         return None
 
     def _listing(self, tid: int, profile: Profile, name: str) -> Call | None:
-        """Have a listing made again that is interrupted: nothing of it was read then."""
+        """Repeat an interrupted getdents, which has read nothing."""
         words = self._registers.words
         if profile.repeats(words[RIP], words[ORIG_RAX]):
             return None
@@ -182,7 +182,7 @@ class TrappedCalls:
         return self._watched(profile, NO_PATH)
 
     def _watched(self, profile: Profile, of: PathCall) -> Call | None:
-        """Have a call made again that is interrupted, at its exit stop."""
+        """Repeat an interrupted call, at its exit stop."""
         number = self._registers.words[ORIG_RAX]
         return Call(
             lambda tid, call: self._finish_interrupted(tid, call, profile), number, self._entry_first, of
@@ -191,11 +191,11 @@ class TrappedCalls:
     def _resolved(self, tid: int, call: PathCall, path: bytes) -> bytes | None:
         folder = AT_FDCWD if call.dirfd is None else self._registers.words[ARGUMENTS[call.dirfd]]
         base = procfs.descriptor_path(tid, folder)
-        # Without one the descriptor is wrong, and the kernel's answer will say so.
+        # Without a path the descriptor is invalid, and the kernel returns EBADF.
         return None if base is None else base.rstrip(b"/") + b"/" + path
 
     def _carried_out(self, tid: int, call: Call, profile: Profile, decision: Decision) -> Call | None:
-        """Do what was decided; None: nothing was."""
+        """Carry out the decision; None if there is nothing to do."""
         fault = decision.fault
         if (
             fault is not None
@@ -231,7 +231,7 @@ class TrappedCalls:
     def _target(
         self, tid: int, profile: Profile, path: bytes, decision: Decision
     ) -> tuple[bytes, Mapping[str, int]] | None:
-        """Return the path to open instead, if the tracee can reach it, and what to count then."""
+        """Return the path to open instead, if the tracee can reach it, and the labels to count."""
         counts: Mapping[str, int]
         if decision.redirect is not None:
             rule, target = decision.redirect
@@ -248,15 +248,15 @@ class TrappedCalls:
         if len(target) + 1 >= PATH_MAX or not procfs.reaches(tid, target):
             self._unchanged(tid, "no such target")
             return None
-        # Where the target is no folder, the kernel has to say so of a name that only a folder has.
+        # Keep the final slash, so that the kernel returns ENOTDIR if the target is a file.
         return target + b"/" if names_a_folder(path) else target, counts
 
     def _blocking(self, tid: int, call: Call, rule: MaskRule) -> Call:
         """Block all signals for a call.
 
-        A signal that arrived just before the mask still interrupts the call in gVisor.
-        An open is simply repeated then. A change may have been made already, so for
-        it a harmless call comes first, which takes the interruption.
+        In gVisor a signal that arrived just before the mask still interrupts the call. The tracer repeats an
+        open then. A change may be complete already, so a harmless call comes before it and takes the
+        interruption.
         """
         self._stats.applied[rule.label] += 1
         self.label = call.label = rule.label
@@ -288,7 +288,7 @@ class TrappedCalls:
         return self._rewriter.instead(tid, call, GETPID)
 
     def _statfs(self, tid: int, profile: Profile, path: bytes | None) -> Call | None:
-        """Await the answer, if a rule may change it."""
+        """Wait for the result, if a rule may change it."""
         if not profile.rules.statfs and not profile.exits:
             return None
         if path is None:
@@ -308,7 +308,7 @@ class TrappedCalls:
         call.path = where
         return call
 
-    # At the exit of a call. Each returns the call that is awaited next, if there is one.
+    # At the exit of a call. Each returns the next call to wait for, or None.
 
     def _finish_drain(self, tid: int, call: Call) -> None:
         if call.mask is not None:
@@ -342,7 +342,7 @@ class TrappedCalls:
             requests.set_signal_mask(tid, call.mask)
 
     def _finish_close(self, tid: int, call: Call) -> None:
-        """Take EINTR as success: the descriptor is closed then, close(2)."""
+        """Turn EINTR into success: close(2) has closed the descriptor."""
         if requests.signed(self._registers.words[RAX]) == -errno.EINTR:
             self._stats.restarted += 1
             self._registers.words[RAX] = 0
@@ -351,9 +351,9 @@ class TrappedCalls:
             requests.set_signal_mask(tid, call.mask)
 
     def _finish_interrupted(self, tid: int, call: Call, profile: Profile) -> None:
-        """Make the call again if a signal interrupted it, whoever is delivered the signal.
+        """Repeat the call if a signal interrupted it, whichever thread the signal is delivered to.
 
-        Its own signal, if there is one, is delivered first, as at a restart of the kernel's.
+        The kernel delivers the thread's own signal, if any, before the repeated call.
         """
         if requests.signed(self._registers.words[RAX]) not in _INTERRUPTED:
             return
@@ -386,7 +386,7 @@ class TrappedCalls:
             return
 
     def _finish_readlink(self, tid: int, call: Call, profile: Profile) -> None:
-        """Show a descriptor that was led elsewhere under the path that the program opened."""
+        """Return the path that the program opened from readlink on a redirected descriptor."""
         words = self._registers.words
         length = requests.signed(words[RAX])
         buffer, size = (words[ARGUMENTS[call.of.path + index]] for index in (1, 2))

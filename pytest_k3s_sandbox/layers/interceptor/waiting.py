@@ -1,8 +1,8 @@
-"""How a tracer waits for the next stop: by asking again and again as long as that pays, else asleep.
+"""Waits for the next stop: polls while that pays, else sleeps.
 
-A processor that sleeps takes tens of microseconds to wake, more so a virtual one, and each stop wakes two:
-the tracer's, and the tracee's when it goes on. A tracer that stays awake between stops that follow each other
-closely takes about half of the time for them (see "What it costs" in docs/interceptor.md).
+A sleeping processor takes tens of microseconds to wake, a virtual one longer. Each stop wakes two: the
+tracer's, and then the tracee's. Polling halves the time of stops in quick succession (see "What it costs" in
+docs/interceptor.md).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pytest_k3s_sandbox.layers.interceptor import requests
 __all__ = ["SPIN_SECONDS", "Waiter"]
 
 SPIN_SECONDS: Final = 100e-6
-"""How long to ask before going to sleep; about what sleeping and waking costs."""
+"""Seconds to poll before sleeping; about the cost of sleeping and waking."""
 
 _MOST: Final = 16
-"""The credit that can be saved up, so that after a busy time few vain attempts are made."""
+"""The largest credit, which limits vain polls after a busy time."""
 
 _PRICE: Final = 4
-"""What a vain attempt costs; at worst, with short and long waits in turn, every other wait is one."""
+"""The price of a vain poll; at worst, with short and long waits in turn, every other wait polls in vain."""
 
 
 class Waiter:
     """Waits for changes of any tracee.
 
-    Waits that were short earn credit; where there is credit, the next wait begins with asking.
+    Short waits earn credit. With credit, the next wait polls first.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Waiter:
         clock: Callable[[], float] = perf_counter,
         give_way: Callable[[], None] = os.sched_yield,
     ) -> None:
-        """Start asleep.
+        """Start without credit.
 
         Args:
             wait: waitpid(2), for tests.
@@ -53,7 +53,7 @@ class Waiter:
         """Return the thread that changed, and its wait status as of waitpid(2).
 
         Raises:
-            ChildProcessError: There is no tracee.
+            ChildProcessError: No tracee is left.
         """
         wait, clock = self._wait, self._clock
         began = clock()
@@ -66,7 +66,7 @@ class Waiter:
                     return found
                 if clock() >= end:
                     break
-                # The tracee may be waiting for this very processor.
+                # The tracee may need this processor.
                 self._give_way()
             self._credit = max(self._credit - _PRICE, 0)
             return wait(-1, requests.WALL)

@@ -22,16 +22,16 @@ from pytest_k3s_sandbox.sandbox.base import (
 from pytest_k3s_sandbox.sandbox.trees import staged
 
 TREE = f"{STATE_DIR}/tree"
-"""The folder inside that stands in for missing kernel files, with their paths."""
+"""The folder inside with replacements for missing kernel files, by their paths."""
 
 ASIDE = "/run/k3s-sandbox/proc-sys"
-"""Where the sandbox's own /proc/sys stays reachable while the tree lies over it."""
+"""The mountpoint of the sandbox's own /proc/sys while the tree covers it."""
 
 KMSG_HOLDER = "{ test -p /dev/kmsg || mkfifo -m 600 /dev/kmsg; } && exec sleep infinity <>/dev/kmsg"
-"""A kernel log in which nothing ever happens: a FIFO that somebody holds open for writing.
+"""A kernel log without entries: a FIFO, which a process holds open for writing.
 
-A null device (``mknod c 1 3``), the research's way, can be opened, too, but ends at once,
-which cAdvisor logs as an error: ``exiting analyzeLines. OOM events will not be reported``.
+A null device (``mknod c 1 3``), as in the research, ends at once, which cAdvisor logs as an error: ``exiting
+analyzeLines. OOM events will not be reported``.
 """
 
 PROPAGATION = "mount --make-r{mode} /"
@@ -44,21 +44,21 @@ find /proc/sys -mindepth 1 -printf '%y %P\\n'
 echo --
 ip -json link show
 """
-"""Says what is there already, which tunables there are, and which network devices."""
+"""Prints the existing files, the tunables and the network devices."""
 
 CHECK = f"""
 test -r /dev/kmsg && echo readable
 cd /proc/sys && cat {" ".join(sysctl.KUBELET_WANTS)} >/dev/null &&
 read -r value <vm/overcommit_memory && echo "$value" >vm/overcommit_memory && echo writable
 """
-"""Reads the kernel log's file and the tunables, and writes the one that gVisor refuses."""
+"""Reads the kernel log and the tunables, and writes the tunable that gVisor refuses."""
 
 PARTS = ("kmsg", "private", "shared", "sysctl", "tree", "oci", "cgroups")
-"""The workarounds by the words of a variant: ``tree`` is ``sysctl`` without its mount."""
+"""The workarounds by their names in a variant; ``tree`` is ``sysctl`` without its mount."""
 
 
 def parse_parts(text: str) -> frozenset[str]:
-    """Return the parts that a text like ``kmsg+oci`` names.
+    """Parse the names of workarounds in a text like ``kmsg+oci``.
 
     Raises:
         ConfigError: One is unknown, or two exclude each other.
@@ -75,20 +75,20 @@ def parse_parts(text: str) -> frozenset[str]:
 
 
 class Workarounds:
-    """What the research did before the three layers; implements :class:`~..base.Layer`.
+    """The workarounds of the research before the other layers; implements :class:`~..base.Layer`.
 
     Args:
-        sandbox: Where to do it.
+        sandbox: The sandbox.
         kmsg: Provide /dev/kmsg.
         sysctl_tree: Write the tree of kernel tunables.
-        over: Put that tree over /proc/sys; otherwise only an interceptor leads there.
-        propagation: What ``/`` is made recursively: ``private``, ``shared`` or None for no change.
-            With ``shared`` (the research's way) secret volumes cannot be unmounted in gVisor.
-        adapt_oci: Put the runtime that adapts OCI specs in front of runc.
+        over: Mount that tree over /proc/sys; otherwise only an interceptor redirects to it.
+        propagation: The recursive mount propagation of ``/``: ``private``, ``shared`` or None for no change.
+            With ``shared``, as in the research, gVisor cannot unmount secret volumes.
+        adapt_oci: Wrap runc in a runtime that adapts OCI specs.
         cgroups: Mount the sandbox's own cgroup v1 controllers, as container hosts have them.
 
     Attributes:
-        name: The layer's name, with the parts if it was made by :meth:`only`.
+        name: The layer's name, with the workarounds if :meth:`only` made it.
     """
 
     name = "workarounds"
@@ -104,7 +104,7 @@ class Workarounds:
         adapt_oci: bool = True,
         cgroups: bool = False,
     ) -> None:
-        """Keep what to do; nothing is done yet."""
+        """Keep the arguments; nothing is changed yet."""
         self._sandbox = sandbox
         self._kmsg = kmsg
         self._sysctl_tree = sysctl_tree
@@ -118,7 +118,7 @@ class Workarounds:
 
     @classmethod
     def only(cls, sandbox: Sandbox, text: str) -> Self:
-        """Return a layer of the workarounds that a text like ``kmsg+oci`` names, and no others.
+        """Return a layer of only the workarounds in a text like ``kmsg+oci``.
 
         Raises:
             ConfigError: As for :func:`parse_parts`.
@@ -138,14 +138,14 @@ class Workarounds:
 
     @property
     def overrides(self) -> NodeOverrides:
-        """The adapting runtime, when it was asked for."""
+        """The OCI runtime, with ``adapt_oci``."""
         return self._overrides
 
     def __enter__(self) -> Self:
-        """Do the workarounds and check them.
+        """Apply the workarounds and check them.
 
         Raises:
-            LayerError: One was refused; what was mounted is unmounted again.
+            LayerError: One failed; the mounts are unmounted again.
         """
         try:
             self._put()
@@ -166,8 +166,8 @@ class Workarounds:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the trees off; the propagation ends with the sandbox."""
-        with contextlib.suppress(StartError):  # with a sandbox that has ended, all of it has
+        """Unmount the trees; the propagation ends with the sandbox."""
+        with contextlib.suppress(StartError):  # the sandbox has ended
             if self._holder is not None:
                 self._holder.stop()
                 self._holder = None
@@ -176,11 +176,11 @@ class Workarounds:
                 self._sandbox.run(["umount", "--lazy", self._mounted.pop()], check=False)
 
     def check(self) -> Health:
-        """Read what the kubelet will read."""
+        """Read the files that the kubelet reads."""
         kmsg, tunables = self._kmsg, self._sysctl_tree and self._over
         if not (kmsg or tunables):
             return Health(ok=True)
-        # One program inside for all, because starting one there takes longer than what it does.
+        # One program for all checks, because its start takes longer than its work.
         answers = self._sandbox.run(["sh", "-c", CHECK], check=False)
         details = {}
         if kmsg:
@@ -191,16 +191,16 @@ class Workarounds:
         return Health(ok, details)
 
     def fault(self) -> str | None:
-        """Tell when nobody holds the kernel log's FIFO open; see :meth:`~..base.Restorable.fault`."""
+        """Return why no process holds the FIFO of the kernel log; see :meth:`~..base.Restorable.fault`."""
         code = None if self._holder is None else self._holder.poll()
         return None if code is None else f"the holder of /dev/kmsg {described(code)}"
 
     def restore(self) -> None:
-        """Hold the FIFO again; readers have seen its end meanwhile, and have to open it again."""
+        """Hold the FIFO again; readers have got its end, and must open it again."""
         self._holder = self._sandbox.spawn(["sh", "-c", KMSG_HOLDER], name="kmsg")
 
     def _put(self) -> None:
-        """Look at what there is, with one program inside, and put what is missing there, with another."""
+        """Survey the sandbox with one program inside, and add the missing files with another."""
         seen = self._sandbox.run(["sh", "-c", SURVEY]).stdout
         present, listing, links = (part.strip() for part in seen.split("--\n"))
         commands = []
@@ -210,7 +210,7 @@ class Workarounds:
         if self._propagation is not None:
             commands.append(PROPAGATION.format(mode=self._propagation))
         if self._sysctl_tree:
-            aside = ASIDE if self._over else "/proc/sys"  # where nothing lies over it
+            aside = ASIDE if self._over else "/proc/sys"  # no mount covers it
             with staged(self._sandbox.files, f"{TREE}/proc") as proc:
                 sysctl.write_tree(proc, sysctl.plan(listing, aside))
             if self._over:
@@ -221,7 +221,7 @@ class Workarounds:
                     f"mount --bind {TREE}/proc/sys /proc/sys",
                 ]
             if self._over and "net" not in present:
-                # cAdvisor lists network devices by this folder, which gVisor's sysfs lacks.
+                # cAdvisor lists network devices in this folder, which gVisor's sysfs lacks.
                 with staged(self._sandbox.files, f"{TREE}/sys/class") as folder:
                     sysctl.write_network_class(folder, json.loads(links))
                 self._mounted.append("/sys/class")
@@ -233,15 +233,15 @@ class Workarounds:
         if self._adapt_oci:
             inside = f"{STATE_DIR}/runtime"
             with staged(self._sandbox.files, inside) as folder:
-                # By its name: k3s puts the folder of its own runc in front of PATH, and the sandbox ours.
+                # By name: k3s puts the folder of its own runc first in PATH, the sandbox that of its.
                 wrapper = write_wrapper(folder, inside, "runc")
             self._overrides = NodeOverrides(runtime=wrapper)
 
     def _mount_cgroups(self) -> None:
-        """Mount each controller that the sandbox's kernel has (/proc/cgroups, cgroups(7)) by its name.
+        """Mount each controller of the sandbox's kernel (/proc/cgroups, cgroups(7)) by its name.
 
         Raises:
-            LayerError: The root is no 9p mount, so that the kernel and its cgroups are the machine's.
+            LayerError: The root is not a 9p mount, so the kernel and its cgroups are the machine's.
         """
         sandbox = self._sandbox
         magic = root_magic(sandbox)

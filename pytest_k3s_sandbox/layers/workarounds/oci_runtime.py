@@ -1,7 +1,7 @@
-"""The OCI runtime that containerd's shim calls in gVisor: a shell script in front of an unmodified runc.
+"""The OCI runtime that containerd's shim calls in gVisor: a shell script around an unmodified runc.
 
-The shim starts its runtime for each step of a container's life (create, start, state, kill, delete, ...). The
-script lets all but ``create`` and ``run`` through at once, without a fork and without starting Python.
+The shim starts its runtime for each step of a container's life (create, start, state, kill, delete, ...). For
+commands other than ``create`` and ``run`` the script executes runc at once, without a fork or Python.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ exec {runc} "$@"
 
 
 def write_wrapper(folder: Path, inside: str, runc: str, *, python: str = sys.executable) -> str:
-    """Write the runtime that goes into containerd's configuration as ``BinaryName``.
+    """Write the runtime, which containerd's configuration names as ``BinaryName``.
 
     Args:
-        folder: Where to write it, on the machine; made when missing.
+        folder: The folder to write to, on the machine; created if missing.
         inside: The same folder's path inside the sandbox.
         runc: The path of runc inside.
         python: The path inside of the Python that adapts specifications; 3.11 or later.

@@ -1,7 +1,7 @@
-"""What has to go from a container's OCI specification before runc can create it in gVisor.
+"""Removes what runc cannot create in gVisor from a container's OCI specification.
 
-It is also a program, run by the wrapper of :mod:`.oci_runtime` inside the sandbox at every creation of a
-container: ``python -IS oci_spec.py CONFIG_JSON [RUNC_LOG]``. It uses the standard library alone.
+The wrapper of :mod:`.oci_runtime` runs it inside the sandbox for every new container: ``python -IS
+oci_spec.py CONFIG_JSON [RUNC_LOG]``. It imports only the standard library.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
 
 def adapt(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return what runc can carry out in gVisor (OCI Runtime Specification, "config-linux.md").
+    """Return a specification that runc can create in gVisor (OCI Runtime Specification, "config-linux.md").
 
-    Everything else is kept as it is, the OOM score, masked paths and cgroup settings among it: gVisor
-    and the cgroup filesystem accept them.
+    OOM score, masked paths, cgroup settings and the rest stay: gVisor and the cgroup file system accept them.
 
     Args:
-        spec: The content of a bundle's ``config.json``; it is not changed.
+        spec: The content of a bundle's ``config.json``, which is not changed.
 
     Returns:
-        The same content without what gVisor refuses; adapting it again changes nothing.
+        The content without what gVisor refuses; a second adaptation changes nothing.
     """
     linux = spec.get("linux")
     if not isinstance(linux, dict):
@@ -42,17 +41,17 @@ def adapt(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def adapt_file(path: str) -> bool:
-    """Adapt a ``config.json`` in place; it is replaced as a whole, or not at all.
+    """Adapt a ``config.json`` in place, atomically.
 
     Args:
         path: The file.
 
     Returns:
-        Whether there was anything to change.
+        Whether the content changed.
 
     Raises:
-        OSError: It cannot be read or replaced.
-        ValueError: It is not a JSON object.
+        OSError: The file cannot be read or replaced.
+        ValueError: The content is not a JSON object.
     """
     with open(path, "rb") as file:
         spec = json.loads(file.read())
@@ -76,17 +75,17 @@ def adapt_file(path: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Adapt the file that is named; on failure say so where containerd's shim looks for runc's errors."""
+    """Adapt the named file; write errors to the log that containerd's shim reads runc's errors from."""
     path, *logs = argv
     try:
         adapt_file(path)
     except FileNotFoundError:
-        return 0  # runc says it better
+        return 0  # runc reports a missing file itself
     except (OSError, ValueError) as error:
         message = f"k3s-sandbox: {path} could not be adapted to gVisor: {error}"
         sys.stderr.write(f"{message}\n")
         for log in filter(None, logs):
-            # The form of `runc --log-format json`; the shim reads the last line with level error.
+            # The format of `runc --log-format json`; the shim reads the last line with level error.
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"level": "error", "msg": message}) + "\n")
         return 1

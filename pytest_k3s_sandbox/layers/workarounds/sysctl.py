@@ -1,9 +1,9 @@
-"""Trees that stand in for kernel files: tunables and network devices.
+"""Trees that replace kernel files: tunables and network devices.
 
 The kubelet's ContainerManager sets vm/overcommit_memory, vm/panic_on_oom,
 kernel/panic, kernel/panic_on_oops, kernel/keys/root_maxkeys and
-kernel/keys/root_maxbytes (k8s.io/component-helpers/node/util/sysctl). What the
-kernel has stays the kernel's: the tree links to it.
+kernel/keys/root_maxbytes (k8s.io/component-helpers/node/util/sysctl). The tree links to the kernel's existing
+files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KUBELET_WANTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies below ``proc/sys`` in the tree.
+    """The content of ``proc/sys`` in the tree.
 
     Attributes:
         folders: Paths of folders, parents first.
@@ -43,12 +43,12 @@ def plan(listing: str, aside: str) -> Tree:
     """Plan the tree.
 
     Args:
-        listing: What the sandbox has: a line ``TYPE PATH`` each, as ``find -printf '%y %P'`` gives.
-        aside: Where the sandbox's own /proc/sys is reachable.
+        listing: The sandbox's files: lines ``TYPE PATH``, as from ``find -printf '%y %P'``.
+        aside: The mountpoint of the sandbox's own /proc/sys.
 
     Returns:
-        The sandbox's folders, links to its files, and plain files for what the kubelet wants:
-        these also where the sandbox has one, because gVisor's overcommit_memory refuses writes.
+        The sandbox's folders, links to its files, and plain files for the kubelet's tunables. The plain files
+        replace existing ones, too, because gVisor's overcommit_memory refuses writes.
     """
     rows = [line.split(" ", 1) for line in listing.splitlines()]
     folders = {path for kind, path in rows if kind == "d"}
@@ -74,19 +74,19 @@ def write_tree(proc: Path, tree: Tree) -> None:
         (root / path).symlink_to(target)
     for path, content in tree.files.items():
         (root / path).write_text(content)
-    (proc / "diskstats").write_text("")  # a machine without disks; gVisor has no such file
+    (proc / "diskstats").write_text("")  # as of a machine without disks; gVisor lacks the file
 
 
 def write_network_class(folder: Path, links: Iterable[Mapping[str, Any]]) -> None:
-    """Write a stand-in for /sys/class with the network devices (sysfs-class-net of the kernel's ABI docs).
+    """Write a replacement of /sys/class with the network devices (sysfs-class-net of the kernel's ABI docs).
 
     Args:
         folder: The folder that stands for /sys/class.
-        links: What ``ip -json link show`` gives: ``ifname``, ``mtu`` and ``address`` of each.
+        links: The output of ``ip -json link show``: ``ifname``, ``mtu`` and ``address`` of each.
     """
     for link in links:
         device = folder / "net" / str(link["ifname"])
         device.mkdir(parents=True, exist_ok=True)
         (device / "address").write_text(f"{link.get('address', '00:00:00:00:00:00')}\n")
         (device / "mtu").write_text(f"{link.get('mtu', 1500)}\n")
-        (device / "speed").write_text("-1\n")  # what the kernel gives for a link of unknown speed
+        (device / "speed").write_text("-1\n")  # the kernel's value for an unknown speed

@@ -36,7 +36,7 @@ CONTROLLERS: Mapping[str, Callable[[Accounting], Controller[Any]]] = {
     "cpu,cpuacct": lambda _: Joined([Cpu(), Cpuacct()]),
     "net_cls,net_prio": lambda _: Joined([NetCls(), NetPrio()]),
 }
-"""What makes each hierarchy, by its directory's name, in the order in which they are mounted."""
+"""The factory of each hierarchy's controller, by directory, in the order of the mounts."""
 
 DEFAULT = ("cpu", "cpuacct", "cpuset", "memory", "devices", "pids", "blkio", "freezer")
-"""The hierarchies that a node needs, and gets when nothing else is said."""
+"""The hierarchies that a node needs; the default."""

@@ -1,4 +1,4 @@
-"""What the controllers share: hooks that do nothing, and files that keep a number."""
+"""Shared parts of controllers: hooks that do nothing, and files that keep a number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Passive(Generic[S]):
         """Accept the process."""
 
     def removed(self, group: Group[S]) -> None:
-        """Let the group go."""
+        """Do nothing."""
 
     def sampled(self, hierarchy: HierarchyView[S], change: Change) -> None:
         """Account nothing."""
@@ -57,7 +57,7 @@ def kept(
 
 
 def flag(attribute: str, *, on_child: bool = True) -> File[S]:
-    """Return a file for a flag of a group's state: every number but 0 sets it."""
+    """Return a file for a flag of a group's state; numbers other than 0 set it."""
 
     def write(group: Group[S], text: str) -> None:
         setattr(group.state, attribute, bool(parse_u64(text)))
@@ -66,9 +66,9 @@ def flag(attribute: str, *, on_child: bool = True) -> File[S]:
 
 
 def constant(text: str, *, on_root: bool = True, on_child: bool = True) -> File[S]:
-    """Return a file that can only be read and never changes."""
+    """Return a read-only file with constant content."""
     return File(lambda _: text, None, on_root, on_child)
 
 
 def ignore(_group: Group[S], _text: str) -> None:
-    """Take a write that changes nothing."""
+    """Accept a write, and change nothing."""

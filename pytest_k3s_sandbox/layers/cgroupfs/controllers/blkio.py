@@ -1,8 +1,8 @@
-"""The blkio controller: weights and throttles, kept, not enforced; its counters stay 0.
+"""The blkio controller: keeps weights and throttles without enforcing them; its counters stay 0.
 
 Sources: ``block/blk-cgroup.c``, ``block/blk-throttle.c``, ``block/bfq-cgroup.c``,
-``Documentation/admin-guide/cgroup-v1/blkio-controller.rst``. Which process did what
-input and output on which device cannot be known from outside the kernel.
+``Documentation/admin-guide/cgroup-v1/blkio-controller.rst``. Only the kernel knows the I/O of a process by
+device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WEIGHTS = range(1, 1001)  # BFQ_MIN_WEIGHT to BFQ_MAX_WEIGHT
 
 @dataclass
 class BlkioState:
-    """What one group keeps: its weight, and throttles by file and device."""
+    """The state of a group: its weight, and throttles by file and device."""
 
     weight: int = 100
     devices: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -32,7 +32,7 @@ Node = Group[BlkioState]
 
 
 def _device(group: Node, text: str) -> tuple[str, str]:
-    """Take ``major:minor`` off the front; the device has to be a disk (``blkg_conf_open_bdev``)."""
+    """Parse ``major:minor`` at the start; the device must be a disk (``blkg_conf_open_bdev``)."""
     found = _DEVICE.match(text)
     if found is None:
         fail(errno.EINVAL)
@@ -43,14 +43,14 @@ def _device(group: Node, text: str) -> tuple[str, str]:
 
 
 def _throttle(name: str, *, most: int) -> File[BlkioState]:
-    """Return a file with a rate for each device; 0 removes the device's (``tg_set_conf``)."""
+    """Return a file with a rate for each device; 0 removes a rate (``tg_set_conf``)."""
 
     def write(group: Node, text: str) -> None:
         device, rest = _device(group, text)
         value, _ = digits(rest, 10)
         if value is None:
             fail(errno.EINVAL)
-        # What has too many bits loses them, and only then is 0 a rate.
+        # The kernel drops the bits above 64. If 0 remains, it is a rate.
         value = value & most if value & U64_MAX else most
         entries = group.state.devices.setdefault(name, {})
         if value == most:

@@ -1,7 +1,7 @@
-"""The cpu controller: shares and bandwidth, kept and checked, not enforced.
+"""The cpu controller: keeps and checks shares and bandwidth, without enforcing them.
 
 Sources: ``kernel/sched/core.c`` (cpu_legacy_files), ``Documentation/scheduler/sched-bwc.rst``.
-Throttling counters stay 0, for nothing is throttled.
+Throttling counters stay 0.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _IDLE_SHARES = 3  # WEIGHT_IDLEPRIO
 _SHARES = (2, 1 << 18)  # MIN_SHARES, MAX_SHARES
 _MIN_US, _MAX_PERIOD_US = 1_000, 1_000_000  # sched-bwc: periods and quotas are 1 ms to 1 s
 _MAX_QUOTA_US = (2**44 - 1) // 1000 * 1000  # max_bw_runtime_us, MAX_BW bits of nanoseconds
-_MAX_US = U64_MAX // 1000  # what survives as nanoseconds
+_MAX_US = U64_MAX // 1000  # the largest value in nanoseconds
 _RATIO_BITS = 20  # BW_SHIFT
 
 
 @dataclass
 class CpuState:
-    """What one group keeps; times in microseconds, a quota of -1 is none."""
+    """The state of a group; times in microseconds, a quota of -1 for none."""
 
     shares: int = 1024
     idle: int = 0
@@ -65,7 +65,7 @@ def _ratio(period: int, runtime: int) -> int:
 
 
 def _schedulable(group: Node, limit: int | None) -> bool:
-    """Tell whether no group below asks for more than the nearest quota above it."""
+    """Return whether every quota below fits the nearest quota above it."""
     own = None if group.state.quota < 0 else _ratio(group.state.period, group.state.quota)
     if own is None:
         own = limit
@@ -112,7 +112,7 @@ def _rt_ratio(group: Node) -> int:
 
 
 def _realtime(group: Node, *, period: int, runtime: int) -> None:
-    """Check as ``__rt_schedulable``: a group's share lies within its parent's, with its siblings'."""
+    """Check as ``__rt_schedulable``: the shares of siblings add up to their parent's at most."""
     if period == 0 or period > _MAX_US or runtime > period or (group.parent is None and runtime == 0):
         fail(errno.EINVAL)
     wanted = _ratio(period, runtime)

@@ -1,12 +1,11 @@
-"""The cpuacct controller: CPU time of groups, from what each process' times grew by.
+"""The cpuacct controller: CPU time of groups, from the growth of each process' times.
 
 Sources: ``kernel/sched/cpuacct.c``, ``Documentation/admin-guide/cgroup-v1/cpuacct.rst``.
-Time is charged to the group that a process is in while it passes and to all above, so it
-stays when the process moves or dies. It comes in clock ticks. What a process spent between
-its last sample and its end is charged when its parent waits for it, to the parent's group;
-it is lost when the parent does not, or ended as well. A process' time is charged to the
-CPU that it ran on last. The root's numbers are the machine's own. Where the kernel has the controller,
-as gVisor does, its sums are taken, and only their distribution to CPUs is as said.
+The group of a process and all groups above are charged for its time, and keep it when the process moves or
+dies. Times have the resolution of clock ticks. The time between a process' last sample and its end is charged
+to its parent's group when the parent reaps it; otherwise it is lost. The CPU that the process ran on last is
+charged. The root has the machine's numbers. If the kernel has the controller, as gVisor does, its sums are
+used, and only their distribution over CPUs comes from samples.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.group import File, Group, HierarchyView
 from pytest_k3s_sandbox.layers.cgroupfs.sample import NANOSECONDS, Change, Process, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail, parse_u64
 
-_USER_HZ = 100  # the unit of cpuacct.stat, fixed for all of user space
+_USER_HZ = 100  # USER_HZ, the unit of cpuacct.stat
 
 
 @dataclass
@@ -28,9 +27,9 @@ class CpuacctState:
     """Nanoseconds of one group and all below it, by CPU.
 
     Attributes:
-        last_cpu: Where one of its processes was last seen.
-        taken_from: User and kernel time of the kernel's own group when ours was last set back.
-        taken_at: The sample at which the kernel's own group was last asked.
+        last_cpu: The CPU of one of its processes in the newest sample.
+        taken_from: User and kernel time of the kernel's own group at the last reset.
+        taken_at: The sample at the last read of the kernel's own group.
     """
 
     user: dict[int, int] = field(default_factory=dict)
@@ -45,13 +44,13 @@ Node = Group[CpuacctState]
 
 @dataclass
 class _Credit:
-    """Nanoseconds that were charged for children of a process which it has not waited for yet."""
+    """Nanoseconds charged for a process' children that it has not reaped yet."""
 
     user: int = 0
     system: int = 0
 
     def settle(self, now: Process, was: Process | None) -> tuple[int, int]:
-        """Return what the children that were waited for spent beyond that, and use the credit up."""
+        """Return the time of reaped children beyond the credit, and use the credit up."""
         user, system = _reaped(now, was)
         used = min(user, self.user), min(system, self.system)
         self.user -= used[0]
@@ -73,7 +72,7 @@ def _charge(group: Node, cpu: int, user: int, system: int) -> None:
 
 
 def _counted(group: Node) -> tuple[int, int] | None:
-    """Return what the kernel's own group has in user and kernel mode, None where it has none."""
+    """Return user and kernel time of the kernel's own group; None without one."""
     backing = group.hierarchy.backing
     if backing is None:
         return None
@@ -165,7 +164,7 @@ class Cpuacct(Passive[CpuacctState]):
                 _charge(group, now.processor, user, system)
 
     def _note_ends(self, hierarchy: HierarchyView[CpuacctState], change: Change) -> None:
-        """Remember what was charged for processes that ended; it comes again with their parents' numbers."""
+        """Remember the charges of ended processes, which their parents' numbers contain again."""
         for pid in change.gone:
             self._credits.pop(pid, None)
             process = change.old.processes[pid]

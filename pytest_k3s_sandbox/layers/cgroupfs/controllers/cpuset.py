@@ -1,4 +1,4 @@
-"""The cpuset controller: CPU and memory node sets, kept and checked, not enforced.
+"""The cpuset controller: keeps and checks sets of CPUs and memory nodes, without enforcing them.
 
 Sources: cpuset(7), ``kernel/cgroup/cpuset-v1.c`` (cpuset1_validate_change) and
 ``Documentation/admin-guide/cgroup-v1/cpusets.rst``.
@@ -23,7 +23,7 @@ _MAX_DOMAIN_LEVEL = 5  # sched_domain_level_max + 1 depends on the machine; the 
 
 @dataclass
 class CpusetState:
-    """What one group keeps."""
+    """The state of a group."""
 
     cpus: frozenset[int] = frozenset()
     mems: frozenset[int] = frozenset()
@@ -47,7 +47,7 @@ def _members(group: Node, kind: Kind) -> frozenset[int]:
 
 
 def _apart(group: Node, parent: Node, kind: Kind, wanted: frozenset[int]) -> None:
-    """Refuse (EINVAL) what a group shares with a sibling when one of them is exclusive."""
+    """Refuse (EINVAL) an overlap of siblings if one of them is exclusive."""
     exclusive = _EXCLUSIVE[kind]
     for sibling in parent.children.values():
         either = getattr(group.state, exclusive) or getattr(sibling.state, exclusive)
@@ -129,7 +129,7 @@ class Cpuset(Passive[CpusetState]):
         self._accounting = accounting
 
     def root(self) -> CpusetState:
-        """Return the root's state: everything that the machine has, exclusively."""
+        """Return the root's state: all CPUs and memory nodes, exclusively."""
         return CpusetState(
             self._accounting.cpus, self._accounting.mems, cpu_exclusive=True, mem_exclusive=True
         )

@@ -1,7 +1,7 @@
-"""The devices controller: access lists, kept exactly as the kernel does, not enforced.
+"""The devices controller: keeps access lists exactly as the kernel does, without enforcing them.
 
 Sources: ``security/device_cgroup.c``, ``Documentation/admin-guide/cgroup-v1/devices.rst``.
-runc reads ``devices.list`` back and compares it with what it asked for.
+runc reads ``devices.list`` back and compares it with its rules.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Key = tuple[str, str, str]
 
 @dataclass
 class DevicesState:
-    """What one group keeps.
+    """The state of a group.
 
     Attributes:
-        allow: Whether everything is allowed but the exceptions; otherwise denied but them.
-        exceptions: Accesses (of r, w and m) by device, in the order of their making.
+        allow: Whether accesses other than the exceptions are allowed, or denied.
+        exceptions: Accesses (of r, w and m) by device, in the order of creation.
     """
 
     allow: bool = True
@@ -40,7 +40,7 @@ class DevicesState:
         self.exceptions[key] = self.exceptions.get(key, frozenset()) | access
 
     def remove(self, key: Key, access: frozenset[str]) -> None:
-        """Take accesses from the exception for exactly that device."""
+        """Remove accesses from the exception for exactly that device."""
         if key in self.exceptions:
             left = self.exceptions[key] - access
             if left:
@@ -49,14 +49,14 @@ class DevicesState:
                 del self.exceptions[key]
 
     def covers(self, key: Key, access: frozenset[str]) -> bool:
-        """Tell whether one exception includes a whole rule (``match_exception``)."""
+        """Return whether one exception includes a whole rule (``match_exception``)."""
         return any(
             have[0] == key[0] and have[1] in {"*", key[1]} and have[2] in {"*", key[2]} and access <= granted
             for have, granted in self.exceptions.items()
         )
 
     def overlaps(self, key: Key, access: frozenset[str]) -> bool:
-        """Tell whether an exception includes a part of a rule (``match_exception_partial``)."""
+        """Return whether an exception includes a part of a rule (``match_exception_partial``)."""
         return any(
             have[0] == key[0]
             and ("*" in (have[1], key[1]) or have[1] == key[1])
@@ -85,7 +85,7 @@ def _parse(text: str) -> tuple[Key, frozenset[str]]:
 
 
 def _permitted(group: Node, key: Key, access: frozenset[str]) -> bool:
-    """Tell whether the parent lets a group have a rule (``parent_has_perm``)."""
+    """Return whether the parent permits a rule (``parent_has_perm``)."""
     if group.parent is None:
         return True
     above = group.parent.state

@@ -1,9 +1,8 @@
-"""The freezer controller: it stops its processes with SIGSTOP and continues them.
+"""The freezer controller: stops processes with SIGSTOP, and continues them.
 
-Source: ``Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst``. The kernel's freezer
-cannot be seen from the frozen process; a stop signal can (waitpid with WUNTRACED in its parent).
-A stop signal stops every thread of a process, so that a thread that is in the group without its
-process is not stopped, and the group stays FREEZING.
+Source: ``Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst``. Unlike the kernel's freezer, a stop
+signal is visible (waitpid with WUNTRACED in the parent). It stops every thread of a process. Therefore a
+thread in the group without its process is not stopped, and the group stays FREEZING.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _STOPPED = "TtD"
 
 @dataclass
 class FreezerState:
-    """Whether a group itself was asked to freeze."""
+    """Whether the group itself has to freeze."""
 
     frozen: bool = False
 
@@ -46,7 +45,7 @@ def _state(group: Node) -> str:
     processes = group.hierarchy.last.processes
     running = [p for below in group.subtree() for p in below.pids if processes[p].state not in _STOPPED]
     for pid in set(running) - group.hierarchy.last.apart:
-        # A process that was forked while the stops went out has had none.
+        # A process that was forked meanwhile got no SIGSTOP.
         group.hierarchy.accounting.freeze(pid, frozen=True)
     return "FREEZING\n" if running else "FROZEN\n"
 
@@ -81,7 +80,7 @@ class Freezer(Passive[FreezerState]):
         return FreezerState()
 
     def attach(self, group: Node, process: Process) -> None:
-        """Stop a process that comes into a frozen group, continue one that leaves it."""
+        """Stop a process that enters a frozen group; continue one that leaves it."""
         before = group.hierarchy.members.get(process.pid, group.hierarchy.root)
         if _freezing(before) != _freezing(group) and not process.leader:
             group.hierarchy.accounting.freeze(process.pid, frozen=_freezing(group))

@@ -1,7 +1,7 @@
-"""The hugetlb controller: limits for each size of huge page, kept, not enforced; usage is not known.
+"""The hugetlb controller: keeps limits by page size without enforcing them; usage is unknown.
 
-Sources: ``mm/hugetlb_cgroup.c``, ``Documentation/admin-guide/cgroup-v1/hugetlb.rst``. Where the kernel has
-no huge pages, as in gVisor, it has no files.
+Sources: ``mm/hugetlb_cgroup.c``, ``Documentation/admin-guide/cgroup-v1/hugetlb.rst``. Without huge pages, as
+in gVisor, it has no files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNITS = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"))
 
 @dataclass
 class HugetlbState:
-    """What one group keeps: limits that were set, in bytes, by file."""
+    """The state of a group: limits in bytes, by file."""
 
     limits: dict[str, int] = field(default_factory=dict)
 
@@ -29,14 +29,14 @@ Node = Group[HugetlbState]
 
 
 def page_name(size: int) -> str:
-    """Return how the kernel's files call a size of pages (``mem_fmt``), for example ``2MB``."""
+    """Return a page size as in the files' names (``mem_fmt``), for example ``2MB``."""
     unit, name = next((unit, name) for unit, name in _UNITS if size >= unit or name == "KB")
     return f"{size // unit}{name}"
 
 
 def _limit(name: str, size: int) -> File[HugetlbState]:
     def write(group: Node, text: str) -> None:
-        # Rounded down as the kernel does; what is no limit stays none.
+        # Rounded down, as in the kernel; no limit stays unlimited.
         value = limit_for_children(group, text) // size * size
         group.state.limits[name] = value
 

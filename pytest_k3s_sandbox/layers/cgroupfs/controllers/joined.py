@@ -1,4 +1,4 @@
-"""Hierarchies of several controllers, as ``mount -o cpu,cpuacct`` makes them, and of none at all.
+"""Hierarchies of several controllers, as by ``mount -o cpu,cpuacct``, and of none.
 
 Source: ``Documentation/admin-guide/cgroup-v1/cgroups.rst``.
 """
@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.sample import Change, Process
 
 
 class Named(Passive[None]):
-    """No controller: a named hierarchy, or one like perf_event, whose groups only hold processes.
+    """A hierarchy without controller files: a named one, or perf_event. Its groups only hold processes.
 
     Args:
         name: The hierarchy's name.
@@ -28,21 +28,21 @@ class Named(Passive[None]):
         self.name = name
 
     def root(self) -> None:
-        """Return nothing: there is nothing to keep."""
+        """Return None: the group has no state."""
 
     def child(self, _parent: Group[None]) -> None:
-        """Return nothing likewise."""
+        """Return None: the group has no state."""
 
 
 class Joined:
     """Several controllers on one hierarchy. A group's state has the attributes of all of theirs.
 
     Args:
-        controllers: Two or more whose states and files have names of their own.
+        controllers: Two or more, with distinct names of states and files.
     """
 
     def __init__(self, controllers: Sequence[Controller[Any]]) -> None:
-        """Make the class of the states."""
+        """Create the class of the states."""
         self.name = ",".join(controller.name for controller in controllers)
         self.files: Mapping[str, File[Any]] = {
             name: file for controller in controllers for name, file in controller.files.items()

@@ -1,4 +1,4 @@
-"""Files of a page counter: a limit, and numbers that a write sets back. Shared by memory and hugetlb.
+"""Files of a page counter, for memory and hugetlb: a limit, and numbers that a write resets.
 
 Source: ``mm/page_counter.c``, ``include/linux/page_counter.h``.
 """
@@ -16,12 +16,12 @@ S = TypeVar("S")
 
 
 def zero() -> File[S]:
-    """Return a file that reads 0 and takes any write, which would set it back."""
+    """Return a file that reads 0 and accepts any write, which resets it."""
     return File(lambda _: "0\n", ignore)
 
 
 def limit_for_children(group: Group[S], text: str) -> int:
-    """Parse a limit; the root takes none (EINVAL)."""
+    """Parse a limit; the root refuses one (EINVAL)."""
     value = parse_memory(text)
     if group.parent is None:
         fail(errno.EINVAL)

@@ -1,14 +1,13 @@
-"""The memory controller: usage from resident sizes; limits kept and checked, not enforced.
+"""The memory controller: usage from resident sizes; limits are kept and checked, not enforced.
 
 Sources: ``mm/memcontrol-v1.c``, ``Documentation/admin-guide/cgroup-v1/memory.rst``.
 
-A group's ``rss`` is the resident memory of its processes that no file backs. Its ``cache``
-is what files back of it, counted once for each process that maps it (the kernel counts a page
-once, for its first user), and is called ``inactive_file``, so that it never makes a working
-set larger. The root's numbers are the machine's, from ``/proc/meminfo`` and ``/proc/vmstat``. Peaks
-are those that samples saw. Kernel memory, swap, page-in counts and dirty pages of a group cannot be
-known: 0. Where the kernel has the controller, as gVisor does, its usage is taken, and ``cache`` is what
-of that is not ``rss``.
+A group's ``rss`` is the anonymous resident memory of its processes. Its ``cache`` is their file-backed
+memory. Each process that maps a page counts it, while the kernel charges a page once, to its first user. All
+cache is ``inactive_file``, so that it does not enlarge a working set. The root has the machine's numbers,
+from ``/proc/meminfo`` and ``/proc/vmstat``. Peaks are those of samples. Kernel memory, swap, page-in counts
+and dirty pages of a group are unknown: 0. If the kernel has the controller, as gVisor does, its usage
+applies, and ``cache`` is that usage less ``rss``.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _MAX_SWAPPINESS = 200
 
 
 def _kmem(group: Node, text: str) -> None:
-    """Take a limit that the kernel takes and ignores as well: it is deprecated there."""
+    """Accept a deprecated limit, which the kernel ignores, too."""
     limit_for_children(group, text)
 
 
@@ -66,7 +65,7 @@ def _swappiness(group: Node) -> str:
         if above.state.swappiness is not None:
             return f"{above.state.swappiness}\n"
     found = group.hierarchy.accounting.setting("vm/swappiness")
-    return f"{60 if found is None else found}\n"  # 60 is Linux' own default
+    return f"{60 if found is None else found}\n"  # Linux' default
 
 
 def _set_swappiness(group: Node, text: str) -> None:
@@ -99,7 +98,7 @@ class Memory:
     name = "memory"
 
     def __init__(self) -> None:
-        """Make the files, which share one table of sums for each sample."""
+        """Create the files, which share one table of sums for each sample."""
         self._made_of: tuple[object, int] = (None, -1)
         self._sums: dict[Node, Resident] = {}
         self.files: Mapping[str, File[MemoryState]] = {
@@ -139,16 +138,16 @@ class Memory:
         return MemoryState()
 
     def child(self, parent: Node) -> MemoryState:
-        """Return the state of a new group, with what it inherits."""
+        """Return the state of a new group, with inherited settings."""
         return MemoryState(
             swappiness=int(_swappiness(parent)), oom_kill_disable=parent.state.oom_kill_disable
         )
 
     def attach(self, group: Node, process: Process) -> None:
-        """Accept the process; its memory counts where it is."""
+        """Accept the process; its memory counts for its current group."""
 
     def removed(self, group: Node) -> None:
-        """Tell those who wait for events."""
+        """Signal the listeners of events."""
         if group.state.listeners is not None:
             group.state.listeners.removed()
 
@@ -166,7 +165,7 @@ class Memory:
                     above.state.total_major_faults += max(0, major)
         for group, sums in self._table(hierarchy).items():
             state = group.state
-            # The kernel's own group costs a read: only those who wait for it pay.
+            # The kernel's own group costs a read, so only groups with listeners are read.
             if hierarchy.backing is None or state.listeners is not None:
                 usage = sums.usage if hierarchy.backing is None else self._usage(group)
                 state.peak = max(state.peak, usage)
@@ -181,7 +180,7 @@ class Memory:
         return self._sums
 
     def _stats(self, group: Node) -> tuple[Numbers, Numbers]:
-        """Return a group's own numbers and those with everything below."""
+        """Return a group's own numbers, and its sums with the groups below."""
         group.hierarchy.refresh()
         table = self._table(group.hierarchy)
         state = group.state
@@ -200,7 +199,7 @@ class Memory:
             )
         machine = group.hierarchy.last.memory
         total = dict.fromkeys(STAT, 0)
-        # What the machine does not count itself is what its processes were seen to do.
+        # For what the machine does not count, the sums over processes apply.
         total.update(pgfault=state.total_faults, pgmajfault=state.total_major_faults)
         total.update({name: machine[field] for name, field in MACHINE.items() if field in machine})
         total["cache"] = machine.get("Cached", 0) + machine.get("Buffers", 0)
@@ -222,7 +221,7 @@ class Memory:
         return sum(machine.get(name, 0) for name in ("Cached", "Buffers", "AnonPages"))
 
     def _counted(self, group: Node) -> int:
-        """Return what the kernel's own group uses, asked once a sample; else the sum over processes."""
+        """Return the usage of the kernel's own group, read once a sample, or else the sum over processes."""
         hierarchy, state = group.hierarchy, group.state
         if hierarchy.backing is not None and state.taken_at is not hierarchy.last:
             state.taken_at = hierarchy.last
@@ -267,13 +266,13 @@ class Memory:
 
     def _numa(self, group: Node) -> str:
         mems = sorted(group.hierarchy.accounting.mems)
-        # Which node memory is on cannot be known: all of it is called the first's.
+        # The node of memory is unknown: all is attributed to the first.
         others = "".join(f" N{node}=0" for node in mems[1:])
         lines = []
         for prefix, numbers in zip(("", "hierarchical_"), self._stats(group), strict=True):
             counts = {
                 "total": numbers["cache"] + numbers["rss"],
-                # Shared memory is cache as well, but on the lists of anonymous pages.
+                # Shared memory is cache, but on the lists of anonymous pages.
                 "file": max(0, numbers["cache"] - numbers["shmem"]),
                 "anon": numbers["rss"] + numbers["shmem"],
                 "unevictable": numbers["unevictable"],
@@ -284,7 +283,7 @@ class Memory:
         return "".join(lines)
 
     def _check(self, group: Node, value: int) -> None:
-        """Refuse (EBUSY) a limit that memory without a file exceeds: it could not be given back."""
+        """Refuse (EBUSY) a limit below the anonymous memory, which cannot be reclaimed."""
         if value < PAGE_COUNTER_MAX:
             group.hierarchy.refresh()
             if value < self._table(group.hierarchy).get(group, NOTHING).total_rss:

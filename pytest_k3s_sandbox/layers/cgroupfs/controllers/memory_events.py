@@ -1,8 +1,8 @@
-"""Notifications of the memory controller: ``cgroup.event_control`` and the eventfds that it signals.
+"""Notifications of the memory controller: ``cgroup.event_control`` and its eventfds.
 
-Source: ``mm/memcontrol-v1.c`` (memcg_write_event_control), eventfd(2). Usage thresholds are
-compared with each sample; out-of-memory and pressure events never come, for nothing is enforced.
-Where the kernel does not let one process have another's eventfd, registrations are only checked.
+Source: ``mm/memcontrol-v1.c`` (memcg_write_event_control), eventfd(2). Each sample is compared with the usage
+thresholds. Out-of-memory and pressure events never occur, because limits are not enforced. If the kernel does
+not give one process another's eventfd, registrations are only checked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _descriptors(text: str) -> tuple[int, int, str]:
 
 
 def _check_arguments(name: str, arguments: str) -> int:
-    """Refuse (EINVAL) what a control file does not take; returns a threshold in bytes."""
+    """Refuse (EINVAL) wrong arguments, and return a threshold in bytes."""
     if name in _THRESHOLDS:
         return parse_memory(arguments)
     if name == "memory.pressure_level":
@@ -44,10 +44,10 @@ def _check_arguments(name: str, arguments: str) -> int:
 
 
 def register(group: Group[MemoryState], text: str, usage: Callable[[], int]) -> None:
-    """Take a registration.
+    """Register a listener.
 
     Args:
-        group: Whose events are wanted.
+        group: The group whose events to signal.
         text: ``eventfd controlfd arguments``; the descriptors are the writer's.
         usage: Returns the group's usage.
 

@@ -1,4 +1,4 @@
-"""What the memory controller keeps for a group, and the numbers that it makes of its processes.
+"""The memory controller's state of a group, and its sums over processes.
 
 Source: ``mm/memcontrol-v1.c`` (memcg1_stat_format), proc_meminfo(5).
 """
@@ -54,7 +54,7 @@ MACHINE = {
     "pgfault": "pgfault",
     "pgmajfault": "pgmajfault",
 }
-"""What tells them for the whole machine, in /proc/meminfo and /proc/vmstat."""
+"""The fields of /proc/meminfo and /proc/vmstat with the machine's values."""
 
 
 @dataclass(slots=True)
@@ -89,13 +89,13 @@ class Listeners:
 
 @dataclass
 class MemoryState:
-    """What one group keeps: bytes, and counts of page faults; ``total_`` ones with all groups below.
+    """The state of a group: bytes, and page faults; ``total_`` counts include the groups below.
 
     Attributes:
-        swappiness: None where it was never set, for the machine's own.
-        peak: The most that was used since it was set back; ``memsw_peak`` with swap.
+        swappiness: The value that was set; None for the machine's.
+        peak: The highest usage since the last reset; ``memsw_peak`` with swap.
         listeners: The listeners of events, None without any.
-        taken: What the kernel's own group used at ``taken_at``.
+        taken: The usage of the kernel's own group at the sample ``taken_at``.
     """
 
     limit: int = PAGE_COUNTER_MAX
@@ -121,7 +121,7 @@ Numbers = dict[str, int]
 
 @dataclass(slots=True)
 class Resident:
-    """Resident bytes of a group's own processes, and with those of all groups below."""
+    """Resident bytes of a group's own processes; ``total_`` sums include the groups below."""
 
     rss: int = 0
     cache: int = 0
@@ -130,7 +130,7 @@ class Resident:
 
     @property
     def usage(self) -> int:
-        """All of it."""
+        """The sum of both totals."""
         return self.total_rss + self.total_cache
 
 
@@ -138,7 +138,7 @@ NOTHING = Resident()
 
 
 def resident(hierarchy: HierarchyView[MemoryState]) -> dict[Node, Resident]:
-    """Return the sums for each populated group and those above, but the root."""
+    """Return the sums of each populated group and its ancestors, except the root."""
     result: dict[Node, Resident] = {}
     for pid, group in hierarchy.members.items():
         process = hierarchy.last.processes[pid]

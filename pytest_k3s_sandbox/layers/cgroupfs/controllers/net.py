@@ -1,4 +1,4 @@
-"""The net_cls and net_prio controllers: marks for network traffic, kept, not put on any packet.
+"""The net_cls and net_prio controllers: keep marks for network traffic without marking packets.
 
 Sources: ``net/core/netclassid_cgroup.c``, ``net/core/netprio_cgroup.c``,
 ``Documentation/admin-guide/cgroup-v1/net_cls.rst`` and ``net_prio.rst``.
@@ -21,14 +21,14 @@ _PRIORITY = re.compile(r"\s*(\S{1,16})\s*([0-9]+)")  # sscanf("%16s %u"); IFNAMS
 
 @dataclass
 class NetClsState:
-    """What one group keeps: its class, as tc(8) numbers them."""
+    """The state of a group: its class, as in tc(8)."""
 
     classid: int = 0
 
 
 @dataclass
 class NetPrioState:
-    """What one group keeps: its number, and priorities by interface."""
+    """The state of a group: its number, and priorities by interface."""
 
     index: int = 1
     priorities: dict[str, int] = field(default_factory=dict)

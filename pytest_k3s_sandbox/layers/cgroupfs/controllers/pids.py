@@ -1,4 +1,4 @@
-"""The pids controller: how many tasks a group has. The limit is enforced where the kernel does it for us.
+"""The pids controller: counts the tasks of a group. Only a kernel with the controller enforces the limit.
 
 Sources: ``kernel/cgroup/pids.c``, ``Documentation/admin-guide/cgroup-v1/pids.rst``.
 """
@@ -19,7 +19,7 @@ _MAX = 4 * 1024 * 1024  # PID_MAX_LIMIT
 
 @dataclass
 class PidsState:
-    """What one group keeps: its limit (None for none) and the most tasks that were seen."""
+    """The state of a group: its limit (None for none), and the highest number of tasks."""
 
     limit: int | None = None
     peak: int = 0
@@ -35,7 +35,7 @@ def _limit(group: Node, text: str) -> None:
         fail(errno.EINVAL)
     group.state.limit = value
     if group.hierarchy.backing is not None:
-        # gVisor's takes numbers only.
+        # gVisor accepts numbers only.
         group.hierarchy.backing.write(group.path, "pids.max", str(_MAX if value is None else value))
 
 
@@ -79,7 +79,7 @@ class Pids(Passive[PidsState]):
         return PidsState()
 
     def attach(self, group: Node, process: Process) -> None:
-        """Note the moment at which the kernel counts a task in both of its groups, one after another."""
+        """Count the process in both groups, as the kernel does during a move, for the peak."""
         before = group.hierarchy.members.get(process.pid, group.hierarchy.root)
         common = set(before.ancestry())
         for above in group.ancestry():
@@ -88,7 +88,7 @@ class Pids(Passive[PidsState]):
                 above.state.peak = max(above.state.peak, most)
 
     def sampled(self, hierarchy: HierarchyView[PidsState], _change: Change) -> None:
-        """Note the most tasks of each populated group and those above it."""
+        """Update the peak of each populated group and its ancestors."""
         for group in {above for below in hierarchy.members.values() for above in below.ancestry()}:
             if group.parent is not None:
                 _count(group)

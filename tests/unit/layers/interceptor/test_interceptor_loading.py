@@ -93,7 +93,7 @@ def test_an_empty_file_is_no_rules() -> None:
         ),
         (
             "[[fault]]\npath = '/a'\nerrno = 'EOOPS'",
-            "line 3: [[fault]] number 1, field 'errno': 'EOOPS' is no error's name",
+            "line 3: [[fault]] number 1, field 'errno': 'EOOPS' is not the name of an errno",
         ),
         (
             "[[fault]]\npath = '/a'\nerrno = 'EIO'\ntimes = 0",
