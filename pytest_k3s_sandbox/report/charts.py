@@ -27,6 +27,7 @@ _NAMES = 150.0  # room for names there
 _LEAST = 1e-300  # what is smaller is none: its logarithm and its share of an axis are no numbers
 _LOG_FROM = 50.0  # extremes this many times apart need a logarithmic axis
 _COLOURS = 5
+_THREE_DIGITS = 100
 _SHORT = 3  # characters of a unit that an axis repeats at every mark
 _MANY = 100  # dots that hide each other, and are fainter therefore
 
@@ -57,7 +58,7 @@ def ratios(measurements: Sequence[Measurement]) -> tuple[Ratios, ...]:
 
 def number(value: float) -> str:
     """Return a number as people read it: three significant digits, or all before the point."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
+    return f"{value:.0f}" if abs(value) >= _THREE_DIGITS else f"{value:.3g}"
 
 
 def span(values: Sequence[float]) -> Scale:
@@ -196,14 +197,8 @@ def line_chart(found: Sequence[Series], title: str, unit: str, ident: str) -> ET
     bottom = 10 + _LINES
     said = ". ".join(f"{one.name}: at the end {number(one.points[-1][1])} {unit}" for one in found)
     svg = drawing.sheet(bottom + 30, ident, title, f"{said}.")
-    in_minutes = scale.end >= 600  # noqa: PLR2004 - as in the timeline
-    drawing.axis(
-        svg,
-        scale,
-        drawing.time_ticks(scale.start, scale.end),
-        lambda t: f"{t / 60:g} min" if in_minutes else f"{t:g} s",
-        (4, bottom),
-    )
+    times_at = drawing.time_ticks(scale.start, scale.end)
+    drawing.axis(svg, scale, times_at, drawing.time_text(scale.end), (4, bottom))
     for value in drawing.ticks(0.0, most, 4):
         y = bottom - _LINES * value / most
         drawing.level(svg, y, "grid", (GUTTER, scale.right))

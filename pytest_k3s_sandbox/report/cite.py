@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_k3s_sandbox.report.metrics import Metrics
 
+_MAX_RANGES = 3
 _MAX_TEXT = 400
 
 
@@ -61,7 +62,7 @@ def label(lines: Iterable[int]) -> str:
         return "none"
     starts = [ordered[0], *(after for before, after in pairwise(ordered) if after - before > 1)]
     ends = [*(before for before, after in pairwise(ordered) if after - before > 1), ordered[-1]]
-    if len(starts) > 3:  # noqa: PLR2004 - more ranges than one can read; the number says what they are
+    if len(starts) > _MAX_RANGES:
         return f"{len(ordered)} lines from {ordered[0]} to {ordered[-1]}"
     return ", ".join(f"{a}" if a == b else f"{a}\u2013{b}" for a, b in zip(starts, ends, strict=True))
 

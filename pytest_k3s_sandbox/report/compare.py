@@ -73,7 +73,7 @@ def _distributions(runs: Sequence[Run]) -> list[dict[str, Any]]:
             by_name.setdefault((one.group, one.name, one.unit), []).append((i, one))
     made: list[dict[str, Any]] = []
     for (group, name, unit), members in by_name.items():
-        if len(members) < 2:  # noqa: PLR2004 - one run has nothing to be compared with
+        if len(members) == 1:
             continue
         named = [replace(one, name=f"{i}  {runs[i - 1].name}") for i, one in members]
         title = f"{name}, {unit}" if group == "Latency" else f"{group} of {name}, {unit}"

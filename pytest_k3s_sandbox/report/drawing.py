@@ -23,6 +23,8 @@ CHARACTER = 6.0
 """About the width of a character of a drawing's small text."""
 
 _MAX_NAME = 26
+_FINE_DECADES = 3  # a logarithmic axis of more decades has marks at powers of ten only
+_MINUTES_FROM = 600.0  # seconds from which an axis of time is marked in minutes
 
 STYLE = """
 .drawing { --ink: #22252a; --muted: #5d636c; --rule: #dedad1; --paper: #fdfcfa;
@@ -161,6 +163,17 @@ def axis(
         add(svg, "text", text(value), x=scale.x(value), y=bottom + 18, class_="muted", text_anchor="middle")
 
 
+def time_unit(seconds: float) -> tuple[str, float]:
+    """Return the unit of an axis that shows so many seconds: its name and its length in seconds."""
+    return ("min", 60.0) if seconds >= _MINUTES_FROM else ("s", 1.0)
+
+
+def time_text(seconds: float) -> Callable[[float], str]:
+    """Return the function that writes a mark of an axis that shows so many seconds."""
+    unit, length = time_unit(seconds)
+    return lambda t: f"{t / length:g} {unit}"
+
+
 def time_ticks(start: float, end: float, most: int = 10) -> list[float]:
     """Return round times for an axis, ascending, within the two given.
 
@@ -185,8 +198,7 @@ def ticks(start: float, end: float, most: int = 8) -> list[float]:
 def log_ticks(start: float, end: float) -> list[float]:
     """Return round numbers for a logarithmic axis: powers of ten, and twice and five times those."""
     low, high = math.floor(math.log10(start)), math.ceil(math.log10(end))
-    few = high - low > 3  # noqa: PLR2004 - beyond three decades, powers of ten are marks enough
-    factors = (1,) if few else (1, 2, 5)
+    factors = (1,) if high - low > _FINE_DECADES else (1, 2, 5)
     found = [factor * 10.0**power for power in range(low, high + 1) for factor in factors]
     return [value for value in found if start <= value <= end]
 
@@ -224,5 +236,5 @@ def markup(drawing: ET.Element) -> object:
     """Return a drawing as text that the template takes as it is."""
     import markupsafe
 
-    # ElementTree has escaped every text and attribute.
-    return markupsafe.Markup(ET.tostring(drawing, encoding="unicode", short_empty_elements=False))  # noqa: S704 - see above
+    text = ET.tostring(drawing, encoding="unicode", short_empty_elements=False)
+    return markupsafe.Markup(text)  # noqa: S704 - ElementTree has escaped every text and attribute

@@ -9,6 +9,7 @@ from pytest_k3s_sandbox.errors import ConfigError, missing_extra
 from pytest_k3s_sandbox.report import charts
 from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, STAGES, matrix
 from pytest_k3s_sandbox.report.distributions import grouped
+from pytest_k3s_sandbox.report.drawing import time_unit
 from pytest_k3s_sandbox.report.timeline import BAD, chosen_lanes, legend, whole
 from pytest_k3s_sandbox.support.escaping import plot
 
@@ -143,7 +144,7 @@ def _figures(run: Run) -> Iterator[tuple[str, float, Callable[[Figure], None]]]:
 def _readiness(figure: Figure, run: Run) -> None:
     axes = figure.subplots()
     start, end = whole(run)
-    unit, factor = ("min", 60.0) if end - start >= 600 else ("s", 1.0)  # noqa: PLR2004 - as in the page
+    unit, factor = time_unit(end - start)
     rows, _ = chosen_lanes(run, (start, end))
     seen: set[str] = set()
     for y, lane in enumerate(rows):
@@ -205,7 +206,7 @@ def _lines(series: Sequence[Any], unit: str) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         end = max(one.points[-1][0] for one in series)
-        name, factor = ("min", 60.0) if end >= 600 else ("s", 1.0)  # noqa: PLR2004 - as in the page
+        name, factor = time_unit(end)
         for one, (colour, dashes) in zip(series, _LINES * len(series), strict=False):
             times, values = zip(*one.points, strict=True)
             axes.plot(

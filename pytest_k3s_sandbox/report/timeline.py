@@ -199,9 +199,8 @@ def _description(run: Run, rows: Sequence[_Row], scale: Scale, events: Sequence[
 
 
 def _axis(svg: ET.Element, scale: Scale, top: float, bottom: float) -> None:
-    in_minutes = scale.end - scale.start >= 600  # noqa: PLR2004 - ten minutes: seconds become hard to read
     marks = drawing.time_ticks(scale.start, scale.end)
-    drawing.axis(svg, scale, marks, lambda t: f"{t / 60:g} min" if in_minutes else f"{t:g} s", (top, bottom))
+    drawing.axis(svg, scale, marks, drawing.time_text(scale.end - scale.start), (top, bottom))
 
 
 def _bar(parent: ET.Element, ends: tuple[float, float], top: float, height: float, kind: str) -> ET.Element:

@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LEAST_POINTS = 3
+"""Two points always lie on a line, so they show no trend."""
+
 
 @dataclass(frozen=True)
 class Trend:
@@ -39,7 +42,7 @@ def trend(points: Sequence[tuple[float, float]]) -> Trend | None:
     """
     times = [time for time, _ in points]
     values = [value for _, value in points]
-    if len(points) < 3 or times[0] == times[-1]:  # noqa: PLR2004 - two points always lie on a line
+    if len(points) < LEAST_POINTS or times[0] == times[-1]:
         return None
     slope = statistics.linear_regression(times, values).slope
     return Trend(len(points), statistics.fmean(values), slope * (times[-1] - times[0]))

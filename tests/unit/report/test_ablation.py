@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 PARTS = ("a", "b", "c")
 
 
-def cell(layers: Collection[str], reached: Stage, version: str = "1", **more: dict[str, str]) -> Ablation:
-    return Ablation(layers=tuple(layers), version=version, reached=reached, **more)  # type: ignore[arg-type] # settings
+def cell(
+    layers: Collection[str], reached: Stage, version: str = "1", settings: dict[str, str] | None = None
+) -> Ablation:
+    return Ablation(layers=tuple(layers), version=version, reached=reached, settings=settings or {})
 
 
 def full(sufficient: Sequence[frozenset[str]]) -> list[Ablation]:

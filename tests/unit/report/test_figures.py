@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree as ET
 
 import pytest
+from own_xml import parsed
 from synthetic_runs import everything
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
@@ -43,7 +43,7 @@ def test_everything_that_the_run_has_is_drawn(made: dict[str, Path]) -> None:
 def test_figures_have_the_width_that_was_asked_for(made: dict[str, Path]) -> None:
     for name, path in made.items():
         if name.endswith(".svg"):
-            width = ET.parse(path).getroot().get("width", "")  # noqa: S314 - our own file
+            width = parsed(path.read_text()).get("width", "")
             assert float(width.removesuffix("pt")) == pytest.approx(84 * POINTS_MM, abs=0.5)
         else:
             (box,) = re.findall(rb"/MediaBox \[ ?([\d. ]+?) ?\]", path.read_bytes())
@@ -51,7 +51,8 @@ def test_figures_have_the_width_that_was_asked_for(made: dict[str, Path]) -> Non
 
 
 def test_text_stays_text(made: dict[str, Path]) -> None:
-    texts = [text.text for text in ET.parse(made["readiness-84mm.svg"]).iter() if text.tag.endswith("text")]  # noqa: S314 - our own file
+    drawing = parsed(made["readiness-84mm.svg"].read_text())
+    texts = [text.text for text in drawing.iter() if text.tag.endswith("text")]
     assert {"Node", "API server", "Error lines"} <= set(texts)
     for name, path in made.items():
         if name.endswith(".pdf"):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import synthetic_runs
 from matplotlib.axes import Axes
@@ -161,9 +162,9 @@ def _artists(axes: Axes) -> Iterator[dict[str, Any]]:
             yield {"text": one.get_text(), "at": _rounded(one.get_position()), "size": one.get_fontsize()}
 
 
-def _rounded(values: Any) -> list[float]:  # noqa: ANN401 - numbers, as matplotlib and numpy have them
-    return [float(f"{float(value):.{DIGITS}g}") for value in values]
+def _rounded(values: npt.ArrayLike) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in np.asarray(values, dtype=float)]
 
 
-def _colors(values: Any) -> list[list[float]]:  # noqa: ANN401 - a color or several, likewise
+def _colors(values: npt.ArrayLike) -> list[list[float]]:
     return [_rounded(color) for color in np.atleast_2d(np.asarray(values, dtype=float))[:60]]

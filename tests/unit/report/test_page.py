@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_xml import parsed
 
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.report.drawing import WIDTH, standalone, time_ticks
@@ -239,7 +240,7 @@ def test_every_drawing_is_well_formed_and_within_its_frame(
     ]
     records += [Event(t=t, kind="event", what=what) for t, what in events]
     run = Run(name="any", records=(Header(project_version="0"), *records))
-    root = ET.fromstring(standalone(timeline(run), 174).encode())  # noqa: S314 - our own text
+    root = parsed(standalone(timeline(run), 174))
     for rect in root.iter(f"{SVG}rect"):
         if rect.get("class") != "sheet":
             assert 0 <= float(rect.get("x", "-1")) <= WIDTH
@@ -273,7 +274,7 @@ def test_a_drawing_as_a_file_needs_no_css_variables(sample: Callable[..., Sample
     run = Run(name="any", records=(Header(project_version="0"), sample(1)))
     text = standalone(timeline(run), 84)
     assert "var(" not in text
-    assert ET.fromstring(text.encode()).get("width") == "84mm"  # noqa: S314 - our own text
+    assert parsed(text).get("width") == "84mm"
 
 
 def texts_of(drawing: ET.Element) -> list[str | None]:
