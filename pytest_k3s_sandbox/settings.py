@@ -1,17 +1,19 @@
-"""The options of the plugin: one prefix, resolved from command line, environment and ini file."""
+"""The settings of a run: one typed object, made once from a command line, the environment and an ini file.
+
+:data:`OPTIONS` is the one list of names, defaults and choices. pytest's part of it is in
+:mod:`~pytest_k3s_sandbox.pytestplugin.options`, the command line's in :mod:`~pytest_k3s_sandbox.cli.options`.
+"""
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    import pytest
+from pytest_k3s_sandbox.errors import ConfigError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class Option:
 
     Attributes:
         name: Its name without ``--k3s-``.
-        default: Its value when nobody says anything.
+        default: Its value where none is given.
+        help: Its effect, for ``--help``.
         choices: The valid values; empty for any.
-        help: What it does, for ``--help``.
         flag: Whether it takes no value on the command line.
         former: The name that it had before, which still works, with a note; empty for none.
         former_values: Values that had another word before, by that word.
@@ -99,7 +101,7 @@ OPTIONS = (
     Option(
         "distribution",
         "embedded",
-        "what Kubernetes comes as: the parts that k3s is made of, or the official k3s binary",
+        "the form in which Kubernetes comes: the parts that k3s is made of, or the official k3s binary",
         DISTRIBUTIONS,
     ),
     Option("api-port", "6443", "the API server's port inside the sandbox"),
@@ -128,8 +130,7 @@ OPTIONS = (
     Option("require", "", "a missing capability fails instead of skipping (for CI)", flag=True),
 )
 
-
-_BY_NAME = {option.name: option for option in OPTIONS}
+BY_NAME = {option.name: option for option in OPTIONS}
 
 _PLACES = {"K3S_SANDBOX_HOME", "K3S_SANDBOX_CACHE", "K3S_REPORT"}
 
@@ -150,28 +151,6 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-class OptionError(Exception):
-    """An option has a value that it cannot have; becomes pytest's UsageError."""
-
-
-def add(parser: pytest.Parser) -> None:
-    """Declare the options on the command line and in the ini file."""
-    group = parser.getgroup("k3s-sandbox", "Kubernetes nodes in sandboxes")
-    for option in OPTIONS:
-        text = f"{option.help} (default: {option.default or 'off'}; environment: {option.variable})"
-        name = f"--k3s-{option.name}"
-        shown = text.replace("%", "%%")  # argparse formats it
-        if option.flag:
-            group.addoption(name, dest=option.dest, action="store_const", const="1", default=None, help=shown)
-        else:
-            metavar = "|".join(option.choices) or option.name.upper()
-            group.addoption(name, dest=option.dest, metavar=metavar, default=None, help=shown)
-        parser.addini(option.dest, help=text, default=None)
-        if (before := option.before) is not None:
-            group.addoption(f"--k3s-{before.name}", dest=before.dest, default=None, help=argparse.SUPPRESS)
-            parser.addini(before.dest, help=f"the former name of {option.dest}", default=None)
-
-
 @dataclass(frozen=True)
 class Given:
     """An option's value and where it came from.
@@ -179,7 +158,7 @@ class Given:
     Attributes:
         value: The value, as text.
         source: The command-line option, environment variable or ini option, as a message names it.
-        note: What its user should write instead; None where nothing has changed.
+        note: A hint for its user at a word that has another name now; None for none.
     """
 
     value: str
@@ -187,70 +166,42 @@ class Given:
     note: str | None = None
 
 
-def resolve(option: Option, config: pytest.Config) -> Given:
-    """Return an option's value: command line, then environment, then ini file, then default.
+Place = tuple[str, str | None]
+"""Where an option can be given, as a message names it, and the text there."""
+
+
+def resolve(option: Option, places: Iterable[tuple[Place, Place | None]], prefix: str = "--k3s-") -> Given:
+    """Return an option's value.
+
+    Args:
+        option: The option.
+        places: The places where it can stand, the strongest first, each with that of its former name.
+        prefix: What stands before the option's name on this command line.
 
     Raises:
-        OptionError: The value is not one of the choices; the message names where it came from.
+        ConfigError: The value is not one of the choices; the message names where it came from.
     """
-    for current, former in zip(
-        places(option, config), places(option.before, config) if option.before else repeat(None), strict=False
-    ):
+    for current, former in places:
         for source, value in filter(None, (current, former)):
             if value is None or value == "":
                 continue
-            note = None if (source, value) == current else f"{source} is now --k3s-{option.name}"
+            note = None if (source, value) == current else f"{source} is now {prefix}{option.name}"
             renamed = option.former_values.get(value)
             if renamed is not None:
                 note = f"{source}: {value!r} is now {renamed!r}"
             elif option.choices and value not in option.choices:
-                raise OptionError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")
+                raise ConfigError(f"{source}: {value!r} is not one of {', '.join(option.choices)}")
             return Given(str(renamed or value), source, note)
-    return Given(option.default, f"--k3s-{option.name}")
-
-
-def places(option: Option, config: pytest.Config) -> tuple[tuple[str, Any], ...]:
-    """Return the places where an option can be given, the strongest first, with what stands there."""
-    return (
-        (f"--k3s-{option.name}", config.getoption(option.dest)),
-        (f"environment variable {option.variable}", os.environ.get(option.variable)),
-        (f"ini option {option.dest}", config.getini(option.dest)),
-    )
-
-
-def on_command_line(config: pytest.Config) -> bool:
-    """Tell whether an option of ours stands on the command line, which only who uses a node writes."""
-    return any(
-        config.getoption(each.dest) is not None
-        for option in OPTIONS
-        for each in (option, option.before)
-        if each is not None
-    )
-
-
-def wants_share(config: pytest.Config) -> bool:
-    """Tell whether workers share one cluster; a wrong value counts as no, and is a test's error later."""
-    try:
-        return parse_flag(resolve(_BY_NAME["share"], config))
-    except OptionError:
-        return False
-
-
-def scope(config: pytest.Config) -> str:
-    """Return how long a node lives; a wrong value counts as the default, until one is wanted."""
-    try:
-        return resolve(_BY_NAME["scope"], config).value
-    except OptionError:
-        return _BY_NAME["scope"].default
+    return Given(option.default, f"{prefix}{option.name}")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The resolved options.
+    """The resolved options; the fields have the options' names.
 
     Attributes:
-        sandbox: The sandbox's kind.
-        layers: The layers' names, or None for the kind's default.
+        sandbox: The sandbox's kind, one of ``KINDS``.
+        layers: The layers' words in the order of a stack, or None for the kind's default.
         scope: The scope of the fixtures that start something.
         duration: Seconds of an experiment's hold.
         timeout_scale: The factor that stretches an experiment's time limits.
@@ -258,12 +209,14 @@ class Settings:
         keep: Whose run folders are kept, one of ``KEEP``.
         share: Whether workers of pytest-xdist share one cluster.
         version: The version of Kubernetes, or None for the default.
-        distribution: What Kubernetes comes as.
-        api_port: The API server's port.
+        distribution: The form in which Kubernetes comes, one of ``DISTRIBUTIONS``.
+        api_port: The API server's TCP port.
         open_ports: TCP ports of the machine that programs inside may reach.
-        limits: What a sandbox may take of the machine.
+        memory: The memory that a sandbox may take, as text.
+        disk: The disk that a sandbox may take, as text.
+        processes: How many processes a sandbox may have, as text.
         require: Whether missing capabilities fail.
-        notes: What is to be written instead of words that are no longer the usual ones.
+        notes: Hints at words that have other names now.
     """
 
     sandbox: str
@@ -278,13 +231,36 @@ class Settings:
     distribution: str
     api_port: int
     open_ports: tuple[int, ...]
-    limits: tuple[str, str, str]
+    memory: str
+    disk: str
+    processes: str
     require: bool
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, given: Mapping[str, Given], root: Path) -> Settings:
+        """Make settings of what was given.
+
+        Args:
+            given: The options by their names; what is missing has its default.
+            root: The folder that a relative ``report`` is below.
+
+        Raises:
+            ConfigError: One has a value that it cannot have; the message names where it came from.
+        """
+        found = {name: given.get(name, Given(each.default, name)) for name, each in BY_NAME.items()}
+        values = {name: PARSERS.get(name, text)(value) for name, value in found.items()}
+        if values["share"] and values["scope"] != "session":
+            raise ConfigError(
+                f"{found['share'].source}: a cluster that is shared lives for the whole session, "
+                f"but {found['scope'].source} is {values['scope']}"
+            )
+        values["report"] = root / str(values["report"])
+        notes = tuple(each.note for each in found.values() if each.note is not None)
+        return cls(**{name.replace("-", "_"): value for name, value in values.items()}, notes=notes)  # type: ignore[arg-type] # each parser gives its field's type, which a test compares
+
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 FLAGS = {
     "1": True,
@@ -298,97 +274,92 @@ FLAGS = {
 }
 
 
+def text(given: Given) -> str:
+    """Return the text as it is."""
+    return given.value
+
+
 def parse_flag(given: Given) -> bool:
-    """Return whether a flag is on; one that nobody gave is off.
+    """Return whether a flag is on; it is off by default.
 
     Raises:
-        OptionError: The value is none that a flag can have.
+        ConfigError: The value is none that a flag can have.
     """
     word = given.value.strip().lower()
     if word and word not in FLAGS:
-        raise OptionError(f"{given.source}: {given.value!r} is not one of {', '.join(FLAGS)}")
+        raise ConfigError(f"{given.source}: {given.value!r} is not one of {', '.join(FLAGS)}")
     return bool(word) and FLAGS[word]
+
+
+LAST_PORT = 65535
 
 
 def parse_port(given: Given) -> int:
     """Return a TCP port.
 
     Raises:
-        OptionError: It is no number from 1 to 65535.
+        ConfigError: The text is not a number from 1 to 65535.
     """
-    text = given.value
+    digits = given.value
     # isdecimal alone is true of digits of every script, and int() takes a number of any length apart slowly.
-    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536):  # noqa: PLR2004 - the range of TCP ports
-        raise OptionError(f"{given.source}: {text!r} is not a TCP port (1 to 65535)")
-    return int(text)
+    plain = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(LAST_PORT))
+    if not (plain and 0 < int(digits) <= LAST_PORT):
+        raise ConfigError(f"{given.source}: {digits!r} is not a TCP port (1 to {LAST_PORT})")
+    return int(digits)
 
 
 def parse_ports(given: Given) -> tuple[int, ...]:
     """Return TCP ports of a text like ``5000,8080``; none of ``none``.
 
     Raises:
-        OptionError: One is no number from 1 to 65535.
+        ConfigError: One is not a number from 1 to 65535.
     """
     words = [word.strip() for word in given.value.split(",") if word.strip()]
     if words == ["none"]:
         return ()
-    return tuple(dict.fromkeys(parse_port(Given(word, given.source)) for word in words))
+    return tuple(dict.fromkeys(parse_port(replace(given, value=word)) for word in words))
 
 
-def parse_limits(given: Mapping[str, Given]) -> tuple[str, str, str]:
-    """Return what the options say that limit a sandbox: its memory, its disk and its processes.
-
-    Args:
-        given: The options by their names.
+def parse_layers(given: Given) -> tuple[str, ...] | None:
+    """Return the layers' words in the order of a stack; None for the default.
 
     Raises:
-        OptionError: One says nothing that it could mean.
+        ConfigError: A layer or a variant is unknown.
     """
-    from pytest_k3s_sandbox.errors import ConfigError
-    from pytest_k3s_sandbox.sandbox.limits import Wanted
+    if given.value == "default":
+        return None
+    from pytest_k3s_sandbox.layers.stack import parse
 
-    for name in ("memory", "disk", "processes"):
-        try:
-            Wanted(**{name: given[name].value})
-        except ConfigError as error:
-            raise OptionError(f"{given[name].source}: {error}") from error
-    return given["memory"].value, given["disk"].value, given["processes"].value
+    return _from_source(given, parse)
 
 
 def parse_version(given: Given) -> str | None:
     """Return the pinned version of Kubernetes that a text names; None for the default.
 
     Raises:
-        OptionError: None of the pinned versions is meant.
+        ConfigError: None of the pinned versions is meant.
     """
     if given.value == "default":
         return None
-    from pytest_k3s_sandbox.errors import ConfigError
     from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions, pick
 
-    try:
-        return pick(given.value, kubernetes_versions())
-    except ConfigError as error:
-        raise OptionError(f"{given.source}: {error}") from error
+    return _from_source(given, lambda value: pick(value, kubernetes_versions()))
 
 
-def parse_duration(text: str, source: str = "--k3s-duration") -> float:
+def parse_duration(given: Given) -> float:
     """Return seconds of a text like ``90``, ``90s``, ``5m``, ``1h`` or ``2d``.
 
-    Args:
-        text: The text.
-        source: Where it came from, for the message.
-
     Raises:
-        OptionError: It is none of these, or not positive.
+        ConfigError: It is none of these, or not positive.
     """
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    value = given.value
+    number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "s")
     try:
         seconds = float(number) * UNITS[unit]
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise OptionError(f"{source}: {text!r} is not a duration like 90s, 5m or 1h")
+        raise ConfigError(f"{given.source}: {value!r} is not a duration like 90s, 5m or 1h")
     return seconds
 
 
@@ -396,52 +367,46 @@ def parse_timeout_scale(given: Given) -> float:
     """Return the factor of a text like ``1`` or ``2.5``.
 
     Raises:
-        OptionError: It is no number, or less than 1.
+        ConfigError: The text is not a number, or less than 1.
     """
     try:
         factor = float(given.value)
     except ValueError:
         factor = 0.0
     if not 1 <= factor < float("inf"):
-        raise OptionError(f"{given.source}: {given.value!r} is not a factor of 1 or more")
+        raise ConfigError(f"{given.source}: {given.value!r} is not a factor of 1 or more")
     return factor
 
 
-def settings(config: pytest.Config) -> Settings:
-    """Resolve all options.
+def _limit(name: str) -> Callable[[Given], str]:
+    def parse(given: Given) -> str:
+        from pytest_k3s_sandbox.sandbox.limits import Wanted
 
-    Raises:
-        OptionError: One has a value that it cannot have.
-    """
-    from pytest_k3s_sandbox.errors import ConfigError
-    from pytest_k3s_sandbox.layers.stack import parse
+        _from_source(given, lambda value: Wanted(**{name: value}))
+        return given.value
 
-    given = {option.name: resolve(option, config) for option in OPTIONS}
-    words = given["layers"]
+    return parse
+
+
+def _from_source(given: Given, parse: Callable[[str], Value]) -> Value:
+    """Parse a value; an error names where the value came from."""
     try:
-        layers = None if words.value == "default" else parse(words.value)
+        return parse(given.value)
     except ConfigError as error:
-        raise OptionError(f"{words.source}: {error}") from error
-    share = parse_flag(given["share"])
-    if share and given["scope"].value != "session":
-        raise OptionError(
-            f"{given['share'].source}: a cluster that is shared lives for the whole session, "
-            f"but {given['scope'].source} is {given['scope'].value}"
-        )
-    return Settings(
-        sandbox=given["sandbox"].value,
-        layers=layers,
-        scope=given["scope"].value,
-        duration=parse_duration(given["duration"].value, given["duration"].source),
-        timeout_scale=parse_timeout_scale(given["timeout-scale"]),
-        report=config.rootpath / given["report"].value,
-        keep=given["keep"].value,
-        share=share,
-        version=parse_version(given["version"]),
-        distribution=given["distribution"].value,
-        api_port=parse_port(given["api-port"]),
-        open_ports=parse_ports(given["open-ports"]),
-        limits=parse_limits(given),
-        require=parse_flag(given["require"]),
-        notes=tuple(each.note for each in given.values() if each.note is not None),
-    )
+        raise ConfigError(f"{given.source}: {error}") from error
+
+
+PARSERS: dict[str, Callable[[Given], object]] = {
+    "layers": parse_layers,
+    "duration": parse_duration,
+    "timeout-scale": parse_timeout_scale,
+    "share": parse_flag,
+    "version": parse_version,
+    "api-port": parse_port,
+    "open-ports": parse_ports,
+    "memory": _limit("memory"),
+    "disk": _limit("disk"),
+    "processes": _limit("processes"),
+    "require": parse_flag,
+}
+"""What makes a setting of an option's text; the text itself for the others."""

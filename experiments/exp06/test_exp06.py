@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,12 +115,8 @@ def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rule
 def k3s_spec(request: pytest.FixtureRequest) -> NodeSpec:
     """A sandbox whose root is a single 9p mount, as for the trials above."""
     settings = request.config.stash[SETTINGS]
-    return NodeSpec(
-        settings.sandbox,
-        api_port=settings.api_port,
-        one_root=settings.sandbox == "gvisor",
-        limits=settings.limits,
-    )
+    spec = NodeSpec.of(settings)
+    return replace(spec, layers=None, distribution="embedded", one_root=spec.sandbox == "gvisor")
 
 
 @pytest.mark.nightly

@@ -9,15 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pytest_k3s_sandbox.cli.options import (
     DiskOption,
-    DistributionName,
     DistributionOption,
     JsonOption,
     LayersOption,
@@ -27,7 +25,6 @@ from pytest_k3s_sandbox.cli.options import (
     ProcessesOption,
     QuietOption,
     ReportOption,
-    SandboxKind,
     SandboxOption,
     VerboseOption,
     VersionOption,
@@ -35,14 +32,12 @@ from pytest_k3s_sandbox.cli.options import (
     check_report,
     give,
     need_root,
-    picked,
     provisioned,
     say,
+    settings_of,
     verbosity,
-    wished,
 )
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
-from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES
 from pytest_k3s_sandbox.support import clock
 
 if TYPE_CHECKING:
@@ -55,16 +50,16 @@ NameOption = Annotated[
 
 def up(
     name: Annotated[str, typer.Option("--name", help="The new cluster's name.")] = "up",
-    sandbox: SandboxOption = SandboxKind.GVISOR,
-    layers: LayersOption = "default",
-    distribution: DistributionOption = DistributionName.EMBEDDED,
-    version: VersionOption = "default",
-    api_port: PortOption = "6443",
-    open_ports: OpenPortsOption = "none",
-    memory: MemoryOption = MEMORY,
-    disk: DiskOption = DISK,
-    processes: ProcessesOption = PROCESSES,
-    report: ReportOption = Path("reports"),
+    sandbox: SandboxOption = None,
+    layers: LayersOption = None,
+    distribution: DistributionOption = None,
+    version: VersionOption = None,
+    api_port: PortOption = None,
+    open_ports: OpenPortsOption = None,
+    memory: MemoryOption = None,
+    disk: DiskOption = None,
+    processes: ProcessesOption = None,
+    report: ReportOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     json_file: JsonOption = None,
@@ -74,27 +69,35 @@ def up(
     from pytest_k3s_sandbox.daemon import registry
     from pytest_k3s_sandbox.daemon.process import Keep, launch
     from pytest_k3s_sandbox.node.bringup import run_folder
-    from pytest_k3s_sandbox.node.spec import programs_of
+    from pytest_k3s_sandbox.node.spec import NodeSpec, programs_of
     from pytest_k3s_sandbox.report.headline import restarts_text
     from pytest_k3s_sandbox.report.records import read_run
 
     registry.check_name(name)
-    spec = replace(
-        wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes)),
-        supervised=True,
+    settings = settings_of(
+        sandbox=sandbox,
+        layers=layers,
+        distribution=distribution,
+        version=version,
+        api_port=api_port,
+        open_ports=open_ports,
+        memory=memory,
+        disk=disk,
+        processes=processes,
+        report=report,
     )
-    kubernetes = picked(version)
+    spec = NodeSpec.of(settings, supervised=True)
     level = verbosity(quiet=quiet, verbose=verbose)
     check_json(json_file)
     need_root()
     _remove_remains()
     registry.refuse_another(name)
-    check_report(report)
-    provisioned(programs_of(spec.distribution), quiet=quiet, version=kubernetes)
-    folder = run_folder(report.absolute(), "up", sandbox)
+    check_report(settings.report)
+    provisioned(programs_of(spec.distribution), quiet=quiet, version=spec.version)
+    folder = run_folder(settings.report, "up", spec.sandbox)
     log = folder.with_suffix(".log")
     began = clock.monotonic()
-    process = launch(Keep(name, registry.UP_ORIGIN, asdict(spec), "up", str(folder), kubernetes), log)
+    process = launch(Keep(name, registry.UP_ORIGIN, asdict(spec), "up", str(folder)), log)
     display = for_terminal(level)
     try:
         with shown(display, lambda: [folder]):

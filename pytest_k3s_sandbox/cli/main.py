@@ -15,8 +15,8 @@ from pytest_k3s_sandbox import bench as benchmarks
 from pytest_k3s_sandbox.cli import clusters
 from pytest_k3s_sandbox.cli.options import (
     DiskOption,
-    DistributionName,
     DistributionOption,
+    DurationOption,
     JsonOption,
     LayersOption,
     MemoryOption,
@@ -25,7 +25,6 @@ from pytest_k3s_sandbox.cli.options import (
     ProcessesOption,
     QuietOption,
     ReportOption,
-    SandboxKind,
     SandboxOption,
     VerboseOption,
     VersionOption,
@@ -33,15 +32,13 @@ from pytest_k3s_sandbox.cli.options import (
     check_report,
     give,
     need_root,
-    picked,
     pinned,
     provisioned,
     say,
+    settings_of,
     verbosity,
-    wished,
 )
-from pytest_k3s_sandbox.errors import ConfigError, SandboxError
-from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES
+from pytest_k3s_sandbox.errors import SandboxError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -123,19 +120,17 @@ clusters.register(app)
 @app.command("run")
 def run_experiment(
     experiment: Annotated[str, typer.Argument(help="For example exp08.")],
-    sandbox: SandboxOption = SandboxKind.GVISOR,
-    layers: LayersOption = "default",
-    duration: Annotated[
-        str, typer.Option(help="How long the node is held Ready, like 120, 5m or 1h.")
-    ] = "120",
-    distribution: DistributionOption = DistributionName.EMBEDDED,
-    version: VersionOption = "default",
-    api_port: PortOption = "6443",
-    open_ports: OpenPortsOption = "none",
-    memory: MemoryOption = MEMORY,
-    disk: DiskOption = DISK,
-    processes: ProcessesOption = PROCESSES,
-    report: ReportOption = Path("reports"),
+    sandbox: SandboxOption = None,
+    layers: LayersOption = None,
+    duration: DurationOption = None,
+    distribution: DistributionOption = None,
+    version: VersionOption = None,
+    api_port: PortOption = None,
+    open_ports: OpenPortsOption = None,
+    memory: MemoryOption = None,
+    disk: DiskOption = None,
+    processes: ProcessesOption = None,
+    report: ReportOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     json_file: JsonOption = None,
@@ -146,35 +141,31 @@ def run_experiment(
     from pytest_k3s_sandbox.node.spec import programs_of
     from pytest_k3s_sandbox.report.headline import sentence, summarize
     from pytest_k3s_sandbox.report.records import read_run
-    from pytest_k3s_sandbox.settings import OptionError, parse_duration
 
     experiments.require(experiment)
-    spec = wished(sandbox, layers, api_port, distribution, open_ports, (memory, disk, processes))
-    kubernetes = picked(version)
-    try:
-        seconds = parse_duration(duration, "--duration")
-    except OptionError as error:
-        raise ConfigError(str(error)) from error
+    given = {
+        "sandbox": sandbox,
+        "layers": layers,
+        "duration": duration,
+        "distribution": distribution,
+        "version": version,
+        "api_port": api_port,
+        "open_ports": open_ports,
+        "memory": memory,
+        "disk": disk,
+        "processes": processes,
+    }
+    settings = settings_of(**given, report=report)
     level = verbosity(quiet=quiet, verbose=verbose)
     check_json(json_file)
     need_root()
-    check_report(report)
-    provisioned(programs_of(spec.distribution), quiet=quiet, version=kubernetes)
-    options = [
-        f"--k3s-sandbox={spec.sandbox}",
-        f"--k3s-layers={layers}",
-        f"--k3s-duration={duration}",
-        f"--k3s-api-port={spec.api_port}",
-        f"--k3s-open-ports={open_ports}",
-        f"--k3s-memory={memory}",
-        f"--k3s-disk={disk}",
-        f"--k3s-processes={processes}",
-        f"--k3s-distribution={spec.distribution}",
-        f"--k3s-version={version}",
-    ]
+    check_report(settings.report)
+    provisioned(programs_of(settings.distribution), quiet=quiet, version=settings.version)
+    # pytest reads the environment itself.
+    options = [f"--k3s-{name.replace('_', '-')}={text}" for name, text in given.items() if text is not None]
     display = for_terminal(level)
-    with shown(display, experiments.new_runs(report), seconds):
-        outcome = experiments.run(experiment, options, report, display.line)
+    with shown(display, experiments.new_runs(settings.report), settings.duration):
+        outcome = experiments.run(experiment, options, settings.report, display.line)
     runs = [read_run(page.parent) for page in outcome.pages]
     summaries = [experiments.judged(summarize(run), outcome.code) for run in runs]
     lines = [f"{sentence(run)}\nreport: {page}" for run, page in zip(runs, outcome.pages, strict=True)]

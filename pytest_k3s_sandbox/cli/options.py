@@ -7,64 +7,45 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
-from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES
+from pytest_k3s_sandbox.settings import BY_NAME, Given, Option, Place, Settings, resolve
 from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cli.progress import Verbosity
-    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.toolchain.resolve import Program
 
 STDOUT = Path("-")
 """``--json -``: the result as JSON on standard output, in the place of the text."""
 
 
-class SandboxKind(StrEnum):
-    """Where a node runs."""
-
-    GVISOR = "gvisor"
-    HOST = "host"
-
-
-class DistributionName(StrEnum):
-    """What Kubernetes comes as."""
-
-    EMBEDDED = "embedded"
-    K3S = "k3s"
+def _option(name: str) -> Any:  # noqa: ANN401 - typer's own function is declared so
+    """Return the command line's form of one of :data:`~pytest_k3s_sandbox.settings.OPTIONS`."""
+    option = BY_NAME[name]
+    return typer.Option(
+        f"--{name}",
+        help=f"{option.help[0].upper()}{option.help[1:]} (environment: {option.variable}).",
+        metavar="|".join(option.choices) or name.upper(),
+        show_default=option.default,
+    )
 
 
-SandboxOption = Annotated[SandboxKind, typer.Option("--sandbox", help="Where the node runs.")]
-LayersOption = Annotated[str, typer.Option("--layers", help="Layers with commas; 'none'; or 'default'.")]
-OpenPortsOption = Annotated[
-    str,
-    typer.Option(
-        "--open-ports", help="TCP ports of the machine that programs inside may reach, like 5000,8080."
-    ),
-]
-MemoryOption = Annotated[
-    str, typer.Option("--memory", help="Memory that the sandbox may take: 2Gi, 75% of the machine's, none.")
-]
-DiskOption = Annotated[
-    str, typer.Option("--disk", help="Disk that the sandbox may take: 20Gi, 50% of what is free, none.")
-]
-ProcessesOption = Annotated[
-    str, typer.Option("--processes", help="Processes and threads that the sandbox may have; or none.")
-]
-PortOption = Annotated[str, typer.Option("--api-port", help="The API server's port inside.")]
-DistributionOption = Annotated[
-    DistributionName, typer.Option("--distribution", help="What Kubernetes comes as: parts, or official k3s.")
-]
-VersionOption = Annotated[
-    str, typer.Option("--version", help="The version of Kubernetes, like 1.36; or 'default'.")
-]
-ReportOption = Annotated[Path, typer.Option("--report", help="The folder that gets a folder for each run.")]
+SandboxOption = Annotated[str | None, _option("sandbox")]
+LayersOption = Annotated[str | None, _option("layers")]
+OpenPortsOption = Annotated[str | None, _option("open-ports")]
+MemoryOption = Annotated[str | None, _option("memory")]
+DiskOption = Annotated[str | None, _option("disk")]
+ProcessesOption = Annotated[str | None, _option("processes")]
+PortOption = Annotated[str | None, _option("api-port")]
+DistributionOption = Annotated[str | None, _option("distribution")]
+VersionOption = Annotated[str | None, _option("version")]
+DurationOption = Annotated[str | None, _option("duration")]
+ReportOption = Annotated[str | None, _option("report")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more about the progress.")]
 JsonOption = Annotated[
@@ -168,71 +149,30 @@ def pinned(
     give(text, digests, json_file)
 
 
-def wished(
-    sandbox: SandboxKind,
-    layers: str,
-    api_port: str,
-    distribution: DistributionName = DistributionName.EMBEDDED,
-    open_ports: str = "none",
-    limits: tuple[str, str, str] = (MEMORY, DISK, PROCESSES),
-) -> NodeSpec:
-    """Return the spec that options express.
+def settings_of(**given: str | None) -> Settings:
+    """Return the settings that a command has: its own options, then the environment, then the defaults.
+
+    Args:
+        given: The texts of the command's options by their names, with ``_`` for ``-``; None for one that
+            was not given.
 
     Raises:
         ConfigError: One has a value that it cannot have.
     """
-    from pytest_k3s_sandbox.layers.stack import parse
-    from pytest_k3s_sandbox.node.spec import NodeSpec
-
-    names = None if layers == "default" else parse(layers)
-    opened = ports(open_ports)
-    return NodeSpec(
-        sandbox.value,
-        names,
-        port(api_port),
-        distribution=distribution.value,
-        open_ports=opened,
-        limits=limits,
-    )
+    found: dict[str, Given] = {}
+    for name, text in given.items():
+        option = BY_NAME[name.replace("_", "-")]
+        before = None if option.before is None else _variable(option.before)
+        places = [((f"--{option.name}", text), None), (_variable(option), before)]
+        found[option.name] = resolve(option, places, prefix="--")
+    settings = Settings.of(found, Path.cwd())
+    for note in settings.notes:
+        say(f"k3s-sandbox: {note}")
+    return settings
 
 
-def picked(version: str) -> str | None:
-    """Return the pinned version of Kubernetes that ``--version`` names; None for the default.
-
-    Raises:
-        ConfigError: None of the pinned ones is meant.
-    """
-    from pytest_k3s_sandbox.toolchain.pins import kubernetes_versions, pick
-
-    return None if version == "default" else pick(version, kubernetes_versions())
-
-
-def port(text: str) -> int:
-    """Return the TCP port of ``--api-port``.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    from pytest_k3s_sandbox.settings import Given, OptionError, parse_port
-
-    try:
-        return parse_port(Given(text, "--api-port"))
-    except OptionError as error:
-        raise ConfigError(str(error)) from error
-
-
-def ports(text: str) -> tuple[int, ...]:
-    """Return the TCP ports of ``--open-ports``.
-
-    Raises:
-        ConfigError: One is none.
-    """
-    from pytest_k3s_sandbox.settings import Given, OptionError, parse_ports
-
-    try:
-        return parse_ports(Given(text, "--open-ports"))
-    except OptionError as error:
-        raise ConfigError(str(error)) from error
+def _variable(option: Option) -> Place:
+    return f"environment variable {option.variable}", os.environ.get(option.variable)
 
 
 def need_root() -> None:

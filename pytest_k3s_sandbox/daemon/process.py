@@ -47,7 +47,6 @@ class Keep:
         spec: The fields of its :class:`~.spec.NodeSpec`.
         experiment: The experiment's name, for the records.
         folder: The run's folder.
-        version: The version of Kubernetes; None for the default.
         users: The folder of its :class:`~.users.Users`; without one it waits for a signal only.
         keep: Whether the run's folder is kept when it has users: ``never``, ``failed`` or ``always``.
     """
@@ -57,7 +56,6 @@ class Keep:
     spec: dict[str, Any]
     experiment: str
     folder: str
-    version: str | None = None
     users: str | None = None
     keep: str = "always"
 
@@ -186,7 +184,7 @@ def keep(order: Keep) -> None:
         name = registry.take_name(order.name)
         last.callback(name.release, remove=True)
         with everything(
-            spec, Toolchain(kubernetes=order.version), Path(order.folder), experiment=order.experiment
+            spec, Toolchain(kubernetes=spec.version), Path(order.folder), experiment=order.experiment
         ) as session:
             session.cluster.node.wait_ready(90)
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP)

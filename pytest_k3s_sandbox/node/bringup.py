@@ -24,7 +24,7 @@ from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, LayerStack, bring_up
 from pytest_k3s_sandbox.node.diagnostics import diagnose, explained
 from pytest_k3s_sandbox.node.seed import seed
-from pytest_k3s_sandbox.node.spec import DISTRIBUTIONS, NodeSpec, kubernetes_version, programs_of
+from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, kubernetes_version, programs_of
 from pytest_k3s_sandbox.report.records import (
     Environment,
     Event,
@@ -37,7 +37,7 @@ from pytest_k3s_sandbox.report.records import (
 from pytest_k3s_sandbox.sandbox import gateway
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC, Sandbox, described
 from pytest_k3s_sandbox.sandbox.groups import NAMES
-from pytest_k3s_sandbox.sandbox.limits import Limits, Wanted
+from pytest_k3s_sandbox.sandbox.limits import Limits
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.settings import variables
 from pytest_k3s_sandbox.support import clock, forks
@@ -50,8 +50,8 @@ def start_sandbox(spec: NodeSpec, toolchain: Toolchain) -> StartedSandbox:
     Raises:
         SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
     """
-    found = {name: toolchain.get(name).path for name in DISTRIBUTIONS[spec.distribution]().programs}
-    wanted = Wanted(*spec.limits)
+    found = {name: toolchain.get(name).path for name in FORMS[spec.distribution]().programs}
+    wanted = spec.limits
     with tempfile.TemporaryDirectory() as folder:
         # Inside, a program has the name that it is called by, whatever the user's own file is called.
         programs = [Path(folder, name) for name in found]
@@ -126,7 +126,7 @@ def control_plane(sandbox: Sandbox, spec: NodeSpec, toolchain: Toolchain, writer
     embedded = spec.distribution == "embedded"
     return Cluster(
         sandbox,
-        Embedded(seed(toolchain)) if embedded else DISTRIBUTIONS[spec.distribution](),
+        Embedded(seed(toolchain)) if embedded else FORMS[spec.distribution](),
         Settings(
             node=spec.node,
             address=sandbox.address,

@@ -1,41 +1,43 @@
-"""What to bring up: a spec, and what it needs of the toolchain."""
+"""The specification of a node, and what it needs of the toolchain."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.k3s import K3s
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.sandbox.limits import Wanted
+from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES, Wanted
+from pytest_k3s_sandbox.settings import DISTRIBUTIONS, FORMER_KINDS, KINDS, LAST_PORT, Settings
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import minor_of
 
-KINDS = ("gvisor", "host")
-
-
-DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
+FORMS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
+"""What runs each of the forms in which Kubernetes comes."""
 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What to bring up.
+    """What to bring up; fields that are options, too, have the options' names.
 
     Attributes:
-        sandbox: The sandbox's kind, one of ``KINDS``.
-        layers: The layers' names in the order of a stack; None for the kind's own default.
+        sandbox: The sandbox's kind, one of :data:`~pytest_k3s_sandbox.settings.KINDS`.
+        layers: The layers' words in the order of a stack; None for the kind's own default.
         api_port: The API server's TCP port.
-        open_ports: TCP ports of the machine that programs inside may reach.
         node: The node's name.
-        distribution: What Kubernetes comes as, one of ``DISTRIBUTIONS``.
+        distribution: The form in which Kubernetes comes, one of
+            :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
             :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
-        supervised: Whether what ends by itself is started again, the kubelet or k3s also during a start; see
-            :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
-        limits: What it may take of the machine: the fields of a
-            :class:`~pytest_k3s_sandbox.sandbox.limits.Wanted`.
+        supervised: Whether a program that ends by itself is started again, the kubelet or k3s also during a
+            start; see :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
+        open_ports: TCP ports of the machine that programs inside may reach.
+        memory: The memory that the sandbox may take, like ``2Gi``, ``75%`` or ``none``.
+        disk: The disk that the sandbox may take, likewise.
+        processes: How many processes and threads the sandbox may have, or ``none``.
+        version: The pinned version of Kubernetes, like ``1.36``; None for the default.
     """
 
     sandbox: str = "gvisor"
@@ -46,33 +48,58 @@ class NodeSpec:
     one_root: bool = False
     supervised: bool = False
     open_ports: tuple[int, ...] = ()
-    limits: tuple[str, str, str] = astuple(Wanted())
+    memory: str = MEMORY
+    disk: str = DISK
+    processes: str = PROCESSES
+    version: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
+        """Check the fields.
 
         Raises:
-            ConfigError: The kind or the distribution is unknown, the port is no TCP port, or a limit says
-                nothing.
+            ConfigError: The kind or the distribution is unknown, a port is not a TCP port, or a limit cannot
+                be read.
         """
-        Wanted(*self.limits)
-        for what, given, known in (
+        object.__setattr__(self, "sandbox", FORMER_KINDS.get(self.sandbox, self.sandbox))
+        for name, given, known in (
             ("sandbox", self.sandbox, KINDS),
             ("distribution", self.distribution, DISTRIBUTIONS),
         ):
             if given not in known:
-                raise ConfigError(f"unknown {what} {given!r}", cause=f"known are {', '.join(known)}")
-        for what, number in (
+                raise ConfigError(f"unknown {name} {given!r}", cause=f"known are {', '.join(known)}")
+        for name, number in (
             ("API port", self.api_port),
             *(("opened port", port) for port in self.open_ports),
         ):
-            if not 0 < number < 65536:  # noqa: PLR2004 - the range of TCP ports
-                raise ConfigError(f"{what} {number}", cause="a TCP port is between 1 and 65535")
+            if not 0 < number <= LAST_PORT:
+                raise ConfigError(f"{name} {number}", cause=f"a TCP port is between 1 and {LAST_PORT}")
+        self.limits  # noqa: B018 - raises for a limit that cannot be read
+
+    @property
+    def limits(self) -> Wanted:
+        """What the sandbox may take of the machine."""
+        return Wanted(self.memory, self.disk, self.processes)
+
+    @classmethod
+    def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:
+        """Return what the settings of a run ask for."""
+        return cls(
+            sandbox=settings.sandbox,
+            layers=settings.layers,
+            api_port=settings.api_port,
+            distribution=settings.distribution,
+            open_ports=settings.open_ports,
+            memory=settings.memory,
+            disk=settings.disk,
+            processes=settings.processes,
+            version=settings.version,
+            supervised=supervised,
+        )
 
 
 def programs_of(distribution: str) -> tuple[str, ...]:
     """Return the programs that a distribution needs, in a sandbox and on the machine."""
-    return tuple(dict.fromkeys((*DISTRIBUTIONS[distribution]().programs, "kubectl", "runsc")))
+    return tuple(dict.fromkeys((*FORMS[distribution]().programs, "kubectl", "runsc")))
 
 
 def kubernetes_version(spec: NodeSpec, toolchain: Toolchain) -> str:

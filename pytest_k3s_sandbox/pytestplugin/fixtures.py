@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_k3s_sandbox import settings as options
+from pytest_k3s_sandbox.pytestplugin import options
 from pytest_k3s_sandbox.pytestplugin.activation import activate
 from pytest_k3s_sandbox.pytestplugin.stash import LINES, SHARE, SPEC
 
@@ -47,6 +47,8 @@ __all__ = [
     "k3s_session",
     "k3s_spec",
     "k3s_toolchain",
+    "k3s_up",
+    "k3s_wish",
     "k3s_workarounds",
 ]
 
@@ -82,15 +84,7 @@ def _spec_of_options(config: pytest.Config) -> NodeSpec:
 
     settings = activate(config)
     if SPEC not in config.stash:
-        config.stash[SPEC] = NodeSpec(
-            settings.sandbox,
-            settings.layers,
-            settings.api_port,
-            distribution=settings.distribution,
-            supervised=True,
-            open_ports=settings.open_ports,
-            limits=settings.limits,
-        )
+        config.stash[SPEC] = NodeSpec.of(settings, supervised=True)
     return config.stash[SPEC]
 
 

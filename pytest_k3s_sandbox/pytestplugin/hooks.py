@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox import settings as options
-from pytest_k3s_sandbox.errors import MissingCapability, SandboxError
-from pytest_k3s_sandbox.pytestplugin import markers
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, SandboxError
+from pytest_k3s_sandbox.pytestplugin import markers, options
 from pytest_k3s_sandbox.pytestplugin.activation import is_worker
 from pytest_k3s_sandbox.pytestplugin.children import Children
 from pytest_k3s_sandbox.pytestplugin.recording import goes_on
@@ -40,7 +39,7 @@ def register(config: pytest.Config) -> Hooks:
     """
     try:
         settings = options.settings(config)
-    except options.OptionError as error:
+    except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[SETTINGS] = settings
     config.stash[REPORTS] = []

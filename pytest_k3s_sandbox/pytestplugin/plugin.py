@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox import settings
-from pytest_k3s_sandbox.pytestplugin import activation, markers
+from pytest_k3s_sandbox.pytestplugin import activation, markers, options
 from pytest_k3s_sandbox.pytestplugin.fixtures import *  # noqa: F403 - fixtures register by being names of the plugin
 from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, WORKER_DIGESTS, WORKER_REPORTS, WORKER_STRAYS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
-    settings.add(parser)
+    options.add(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,14 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if not activation.is_worker(config):
         config.pluginmanager.register(Lines(config), "k3s_sandbox_lines")
-        if settings.on_command_line(config):
+        if options.on_command_line(config):
             activation.activate(config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
     """Count the process that has the workers as a user of the cluster that they share."""
-    if settings.wants_share(node.config):
+    if options.wants_share(node.config):
         activation.hooks(node.config).configure_node(node)
 
 

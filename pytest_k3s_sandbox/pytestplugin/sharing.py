@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,13 +68,13 @@ class Share:
         return self._up
 
     def _state(self, spec: NodeSpec, version: str | None) -> registry.State:
-        wanted = json.loads(json.dumps(asdict(spec)))
+        wanted = json.loads(json.dumps(asdict(replace(spec, version=version))))
         with self.users.start_lock:
-            launched = self._launched() or self._launch(spec, wanted, version)
+            launched = self._launched() or self._launch(spec, wanted)
         if launched["spec"] != wanted:
             raise ConfigError(
                 "a cluster that is shared (--k3s-share)",
-                cause=f"one test wishes for {launched['spec']}, another one for {wanted}",
+                cause=f"one test asks for {launched['spec']}, another one for {wanted}",
                 remedy="have one k3s_spec for all tests, or do not share",
             )
 
@@ -104,7 +104,7 @@ class Share:
         text = self.users.read("launched")
         return None if text is None else dict(json.loads(text))
 
-    def _launch(self, spec: NodeSpec, wanted: dict[str, Any], version: str | None) -> dict[str, Any]:
+    def _launch(self, spec: NodeSpec, wanted: dict[str, Any]) -> dict[str, Any]:
         from pytest_k3s_sandbox.daemon import process as keeper
         from pytest_k3s_sandbox.node.bringup import run_folder
 
@@ -115,7 +115,6 @@ class Share:
             spec=wanted,
             experiment="test",
             folder=str(folder),
-            version=version,
             users=str(self.users.folder),
             keep="always" if self._keep == "running" else self._keep,
         )

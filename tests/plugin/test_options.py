@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox import settings
-from pytest_k3s_sandbox.settings import Given, OptionError
+from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.settings import Given
 
 SHOW = """
 import pytest
@@ -193,7 +194,7 @@ def outcome(parse: Callable[[], float]) -> float | str:
     """Return what was parsed, or the words of the refusal."""
     try:
         return parse()
-    except OptionError as error:
+    except ConfigError as error:
         return str(error)
 
 
@@ -202,18 +203,18 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @given(st.integers(1, 10**9), st.sampled_from(sorted(UNITS)))
 def test_a_duration_is_a_number_and_a_unit(number: int, unit: str) -> None:
-    assert settings.parse_duration(f"{number}{unit}") == number * UNITS[unit]
+    assert settings.parse_duration(Given(f"{number}{unit}", "--k3s-duration")) == number * UNITS[unit]
 
 
 @given(st.floats(0.001, 1e6))
 def test_a_duration_may_have_a_fraction(number: float) -> None:
-    assert settings.parse_duration(f"{number!r}m") == pytest.approx(number * 60)
+    assert settings.parse_duration(Given(f"{number!r}m", "--k3s-duration")) == pytest.approx(number * 60)
 
 
 @given(st.text() | st.from_regex(r"-?[0-9a-f.]*(s|m|h|d|ms)?", fullmatch=True) | st.floats().map(repr))
 def test_a_duration_is_positive_and_finite_or_refused_by_name(text: str) -> None:
     refusal = f"ini option k3s_duration: {text!r} is not a duration like 90s, 5m or 1h"
-    seconds = outcome(lambda: settings.parse_duration(text, "ini option k3s_duration"))
+    seconds = outcome(lambda: settings.parse_duration(Given(text, "ini option k3s_duration")))
     assert seconds == refusal or (isinstance(seconds, float) and 0 < seconds < float("inf"))
 
 
@@ -221,8 +222,8 @@ def test_a_duration_is_positive_and_finite_or_refused_by_name(text: str) -> None
     "text", ["", "s", "0", "-1", "-1m", "nan", "inf", "1e400", "5 minutes", "1h30m", "1w"]
 )
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(OptionError):
-        settings.parse_duration(text)
+    with pytest.raises(ConfigError):
+        settings.parse_duration(Given(text, "--k3s-duration"))
 
 
 @given(st.text() | st.integers().map(str) | st.from_regex(r"\d{1,6}", fullmatch=True))

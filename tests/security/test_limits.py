@@ -235,7 +235,7 @@ def test_a_pod_that_takes_all_ends_its_cluster_only(
     attack: str, tmp_path: Path, bystander: subprocess.Popen[bytes]
 ) -> None:
     script, wanted, option = PODS[attack]
-    spec = NodeSpec(limits=(wanted.memory, wanted.disk, wanted.processes))
+    spec = NodeSpec(memory=wanted.memory, disk=wanted.disk, processes=wanted.processes)
     with everything(spec, Toolchain(), tmp_path / "run", experiment="test") as up:
         up.cluster.node.wait_ready(120)
         sandbox = up.stack.sandbox

@@ -23,6 +23,7 @@ from pytest_k3s_sandbox.daemon.clients import Users
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, StartError
+from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.pytestplugin import sharing
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.sandbox import locks, machine, outside, reaper, watch
@@ -150,16 +151,16 @@ def test_ps_and_shell_tell_it(up: State, monkeypatch: pytest.MonkeyPatch) -> Non
         assert "has ended: it took 101 MiB" in str(result.exception) + result.output
 
 
-def test_who_comes_to_a_shared_cluster_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_to_a_shared_cluster_later_is_told(tmp_path: Path) -> None:
     mine = sharing.Share("0123456789", tmp_path, "never")
     own = Identity.own()
-    launched = {"pid": own.pid, "start": own.start, "folder": str(tmp_path / "run"), "spec": {}}
-    monkeypatch.setattr(sharing, "asdict", lambda _spec: {})
+    launched: dict[str, Any] = {"pid": own.pid, "start": own.start, "folder": str(tmp_path / "run")}
+    spec = NodeSpec()
+    launched["spec"] = json.loads(json.dumps(asdict(spec)))
     mine.users.note("launched", json.dumps(launched))
     RunWriter(tmp_path / "run").close()
     shared = state(mine.name, folder=str(tmp_path / "run"))
     registry.write_state(shared)
-    spec: Any = {}
     toolchain: Any = SimpleNamespace(kubernetes=None, get=lambda _name: SimpleNamespace(path=Path("/none")))
     assert mine.ended is None
     mine.up(spec, toolchain)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_k3s_sandbox import settings
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox.limits import (
@@ -23,7 +23,7 @@ from pytest_k3s_sandbox.sandbox.limits import (
     parse_processes,
     parse_size,
 )
-from pytest_k3s_sandbox.settings import Given, OptionError, parse_limits
+from pytest_k3s_sandbox.settings import Given, Settings
 
 MIB, GIB = 1 << 20, 1 << 30
 MACHINE = Room(memory_bytes=8 * GIB, free_bytes=100 * GIB, pids=4194304)
@@ -121,9 +121,10 @@ def test_they_are_told_in_words() -> None:
 
 
 def test_the_options_have_the_same_defaults_and_name_where_a_wrong_value_came_from() -> None:
-    given_ = {option.name: Given(option.default, f"--k3s-{option.name}") for option in settings.OPTIONS}
-    assert parse_limits(given_) == (MEMORY, DISK, PROCESSES) == NodeSpec().limits
-    with pytest.raises(OptionError, match=r"^environment variable K3S_DISK: .*'lots' is no amount"):
-        parse_limits({**given_, "disk": Given("lots", "environment variable K3S_DISK")})
+    settings = Settings.of({}, Path())
+    assert (settings.memory, settings.disk, settings.processes) == (MEMORY, DISK, PROCESSES)
+    assert NodeSpec.of(settings).limits == Wanted() == NodeSpec().limits
+    with pytest.raises(ConfigError, match=r"^environment variable K3S_DISK: .*'lots' is no amount"):
+        Settings.of({"disk": Given("lots", "environment variable K3S_DISK")}, Path())
     with pytest.raises(ConfigError, match="no number of processes"):
-        NodeSpec(limits=("75%", "50%", "all"))
+        NodeSpec(processes="all")
