@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, SECCOMP
 
 PROBING: Final = 121
 """getpgid(2), which a launched process calls before execve, so that the tracer sees the order of stops."""
-NOBODY: Final = 0x7FFF_AB1E
+NO_PROCESS: Final = 0x7FFF_AB1E
 """The argument of the probing call: a process id above pid_max (at most 4194304)."""
 
 RET_ALLOW: Final = 0x7FFF_0000
@@ -131,7 +131,7 @@ def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruc
         Instruction(_IF_BITS, _ALLOW - 15, _TRACE - 15, _NOT_TO_READ),
         *_from_page(15, _ALLOW),
         Instruction(_LOAD, 0, 0, _ARGUMENTS[0]),  # 20: the probing call
-        Instruction(_IF_EQUAL, 1, 0, NOBODY),
+        Instruction(_IF_EQUAL, 1, 0, NO_PROCESS),
         Instruction(_RETURN, 0, 0, RET_ALLOW),  # 22
         Instruction(_RETURN, 0, 0, RET_TRACE),  # 23
     )

@@ -110,7 +110,7 @@ def _child(command: Sequence[str], program: bytes, ready: int, report: int) -> N
             signal.signal(number, signal.SIG_DFL)
         if program:
             seccomp.load(program)
-            ctypes.CDLL(None).syscall(seccomp.PROBING, seccomp.NOBODY)
+            ctypes.CDLL(None).syscall(seccomp.PROBING, seccomp.NO_PROCESS)
         if not command:
             os._exit(0)
         kind = _EXEC

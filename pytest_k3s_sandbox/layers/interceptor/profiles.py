@@ -116,7 +116,7 @@ class Profiles:
         }
         self.selective = bool(self._tests)
         self._everyone = Profile(self.everyones, None)
-        self._nobody: Final = Profile(NO_RULES, None)
+        self._without_rules: Final = Profile(NO_RULES, None)
         self._known: dict[frozenset[tuple[str, ...]], Profile] = {frozenset(): self._everyone}
         self._root = procfs.root_identity()
 
@@ -130,9 +130,9 @@ class Profiles:
             paths = procfs.program_paths(tid)
             wanted = frozenset(programs for programs, test in self._tests.items() if test(paths))
         if not wanted and self.everyones == NO_RULES:
-            return self._nobody
+            return self._without_rules
         if procfs.root_identity(tid) not in {None, self._root}:
-            return self._nobody
+            return self._without_rules
         profile = self._known.get(wanted)
         if profile is None:
             rules = self._rules.only(lambda programs: not programs or programs in wanted)

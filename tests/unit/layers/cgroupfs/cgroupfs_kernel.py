@@ -7,6 +7,8 @@ import os
 import struct
 from typing import NamedTuple
 
+import pytest
+
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
 
@@ -151,3 +153,10 @@ class Kernel:
                 at += (24 + length + 7) // 8 * 8
         self.ask("releasedir", node, struct.pack("<QIIQ", handle, 0, 0, 0))
         return found
+
+
+def error(kernel: Kernel, operation: str, path: str, body: bytes = b"") -> int:
+    """Return the errno of an operation that fails."""
+    with pytest.raises(OSError, match="Errno") as caught:
+        kernel.ask(operation, kernel.lookup(path), body)
+    return caught.value.errno or 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
-from pytest_k3s_sandbox.layers.interceptor.filter import NOBODY, PROBING, RET_ALLOW, RET_TRACE, Stops
+from pytest_k3s_sandbox.layers.interceptor.filter import NO_PROCESS, PROBING, RET_ALLOW, RET_TRACE, Stops
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, preset_names
 from pytest_k3s_sandbox.layers.interceptor.profiles import covers, kinds_of_stops
 from pytest_k3s_sandbox.layers.interceptor.repeating import ADDRESS, PAGE
@@ -79,7 +79,7 @@ def test_it_reports_what_it_is_to_report(calls: frozenset[str], probing: bool) -
         assert run(program, number, I386) == RET_ALLOW
         assert run(program, number | X32) == RET_ALLOW
     assert run(program, 0xFFFF_FFFF) == RET_ALLOW
-    assert run(program, PROBING, arguments=(NOBODY,)) == (RET_TRACE if probing else RET_ALLOW)
+    assert run(program, PROBING, arguments=(NO_PROCESS,)) == (RET_TRACE if probing else RET_ALLOW)
 
 
 @given(calls_sets)
