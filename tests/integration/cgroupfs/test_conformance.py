@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         outcome,
         sleeper,
     )
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroup_cases import ROOT, SCENARIOS, Scenario, Step
     from cgroup_sides import (
         DIFFERENCES,
@@ -219,7 +219,7 @@ def test_files(controller: str, kernel: Folder, make: Callable[[str], Side]) -> 
             )
             assert mine == modes
             forms, ours_too = both(their, own, root=is_root)
-            if is_root:  # what the machine's owner has set there is no business of ours
+            if is_root:  # the machine's owner may have set these
                 forms.update({name: ours_too[name] for name in ("release_agent", "notify_on_release")})
             assert ours_too == forms
 
@@ -241,7 +241,7 @@ def test_writes(controller: str, kernel: Folder, make: Callable[[str], Side], tm
 
 
 def test_what_the_root_refuses(controller: str, kernel: Folder, make: Callable[[str], Side]) -> None:
-    """Only writes that would change nothing if they were taken: the kernel's root is everybody's."""
+    """Only writes without effect if accepted: the kernel's root belongs to the machine."""
     own, theirs = _root(make("g"), controller), Folder(kernel.base.parent)
     steps = [step for scenario in ROOT.get(controller, []) for step in scenario]
     assert [act(own, step, {}) for step in steps] == [act(theirs, step, {}) for step in steps]

@@ -1,5 +1,5 @@
 """Programs that do what they like with the mounted filesystem: it stays up and right, and answers at once."""
-# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH116, PTH118, PTH208, PTH211  # names that are no text
+# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH116, PTH118, PTH208, PTH211  # pathlib refuses names as bytes
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.integration.cgroupfs.cgroupfs_served import namespace_in
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_served import namespace_in
 
 pytestmark = pytest.mark.k3s_requires("root", "fuse")
@@ -77,7 +77,7 @@ class Fuzz:
     def __init__(self, root: bytes, seed: int) -> None:
         """Find the files that there are."""
         self.root = root
-        self.random = random.Random(seed)  # noqa: S311  # to be repeated, not to be secret
+        self.random = random.Random(seed)  # noqa: S311  # reproducible, not secret
         self.seen: Counter[str] = Counter()
         self.files = [
             os.path.join(folder, name)[len(root) + 1 :]

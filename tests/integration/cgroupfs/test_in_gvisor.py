@@ -89,7 +89,7 @@ os.rmdir(f"{ROOT}/pids/limited")
     assert found == {"current": forks + 1, "listed": forks + 1, "max": "3\n", "unlimited": "max\n"}
 
 
-def test_time_of_children_that_nobody_saw_is_counted(sandbox: GvisorSandbox) -> None:
+def test_time_of_unsampled_children_is_counted(sandbox: GvisorSandbox) -> None:
     code = """
 os.makedirs(f"{ROOT}/cpuacct/outer/inner")
 burn = '''

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         sleeper,
         wait_until,
     )
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroup_cases import SCENARIOS
     from cgroup_sides import (
         TOP,

@@ -91,7 +91,7 @@ def test_killing_the_tracer_kills_its_tracees(popen: Popen, tmp_path: Path) -> N
     pids = [int(word) for word in tracer.stdout.readline().split()]
     tracer.kill()
     tracer.wait()
-    assert tracer.stdout.read() == ""  # ends when nobody holds the pipe any more
+    assert tracer.stdout.read() == ""  # ends when no process holds the pipe
     assert len(pids) == 2
     for pid in pids:
         assert ends(pid)

@@ -12,7 +12,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files
     from tests.unit.layers.cgroupfs.cgroupfs_kernel import Kernel
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import FakeMachine, Files
     from cgroupfs_kernel import Kernel
 

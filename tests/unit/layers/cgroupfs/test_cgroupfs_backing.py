@@ -13,7 +13,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import FakeMachine, Files
 
 MIB = 1 << 20
@@ -191,7 +191,7 @@ def test_by_system_calls(tmp_path: Path) -> None:
     backing.close()
 
 
-def test_a_hierarchy_of_linux_is_not_ours_to_use(tmp_path: Path) -> None:
+def test_a_hierarchy_of_linux_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "notify_on_release").write_text("0\n")
     assert Backing.at(str(tmp_path)) is None
 

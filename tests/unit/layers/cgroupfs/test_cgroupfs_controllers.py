@@ -13,7 +13,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import FakeMachine, Files
 
 UNLIMITED = 9223372036854771712

@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, refused
     from tests.unit.layers.cgroupfs.cgroupfs_kernel import Kernel, error
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import FakeMachine, refused
     from cgroupfs_kernel import Kernel, error
 
@@ -182,7 +182,7 @@ def test_files_are_used_without_an_open_where_that_was_agreed_on(filesystem: Cgr
         one.pread((one.lookup("/cpu"), 0), 100, 0)
 
 
-def test_what_is_kept_of_unopened_reads_is_bounded(filesystem: CgroupFilesystem) -> None:
+def test_texts_of_unopened_reads_are_bounded(filesystem: CgroupFilesystem) -> None:
     filesystem.size, filesystem.unopened = 8192, True
     kernel = Kernel(filesystem)
     nodes = []
@@ -198,7 +198,7 @@ def test_what_is_kept_of_unopened_reads_is_bounded(filesystem: CgroupFilesystem)
     assert max(map(len, kept.values())) == 4
 
 
-def test_what_is_kept_of_directories_that_nobody_closes_is_bounded(filesystem: CgroupFilesystem) -> None:
+def test_listings_of_unclosed_directories_are_bounded(filesystem: CgroupFilesystem) -> None:
     """As in gVisor, which tells of no close where files are read without opens."""
     kernel = Kernel(filesystem)
     node = kernel.lookup("/cpu")

@@ -14,7 +14,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files, refused
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import FakeMachine, Files, refused
 
 
@@ -304,7 +304,7 @@ class _Groups(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from(sorted(self.places)))
         pid = self.machine.fork(parent)
         self.places[pid] = self.places[parent]
-        self.tree.refresh()  # a child that nobody sees before its parent moves on is out of reach
+        self.tree.refresh()  # a child without a sample before its parent moves is out of reach
         return pid
 
     @rule(pid=consumes(processes), waited=st.booleans())

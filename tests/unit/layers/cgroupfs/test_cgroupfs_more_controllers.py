@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files, refused
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import FakeMachine, Files, refused
 
 MIB = 1 << 20
@@ -111,7 +111,7 @@ def test_two_controllers_on_one_hierarchy(all_files: Files, machine: FakeMachine
     assert names["cpu,cpuacct"] == names["cpu"] | names["cpuacct"]
 
 
-def test_two_that_keep_the_same_do_not_go_together() -> None:
+def test_controllers_with_equal_state_names_cannot_be_joined() -> None:
     with pytest.raises(ValueError, match="memory,pids"):
         Joined([Memory(), Pids()])
 

@@ -47,7 +47,7 @@ def test_directories(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_what_is_no_mount_is_not_dead(tmp_path: Path) -> None:
+def test_a_plain_directory_is_not_a_dead_mount(tmp_path: Path) -> None:
     assert not is_dead(str(tmp_path))
     assert not is_dead(str(tmp_path / "missing"))
     assert clear_dead(str(tmp_path)) == 0

@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, refused
     from tests.unit.layers.cgroupfs.cgroupfs_kernel import NUMBERS, Kernel, error
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import FakeMachine, refused
     from cgroupfs_kernel import NUMBERS, Kernel, error
 
@@ -67,7 +67,7 @@ def test_the_top_cannot_be_given_away(kernel: Kernel) -> None:
     kernel.setattr("/", mode=0o555)
 
 
-def test_what_needs_no_doing_is_agreed_to(kernel: Kernel, filesystem: CgroupFilesystem) -> None:
+def test_operations_without_effect_succeed(kernel: Kernel, filesystem: CgroupFilesystem) -> None:
     node = kernel.lookup("/cpu/tasks")
     for operation in ("access", "flush", "fsync", "destroy", "release"):
         assert kernel.ask(operation, node, bytes(24)) == b""
@@ -132,7 +132,7 @@ def test_statistics_and_what_is_reported(kernel: Kernel, filesystem: CgroupFiles
     assert said == ["mkdir a", "write b'7' to cpu.shares by 1"]
 
 
-def test_a_defect_is_said_and_costs_one_request(
+def test_a_defect_is_logged_and_fails_one_request(
     kernel: Kernel, tree: Tree, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     group = tree.hierarchies["cpu"].root

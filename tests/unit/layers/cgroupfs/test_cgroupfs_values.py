@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import (
 
 if TYPE_CHECKING:
     from tests.unit.layers.cgroupfs.cgroupfs_fakes import refused
-else:  # the folder is no package: pytest puts it on sys.path
+else:  # the folder is not a package: pytest puts it on sys.path
     from cgroupfs_fakes import refused
 
 

@@ -83,7 +83,7 @@ def test_check_says_that_the_range_is_full(sandbox: Sandbox, tmp_path: Path) -> 
     assert "no address is free" in health.details["ADD"]
 
 
-def test_a_python_that_is_not_there_is_said_and_nothing_is_left(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_missing_python_is_reported_and_nothing_is_left(sandbox: Sandbox, tmp_path: Path) -> None:
     with pytest.raises(LayerError, match="ADD: exit code 12"):
         FakeCni(sandbox, python="/nonexistent/python").__enter__()
     assert list(tmp_path.iterdir()) == []

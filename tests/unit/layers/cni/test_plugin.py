@@ -142,7 +142,7 @@ def test_gc_without_a_list_frees_nothing(cni: Runtime) -> None:
     assert cni("CHECK", prevResult=result)[0] == 0
 
 
-def test_a_full_range_is_said_by_add_and_status(tmp_path: Path) -> None:
+def test_add_and_status_report_a_full_range(tmp_path: Path) -> None:
     cni = Runtime(tmp_path, "10.42.0.0/29")
     assert cni("STATUS") == (0, None)
     addresses = [cni("ADD", f"pod-{number}")[1]["ips"][0]["address"] for number in range(5)]
@@ -166,7 +166,7 @@ def test_status_says_that_allocations_cannot_be_kept(cni: Runtime) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1, "held": [1]}'])
-def test_a_broken_record_is_said_and_left_alone(cni: Runtime, content: str) -> None:
+def test_a_broken_record_is_an_error_and_stays(cni: Runtime, content: str) -> None:
     cni("ADD")
     record = cni.folder / "net.json"
     record.write_text(content)
@@ -237,7 +237,7 @@ def test_wrong_variables_are_named(cni: Runtime, environ: dict[str, str | None],
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff"])
-def test_what_is_no_configuration_is_said(content: bytes) -> None:
+def test_a_malformed_configuration_is_an_error(content: bytes) -> None:
     code, error = answer({"CNI_COMMAND": "ADD"}, content)
     assert error is not None
     assert (code, error["code"], error["cniVersion"]) == (6, 6, "1.1.0")

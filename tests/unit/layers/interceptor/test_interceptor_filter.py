@@ -117,7 +117,7 @@ def test_it_is_laid_out_as_the_kernel_reads_it() -> None:
     assert header[16:] == program
 
 
-def test_what_is_not_opened_to_be_read_can_be_opened_unseen() -> None:
+def test_opens_that_cannot_read_do_not_stop() -> None:
     reading = dict.fromkeys(("open", "openat", "creat"), Stops.READING)
     program = seccomp.build({**reading, "openat2": Stops.ALWAYS, "close": Stops.ALWAYS})
     folder = 0o200000 | 0o2000000

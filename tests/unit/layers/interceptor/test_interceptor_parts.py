@@ -48,7 +48,7 @@ def test_strings_up_to_the_end_of_memory(pages: tuple[mmap.mmap, int], length: i
     assert Memory().read_path(os.getpid(), base + offset) == text[:-1]
 
 
-def test_strings_that_are_none(pages: tuple[mmap.mmap, int]) -> None:
+def test_unreadable_strings(pages: tuple[mmap.mmap, int]) -> None:
     area, base = pages
     area[: 2 * mmap.PAGESIZE] = b"x" * 2 * mmap.PAGESIZE
     memory = Memory()
@@ -168,7 +168,7 @@ def test_after_the_programs_end_a_signal_is_for_the_tracer(
     with pytest.raises(ProgramEnded):
         forwarder._received(signal.SIGTERM, None)
     assert {signal.SIGTERM, signal.SIGINT, signal.SIGALRM} <= set(removed)
-    assert sent == []  # the process id may be somebody else's
+    assert sent == []  # another process may have the id
 
 
 def test_a_signal_that_the_program_did_not_live_to_get_is_for_the_tracer(

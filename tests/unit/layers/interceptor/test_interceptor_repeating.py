@@ -153,7 +153,7 @@ def test_the_function_is_found_in_the_code_alone() -> None:
     assert program_of(elf((1, 5, b"\x90" * 200, 0x401000))) is None
 
 
-def test_a_file_that_is_no_program_has_none() -> None:
+def test_a_file_that_is_not_a_program_has_no_function() -> None:
     fine = elf((1, 5, TEXT, 0x401000))
     for broken in (b"", b"#!/bin/sh\n", fine[:63], b"\x7fELF\x01" + fine[5:], elf((1, 5, TEXT, 0), kind=1)):
         assert program_of(broken) is None

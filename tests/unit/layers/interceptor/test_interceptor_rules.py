@@ -122,7 +122,7 @@ def test_redirects(path: bytes, target: bytes | None) -> None:
     ("path", "folder"),
     [(b"/a", False), (b"/a/", True), (b"/a/.", True), (b"/a/..", True), (b"/a.", False), (b"/a/...", False)],
 )
-def test_what_only_a_folder_can_be_called(path: bytes, folder: bool) -> None:
+def test_paths_that_only_name_folders(path: bytes, folder: bool) -> None:
     assert names_a_folder(path) is folder
 
 

@@ -86,7 +86,7 @@ def test_every_stop_is_met_and_vain_asking_is_bounded(gaps: list[float]) -> None
     assert kernel.asked <= (short + 1) * 2 * (SPIN_SECONDS + 2 * ASKING)
 
 
-def test_no_tracee_is_said_asleep_and_awake() -> None:
+def test_a_missing_tracee_is_reported_asleep_and_awake() -> None:
     kernel = _Kernel([SPIN_SECONDS / 4] * 2)
     waiter = kernel.waiter()
     waiter.next()

@@ -106,7 +106,7 @@ def test_a_file_is_replaced_with_its_mode_and_large_numbers_kept(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
-def test_what_is_no_specification_is_said_where_the_shim_looks(
+def test_a_malformed_specification_is_logged_for_the_shim(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, log = tmp_path / "config.json", tmp_path / "log.json"
