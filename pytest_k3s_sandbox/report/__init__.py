@@ -1,1 +1,1 @@
-"""Records of a run and what is made of them."""
+"""Records of a run, their figures, and the reports that are made of them."""

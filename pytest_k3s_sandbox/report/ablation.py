@@ -1,4 +1,4 @@
-"""The ablation as a matrix, and what it says about necessity and sufficiency; all pure."""
+"""The ablation as a matrix, and the necessary and sufficient sets of layers; all pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 STAGES = tuple(Stage)
-"""How far a node got, in the order in which it gets there."""
+"""The stages of a node's start in their order."""
 
 STAGE_NAMES = {
     Stage.NOTHING: "did not start",
@@ -21,10 +21,10 @@ STAGE_NAMES = {
     Stage.READY: "Ready",
     Stage.POD: "Ready, pod Running",
 }
-"""Each stage as people read it."""
+"""Each stage in words."""
 
 Combination = frozenset[str]
-"""What is in place: names of layers, and settings as ``name=value``."""
+"""The parts that are in place: names of layers, and settings as ``name=value``."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Matrix:
     Attributes:
         parts: The columns at the left: every layer and setting that occurs, in the order of first use.
         versions: The columns of results: versions of Kubernetes, with the variant of the programs if any.
-        rows: What was in place, from nothing to everything.
-        cells: The result of a row in a version; nothing where it was not tried.
+        rows: The combinations of parts, the smallest first.
+        cells: The result of a row in a version. A combination that was not tried has none.
     """
 
     parts: tuple[str, ...]
@@ -46,15 +46,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Sets:
-    """What one version needs, as far as it was tried.
+    """The parts that one version needs, as far as combinations were tried.
 
     Attributes:
         version: The version.
-        tried: How many combinations were tried.
-        ready: With how many of them the node was Ready.
-        necessary: What is in place in every combination that made the node Ready, and was left out in one
-            that was tried; None when none made it Ready.
-        sufficient: The smallest combinations that made it Ready: of none of them, a smaller one did.
+        tried: The number of combinations that were tried.
+        ready: The number of those with which the node was Ready.
+        necessary: The parts that are in each combination with which the node was Ready, and that at least one
+            tried combination left out; None where the node was never Ready.
+        sufficient: The combinations with which the node was Ready and none of whose subsets made it Ready.
     """
 
     version: str
@@ -65,12 +65,12 @@ class Sets:
 
 
 def combination(cell: Ablation) -> Combination:
-    """Return what was in place in a cell."""
+    """Return the parts that were in place in a cell as a set."""
     return frozenset(parts_of(cell))
 
 
 def parts_of(cell: Ablation) -> tuple[str, ...]:
-    """Return what was in place in a cell one by one: of ``layer:a+b``, ``layer:a`` and ``layer:b``."""
+    """Return the parts that were in place in a cell; ``layer:a+b`` stands for ``layer:a`` and ``layer:b``."""
     found = []
     for word in cell.layers:
         name, _, parts = word.partition(":")
@@ -84,7 +84,7 @@ def version_of(cell: Ablation) -> str:
 
 
 def matrix(cells: Sequence[Ablation]) -> Matrix:
-    """Arrange cells as a table; of two for the same place the later one counts.
+    """Arrange cells as a table. Of two cells for one place the later one counts.
 
     Args:
         cells: The cells as they were recorded.
@@ -106,15 +106,15 @@ def sets(table: Matrix, least: Stage = Stage.READY) -> tuple[Sets, ...]:
     """Return for each version which parts are necessary, and which smallest sets of them suffice.
 
     Args:
-        table: What was tried.
-        least: The stage that they are to suffice for.
+        table: The combinations that were tried.
+        least: The stage that the node has to reach.
     """
     found = []
     for version in table.versions:
         tried = {row: cell for (row, column), cell in table.cells.items() if column == version}
         good = [row for row, cell in tried.items() if is_ready(cell, least)]
         common = frozenset.intersection(*good) if good else None
-        # What was never left out was not shown to be needed.
+        # A part that no combination left out may be needless.
         shown = {part for part in common or () if any(part not in row for row in tried)}
         smallest = [row for row in good if not any(other < row for other in good)]
         found.append(

@@ -1,4 +1,4 @@
-"""The ablation as Markdown, for the documentation: every figure of it comes from recorded runs.
+"""The ablation as Markdown for the documentation, from the records of runs.
 
 ``python -m pytest_k3s_sandbox.report.ablation_text RUN ...`` writes it for the runs of these folders.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.ablation import Combination
 
 LONGEST = 420
-"""Characters of an error that are shown."""
+"""The most characters of an error that the text shows."""
 
 _ID = re.compile(r"\b[0-9a-f]{12,}\b")
 _GOALS = {Stage.READY: "Ready", Stage.POD: "a running pod"}
 
 
 def text(cells: Sequence[Ablation]) -> str:
-    """Return for each version its table, the errors in it, and what is necessary and sufficient.
+    """Return for each version its table, its errors, and the necessary and sufficient parts.
 
     Args:
         cells: The cells as they were recorded.
@@ -53,7 +53,7 @@ def _labels(cells: Iterable[Ablation]) -> dict[str, str]:
 
 
 def shown(error: FirstError) -> str:
-    """Return an error as it is listed: without the names of containers, and not too long."""
+    """Return the text of an error, shortened, with ``ID`` for the ids of containers."""
     line = _ID.sub("ID", error.text).replace('\\"', '"')
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 

@@ -1,4 +1,4 @@
-"""What all records share."""
+"""The base class of all records, and the numbers in them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Seconds = Annotated[float, Field(ge=-1e10, le=1e10)]
-"""A time of a run, in seconds: within 300 years of its zero, so that differences and sums are numbers."""
+"""A time of a run in seconds. It lies within 300 years of the zero, so differences and sums are finite."""
 
 Number = Annotated[float, Field(ge=-1e18, le=1e18)]
-"""A number of any unit; squares and sums of such numbers are still numbers."""
+"""A number of any unit. Its limits keep squares and sums of such numbers finite."""
 
 Count = Annotated[int, Field(ge=-(2**63), le=2**63)]
-"""A whole number: all that a 64-bit program can say."""
+"""A whole number that fits into 64 bits."""
 
 
 class FrozenModel(BaseModel):
-    """A model that never changes, with nothing unknown in it and no number that JSON cannot hold."""
+    """An immutable model that refuses unknown fields, infinity and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

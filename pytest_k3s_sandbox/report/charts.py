@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import Measurement
 
 MAX_DOTS = 400
-"""Observations of one distribution that are drawn as dots; where there are more, the box stands for them."""
+"""The most observations of one distribution that a chart draws as dots; above that it draws the box only."""
 
 _ROW = 34.0
 _BAR_ROW = 24.0
 _LINES = 150.0
 _SIDE = 108.0  # room for numbers at the right
 _NAMES = 150.0  # room for names there
-_LEAST = 1e-300  # what is smaller is none: its logarithm and its share of an axis are no numbers
+_LEAST = 1e-300  # a smaller value counts as zero, because its logarithm or its share of an axis may overflow
 _LOG_FROM = 50.0  # extremes this many times apart need a logarithmic axis
 _COLOURS = 5
 _THREE_DIGITS = 100
 _SHORT = 3  # characters of a unit that an axis repeats at every mark
-_MANY = 100  # dots that hide each other, and are fainter therefore
+_MANY = 100  # so many dots hide each other, so they are fainter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Ratios:
 
     Attributes:
         name: The benchmark's name.
-        baseline: What they are ratios to.
+        baseline: The variant that they are ratios to.
         measurements: Each with a case, a variant and a baseline.
     """
 
@@ -57,7 +57,7 @@ def ratios(measurements: Sequence[Measurement]) -> tuple[Ratios, ...]:
 
 
 def number(value: float) -> str:
-    """Return a number as people read it: three significant digits, or all before the point."""
+    """Return a number with three significant digits, or with all digits before the point."""
     return f"{value:.0f}" if abs(value) >= _THREE_DIGITS else f"{value:.3g}"
 
 

@@ -24,7 +24,7 @@ class Cite:
     Attributes:
         href: The place in the page that shows them.
         label: The line of a record, like ``55``, or the name of a computation, like ``N3``.
-        title: The same in words.
+        title: The reference in words.
     """
 
     href: str
@@ -39,11 +39,11 @@ class Derivation:
     Attributes:
         ident: Its id in the page.
         name: Its name in the page, like ``N3``.
-        title: What it is.
-        rule: How it was computed.
+        title: The name of the quantity.
+        rule: The rule of the computation.
         lines: The lines as words, like ``40-170``.
-        first: A reference to the first of them; None when there are none.
-        last: A reference to the last of them.
+        first: A reference to the first line; None where the number has no line.
+        last: A reference to the last line.
     """
 
     ident: str
@@ -56,7 +56,7 @@ class Derivation:
 
 
 def label(lines: Iterable[int]) -> str:
-    """Return line numbers as people read them: ranges where they follow each other."""
+    """Return line numbers as text, with ranges for neighbouring numbers."""
     ordered = sorted(set(lines))
     if not ordered:
         return "none"
@@ -68,7 +68,7 @@ def label(lines: Iterable[int]) -> str:
 
 
 class Citations:
-    """Collects what a run's part of a page refers to.
+    """Collects the records that one run's part of a page cites.
 
     Args:
         run: The run.
@@ -92,12 +92,12 @@ class Citations:
         return Cite(f"#{self._prefix}-L{number}", str(number), f"Record {number}")
 
     def derive(self, title: str, rule: str, lines: Iterable[int]) -> Cite:
-        """Cite several lines, and say what was made of them.
+        """Cite several lines and the figure that was computed from them.
 
         Args:
-            title: What was computed.
-            rule: How.
-            lines: The lines' numbers.
+            title: The name of the figure.
+            rule: The rule of the computation.
+            lines: The numbers of the lines.
         """
         ordered = sorted(set(lines))
         name = f"N{len(self.derivations) + 1}"
@@ -118,7 +118,7 @@ class Citations:
 
 
 def key_figures(cites: Citations, run: Run, metrics: Metrics) -> dict[str, Cite | None]:
-    """Cite a run's key figures; None for those that there was nothing to compute from."""
+    """Cite the key figures of a run; None for a figure that has no records."""
     found: dict[str, Cite | None] = dict.fromkeys(
         ("to_ready", "to_running", "hold", "samples", "losses", "errors")
     )

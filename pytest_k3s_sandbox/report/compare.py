@@ -1,4 +1,4 @@
-"""What a page shows of several runs side by side."""
+"""The part of a page that shows several runs side by side."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import Announced, Run, Verdict
 
 MAX_CELL = 80
-"""Characters of what was measured; all of it is in each run's own part."""
+"""The most characters of a measured value here; the part of each run has the whole value."""
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return what the template shows of several runs together.
+    """Return the values for the template that shows several runs together.
 
     Args:
         runs: Two or more; their views have the idents ``run1``, ``run2`` and so on.
@@ -38,10 +38,9 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def claims(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a row for each claim of any run, with what each run says of it.
+    """Return a row for each claim of any run, with the result of each run.
 
-    Runs may ask for the same claim with different words or limits (of another machine, say): it is the
-    claim's name that makes a row.
+    Runs may make one claim with different texts or limits. The name of the claim identifies it.
     """
     claimed: list[list[Verdict | Announced]] = [[*run.unreached, *run.verdicts] for run in runs]
     names = dict.fromkeys(one.name for run in claimed for one in run)
@@ -55,7 +54,7 @@ def claims(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _claim(run: Run, name: str) -> dict[str, str] | None:
-    """Return what a run says of a claim: the worst of its verdicts; None where it did not claim it."""
+    """Return the worst verdict of a run on a claim; None where the run did not make that claim."""
     verdict = decisive_verdict(run, name)
     if verdict is not None:
         measured = shorten(value_text(verdict.measured, verdict.unit), MAX_CELL)

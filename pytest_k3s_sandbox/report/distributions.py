@@ -11,7 +11,7 @@ from pytest_k3s_sandbox.report.run_records import RunRecords
 from pytest_k3s_sandbox.report.schema import Cost, EventKind
 
 WINDOW = 9.0
-"""Seconds over which a layer's use of the processor is averaged, at the least; the sampler asks every ten."""
+"""The least number of seconds over which use of the processor is averaged; the sampler asks every ten."""
 
 _POD_LATENCIES = (
     ("Pod created to Running", "to_running", ("created", "running")),
@@ -23,14 +23,14 @@ _TAKES_TIME = {EventKind.RESTART: "Restart", EventKind.RECOVERY: "Recovery"}
 
 @dataclass(frozen=True)
 class Observations:
-    """Several observations of one thing.
+    """Several observations of one quantity.
 
     Attributes:
-        name: What was observed.
+        name: The name of the quantity.
         unit: Its unit.
         values: The observations in the order in which they were made; one or more.
         lines: The lines of the records that they come from.
-        group: What is drawn on one axis with it, like ``Latency``.
+        group: The name of the axis that it is drawn on, like ``Latency``.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Series:
     """One quantity over time.
 
     Attributes:
-        name: Whose it is.
+        name: The name of the layer or program.
         points: Pairs of time and value.
         lines: The lines of the records behind the points.
     """
@@ -83,8 +83,8 @@ def distributions(
 def processor(run: RunRecords) -> tuple[Series, ...]:
     """Return each layer's use of the processor over time, in percent of one core.
 
-    Each point is the mean over :data:`WINDOW` seconds or more, between two samples; a counter that fell
-    (the layer was restarted) has no point there.
+    Each point is the mean over :data:`WINDOW` seconds or more, between two samples. A counter that fell, as
+    after a restart of the layer, has no point there.
     """
     found = []
     for name, costs in _by_layer(run).items():
@@ -120,7 +120,7 @@ def thinned(series: Series, most: int) -> Series:
 
     Args:
         series: The series.
-        most: How many points are wanted; a drawing has no use for more than two a unit of width.
+        most: The number of points; a drawing shows at most two in a unit of width.
     """
     if len(series.points) <= most:
         return series
@@ -175,7 +175,7 @@ def _by_layer(run: RunRecords) -> dict[str, list[tuple[float, Cost, int]]]:
 
 
 def grouped(found: Sequence[Observations]) -> dict[tuple[str, str], list[Observations]]:
-    """Return distributions by their group and unit: what one axis can hold."""
+    """Return distributions by group and unit, so that each entry fits on one axis."""
     groups: dict[tuple[str, str], list[Observations]] = {}
     for one in found:
         groups.setdefault((one.group, one.unit), []).append(one)

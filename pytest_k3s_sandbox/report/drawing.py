@@ -1,4 +1,4 @@
-"""What all drawings share: elements of SVG, axes and their style."""
+"""The common parts of all drawings: elements of SVG, axes and their style."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 from pytest_k3s_sandbox.support.escaping import xml
 
 WIDTH = 960
-"""A drawing's width in its own units; it scales."""
+"""The width of a drawing in units of its view box."""
 
 GUTTER = 168.0
 """The room for names at the left."""
@@ -67,7 +67,7 @@ STYLE = """
 .drawing .s4 { stroke: var(--s4); stroke-dasharray: 9 2 2 2; }
 .drawing .s5 { stroke: var(--s5); stroke-dasharray: 4 3; }
 """
-"""The drawings' own style; the page overrides the colours for dark screens."""
+"""The style of all drawings; the page overrides the colours for dark screens."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Scale:
     log: bool = False
 
     def x(self, value: float) -> float:
-        """Return where a value is; one outside is at the nearest end."""
+        """Return the place of a value; a value outside the axis is at the nearest end."""
         inside = min(max(value, self.start), self.end)
         if self.log:
             share = math.log(inside / self.start) / math.log(self.end / self.start)
@@ -103,7 +103,7 @@ class Scale:
 
 
 def sheet(height: float, ident: str, title: str, description: str) -> ET.Element:
-    """Return an empty drawing with its name and description for those who do not see it."""
+    """Return an empty drawing with a name and a description for screen readers."""
     svg = ET.Element(
         "svg",
         {
@@ -119,7 +119,7 @@ def sheet(height: float, ident: str, title: str, description: str) -> ET.Element
 
 
 def add(parent: ET.Element, tag: str, words: str | None = None, **attributes: float | str) -> ET.Element:
-    """Append an element; ``class_`` and ``text_anchor`` stand for the names that Python cannot write."""
+    """Append an element; ``class_`` and ``text_anchor`` become ``class`` and ``text-anchor``."""
     plain = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     texts = {name: xml(value) if isinstance(value, str) else f"{value:g}" for name, value in plain.items()}
     element = ET.SubElement(parent, tag, texts)
@@ -141,12 +141,12 @@ def level(
 
 
 def tip(parent: ET.Element, text: str) -> None:
-    """Give an element a text that a pointer shows."""
+    """Give an element a text that browsers show as a tooltip."""
     add(parent, "title", text)
 
 
 def label(group: ET.Element, y: float, name: str) -> None:
-    """Write a lane's name at the left, its middle left out where it is long."""
+    """Write the name of a lane at the left, with an ellipsis in the middle of a long name."""
     short = (
         name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME // 2]}\u2026{name[-(_MAX_NAME // 2 - 1) :]}"
     )
@@ -156,7 +156,7 @@ def label(group: ET.Element, y: float, name: str) -> None:
 def axis(
     svg: ET.Element, scale: Scale, marks: list[float], text: Callable[[float], str], ends: tuple[float, float]
 ) -> None:
-    """Draw an axis: lines from top to bottom, and below them what they mark."""
+    """Draw an axis: lines from top to bottom, and their values below."""
     top, bottom = ends
     for value in marks:
         line(svg, scale.x(value), top, bottom + 4, "grid")
@@ -211,19 +211,19 @@ def _multiples(start: float, end: float, step: float) -> list[float]:
 
 
 def standalone(svg: ET.Element, width: float) -> str:
-    """Return a drawing as a file of its own, with its style.
+    """Return a drawing with its style as the text of a file.
 
     Args:
         svg: The drawing; it is changed.
         width: The width in millimetres.
     """
-    # Inside HTML the namespace goes without saying; a file has to name it.
+    # HTML implies the namespace. A file has to name it.
     svg.set("xmlns", "http://www.w3.org/2000/svg")
     height = float(svg.get("viewBox", "").split()[3])
     svg.set("width", f"{width:g}mm")
     svg.set("height", f"{width * height / WIDTH:.2f}mm")
     style = ET.Element("style")
-    # Many programs that show SVG know no CSS variables.
+    # Many viewers of SVG do not support CSS variables.
     values = dict(re.findall(r"(--\w+): (#\w+);", STYLE))
     values["--paper"] = "#ffffff"
     style.text = re.sub(r"var\((--\w+)\)", lambda name: values[name[1]], STYLE)
@@ -233,7 +233,7 @@ def standalone(svg: ET.Element, width: float) -> str:
 
 
 def markup(drawing: ET.Element) -> object:
-    """Return a drawing as text that the template takes as it is."""
+    """Return a drawing as markup that the template does not escape."""
     import markupsafe
 
     text = ET.tostring(drawing, encoding="unicode", short_empty_elements=False)

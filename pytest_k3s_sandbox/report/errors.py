@@ -1,4 +1,4 @@
-"""The error lines of a run as people read them: grouped, with a link into the log."""
+"""The error lines of a run in groups, with links into the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import ErrorLine
 
 MAX_TEXT = 600
-"""Characters of a line that a table shows."""
+"""The most characters of a line in a table."""
 
 _KLOG_HEADER = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ")
 _KLOG_TIME = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+")
@@ -23,14 +23,14 @@ _VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{12,}\b|
 
 @dataclass(frozen=True)
 class ErrorGroup:
-    """Error lines that differ in nothing but numbers.
+    """Error lines that differ in numbers only.
 
     Attributes:
         component: The log's name.
         kind: See :mod:`~pytest_k3s_sandbox.report.log_classifier`.
         errno: The error's name when the lines have one.
         text: The first of them, without its header.
-        count: How many there are.
+        count: The number of lines.
         first: The first one's time in seconds since the run's zero.
         last: The last one's.
         members: The lines.
@@ -47,12 +47,12 @@ class ErrorGroup:
 
 
 def alike(line: ErrorLine) -> tuple[str, str, str]:
-    """Return what lines have in common that differ in nothing but numbers."""
+    """Return a key that is equal for lines that differ in numbers only."""
     return line.component, line.kind, _VARYING.sub("#", _KLOG_HEADER.sub("", line.text.strip()))
 
 
 def _counted(lines: Sequence[ErrorLine]) -> str:
-    """Return a note where some of the lines were counted and not recorded."""
+    """Return a note for the text where some of the lines were counted and not recorded."""
     each = sum(line.count == 1 for line in lines)
     return "" if each == len(lines) else f" [{each} of these lines are recorded, the others were counted]"
 
@@ -83,15 +83,15 @@ def group_errors(lines: Sequence[ErrorLine]) -> tuple[ErrorGroup, ...]:
 
 
 def shorten(text: str, most: int = MAX_TEXT) -> str:
-    """Return a text of a length that a table can show."""
+    """Return a text, cut with an ellipsis after ``most`` characters."""
     return text if len(text) <= most else f"{text[:most]}\u2026"
 
 
 def fragment(text: str) -> str:
     """Return the part of a link that leads to a line within a log, by the time at its beginning.
 
-    Browsers that know text fragments (wicg.github.io/scroll-to-text-fragment) scroll to it, for which
-    ``-`` and ``,`` have to be encoded; others show the log from its start.
+    Browsers that support text fragments (wicg.github.io/scroll-to-text-fragment) scroll to it. These need
+    ``-`` and ``,`` encoded. Other browsers show the log from its start.
     """
     head = _KLOG_TIME.match(text) or _LOGFMT_TIME.match(text)
     return "" if head is None else "#:~:text=" + quote(head[0], safe="").replace("-", "%2D")

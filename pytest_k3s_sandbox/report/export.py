@@ -1,4 +1,4 @@
-"""Everything of a run that goes into a write-up, as files: figures, data, tables and a citation."""
+"""The files of a run for a paper: figures, data, tables and a citation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def export(
 
 
 def figure_data(run: Run) -> dict[str, str]:
-    """Return what the figures show as CSV, for those whose data is no record as it stands."""
+    """Return the data of the figures as CSV, where the records do not have it in this form."""
     spans = [
         {
             "lane": lane.name,

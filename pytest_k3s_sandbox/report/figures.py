@@ -1,4 +1,4 @@
-"""A run's figures for papers: SVG and PDF of given widths, drawn by matplotlib of the page's numbers."""
+"""The figures of a run for papers: SVG and PDF of given widths, drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _STYLE: Any = {
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "svg.fonttype": "none",  # text stays text, which can be searched and set in the paper's own font
+    "svg.fonttype": "none",  # text stays text, so readers can search it and papers set it in their font
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
     "svg.hashsalt": "pytest-k3s-sandbox",  # the same run gives the same file
 }
@@ -68,13 +68,13 @@ _METADATA: dict[str, dict[str, Any]] = {
 def write_figures(
     run: Run, folder: Path, *, prefix: str = "", widths: Sequence[float] = (COLUMN_MM, PAGE_MM)
 ) -> list[Path]:
-    """Draw whatever a run has something to show of: readiness, latency and cost, ratios, the ablation.
+    """Draw the readiness, latencies, costs, ratios and ablation of a run, as far as it recorded them.
 
     Args:
         run: The run.
         folder: Where the files go; made when it does not exist.
         prefix: A prefix of the files' names.
-        widths: The figures' widths in millimetres; each gives a file of its own.
+        widths: The widths of the figures in millimetres; each figure has a file for each width.
 
     Returns:
         The files: ``<figure>-<width>mm.svg`` and ``.pdf``.
@@ -123,7 +123,7 @@ def _save(figure: Figure, path: Path, kind: str) -> None:
 
 
 def _figures(run: Run) -> Iterator[tuple[str, float, Callable[[Figure], None]]]:
-    """Yield each figure's name, its height in millimetres, and what draws it."""
+    """Yield the name of each figure, its height in millimetres, and the function that draws it."""
     if run.samples:
         rows, _ = chosen_lanes(run, whole(run))
         yield "readiness", 30 + 5.0 * len(rows), lambda figure: _readiness(figure, run)
@@ -148,7 +148,7 @@ def _readiness(figure: Figure, run: Run) -> None:
     rows, _ = chosen_lanes(run, (start, end))
     seen: set[str] = set()
     for y, lane in enumerate(rows):
-        # A short outage of a long run has hardly any width: it must be seen, over its neighbours.
+        # A short outage of a long run has hardly any width. It is drawn wider and over its neighbours.
         for span in sorted(lane.spans, key=lambda span: span.state in BAD):
             width = max(span.end - span.start, (end - start) / 400)
             height = 0.8 if span.state in BAD else 0.6
@@ -231,7 +231,7 @@ def _ratios(found: charts.Ratios) -> Callable[[Figure], None]:
         for y, one in enumerate(found.measurements):
             axes.barh(y, one.value - 1, left=1, height=0.6, color="#3d6a96")
             if one.spread is not None:
-                middle = one.spread.median  # between the quartiles, as the value itself need not be
+                middle = one.spread.median  # lies between the quartiles, unlike the value of some ratios
                 reach = [[max(0.0, middle - one.spread.p25)], [max(0.0, one.spread.p75 - middle)]]
                 axes.errorbar(middle, y, xerr=reach, color="#22252a", linewidth=0.8, capsize=2)
             if one.limit is not None:

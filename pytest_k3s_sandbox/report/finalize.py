@@ -1,4 +1,4 @@
-"""What happens with a run's folder when the run is over."""
+"""The end of a run: its page, or the removal of its folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pytest_k3s_sandbox.report.records import read_run
 
 
 def finalize(folder: Path, *, keep: str, failed: bool) -> Path | None:
-    """Render a run's page, or remove a folder that is not to be kept.
+    """Render the page of a run, or remove its folder.
 
     Args:
         folder: The run's folder, its records closed.
         keep: ``never``, ``failed`` or ``always``.
-        failed: Whether a test failed during the run; a verdict that did not hold counts, too.
+        failed: Whether a test failed during the run. A verdict that did not hold counts as a failure.
 
     Returns:
-        The page; None when the folder is removed, or holds no more than the records' frame.
+        The page; None where the folder was removed.
     """
     run = read_run(folder)
     failed = failed or outcome(run) == "not held"

@@ -16,7 +16,7 @@ def records_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of one line of a run's file."""
     made = RECORD.json_schema(mode="validation")
     for kind in made["$defs"].values():
-        # It has a default for those who write Python only: in a file, it tells the kinds apart.
+        # The default of ``type`` is for Python. A record in a file needs the field, which names its kind.
         if "const" in kind.get("properties", {}).get("type", {}):
             kind["required"] = ["type", *kind.get("required", [])]
             del kind["properties"]["type"]["default"]

@@ -1,4 +1,4 @@
-"""Telling the error lines of a node's logs apart: pure functions from a line to its kind.
+"""Classifies the error lines of a node's logs; all functions are pure.
 
 Two formats are read: klog's ``Lmmdd hh:mm:ss.uuuuuu threadid file:line] msg`` (k8s.io/klog/v2,
 ``internal/buffer``), which the Kubernetes parts write, and logfmt
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class LineKind(StrEnum):
-    """What an error is about; the order is the order of precedence."""
+    """The subject of an error line, in the order of precedence."""
 
     YOUNG = "young-container"
     CADVISOR = "cadvisor"
@@ -33,7 +33,7 @@ class LogError:
     """An error line, taken apart.
 
     Attributes:
-        kind: What it is about.
+        kind: The subject of the error.
         severity: ``warning``, ``error`` or ``fatal``.
         message: The line without its header.
         errno: The name of the error number that it ends with, like ``EINTR``.
@@ -87,13 +87,13 @@ _CADVISOR_WORDS = re.compile(
     r"invalid capacity 0 on image filesystem",
     re.IGNORECASE,
 )
-# Somebody asked for statistics between a container's start and cAdvisor's first look at it: the kubelet's
-# eviction manager does so every 10 s, on any machine. It is no failure to measure unless it goes on.
+# The kubelet's eviction manager asks for statistics every 10 s, on any machine. If a container has started
+# since cAdvisor looked last, this line follows. It tells of a failure only if it is repeated.
 _YOUNG = re.compile(
     r'"Partial failure issuing cadvisor\.ContainerInfoV2" err="partial failures: '
     r'(\[\\"/\S*[0-9a-f]{64}\\": RecentStats: unable to find data in memory cache\](, )?)+"'
 )
-# cAdvisor says these as warnings, though a measurement was lost or a source of it is missing for good.
+# cAdvisor logs these as warnings, though it lost a measurement or the source of one.
 _CADVISOR_LOSSES = re.compile(
     r"Failed to update stats for container|Failed to process watch event|Error while processing event"
 )
@@ -152,14 +152,14 @@ _ERRNO = {
 
 
 def classify(line: str) -> LogError | None:
-    """Tell what an error line is about.
+    """Classify a line of a log.
 
     Args:
         line: A line of a component's log, with or without its newline.
 
     Returns:
-        The error, or None for a line that tells of none: of lower severity, empty, or in neither
-        format. Warnings count only where cAdvisor lost a measurement or a call was interrupted.
+        The error. None for a line of lower severity, an empty line, and a line in neither format. A warning
+        counts as an error if cAdvisor lost a measurement or a signal interrupted a call.
     """
     text = line.strip()
     klog = _KLOG.match(text)
@@ -168,14 +168,14 @@ def classify(line: str) -> LogError | None:
     level = _LOGFMT_LEVEL.search(text)
     if level is not None:
         return _judge(_LEVELS.get(level["level"], "info"), None, text)
-    # What a program says before its logging works, or when Go ends it.
+    # A program writes these before its logging works, and the Go runtime when it ends the program.
     if text.startswith(("Error: ", "panic: ", "fatal error: ")):
         return _judge("fatal", None, text)
     return None
 
 
 def kind_of(message: str, file: str | None = None) -> LineKind:
-    """Return what a message is about.
+    """Return the kind of a message.
 
     Args:
         message: The line without its header.

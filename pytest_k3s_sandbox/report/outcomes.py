@@ -1,4 +1,4 @@
-"""The records of what a run found: measurements, walls, the ablation and verdicts; see :mod:`~.schema`."""
+"""The records of outcomes: measurements, walls, the ablation, verdicts and tests; see :mod:`~.schema`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pytest_k3s_sandbox.report.base import Count, FrozenModel, Number, SandboxKi
 
 
 class Spread(FrozenModel):
-    """How far the observations behind a number lie apart, in the number's unit.
+    """The distribution of the observations behind a number, in the unit of the number.
 
     Attributes:
-        min: The least.
+        min: The least value.
         p25: The lower quartile.
-        median: The middle.
+        median: The median.
         p75: The upper quartile.
-        max: The most.
+        max: The greatest value.
     """
 
     min: Number
@@ -56,15 +56,15 @@ class Measurement(FrozenModel):
     side by side in this run.
 
     Attributes:
-        name: What it is, unique in the run.
-        value: The number; the median where there are several observations.
+        name: Its name, unique in the run.
+        value: The number; the median of several observations.
         unit: Its unit, like ``s``, ``bytes`` or ``ratio``.
-        n: How many observations it stands for.
-        spread: How far they lie apart.
-        values: The observations themselves, if they were kept.
+        n: The number of observations.
+        spread: The distribution of the observations.
+        values: The observations, where the benchmark keeps them.
         benchmark: The benchmark that it belongs to, like ``interceptor``.
-        case: What was measured there, like ``statfs``.
-        variant: With what, like ``ours``.
+        case: The operation that was measured, like ``statfs``.
+        variant: The program or setting that was measured, like ``ours``.
         baseline: The variant that it is a ratio to, like ``native``.
         limit: The target, which the value should not exceed.
     """
@@ -113,7 +113,7 @@ class Measurement(FrozenModel):
 
 
 class Stage(StrEnum):
-    """How far a node got; the order is that in which it gets there."""
+    """The stages of a node's start in their order."""
 
     NOTHING = "nothing"
     STARTED = "started"
@@ -128,8 +128,8 @@ class FirstError(FrozenModel):
     Attributes:
         component: The log's name, like ``kubelet``.
         kind: See :mod:`~.log_classifier`.
-        text: The line, or the part of it that matters, in the program's own words.
-        t: Seconds since the run's zero; None when the line has no time.
+        text: The line of the log, or the message in it.
+        t: Seconds since the run's zero; None where the line has no time.
     """
 
     component: str
@@ -139,15 +139,15 @@ class FirstError(FrozenModel):
 
 
 class Wall(FrozenModel):
-    """The first error that stops a node with certain layers, and what makes it fall.
+    """The first error that stops a node with certain layers, and the layer that removes it.
 
     Attributes:
         error: The error.
         layers: The layers that were in place.
         version: The version of Kubernetes.
-        settings: Settings of the kubelet that differ from the project's own, by name.
-        removed_by: The layer or setting that takes it away; None when that was not found.
-        variant: What was done to the programs, if they are not as released.
+        settings: Settings of the kubelet that differ from the project's defaults, by name.
+        removed_by: The layer or setting that removes the error; None where none was found.
+        variant: The changes to the programs; None for released programs.
     """
 
     type: Literal["wall"] = "wall"
@@ -160,18 +160,18 @@ class Wall(FrozenModel):
 
 
 class Ablation(FrozenModel):
-    """How far a node gets with one subset of the layers: one cell of the ablation.
+    """The stage that a node reaches with one subset of the layers: one cell of the ablation.
 
     Attributes:
         layers: The layers that were in place.
         version: The version of Kubernetes.
-        settings: Settings of the kubelet that differ from the project's own, by name.
-        reached: How far it got.
+        settings: Settings of the kubelet that differ from the project's defaults, by name.
+        reached: The last stage of the node.
         seconds_to_ready: From the kubelet's start to the first sample that saw the node Ready.
-        error: The error that kept it from getting further; None when it got as far as can be.
-        variant: What is not as usual about the programs or the sandbox.
-        exit_code: The kubelet's, if it ended by itself; minus a signal's number.
-        stats_summary: Whether /stats/summary was served; None when the node did not get so far.
+        error: The error that stopped the node; None for a node that reached the last stage.
+        variant: The changes to the programs or the sandbox.
+        exit_code: The exit code of a kubelet that ended; for a signal, its negative number.
+        stats_summary: Whether /stats/summary was served; None for a node that stopped before that.
     """
 
     type: Literal["ablation"] = "ablation"
@@ -187,12 +187,12 @@ class Ablation(FrozenModel):
 
 
 class Announced(FrozenModel):
-    """A claim that a test was about to judge; without a verdict of its name it was not reached.
+    """A claim that a test announced. Without a verdict of its name it was not reached.
 
     Attributes:
         name: The verdict's name.
         text: The claim as a sentence.
-        limit: What it is held against.
+        limit: The limit of the measured value.
         unit: The limit's unit.
     """
 
@@ -209,12 +209,12 @@ class Verdict(FrozenModel):
     Attributes:
         name: A short name, like ``node-ready``.
         held: Whether it held.
-        measured: What was seen, or how far it got; None when there was nothing to see.
-        limit: What it was held against.
+        measured: The measured value, or the progress until the claim ended; None without a measurement.
+        limit: The limit of the measured value.
         unit: The unit of both, like ``s``.
         text: The claim as a sentence.
-        judged: Whether it could be judged. A claim that trouble or Ctrl-C has ended was not.
-        ended: The error that ended the claim; None where a test has judged it.
+        judged: Whether the test judged the claim. An error or Ctrl-C can end a claim before that.
+        ended: The error that ended the claim; None for a judged claim.
     """
 
     type: Literal["verdict"] = "verdict"
@@ -236,11 +236,11 @@ class Verdict(FrozenModel):
 
 
 TEST_OUTCOMES = ("announced", "elsewhere", "passed", "skipped", "broken", "failed")
-"""What a run knows of a test, the worst last; see :class:`Tested`."""
+"""The outcomes of a test, the worst last; see :class:`Tested`."""
 
 
 class Tested(FrozenModel):
-    """What became of one test that uses the run.
+    """The outcome of one test that uses the run.
 
     A run of an experiment announces its tests when it begins. A test that stays announced was not reached.
 
@@ -248,10 +248,10 @@ class Tested(FrozenModel):
         t: Seconds since the run's zero.
         nodeid: The test's id, as pytest has it.
         text: The first line of the test's docstring.
-        outcome: ``announced``; ``elsewhere`` for a test that is left to another run; ``passed``; ``skipped``;
+        outcome: ``announced``; ``elsewhere`` for a test of another run; ``passed``; ``skipped``;
             ``failed`` by an assertion; ``broken`` by any other error.
-        phase: Where that happened: ``setup``, ``call`` or ``teardown``.
-        message: Why, at most :data:`MAX_MESSAGE` characters.
+        phase: The phase of the test with this outcome: ``setup``, ``call`` or ``teardown``.
+        message: The reason, at most :data:`MAX_MESSAGE` characters.
     """
 
     __test__: ClassVar[bool] = False  # for pytest, which takes a class of such a name for tests
@@ -271,4 +271,4 @@ class Tested(FrozenModel):
 
 
 MAX_MESSAGE = 2000
-"""Characters of a test's message that are recorded."""
+"""The most characters of a test's message that are recorded."""

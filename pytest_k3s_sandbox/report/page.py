@@ -35,7 +35,7 @@ def render(run_dirs: Sequence[Path], target: Path, exports: Sequence[Path] = ())
         The page.
 
     Raises:
-        ConfigError: There is no run to show, one cannot be read, or the page cannot be written.
+        ConfigError: ``run_dirs`` is empty, a run cannot be read, or the page cannot be written.
     """
     if not run_dirs:
         raise ConfigError("report", cause="no run was named", remedy="name one run's folder or more")
@@ -53,7 +53,7 @@ def render(run_dirs: Sequence[Path], target: Path, exports: Sequence[Path] = ())
 def to_html(
     views: Sequence[dict[str, Any]], together: dict[str, Any] | None, exports: Sequence[dict[str, str]]
 ) -> str:
-    """Fill the template with what :func:`~.view.view` made of each run."""
+    """Fill the template with the values that :func:`~.view.view` returns for each run."""
     import jinja2
 
     def load(name: str) -> str | None:

@@ -1,7 +1,7 @@
-"""A run's records on disk: written so that a killed run can still be read, and read again.
+"""The records of a run on disk: the one module through which they are written and read.
 
-The models are those of :mod:`~pytest_k3s_sandbox.report.schema`, offered here as well: who records
-needs only this module.
+A run that was killed can be read. The models are defined in :mod:`~pytest_k3s_sandbox.report.schema` and
+:mod:`~pytest_k3s_sandbox.report.outcomes`, and other modules import them from here.
 """
 
 from __future__ import annotations
@@ -92,21 +92,20 @@ __all__ = [
 
 
 class RunWriter:
-    """Appends records to a run's folder; safe to use from several threads.
+    """Appends records to the folder of a run; several threads may use it.
 
-    Every record reaches the kernel at once, in a single write: it survives SIGKILL of this
-    process. It reaches the disk (fsync) at most ``sync_every`` seconds later, or with the next
-    record after that, and at :meth:`close`.
+    Every record reaches the kernel in one write(2), so that it survives SIGKILL of this process. It reaches
+    the disk by fsync(2), with the first record after ``sync_every`` seconds and with :meth:`close`.
 
     Args:
-        folder: The run's folder; made when it does not exist.
-        zero: The run's zero on the clock of :func:`time.monotonic`; now when not given.
+        folder: The folder of the run, which is made if necessary.
+        zero: The zero of the run on the clock of :func:`time.monotonic`; the present if None.
         sync_every: Seconds between two fsync.
-        around: Called with the name of each phase; what it returns is entered around the phase.
-        joined: Whether another process writes this run, header and end included, and this one adds to it.
+        around: Called with the name of each phase; the phase runs in the context that it returns.
+        joined: Whether another process writes the header and the end of this run.
 
     Attributes:
-        environment: The latest that was recorded.
+        environment: The last recorded environment.
 
     Raises:
         ConfigError: The folder holds a run already, or cannot be written.
@@ -198,7 +197,7 @@ class RunWriter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Record the enclosed work as a phase: when it begins, and again when it has ended."""
+        """Record the enclosed work as a phase: once at its start, and again at its end."""
         start = self.now()
         self.append(Phase(name=name, start=start, end=None))
         try:
@@ -212,7 +211,7 @@ class RunWriter:
         """Write the end and sync; does nothing the second time, and in a forked process.
 
         Args:
-            interrupted: Why the run did not come to its own end; None when it did.
+            interrupted: The reason of an interruption; None for a run that finished.
         """
         if not self._open or not self._owner.mine:
             return
@@ -248,14 +247,14 @@ class RunWriter:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run, also one that was killed while it was written.
+    """Read a run, even if its writer was killed.
 
     Args:
         path: The run's folder, or its ``records.jsonl``.
 
     Raises:
-        ConfigError: There is no run, it was written by a newer version of the schema, or a line
-            other than the last one is damaged.
+        ConfigError: The path has no run, a newer version of the schema wrote it, or a line other than the
+            last one is damaged.
     """
     file = path / RECORDS_FILE if path.is_dir() else path
     try:
@@ -295,9 +294,9 @@ def read_run(path: Path) -> Run:
 
 
 def _check_header(file: Path, line: bytes) -> None:
-    """Refuse what is not a run of a version that can be read.
+    """Refuse a file that is not a run, and a run of a newer version.
 
-    Checked apart from the schema: a newer header may have fields that this version forbids.
+    The schema does not check this, because a newer header may have fields that this version forbids.
     """
     try:
         head = json.loads(line)
@@ -307,7 +306,7 @@ def _check_header(file: Path, line: bytes) -> None:
     if not isinstance(version, int):
         raise ConfigError(
             f"run {file}",
-            cause="its first line is no header of a run",
+            cause="its first line is not the header of a run",
             remedy=f"name a {RECORDS_FILE} that an experiment wrote",
         )
     if version > SCHEMA_VERSION:

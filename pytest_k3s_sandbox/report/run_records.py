@@ -47,7 +47,7 @@ class RunRecords:
 
     @property
     def complete(self) -> bool:
-        """Tell whether the run came to its own end and all of it is here."""
+        """Tell whether the run finished and the file has all of its records."""
         return not self.truncated and self.end is not None and self.end.outcome == "finished"
 
     @property
@@ -63,13 +63,13 @@ class RunRecords:
 
     @cached_property
     def environment(self) -> Environment | None:
-        """Return where it took place: the latest that was recorded, None when it never got so far."""
+        """Return the last recorded environment; None where the run ended before it recorded one."""
         found = self.of(Environment)
         return found[-1] if found else None
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """Return the phases by their start; one that began and never ended has no end."""
+        """Return the phases by their start. A phase that did not end has no end."""
         latest = {(phase.name, phase.start): phase for phase in self.of(Phase)}
         return tuple(sorted(latest.values(), key=lambda phase: phase.start))
 
@@ -90,7 +90,7 @@ class RunRecords:
 
     @cached_property
     def layers(self) -> tuple[LayerState, ...]:
-        """Return what the layers' checks found, by their time."""
+        """Return the results of the layers' checks by their time."""
         return tuple(sorted(self.of(LayerState), key=lambda state: state.t))
 
     @cached_property
@@ -105,16 +105,16 @@ class RunRecords:
 
     @cached_property
     def unreached(self) -> tuple[Announced, ...]:
-        """Return the claims that a test has announced and that have no verdict, each once."""
+        """Return each announced claim that has no verdict."""
         judged = {verdict.name for verdict in self.verdicts}
         found = {one.name: one for one in self.of(Announced) if one.name not in judged}
         return tuple(found.values())
 
     @cached_property
     def tests(self) -> tuple[Tested, ...]:
-        """Return the worst that is known of each test, in the order of announcement; not of those elsewhere.
+        """Return the worst outcome of each test in the order of announcement, without tests of other runs.
 
-        A test has several records: it is announced, its call passes, its teardown fails.
+        A test may have several records: it is announced, its call passes, its teardown fails.
         """
         worst: dict[str, Tested] = {}
         for one in self.of(Tested):
@@ -138,9 +138,9 @@ class RunRecords:
         return tuple(record for record in self.records if isinstance(record, kind))
 
     def line(self, record: FrozenModel) -> int:
-        """Return the number of the line in the file that one of this run's records came from.
+        """Return the number of the line that a record of this run was read from.
 
-        Equal records may stand on several lines: it is the very object that counts.
+        Several lines may hold equal records, so the identity of the object counts.
         """
         return self._lines[id(record)]
 

@@ -1,4 +1,4 @@
-"""What a run records: one versioned schema of immutable records.
+"""The records of a run: one versioned schema of immutable models.
 
 A run is a folder; its records are in ``records.jsonl``, one JSON object a line, told apart by
 ``type``. The first line is the :class:`Header`, the last one, when the run came to its end, the
@@ -27,9 +27,9 @@ SCHEMA_VERSION = 3
 """The version of the schema that this module writes; it reads this one and earlier ones.
 
 Version 2 added the kinds ``layer``, ``wall`` and ``ablation`` and fields with defaults to older kinds, so
-that a file of version 1 is one of version 2 as it stands. Version 3 added ``announced`` and ``test`` and
-fields of ``verdict`` in the same way: a run of an earlier version does not know its tests. A change that
-is not of this sort needs an upgrade in the reader.
+that a file of version 1 is valid in version 2. Version 3 added ``announced`` and ``test`` and fields of
+``verdict`` in the same way: a run of an earlier version has no records of its tests. A change of another
+kind needs an upgrade in the reader.
 """
 
 RECORDS_FILE = "records.jsonl"
@@ -37,7 +37,7 @@ RECORDS_FILE = "records.jsonl"
 
 
 class Header(FrozenModel):
-    """The first line of every run, written by the writer itself.
+    """The first line of every run; the writer adds it.
 
     Attributes:
         schema_version: The version of this schema.
@@ -53,9 +53,9 @@ class ProgramRecord(FrozenModel):
     """One program under test.
 
     Attributes:
-        version: As the program itself says it.
-        origin: Where it came from: ``environment``, ``path``, ``cache``, ``release``, ``build``.
-        sha256: Of the file, in hexadecimal.
+        version: The version that the program reports.
+        origin: Its source: ``environment``, ``path``, ``cache``, ``release`` or ``build``.
+        sha256: The SHA-256 of its file in hexadecimal.
     """
 
     version: str
@@ -76,26 +76,26 @@ class Machine(FrozenModel):
 
 
 class Environment(FrozenModel):
-    """Where a run took place, enough to tell it from another and to repeat it.
+    """The environment of a run, with everything that is needed to repeat it.
 
     Attributes:
         experiment: The experiment's name, like ``exp08``.
         sandbox: The sandbox's kind, ``gvisor`` or ``host``.
-        root_magic: ``statfs("/").f_type`` as seen from inside; None when it was not read.
-        kernel: The kernel's release as seen from inside.
+        root_magic: ``statfs("/").f_type`` in the sandbox; None where it was not read.
+        kernel: The release of the kernel in the sandbox.
         programs: The programs under test, by name.
         pins: The pinned versions that the project asked for, by module or program.
         layers: The layers' names, in the order in which they were put up.
         python: The version of Python that ran the experiment.
         project_version: The version of pytest-k3s-sandbox.
         started: The run's zero in UTC, ISO 8601.
-        argv: The command that was typed.
-        machine: The machine below.
-        distribution: What Kubernetes came as: ``embedded`` (the parts) or ``k3s`` (the binary).
+        argv: The command line.
+        machine: The machine below the sandbox.
+        distribution: The form of Kubernetes: ``embedded`` (its parts) or ``k3s`` (the binary).
         kubernetes: The version of Kubernetes under test.
-        variables: The environment variables of this project's that were set, which are options, too.
-        network: What programs inside could reach, in words; None in records from before 2026-11-26.
-        limits: What the sandbox could take of the machine, in words; None likewise.
+        variables: The environment variables of this project that were set.
+        network: The reach of programs in the sandbox, in words; None in records from before 2026-11-26.
+        limits: The resources of the machine that the sandbox could use, in words; None likewise.
     """
 
     type: Literal["environment"] = "environment"
@@ -124,7 +124,7 @@ class Phase(FrozenModel):
     Attributes:
         name: The step, like ``kubelet``.
         start: Seconds since the run's zero.
-        end: Likewise; None for a step that has begun and not ended yet.
+        end: Seconds since the run's zero; None for a step that has not ended.
     """
 
     type: Literal["phase"] = "phase"
@@ -139,7 +139,7 @@ class PodState(FrozenModel):
     Attributes:
         phase: ``Pending``, ``Running``, ``Succeeded``, ``Failed`` or ``Unknown``.
         ready: The pod's condition ``Ready``.
-        restarts: How often its containers were restarted so far; None when that was not read.
+        restarts: The number of restarts of its containers so far; None where it was not read.
     """
 
     phase: str
@@ -148,7 +148,7 @@ class PodState(FrozenModel):
 
 
 class Cost(FrozenModel):
-    """What a layer has used up so far.
+    """The resources that a layer has used so far.
 
     Attributes:
         cpu_seconds: User and system time of its processes since they started.
@@ -164,14 +164,14 @@ class Sample(FrozenModel):
 
     Attributes:
         t: Seconds since the run's zero.
-        node_ready: The node's condition ``Ready``; None when it could not be read or is ``Unknown``.
+        node_ready: The node's condition ``Ready``; None where it is ``Unknown`` or could not be read.
         reason: The condition's reason, like ``KubeletNotReady``.
         conditions: The status of every condition of the node, by its type.
         pods: The pods that exist, by ``namespace/name``.
         api_reachable: Whether the API server answered.
         errors: Error lines in the logs so far, by kind (see :mod:`~.log_classifier`).
-        cost: What each layer has used, by the layer's name.
-        heartbeat_age: Seconds since the kubelet renewed the node's lease; None when that was not read.
+        cost: The resources that each layer has used, by the name of the layer.
+        heartbeat_age: Seconds since the kubelet renewed the node's lease; None where that was not read.
     """
 
     type: Literal["sample"] = "sample"
@@ -187,13 +187,13 @@ class Sample(FrozenModel):
 
 
 class LayerState(FrozenModel):
-    """What a layer's check found at one moment.
+    """The result of a layer's check at one moment.
 
     Attributes:
         t: Seconds since the run's zero.
         name: The layer's name.
-        ok: Whether it does what it is for.
-        details: What was seen, by name.
+        ok: Whether the layer has its effect.
+        details: The observations of the check, by name.
     """
 
     type: Literal["layer"] = "layer"
@@ -204,7 +204,7 @@ class LayerState(FrozenModel):
 
 
 class EventKind(StrEnum):
-    """The kinds of events that reports know by name; there may be others."""
+    """The kinds of events that reports show specially. Events may have other kinds."""
 
     POD_CREATED = "pod-created"
     POD_DELETED = "pod-deleted"
@@ -215,14 +215,14 @@ class EventKind(StrEnum):
 
 
 class Event(FrozenModel):
-    """Something that was done or that happened.
+    """An action of a test, or a change in the cluster.
 
     Attributes:
         t: Seconds since the run's zero.
-        kind: What sort; see :class:`EventKind` for those that reports know by name.
-        what: The object or the words, like ``default/hello``.
-        component: The program or layer that it happened to.
-        seconds: How long it took, for what takes time: a restart, a recovery.
+        kind: Its kind, often one of :class:`EventKind`.
+        what: The name of the object, like ``default/hello``, or a description.
+        component: The program or layer that it affects.
+        seconds: The duration of a restart or recovery.
     """
 
     type: Literal["event"] = "event"
@@ -240,11 +240,11 @@ class ErrorLine(FrozenModel):
         t: Seconds since the run's zero.
         component: The log's name, like ``kubelet``; its file is ``logs/<component>.log``.
         kind: See :mod:`~.log_classifier`.
-        text: The line as it was.
-        errno: The error's name when the line has one, like ``EINTR``.
-        count: How many lines this record stands for: more than 1 where one that differs in numbers only has
-            been repeated so often that it is counted and not recorded each time. The time and the text are
-            the last one's then.
+        text: The whole line.
+        errno: The name of the error number in the line, like ``EINTR``.
+        count: The number of lines that this record stands for. A line that is repeated very often, with
+            differences in numbers only, is counted instead of recorded. The record then has the time and the
+            text of the last such line.
     """
 
     type: Literal["error"] = "error"
@@ -262,7 +262,7 @@ class End(FrozenModel):
     Attributes:
         t: Seconds since the run's zero.
         outcome: ``finished``, or ``interrupted`` by an error or a signal.
-        reason: Why it was interrupted.
+        reason: The reason of the interruption.
     """
 
     type: Literal["end"] = "end"
@@ -288,7 +288,7 @@ Record = Annotated[
     | End,
     Field(discriminator="type"),
 ]
-"""Any record; ``type`` says which."""
+"""A record of any kind, which ``type`` names."""
 
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
-"""Validates a line, and gives the JSON Schema of all records."""
+"""Validates a line, and generates the JSON Schema of all records."""

@@ -1,4 +1,4 @@
-"""What a page shows of a run's outcomes: claims, tests, walls, ablation, distributions, benchmarks, costs."""
+"""The outcomes of a run in its page: claims, tests, walls, ablation, distributions, benchmarks, costs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 MAX_CELL = 32
-"""Characters that a narrow column holds; what was measured and is longer stands below its claim."""
+"""The most characters of a narrow column; a longer measured value stands below its claim."""
 
 MAX_REASON = 400
-"""Characters of what ended a claim or a test that the page shows; all of it is in the records."""
+"""The most characters of an error that the page shows; the records have the whole error."""
 
 
 def claims(run: Run, cites: Citations) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def claims(run: Run, cites: Citations) -> list[dict[str, Any]]:
 
 
 def tests(run: Run, cites: Citations) -> dict[str, Any] | None:
-    """Return how many tests passed, and a row for each other one; None where no test was recorded."""
+    """Return the number of passed tests and a row for each other test; None where no test was recorded."""
     if not run.tests:
         return None
     others = [test for test in run.tests if test.outcome != "passed"]
@@ -103,7 +103,7 @@ def walls(run: Run, cites: Citations) -> list[dict[str, Any]]:
 
 
 def ablation(run: Run, cites: Citations) -> dict[str, Any] | None:
-    """Return the matrix of the ablation as a table of cells; None when there is none."""
+    """Return the matrix of the ablation as a table of cells; None for a run without an ablation."""
     if not run.ablation:
         return None
     table = matrix(run.ablation)
@@ -127,12 +127,12 @@ def ablation(run: Run, cites: Citations) -> dict[str, Any] | None:
 
 
 def named(row: frozenset[str]) -> str:
-    """Return what is in place as words."""
+    """Return the names of a combination's parts."""
     return " + ".join(sorted(row)) or "nothing"
 
 
 def conclusion(found: Sets) -> str:
-    """Return what a version needs as sentences."""
+    """Return the necessary and sufficient parts of a version in sentences."""
     tried = f"The node was Ready with {found.ready} of {found.tried} combinations tried."
     if found.necessary is None:
         return tried
@@ -210,7 +210,7 @@ def _ratio_row(one: Measurement, cites: Citations) -> dict[str, Any]:
 
 
 def measurements(run: Run, cites: Citations) -> list[dict[str, Any]]:
-    """Return the rows of measurements that are no ratios."""
+    """Return the rows of measurements without a baseline."""
     return [
         {
             "name": one.name,
@@ -226,7 +226,7 @@ def measurements(run: Run, cites: Citations) -> list[dict[str, Any]]:
 
 
 def costs(run: Run, ident: str) -> list[dict[str, Any]]:
-    """Return the drawings of what the layers cost over time."""
+    """Return the drawings of the layers' processor time and memory over time."""
     made = []
     for name, title, unit, found in (
         ("cpu", "Processor time of layers and programs", "%", run.processor),
@@ -244,7 +244,7 @@ def _health(state: LayerState | None) -> str:
 
 
 def layers(run: Run, cites: Citations) -> list[dict[str, Any]]:
-    """Return a row for each layer, then each program of the node: what its processes used, and its check."""
+    """Return a row for each layer and each program of the node, with its resources and its last check."""
     put_up = list(run.environment.layers) if run.environment is not None else []
     names = list(put_up)
     costed = [(sample, name) for sample in run.samples for name in sample.cost]

@@ -10,12 +10,12 @@ from statistics import median
 from pytest_k3s_sandbox.report.schema import Sample
 
 GAP_FLOOR = 2.0
-"""Seconds between two samples that are never taken for a gap."""
+"""The most seconds between two samples that never count as a gap."""
 
 _PHASES = frozenset({"Pending", "Running", "Succeeded", "Failed"})
 
 GAP_FACTOR = 3.0
-"""A gap is this many times longer than the usual distance of the samples around it."""
+"""A gap is so many times longer than the median distance of the samples around it."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Span:
 
     Attributes:
         start: Seconds since the run's zero of the first such sample.
-        end: The time of the first sample that saw another state, or of the last sample before a
-            gap or the run's end: no state is claimed where nothing was sampled.
+        end: The time of the first sample that saw another state. Before a gap and at the end of the run, the
+            time of the last sample, because the state after it is unknown.
         state: The state's name; it is a class in the page and in figures.
-        samples: How many samples saw it.
+        samples: The number of samples that saw it.
     """
 
     start: float
@@ -38,11 +38,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Lane:
-    """The states of one thing over time.
+    """The states of one object over time.
 
     Attributes:
-        name: What it is, like ``node`` or ``pod default/hello``.
-        spans: Its states; nothing where it did not exist or was not sampled.
+        name: The name of the object, like ``Node`` or ``default/hello``.
+        spans: Its states. Times without the object and gaps have none.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Transition:
 def gaps(times: Sequence[float]) -> tuple[bool, ...]:
     """Tell for each pair of neighbouring samples whether a gap lies between them.
 
-    The distance of samples may change within a run (often during the bring-up, rarely while
-    holding), so each is compared with its neighbours, not with the whole run.
+    The sampler asks more often during the bring-up than later. So each distance is compared with its
+    neighbours and not with the whole run.
 
     Args:
         times: The samples' times in seconds, ascending.
@@ -92,8 +92,8 @@ def spans(
 
     Args:
         times: The samples' times in seconds, ascending.
-        states: The state at each; None where there was nothing to see.
-        breaks: What :func:`gaps` says of the times, if that is known already.
+        states: The state at each time; None where the object did not exist.
+        breaks: The result of :func:`gaps` for the times; computed if None.
     """
     found: list[Span] = []
     first = 0
@@ -117,7 +117,7 @@ def node_state(sample: Sample) -> str:
 
 
 def pod_state(sample: Sample, name: str) -> str | None:
-    """Return ``pod-ready``, the pod's phase in small letters or ``unknown``; None when it does not exist."""
+    """Return ``pod-ready``, the phase of the pod in lower case, or ``unknown``; None without the pod."""
     pod = sample.pods.get(name)
     if pod is None:
         return None
@@ -142,7 +142,7 @@ def lanes(samples: Sequence[Sample]) -> tuple[Lane, ...]:
     ]
     for name, (first, last) in lives(samples).items():
         states = [pod_state(sample, name) for sample in samples[first : last + 1]]
-        # One sample more on either side, without the pod, says when it came and went.
+        # The samples before and after, which lack the pod, bound its life.
         begin, end = max(0, first - 1), min(len(samples), last + 2)
         padded = [None] * (first - begin) + states + [None] * (end - last - 1)
         found.append(Lane(name, spans(times[begin:end], padded, breaks[begin : end - 1])))
@@ -159,7 +159,7 @@ def lives(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
 
 
 def _starting(states: Sequence[str], good: str, bad: str) -> list[str]:
-    """Tell being not yet good from being no longer so; what never got good stays bad throughout."""
+    """Replace the bad states before the first good one by ``starting``, if a good one follows."""
     first = states.index(good) if good in states else 0
     return ["starting" if state == bad and i < first else state for i, state in enumerate(states)]
 
@@ -171,9 +171,9 @@ def missing(samples: Sequence[Sample]) -> tuple[tuple[float, float], ...]:
 
 
 def transitions(samples: Sequence[Sample]) -> tuple[Transition, ...]:
-    """Return the changes of the node's condition ``Ready``, not counting samples that could not read it.
+    """Return the changes of the node's condition ``Ready`` among the samples that could read it.
 
-    A node that is not Ready at first has not changed; its first Ready is the first transition.
+    A node begins as not Ready, so its first Ready is the first transition.
     """
     found: list[Transition] = []
     known = False

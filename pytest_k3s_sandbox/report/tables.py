@@ -56,9 +56,9 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 def csv_tables(run: Run) -> dict[str, str]:
     """Return a run's records as CSV (RFC 4180), a table for each kind that occurs, by its name.
 
-    The column ``line`` is the record's line in the run's file. What is nested becomes columns with dots in
-    their names (``cost.fake_cni.cpu_seconds``); lists become one text, separated by semicolons. The pods of
-    samples, whose names would be columns, are a table of their own, a row for each pod in each sample.
+    The column ``line`` has the number of the line in the file. Nested values become columns with dots in
+    their names (``cost.fake_cni.cpu_seconds``), and lists become one text, separated by semicolons. The pods
+    of samples have a table with a row for each pod in each sample.
     """
     made = {}
     for name, kind in _KINDS.items():
@@ -76,9 +76,9 @@ def csv_tables(run: Run) -> dict[str, str]:
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as CSV that no spreadsheet computes; a column for every key, in the order of first use."""
+    """Return rows as CSV without formulas, with a column for every key in the order of first use."""
     found = dict.fromkeys(key for row in rows for key in row)
-    # What is nested, and missing in some rows, has columns of its own from the others.
+    # A nested value that is None in some rows has columns from the other rows.
     nested = {key.rpartition(".")[0] for key in found}
     columns = [key for key in found if key not in nested]
     out = io.StringIO()
@@ -220,5 +220,5 @@ def bibtex(run: Run, records: Path) -> str | None:
 def _date(text: str) -> datetime | None:
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError):  # not a date, or none that there is in UTC
+    except (ValueError, OverflowError):  # not a date, or out of range in UTC
         return None

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 MAX_PODS = 16
-"""Pods with a lane of their own in one drawing; where there are more, most are only counted."""
+"""The most pods that each have a lane in one drawing; above that, most pods are only counted."""
 
 MAX_EVENTS = 12
-"""Events with a line and words of their own; where there are more, pods' events become ticks of a lane."""
+"""The most events with a line and words; above that, the events of pods become ticks of a lane."""
 
 STATES = {
     "starting": "Not yet",
@@ -37,7 +37,7 @@ STATES = {
     "succeeded": "Pod Succeeded",
     "failed": "Pod Failed",
 }
-"""What a span's state is called; the keys are the classes in the drawing."""
+"""The names of states; the keys are the classes in the drawing."""
 
 _LEGEND = (
     ("ready", "Ready, or answering", {"ready", "up", "pod-ready"}),
@@ -66,7 +66,7 @@ _LONG_LIFE = 0.25  # of the drawing: such pods have lanes even where most are on
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the drawing: a lane of its own, or the count of pods.
+    """One row of the drawing: a lane, or the count of pods.
 
     Attributes:
         lane: The lane; None for the count.
@@ -78,11 +78,11 @@ class _Row:
 
 
 def bring_up_window(run: Run) -> tuple[float, float] | None:
-    """Return the times of the bring-up, for a drawing of its own.
+    """Return the times of the bring-up, which has a drawing of its own.
 
     Returns:
-        From the first phase to a little after the node and the first pod were Ready (or the last
-        phase ended); None when that is most of the run anyway.
+        The time of the first phase, and a time shortly after the node and the first pod were Ready or the
+        last phase ended. None if that is most of the run.
     """
     metrics = run.metrics
     marks = [phase.end for phase in run.phases if phase.end is not None]
@@ -111,7 +111,7 @@ def timeline(
 
     Args:
         run: The run.
-        window: The times to draw, in seconds since the run's zero; the whole run when not given.
+        window: The times to draw, in seconds since the run's zero; the whole run if None.
         phases: Whether the bring-up's phases are drawn above the lanes.
         ident: A prefix for ids, unique in a page.
 
@@ -155,19 +155,19 @@ def timeline(
 
 
 def legend(run: Run) -> list[tuple[str, str]]:
-    """Return what the colours of a run's drawing mean, as pairs of class and words."""
+    """Return the legend of the colours in a run's drawing, as pairs of class and words."""
     seen = {span.state for lane in run.lanes for span in lane.spans}
     return [(kind, name) for kind, name, states in _LEGEND if states & seen]
 
 
 def flags(run: Run) -> list[tuple[str, str, str]]:
-    """Return what the marks of a run's drawing mean, as triples of class, path and words."""
+    """Return the legend of the marks in a run's drawing, as triples of class, path and words."""
     seen = {event.kind for event in run.events}
     return [(str(kind), path, words) for kind, (path, words) in _FLAGS.items() if kind in seen]
 
 
 def chosen_lanes(run: Run, window: tuple[float, float]) -> tuple[list[Lane], bool]:
-    """Return the lanes that a drawing has room for, and whether pods are left that can only be counted.
+    """Return the lanes that a drawing has room for, and whether it counts the other pods.
 
     Args:
         run: The run.
@@ -204,7 +204,7 @@ def _axis(svg: ET.Element, scale: Scale, top: float, bottom: float) -> None:
 
 
 def _bar(parent: ET.Element, ends: tuple[float, float], top: float, height: float, kind: str) -> ET.Element:
-    # A single sample has no width, and a short outage of a long run has hardly any: both must be seen.
+    # A single sample has no width, and a short outage of a long run has hardly any. Both have to be visible.
     width = max(ends[1] - ends[0], 3.0 if kind in BAD else 1.5)
     return add(parent, "rect", x=ends[0], y=top, width=width, height=height, class_=kind)
 
@@ -246,7 +246,7 @@ def _ticks(svg: ET.Element, events: Sequence[Event], scale: Scale, top: float) -
 
 
 def _count(svg: ET.Element, samples: Sequence[Sample], scale: Scale, top: float) -> None:
-    """Draw how many pods there are, and how many of them are Ready: of each unit of width the extremes."""
+    """Draw the number of pods and of Ready pods: for each unit of width the greatest and the least."""
     group = ET.SubElement(svg, "g")
     counts: dict[int, tuple[int, int]] = {}
     for sample in samples:
@@ -300,7 +300,7 @@ def _lane(svg: ET.Element, lane: Lane, scale: Scale, top: float) -> None:
     for span in sorted(lane.spans, key=lambda span: span.state in BAD):
         if span.end < scale.start or span.start > scale.end:
             continue
-        # Colour is not their only mark: bad states are taller, those not yet known good are lower.
+        # Heights repeat the colours: bad states are taller, states before the first good one are lower.
         inset = -3.0 if span.state in BAD else 3.0 if span.state in _LOW else 0.0
         ends = (scale.x(span.start), scale.x(span.end))
         bar = _bar(group, ends, middle - _BAR / 2 + inset, _BAR - 2 * inset, span.state)
@@ -309,7 +309,7 @@ def _lane(svg: ET.Element, lane: Lane, scale: Scale, top: float) -> None:
 
 
 def _errors(svg: ET.Element, run: Run, scale: Scale, top: float) -> None:
-    """Draw error lines as ticks, one a unit of width at most, however many there are."""
+    """Draw error lines as ticks, at most one for each unit of width."""
     group = ET.SubElement(svg, "g")
     inside = [error for error in run.errors if scale.holds(error.t)]
     label(group, top + _BAR / 2 + 10, "Error lines")

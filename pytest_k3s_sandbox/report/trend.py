@@ -1,4 +1,4 @@
-"""Whether a series grows: a straight line through its points."""
+"""The trend of a series: a straight line through its points."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Trend:
     """A straight line through the points of a series.
 
     Attributes:
-        n: How many points it stands for.
+        n: The number of points.
         mean: The values' mean.
-        growth: What the line gains from the first point's time to the last one's, in the values' unit.
+        growth: The rise of the line from the time of the first point to the last, in the unit of the values.
     """
 
     n: int
@@ -25,17 +25,17 @@ class Trend:
     growth: float
 
     def flat(self, share: float, least: float) -> bool:
-        """Tell whether the growth is at most a share of the mean, or too little to speak of.
+        """Tell whether the growth is at most a share of the mean, or at most a least value.
 
         Args:
-            share: The part of the mean that it may gain, like 0.05.
-            least: A gain that counts as none, in the values' unit.
+            share: The allowed part of the mean, like 0.05.
+            least: The growth that counts as none, in the unit of the values.
         """
         return self.growth <= max(share * self.mean, least)
 
 
 def trend(points: Sequence[tuple[float, float]]) -> Trend | None:
-    """Return the line through points by least squares; None for fewer than three, or at one time only.
+    """Return the line through points by least squares; None for fewer than three points or for one time.
 
     Args:
         points: Pairs of time and value, in the order of time.

@@ -1,4 +1,4 @@
-"""What a page shows of one run: every value as it will be read, with the record that it comes from."""
+"""The part of a page that shows one run: each value as text, with the record that it comes from."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 MAX_ROWS = 200
-"""Rows that a table of error lines or events shows; all are in the records."""
+"""The most rows of a table of error lines or events; the records have all."""
 
 KNOWS_TESTS = 3
-"""The first version of the records that has the outcomes of tests."""
+"""The first version of the schema that has the outcomes of tests."""
 
 MAX_PODS = 40
-"""Pods that the table shows: the slowest to run; all are in the records."""
+"""The most pods of the table, which are those that took longest to run; the records have all."""
 
 
 def view(run: Run, folder: Path, base: Path, ident: str) -> dict[str, Any]:
-    """Return what the template shows of a run.
+    """Return the values for the template that shows a run.
 
     Args:
         run: The run.
@@ -127,7 +127,7 @@ def _kubernetes(run: Run) -> str:
 
 
 def command(run: Run) -> str | None:
-    """Return the command that repeats a run, with the variables that it was given."""
+    """Return the command that repeats a run, with its environment variables."""
     environment = run.environment
     if environment is None:
         return None
@@ -165,7 +165,7 @@ def _after(seconds: float | None, at: float | None) -> str:
 
 
 def _pods(metrics: Metrics, cites: Citations) -> dict[str, Any]:
-    """Return the rows of pods: all, or the slowest where there are many."""
+    """Return the rows of pods: of many pods the slowest ones."""
     slowest = sorted(metrics.pods, key=lambda pod: pod.running is not None and -(pod.to_running or 0.0))
     chosen = {pod.name for pod in slowest[:MAX_PODS]}
     shown = [pod for pod in metrics.pods if pod.name in chosen]
@@ -198,7 +198,7 @@ def _errors(run: Run, cites: Citations, logs: dict[str, Path], base: Path) -> di
 
 
 def _events(run: Run, cites: Citations) -> dict[str, Any]:
-    """Return the rows of events; where there are too many, those of pods are left out first."""
+    """Return the rows of events. Of too many events, those of pods are left out first."""
     chosen: Sequence[Any] = run.events
     if len(chosen) > MAX_ROWS:
         chosen = [event for event in chosen if not event.kind.startswith("pod-")][:MAX_ROWS] or chosen[

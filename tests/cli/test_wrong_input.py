@@ -338,7 +338,7 @@ def test_report_of_a_run_that_was_cut_off(cli: Callable[..., Done], tmp_path: Pa
 def test_report_of_something_else(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "records.jsonl").write_text('{"type":"song"}\n')
-    refused("report", "run", words=["run/records.jsonl", "no header of a run", "Remedy: "])
+    refused("report", "run", words=["run/records.jsonl", "not the header of a run", "Remedy: "])
 
 
 def test_report_where_nothing_can_be_written(refused: Refused, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_screenshots_can_be_looked_at(
     width: int,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """The pictures are for people; what is checked is that a page is not blank."""
+    """The pictures are for people. The test checks that no page is blank."""
     page = show(pages["killed"], scheme, width)
     picture = page.screenshot()
     assert struct.unpack(">II", picture[16:24]) == (width, 900)

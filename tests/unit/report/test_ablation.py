@@ -1,4 +1,4 @@
-"""The ablation's matrix, and what is necessary and sufficient."""
+"""The matrix of the ablation, and the necessary and sufficient parts."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_tables(run: Run, request: pytest.FixtureRequest) -> None:
     rows = results([run])
     texts |= {"markdown": markdown(rows), "latex": latex(rows), "bibtex": str(bibtex(run, Path("x.jsonl")))}
     texts["ablation"] = ablation_text.text(run.ablation) if run.ablation else ""
-    # A table has a row a sample: the first ones show what a row is.
+    # A table has a row for each sample; the first rows show the form.
     parts = [f"== {name}\n" + "".join(text.splitlines(keepends=True)[:40]) for name, text in texts.items()]
     same(f"tables-{request.node.callspec.id}.txt", "\n".join(parts))
 
@@ -129,7 +129,7 @@ def test_figures(run: Run, request: pytest.FixtureRequest) -> None:
 
 
 def _shown(draw: Callable[[Figure], None]) -> Iterator[dict[str, Any]]:
-    """Describe what a figure shows: its lines, areas and texts, in the axes' own coordinates."""
+    """Describe a figure by its lines, areas and texts, in the coordinates of its axes."""
     figure = Figure(figsize=(7, 4))
     draw(figure)
     for axes in figure.axes:

@@ -1,4 +1,4 @@
-"""Records that nobody wrote by accident: a message or a page, never a traceback."""
+"""Hostile records give a message or a page, never a traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFUSED = {
     "a line with something nested": HEAD + b'{"type":"event","t":1,"kind":"a","what":%s}\n' % DEEP + HEAD,
     "times of 1e308": HEAD + SAMPLE % b"1e308" + SAMPLE % b"-1e308",
     "a time of infinity": HEAD + SAMPLE % b"1e999",
-    "a time that is no number": HEAD + SAMPLE % b"NaN",
+    "a time that is NaN": HEAD + SAMPLE % b"NaN",
     "a version of 5,000 digits": HEAD.replace(b"3", b"9" * 5000),
     "a number of 1e308": HEAD + b'{"type":"measurement","name":"a","unit":"s","value":1e308}\n',
     "a spread that is none": HEAD
@@ -37,7 +37,7 @@ REFUSED = {
     + b'"spread":{"min":1,"p25":3,"median":2,"p75":4,"max":5}}\n',
     "a count of 400 digits": HEAD
     + b'{"type":"sample","t":1,"node_ready":true,"api_reachable":true,"errors":{"a":%s}}\n' % (b"9" * 400),
-    "bytes that are no UTF-8": HEAD + b"\xff\xfe\n" + HEAD,
+    "bytes that are not UTF-8": HEAD + b"\xff\xfe\n" + HEAD,
     "UTF-16": HEAD.decode().encode("utf-16"),
     "half a character as an escape": HEAD + b'{"type":"event","t":1,"kind":"\\ud800","what":"b"}\n' + HEAD,
 }

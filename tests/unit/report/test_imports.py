@@ -14,7 +14,7 @@ from pytest_k3s_sandbox.report import records
 PACKAGE = Path(pytest_k3s_sandbox.__file__).parent
 REPORT = "pytest_k3s_sandbox.report"
 BELOW = {"", "errors", "deadline", "support"}
-"""What the report may import; the name of the package itself has the version."""
+"""The modules that the report may import; the package itself has the version."""
 
 BEHIND_THE_DOOR = {"base", "schema", "outcomes", "run_records", "run"}
 """Modules of records that only each other, the figures and the door import."""

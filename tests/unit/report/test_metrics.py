@@ -71,7 +71,7 @@ def test_equal_records_have_lines_of_their_own(make_run: Callable[..., Run]) -> 
     assert [run.line(event) for event in run.events] == [2, 3]
 
 
-def test_the_latency_of_a_pod_whose_creation_nobody_saw_is_not_known(
+def test_a_pod_without_a_sample_before_running_has_no_latency(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
     (steady,) = make_run(sample(1, pod="Running"), sample(2, pod="Running")).metrics.pods
@@ -80,7 +80,7 @@ def test_the_latency_of_a_pod_whose_creation_nobody_saw_is_not_known(
     assert (seen.to_running, seen.to_gone) == (1, None)
 
 
-def test_a_pod_is_not_gone_where_nobody_could_ask(
+def test_a_pod_is_not_gone_while_the_api_server_does_not_answer(
     make_run: Callable[..., Run], sample: Callable[..., Sample]
 ) -> None:
     run = make_run(sample(1, pod="Running"), sample(2, api=False), sample(3))

@@ -219,10 +219,10 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     [
         ("", "ends before its first record"),
         ('{"type": "hea', "ends before its first record"),
-        ('{"type":"event","t":1,"kind":"a","what":"b"}\n', "no header"),
-        ("[1, 2]\n", "no header"),
-        ("not json\n", "no header"),
-        ('{"type":"header","project_version":"1","schema_version":"x"}\n', "no header"),
+        ('{"type":"event","t":1,"kind":"a","what":"b"}\n', "not the header"),
+        ("[1, 2]\n", "not the header"),
+        ("not json\n", "not the header"),
+        ('{"type":"header","project_version":"1","schema_version":"x"}\n', "not the header"),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path: Path, content: str, words: str) -> None:
