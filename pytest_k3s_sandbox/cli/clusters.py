@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pytest_k3s_sandbox.cli import kubeconfigs
+from pytest_k3s_sandbox.cli.inside import NameOption, kept
 from pytest_k3s_sandbox.cli.options import (
     DiskOption,
     DistributionOption,
@@ -43,10 +45,6 @@ from pytest_k3s_sandbox.support import clock
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.daemon.registry import State
 
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="The cluster's name; not needed while there is only one.")
-]
-
 
 def up(
     name: Annotated[str, typer.Option("--name", help="The new cluster's name.")] = "up",
@@ -60,6 +58,8 @@ def up(
     disk: DiskOption = None,
     processes: ProcessesOption = None,
     report: ReportOption = None,
+    kubeconfig: kubeconfigs.CopyOption = None,
+    merge: kubeconfigs.MergeOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     json_file: JsonOption = None,
@@ -93,6 +93,7 @@ def up(
     _remove_remains()
     registry.refuse_another(name)
     check_report(settings.report)
+    kubeconfigs.check(kubeconfig, merge=merge)
     provisioned(programs_of(spec.distribution), quiet=quiet, version=spec.version)
     folder = run_folder(settings.report, "up", spec.sandbox)
     log = folder.with_suffix(".log")
@@ -122,6 +123,8 @@ def up(
     restarts = restarts_text(read_run(folder))
     display.line(f"{clock.monotonic() - began:6.1f} s  node Ready{f'; {restarts}' if restarts else ''}")
     give(f"export KUBECONFIG={shlex.quote(state.kubeconfig)}", asdict(state), json_file)
+    for line in kubeconfigs.put(state, kubeconfig, merge=merge):
+        display.line(line)
     option = "" if name == registry.UP else f" --name {name}"
     display.line(f"records: {state.folder}")
     display.line(f"a shell inside: k3s-sandbox shell{option}    the end: {registry.end_command(state)}")
@@ -130,12 +133,8 @@ def up(
 def shell(context: typer.Context, name: NameOption = None) -> None:
     """Open a shell in the sandbox of a kept cluster, or run the given command there."""
     from pytest_k3s_sandbox.cluster.components import PKI_DIR
-    from pytest_k3s_sandbox.daemon import endings, registry
 
-    if name is not None:
-        endings.check(registry.check_name(name))
-    state = registry.find(name)
-    endings.check(state.name)
+    state = kept(name)
     config = f"KUBECONFIG={PKI_DIR}/admin.kubeconfig"
     argv = [*state.shell, "/usr/bin/env", config, *(context.args or ["/bin/bash"])]
     if sys.stdout.isatty() and sys.stderr.isatty():
@@ -176,6 +175,7 @@ def _remove_remains() -> None:
         registry.sweep()
         sharing.sweep()
         endings.sweep()
+        kubeconfigs.sweep()
 
 
 def stop(
@@ -196,6 +196,7 @@ def stop(
     states = registry.states() if every else [_to_end(name) for name in names or []]
     for state in states:
         registry.end(state)
+        kubeconfigs.take_back(state.name)
         if not quiet:
             say(f"ended {state.name}; records: {state.folder}")
 
@@ -224,6 +225,7 @@ def down(
     _remove_remains()
     state = registry.made_by_up(name)
     registry.end(state)
+    kubeconfigs.take_back(state.name)
     if not quiet:
         say(f"ended; records: {state.folder}")
 

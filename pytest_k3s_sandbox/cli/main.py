@@ -12,7 +12,7 @@ import typer
 
 from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox import bench as benchmarks
-from pytest_k3s_sandbox.cli import clusters
+from pytest_k3s_sandbox.cli import clusters, inside
 from pytest_k3s_sandbox.cli.options import (
     DiskOption,
     DistributionOption,
@@ -115,6 +115,7 @@ def provision(
 
 
 clusters.register(app)
+inside.register(app)
 
 
 @app.command("run")

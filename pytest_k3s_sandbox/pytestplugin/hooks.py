@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, SandboxError
-from pytest_k3s_sandbox.pytestplugin import markers, options
+from pytest_k3s_sandbox.pytestplugin import afterfailure, markers, options
 from pytest_k3s_sandbox.pytestplugin.activation import is_worker
 from pytest_k3s_sandbox.pytestplugin.children import Children
 from pytest_k3s_sandbox.pytestplugin.recording import goes_on
@@ -140,6 +140,7 @@ class Hooks:
             report.sections += [
                 ("k3s-sandbox", line) for line in _ended_sandboxes(item.config.stash.get(SHARE, None))
             ]
+            report.sections += afterfailure.sections(item)
         lines = item.config.stash[LINES]
         report.k3s_sandbox_lines = list(lines)  # type: ignore[attr-defined] # reports take what others add
         lines.clear()

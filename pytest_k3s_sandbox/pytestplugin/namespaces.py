@@ -42,20 +42,22 @@ def own(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Namespace]
 
     with (
         namespace(cluster, folders=[request.path.parent], spare=spare) as made,
-        _listed(request.config, made),
+        _listed(request.config, made, request.node),
     ):
         yield made
 
 
 @contextlib.contextmanager
-def _listed(config: pytest.Config, made: Namespace) -> Iterator[None]:
+def _listed(
+    config: pytest.Config, made: Namespace, node: pytest.Item | pytest.Collector | None
+) -> Iterator[None]:
     """Let a failing test's report find a namespace for as long as it lives."""
     listed = config.stash.setdefault(NAMESPACES, [])
-    listed.append(made)
+    listed.append((node, made))
     try:
         yield
     finally:
-        listed.remove(made)
+        listed.remove((node, made))
 
 
 class Namespaces:
@@ -106,7 +108,7 @@ class Namespaces:
 
         stack = contextlib.ExitStack()
         made = stack.enter_context(namespace(self._cluster, name, folders=[folder], spare=spare))
-        stack.enter_context(_listed(self._config, made))
+        stack.enter_context(_listed(self._config, made, node))
         self._last.push(stack)
         if node is not None:
             node.addfinalizer(stack.close)  # what is closed already is left alone by the other stack

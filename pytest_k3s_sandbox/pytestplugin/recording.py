@@ -146,10 +146,12 @@ def keep_running(config: pytest.Config, session: NodeSession) -> None:
 
 
 def goes_on(name: str) -> str:
-    """Return the line about a cluster that was kept for a look."""
+    """Return the lines about a cluster that was kept for a look: how to look, and how to end it."""
     return (
-        f"k3s-sandbox: a cluster goes on, for a look: k3s-sandbox shell --name {name}    "
-        f"its end: k3s-sandbox stop {name}"
+        "k3s-sandbox: a cluster goes on, for a look (k3s-sandbox ps lists it):\n"
+        f"  k3s-sandbox kubectl --name {name} -- get pods,events -A\n"
+        f"  k3s-sandbox shell --name {name}\n"
+        f"  k3s-sandbox stop {name}"
     )
 
 

@@ -50,8 +50,8 @@ SHARE_OF_WORKERS: pytest.StashKey[Share] = pytest.StashKey()
 FAILED = pytest.StashKey[bool]()
 """In a test's own stash: it has failed."""
 
-NAMESPACES: pytest.StashKey[list[Namespace]] = pytest.StashKey()
-"""The namespaces that fixtures have made and that live still, for the report of a failure."""
+NAMESPACES: pytest.StashKey[list[tuple[pytest.Item | pytest.Collector | None, Namespace]]] = pytest.StashKey()
+"""The namespaces that fixtures have made and that live still, each with what it ends with."""
 
 KEPT = pytest.StashKey[bool]()
 """Whether this process has kept a cluster running; one of them is enough."""

@@ -118,12 +118,26 @@ class FakeCluster:
         self.supervisor = None
         code = 1 if os.environ.get("FAKE_KUBELET_ENDS") else None
         self.processes = {"kubelet": SimpleNamespace(poll=lambda: code, log=FakeLog())}
+        self.lost = None
+        self.namespaces: list[str] = []
+
+    def reader(self, _seconds: float = 10.0) -> Any:  # noqa: ANN401 - as much of one as is asked
+        """Read events: a warning in each namespace, with a text that a pod has chosen."""
+        if os.environ.get("FAKE_API_ENDS"):
+            raise OSError("connection refused")
+        note("events read")
+        about = [{"kind": "Pod", "name": "it", "namespace": name} for name in ("default", *self.namespaces)]
+        message = "no such image \x1b[2J"
+        items = [{"involvedObject": each, "type": "Warning", "message": message} for each in about]
+        return SimpleNamespace(read=lambda _path: {"items": items})
 
     @contextlib.contextmanager
     def namespace(self, name: str, *, spare: Callable[[], bool]) -> Iterator[str]:
         """Give a name."""
         owner = forks.Owner()
+        self.namespaces.append(name)
         yield name
+        self.namespaces.remove(name)
         if owner.mine:
             note("namespace spared" if spare() else "namespace gone")
 
