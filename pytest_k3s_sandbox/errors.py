@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pytest_k3s_sandbox.support import escaping
 
@@ -96,6 +97,17 @@ def missing_extra(what: str, package: str, extra: str, *, otherwise: str | None 
         cause=f"the package {package} is not installed",
         remedy=remedy if otherwise is None else f"{remedy}, or {otherwise}",
     )
+
+
+def on_purpose(caught: Any) -> bool:  # noqa: ANN401 - pytest's ExceptionInfo
+    """Tell pytest whether an error says all that there is to say, as the ``__tracebackhide__`` of a module.
+
+    A reader of such an error wants to see the line of the test, and not how this package came to the error.
+
+    Args:
+        caught: What pytest has caught.
+    """
+    return caught is not None and isinstance(caught.value, SandboxError)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

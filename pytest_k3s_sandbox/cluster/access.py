@@ -13,12 +13,14 @@ from pytest_k3s_sandbox.cluster.goals import selector_of
 from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.resources import Reference, Resources
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError, ConfigError
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError, on_purpose
 from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.sandbox.base import Completed
+
+__tracebackhide__ = on_purpose
 
 Timeout = float | Deadline
 """Seconds, or a point in time that several steps share."""

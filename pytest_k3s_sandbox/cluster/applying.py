@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.cluster import manifests
 from pytest_k3s_sandbox.cluster.access import Access, folders_of, short
-from pytest_k3s_sandbox.cluster.manifests import Manifest
+from pytest_k3s_sandbox.cluster.manifests import Document, Manifest
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError, on_purpose
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.sandbox.base import Completed
+
+__tracebackhide__ = on_purpose
 
 LEAVE_SECONDS = 10.0
 """How long the deletion of objects outside a namespace may take to be accepted."""
@@ -54,13 +56,12 @@ def apply(access: Access, manifest: Manifest, folders: Sequence[Path], deadline:
         ClusterError: The API server refused it.
     """
     found = manifests.read(manifest, access.namespace, folders_of(*folders))
-    manager = f"k3s-sandbox-{access.namespace}"
+    before = _outside_before(access, found.documents)
     done = access.kubectl(
         "apply",
         "--server-side",
         "--force-conflicts",  # a test says what is to be, whoever had said something else
-        f"--field-manager={manager}",
-        "--show-managed-fields",
+        "--field-manager=k3s-sandbox",
         "--output=json",
         "--filename=-",
         stdin=found.text,
@@ -72,8 +73,23 @@ def apply(access: Access, manifest: Manifest, folders: Sequence[Path], deadline:
             f"applying {names} in namespace {access.namespace}", cause=_said(done), log=access.cluster.logs
         )
     items = _items(json.loads(done.stdout))
-    new = [item for item in items if _is_outside(item) and _made_by(item, manager)]
-    return Applied(tuple(map(_reference, items)), tuple(map(_reference, new)))
+    outside = [_reference(item) for item in items if "namespace" not in item["metadata"]]
+    new = tuple(reference for reference in outside if reference not in before)
+    return Applied(tuple(map(_reference, items)), new)
+
+
+def _outside_before(access: Access, documents: Sequence[Document]) -> set[str]:
+    """Return those of the objects that are in no namespace and exist already: they are not ours to delete."""
+    there = set()
+    for document in documents:
+        reference = _reference(document.content)
+        try:
+            found = access.resources.find(reference)
+        except ConfigError:
+            continue  # a kind that comes with this manifest, or that kubectl refuses
+        if not found.resource.namespaced and access.item(found) is not None:
+            there.add(reference)
+    return there
 
 
 def delete(
@@ -165,16 +181,7 @@ def _name(item: Any) -> str:  # noqa: ANN401 - JSON
     return str((item.get("metadata") or {}).get("name"))
 
 
-def _reference(item: dict[str, Any]) -> str:
+def _reference(item: Mapping[str, Any]) -> str:
     """Return an object as the other methods take it, with its group, so that no other one is meant."""
     group, slash, _ = item["apiVersion"].partition("/")
     return f"{item['kind'].lower()}{f'.{group}' if slash else ''}/{_name(item)}"
-
-
-def _is_outside(item: dict[str, Any]) -> bool:
-    return "namespace" not in item["metadata"]
-
-
-def _made_by(item: dict[str, Any], manager: str) -> bool:
-    """Tell whether an object is new, by its managers: others than ours have had it before."""
-    return {each.get("manager") for each in item["metadata"].get("managedFields") or []} == {manager}

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pytest_k3s_sandbox.cluster.access import Access, short
 from pytest_k3s_sandbox.cluster.resources import Reference
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError, ConfigError
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError, on_purpose
 from pytest_k3s_sandbox.support import forks
+
+__tracebackhide__ = on_purpose
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.02

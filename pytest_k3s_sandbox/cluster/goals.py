@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pytest_k3s_sandbox.cluster import jsonpath
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, on_purpose
+
+__tracebackhide__ = on_purpose
 
 Item = Mapping[str, Any]
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.errors import ConfigError, on_purpose
+
+__tracebackhide__ = on_purpose
 
 _STEP = re.compile(
     r"""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_k3s_sandbox.errors import ConfigError, suggestion
+from pytest_k3s_sandbox.errors import ConfigError, on_purpose, suggestion
+
+__tracebackhide__ = on_purpose
 
 Manifest = str | Path | Mapping[str, Any] | Sequence[Any]
 """A file, a folder, a text of YAML or JSON, an object, or several of these."""
@@ -222,9 +224,11 @@ def _parsed(where: str, text: str) -> list[Any]:
             f"{where}{line}",
             cause=f"it is not YAML: {said}{_quoted(text, mark.line if mark is not None else None)}",
             remedy="correct the line; a template (Helm, Jinja) has to be rendered first",
-        ) from error
+        ) from None  # the message has all of it
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(where, cause=f"it is not YAML: {error}", remedy="correct it") from error
+        raise ConfigError(
+            where, cause=f"it is not YAML: {error}", remedy="correct it"
+        ) from None  # the message has all of it
 
 
 def _quoted(text: str, line: int | None) -> str:

@@ -14,12 +14,14 @@ from pytest_k3s_sandbox.cluster.access import Access, Timeout, deadline_of, fold
 from pytest_k3s_sandbox.cluster.events import Event, events_of
 from pytest_k3s_sandbox.cluster.forwarding import Url
 from pytest_k3s_sandbox.cluster.manifests import Manifest
-from pytest_k3s_sandbox.errors import ClusterError, ConfigError
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError, on_purpose
 from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.sandbox.base import Completed
+
+__tracebackhide__ = on_purpose
 
 __all__ = ["Event", "Namespace", "Url", "namespace", "new_name"]
 

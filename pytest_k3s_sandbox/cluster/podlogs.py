@@ -15,7 +15,9 @@ from pytest_k3s_sandbox.cluster.goals import selector_of
 from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 from pytest_k3s_sandbox.cluster.resources import Reference
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ClusterError, ConfigError, WaitError, suggestion
+from pytest_k3s_sandbox.errors import ClusterError, ConfigError, WaitError, on_purpose, suggestion
+
+__tracebackhide__ = on_purpose
 
 MOST_BYTES = 16 << 20
 """Of one container; the kubelet rotates logs at 10 MiB."""

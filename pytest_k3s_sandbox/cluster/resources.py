@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
-from pytest_k3s_sandbox.errors import ConfigError, suggestion
+from pytest_k3s_sandbox.errors import ConfigError, on_purpose, suggestion
+
+__tracebackhide__ = on_purpose
 
 _REFERENCE = re.compile(r"(?P<kind>[A-Za-z][A-Za-z0-9.-]*)/(?P<name>[A-Za-z0-9][A-Za-z0-9.:_-]*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]*")

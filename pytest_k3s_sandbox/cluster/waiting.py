@@ -12,8 +12,10 @@ from pytest_k3s_sandbox.cluster.events import events_of
 from pytest_k3s_sandbox.cluster.goals import UNMENDED, Existence, Goal, Met
 from pytest_k3s_sandbox.cluster.resources import Reference, Resource
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ConfigError, WaitError
+from pytest_k3s_sandbox.errors import ConfigError, WaitError, on_purpose
 from pytest_k3s_sandbox.support import clock
+
+__tracebackhide__ = on_purpose
 
 Item = Mapping[str, Any]
 
@@ -155,7 +157,10 @@ def wait(access: Access, of: One | Several, goal: Goal, deadline: Deadline) -> N
         unmet = [each for each in found if not goal.met(each)] or found
         return "\n".join(["what the cluster says:", *state(access, unmet)])
 
-    access.cluster.wait(reached, f"{of} {goal.text} (namespace {access.namespace})", deadline, seen)
+    try:
+        access.cluster.wait(reached, f"{of} {goal.text} (namespace {access.namespace})", deadline, seen)
+    except WaitError as error:
+        raise error.with_traceback(None) from None  # the way through what waits tells a reader nothing
 
 
 class _Pods:

@@ -108,3 +108,14 @@ def test_without(k3s):
 """)
     run.assert_outcomes(failed=2, passed=1)
     assert run.stdout.str().count("namespace mine:") == 1
+
+
+def test_an_error_of_ours_shows_the_tests_line_and_not_the_way_through_this_package(project: Project) -> None:
+    run = project.run("""
+def test_it(k3s_namespace):
+    k3s_namespace.apply("nope.yaml")
+""")
+    run.assert_outcomes(failed=1)
+    said = "*the manifest nope.yaml: there is no such file*"
+    run.stdout.fnmatch_lines([">*k3s_namespace.apply(*nope.yaml*)", f"E{said}"])
+    assert "manifests.py" not in run.stdout.str()

@@ -132,16 +132,21 @@ def test_a_time_that_is_none_is_refused(namespace: Namespace, timeout: Any) -> N
 
 
 def test_apply_remembers_what_is_in_no_namespace(namespace: Namespace, cluster: Cluster) -> None:
-    ours = [{"manager": "k3s-sandbox-ns"}]
-    items = [
+    there = cluster.there
+    group = {"versions": [{"groupVersion": "g.io/v1"}], "preferredVersion": {"groupVersion": "g.io/v1"}}
+    there["/apis"]["groups"].append(group)
+    there["/apis/g.io/v1"] = {"resources": [{"name": "wides", "kind": "Wide", "namespaced": False}]}
+    there["/apis/g.io/v1/wides/c"] = {"kind": "Wide"}
+    items: list[dict[str, Any]] = [
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "ns"}},
-        {"apiVersion": "g.io/v1", "kind": "Wide", "metadata": {"name": "b", "managedFields": ours}},
-        {"apiVersion": "g.io/v1", "kind": "Wide",
-         "metadata": {"name": "c", "managedFields": [*ours, {"manager": "another"}]}},
-    ]  # fmt: skip
+        *({"apiVersion": "g.io/v1", "kind": "Wide", "metadata": {"name": name}} for name in "bc"),
+    ]
     cluster.answer = Completed((), 0, json.dumps({"kind": "List", "items": items}), "")
-    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
-    assert namespace.apply(manifest) == ("pod/a", "wide.g.io/b", "wide.g.io/c")
+    assert namespace.apply([{**each, "metadata": {"name": each["metadata"]["name"]}} for each in items]) == (
+        "pod/a",
+        "wide.g.io/b",
+        "wide.g.io/c",
+    )
     namespace.leave()
     assert cluster.kubectls[-1][1:3] == ("delete", "wide.g.io/b")
     count = len(cluster.kubectls)
