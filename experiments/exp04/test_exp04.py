@@ -26,7 +26,7 @@ from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain

@@ -99,7 +99,7 @@ def place(
     request: pytest.FixtureRequest, k3s_toolchain: Toolchain, k3s_spec: NodeSpec, k3s_run: RunWriter
 ) -> Iterator[Place]:
     """The filesystem in a sandbox of each kind, and nothing of Kubernetes."""
-    from pytest_k3s_sandbox.node.bringup import fingerprint
+    from pytest_k3s_sandbox.node.fingerprint import fingerprint
 
     ensure_system_packages([one for one in CGROUP_READERS if one.name != "lxcfs"])
     programs = [k3s_toolchain.get(name).path for name in ("runc", "cadvisor")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.lab.nodes import NodeTrials
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp07, pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor")]

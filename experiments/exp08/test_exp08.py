@@ -26,7 +26,7 @@ from pytest_k3s_sandbox.support import clock
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster, Node
     from pytest_k3s_sandbox.cluster.sampler import Sampler
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
 
 pytestmark = [pytest.mark.exp08, pytest.mark.k3s_requires("root", "fuse", "ptrace")]

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError
 from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -64,8 +64,8 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
     with tempfile.TemporaryDirectory() as folder:
         try:
             began = time.monotonic()
-            with everything(
-                NodeSpec(kind), toolchain, Path(folder) / "run", experiment="coldstart"
+            with open_session(
+                NodeSpec(kind), toolchain=toolchain, folder=Path(folder) / "run", experiment="coldstart"
             ) as session:
                 cluster = session.cluster
                 cluster.node.wait_ready(PATIENCE)

@@ -14,7 +14,7 @@ from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.interceptor.layer import ROLES
-from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -91,7 +91,9 @@ def measure(toolchain: Toolchain, say: Say) -> dict[str, Any]:
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        everything(NodeSpec("gvisor"), toolchain, Path(folder) / "run", experiment="bench") as session,
+        open_session(
+            NodeSpec("gvisor"), toolchain=toolchain, folder=Path(folder) / "run", experiment="bench"
+        ) as session,
     ):
         session.cluster.node.wait_ready(PATIENCE)
         session.cluster.wait_usable("default", Deadline.after(PATIENCE))

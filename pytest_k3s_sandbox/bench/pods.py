@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.bench import Result, Say
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
-from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import Measurement, Verdict
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -57,7 +57,7 @@ class Crowd:
 def spent(session: NodeSession) -> dict[str, float]:
     """Return the seconds of processor time of everything in the sandbox that runs, by name."""
     totals: dict[str, float] = {}
-    traced = {session.cluster.processes[name].pid for name in session.cluster.distribution.traced}
+    traced = {session.cluster.processes[name].pid for name in session.process.distribution.traced}
     for row in session.stack.sandbox.usage():
         name = f"{row.name}'s tracer" if row.pid in traced else row.name
         totals[name] = totals.get(name, 0.0) + row.cpu_seconds
@@ -120,7 +120,9 @@ def run(kind: str, toolchain: Toolchain) -> Crowd:
     """Bring a node up, and look at one crowd on it; what goes wrong is part of the result."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with everything(NodeSpec(kind), toolchain, Path(folder) / "run", experiment="pods") as session:
+            with open_session(
+                NodeSpec(kind), toolchain=toolchain, folder=Path(folder) / "run", experiment="pods"
+            ) as session:
                 session.cluster.node.wait_ready(PATIENCE)
                 session.cluster.wait_usable(NAMESPACE, Deadline.after(PATIENCE))
                 return crowd(session)

@@ -68,7 +68,7 @@ def up(
     from pytest_k3s_sandbox.cli.progress import for_terminal, shown
     from pytest_k3s_sandbox.daemon import registry
     from pytest_k3s_sandbox.daemon.process import Keep, launch
-    from pytest_k3s_sandbox.node.bringup import run_folder
+    from pytest_k3s_sandbox.node.session import run_folder
     from pytest_k3s_sandbox.node.spec import NodeSpec, programs_of
     from pytest_k3s_sandbox.report.headline import restarts_text
     from pytest_k3s_sandbox.report.records import read_run

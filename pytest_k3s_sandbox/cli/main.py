@@ -219,7 +219,7 @@ def bench(
     result = benchmarks.load(name)(count or entry.count, (lambda _line: None) if quiet else say)
     give(result.table, result.figures, json_file)
     if report is not None and result.records:
-        from pytest_k3s_sandbox.node.bringup import run_folder
+        from pytest_k3s_sandbox.node.session import run_folder
 
         say(f"report: {benchmarks.record(result, run_folder(report, 'bench', name))}")
     if not result.ok:

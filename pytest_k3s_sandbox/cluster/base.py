@@ -10,13 +10,58 @@ from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.wait import Attendant
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Layer, NodeOverrides
-from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import Process, Reachable, Sandbox
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Called with the name of a step; the context lasts as long as the step."""
 
 
-class Distribution(Protocol):
+class ImageLoader(Protocol):
+    """A way to put container images into a node's containerd."""
+
+    def load_image(self, sandbox: Reachable, tar: str, deadline: Deadline) -> None:
+        """Import an image into the node's containerd.
+
+        Args:
+            sandbox: Where the node runs.
+            tar: A docker-archive or OCI layout, a path inside.
+            deadline: When to give up.
+
+        Raises:
+            StartError: containerd refused it.
+        """
+
+    def images(self, sandbox: Reachable, deadline: Deadline) -> frozenset[str]:
+        """Return the full names of the images that the node's containerd has.
+
+        Args:
+            sandbox: Where the node runs.
+            deadline: When to give up.
+
+        Raises:
+            StartError: containerd refused it.
+        """
+
+
+class Parts(Protocol):
+    """The running programs of Kubernetes, as questions about a cluster need them."""
+
+    @property
+    def processes(self) -> Mapping[str, Process]:
+        """The processes, by name, in the order in which they need each other."""
+
+    @property
+    def unsupervised(self) -> Mapping[str, Process]:
+        """The processes whose end is final: no supervisor starts them again."""
+
+    def restarts(self, name: str) -> int:
+        """Return how often a program was started again after an end of its own."""
+
+    def trouble(self) -> str | None:
+        """Return what ended lately and how often it was started again; None if nothing did."""
+
+
+class Distribution(ImageLoader, Protocol):
     """A way to run Kubernetes' parts in a sandbox."""
 
     @property
@@ -87,29 +132,6 @@ class Distribution(Protocol):
 
         Raises:
             SandboxError: It could not be started, or does not do its work; it does not run then.
-        """
-
-    def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
-        """Import an image into the node's containerd.
-
-        Args:
-            sandbox: Where the node runs.
-            tar: A docker-archive or OCI layout, a path inside.
-            deadline: When to give up.
-
-        Raises:
-            StartError: containerd refused it.
-        """
-
-    def images(self, sandbox: Sandbox, deadline: Deadline) -> frozenset[str]:
-        """Return the full names of the images that the node's containerd has.
-
-        Args:
-            sandbox: Where the node runs.
-            deadline: When to give up.
-
-        Raises:
-            StartError: containerd refused it.
         """
 
     def stop(self) -> None:

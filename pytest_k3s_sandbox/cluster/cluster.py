@@ -1,4 +1,4 @@
-"""A cluster in a sandbox: what the fixtures hand out."""
+"""A cluster in a sandbox, as its users see it."""
 
 from __future__ import annotations
 
@@ -7,153 +7,77 @@ import functools
 import json
 import os
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.cluster import direct
 from pytest_k3s_sandbox.cluster.answers import answered, found, patient
-from pytest_k3s_sandbox.cluster.base import Distribution, Phase
+from pytest_k3s_sandbox.cluster.base import ImageLoader, Parts
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
-from pytest_k3s_sandbox.cluster.overrides import merge
 from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, conditions
 from pytest_k3s_sandbox.cluster.wait import lost_by, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
-from pytest_k3s_sandbox.layers.base import Layer
-from pytest_k3s_sandbox.sandbox.base import Completed, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import Completed, Process, Reachable
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.support import bounded, forks
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, CoreV1Api
 
-    from pytest_k3s_sandbox.cluster.supervisor import Supervisor
-
-START_SECONDS = 60.0
-
-
-def no_phase(_name: str) -> AbstractContextManager[None]:
-    """Note nothing: the phase of those who do not record."""
-    return contextlib.nullcontext()
-
 
 class Cluster:
-    """Kubernetes in a sandbox, with a stack of layers around its node.
+    """Kubernetes, as its users see it: the API, kubectl, waiting, logs, images and namespaces.
 
-    A context manager: entering it starts the control plane, :meth:`start_node` the node,
-    leaving it ends both. The sandbox and the layers stay their owners'.
+    Starting and ending it is the part of :class:`~pytest_k3s_sandbox.cluster.process.ClusterProcess`, which
+    may belong to another process.
 
     Attributes:
-        layers: The layers around the node, in the order of the stack.
-        supervisor: Starts again what has ended; None for a cluster without supervision.
-        changing: Held while programs are started and ended, on purpose or by the supervisor.
+        sandbox: The sandbox that it runs in.
+        settings: The node's name, the addresses and ports, the version.
+        node: The worker node.
 
     Args:
-        sandbox: Where it runs.
-        distribution: What brings Kubernetes up.
+        parts: The running programs of Kubernetes.
+        sandbox: The sandbox that they run in.
         settings: The node's name, ports and so on.
+        images: Returns what loads images into the node.
         kubectl: The kubectl program on the machine.
-        phase: Called for every step of the bring-up.
         records: The run's folder, which gets copies of the logs when a wait fails.
     """
 
     def __init__(
         self,
-        sandbox: Sandbox,
-        distribution: Distribution,
+        parts: Parts,
+        sandbox: Reachable,
         settings: Settings,
-        *,
+        images: Callable[[], ImageLoader],
         kubectl: Path,
-        phase: Phase = no_phase,
         records: Path | None = None,
     ) -> None:
-        """Keep the parts; nothing starts yet."""
+        """Keep the parts; nothing is asked yet."""
         self.sandbox = sandbox
-        self.layers: tuple[Layer, ...] = ()
-        self.supervisor: Supervisor | None = None
-        self.changing = threading.RLock()
-        self.distribution = distribution
         self.settings = settings
         self.node = Node(self)
+        self._parts = parts
+        self._images = images
         self._kubectl = kubectl
-        self._phase = phase
         self._records = records
-        self._owner = forks.Owner()
         forks.watch(self)
 
     def forked(self) -> None:
-        """Give a forked process a lock and connections of its own."""
-        self.changing = threading.RLock()
+        """Give a forked process connections of its own."""
         if "client" in self.__dict__:  # as ApiClient makes it
             self.client.rest_client = type(self.client.rest_client)(self.client.configuration)
 
-    def __enter__(self) -> Self:
-        """Start the control plane and return at once; it comes up meanwhile.
-
-        Raises:
-            ClusterError: A port that it needs is occupied.
-        """
-        try:
-            self.distribution.start_control_plane(self.sandbox, self.settings, self._phase)
-        except BaseException:
-            self.distribution.stop()
-            raise
-        return self
-
-    def start_node(self, layers: Sequence[Layer]) -> None:
-        """Start the node in a stack of layers: returns when the API server answers and the kubelet runs.
-
-        Args:
-            layers: The layers in the order of the stack, which are up.
-
-        Raises:
-            ClusterError: A part of Kubernetes did not start.
-        """
-        with self.changing:
-            self.layers = tuple(layers)
-            overrides = merge(layer.overrides for layer in layers)
-            deadline = Deadline.after(START_SECONDS)
-            self.distribution.start_node(self.sandbox, self.settings, overrides, deadline, self._phase)
-
-    def stop_node(self) -> None:
-        """End the node; the control plane goes on, and the node can be started again.
-
-        In a process that was forked from its owner it does nothing.
-        """
-        if not self._owner.mine:
-            return
-        with self.changing:
-            self.distribution.stop_node()
-            self.layers = ()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take it down; in a process that was forked from its owner it does nothing."""
-        if not self._owner.mine:
-            return
-        with self.changing:
-            self.distribution.stop()
-
     @property
-    def processes(self) -> dict[str, Process]:
-        """The processes of the distribution, by name."""
-        return self.distribution.processes
-
-    @property
-    def unsupervised(self) -> Mapping[str, Process]:
-        """The processes whose end is final: no supervisor starts them again."""
-        return self.processes if self.supervisor is None else self.supervisor.unsupervised
+    def processes(self) -> Mapping[str, Process]:
+        """The processes of Kubernetes, by name."""
+        return self._parts.processes
 
     @property
     def kubeconfig(self) -> Path:
@@ -253,19 +177,17 @@ class Cluster:
 
         An API server that does not answer, or is overloaded, is waited for, too.
         """
-        supervisor = self.supervisor
 
         def seen() -> str | None:
-            trouble = None if supervisor is None else supervisor.trouble()
-            return "; ".join(filter(None, (answered(hint)(), trouble))) or None
+            return "; ".join(filter(None, (answered(hint)(), self._parts.trouble()))) or None
 
         try:
             until(
                 patient(condition),
                 what=what,
                 deadline=deadline,
-                alive=lambda: self.unsupervised,
-                restarts=lambda name: 0 if supervisor is None else supervisor.restarts(name),
+                alive=lambda: self._parts.unsupervised,
+                restarts=self._parts.restarts,
                 hint=seen,
             )
         except ClusterError as error:
@@ -298,7 +220,7 @@ class Cluster:
         Returns:
             The names by which a pod can use it.
         """
-        return load_archive(self.distribution, self.sandbox, tar, Deadline.after(seconds))
+        return load_archive(self._images(), self.sandbox, tar, Deadline.after(seconds))
 
     @contextlib.contextmanager
     def namespace(

@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import NodeOverrides
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Reachable, Sandbox
 from pytest_k3s_sandbox.sandbox.trees import staged
 
 CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
@@ -136,11 +136,11 @@ class Embedded(Programs):
         self._stop(CONTROL_PLANE)
         self._starting.close()
 
-    def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
+    def load_image(self, sandbox: Reachable, tar: str, deadline: Deadline) -> None:
         """Import an image; see :meth:`.base.Distribution.load_image`."""
         load_image(sandbox, tar, deadline, self._store.snapshotter)
 
-    def images(self, sandbox: Sandbox, deadline: Deadline) -> frozenset[str]:
+    def images(self, sandbox: Reachable, deadline: Deadline) -> frozenset[str]:
         """Return the names of the images; see :meth:`.base.Distribution.images`."""
         return image_names(sandbox, deadline)
 
@@ -204,7 +204,7 @@ def with_overrides(settings: Settings, overrides: NodeOverrides) -> Settings:
 
 
 def load_image(
-    sandbox: Sandbox,
+    sandbox: Reachable,
     tar: str,
     deadline: Deadline,
     snapshotter: str,
@@ -230,7 +230,7 @@ def load_image(
 
 
 def image_names(
-    sandbox: Sandbox,
+    sandbox: Reachable,
     deadline: Deadline,
     *,
     ctr: str = f"{BIN_DIR}/ctr",

@@ -39,7 +39,7 @@ from pytest_k3s_sandbox.cluster.programs import Programs
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import NodeOverrides
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Reachable, Sandbox
 from pytest_k3s_sandbox.sandbox.trees import staged
 
 DATA = f"{STATE_DIR}/k3s"
@@ -185,12 +185,12 @@ class K3s(Programs):
         self.stop_node()
         self._stop(["k3s-server"])
 
-    def load_image(self, sandbox: Sandbox, tar: str, deadline: Deadline) -> None:
+    def load_image(self, sandbox: Reachable, tar: str, deadline: Deadline) -> None:
         """Import an image with the client that k3s brings along and has unpacked."""
         ctr = f"{self._data}/data/current/bin/ctr"
         load_image(sandbox, tar, deadline, SNAPSHOTTER, ctr=ctr, socket=CONTAINERD_SOCKET)
 
-    def images(self, sandbox: Sandbox, deadline: Deadline) -> frozenset[str]:
+    def images(self, sandbox: Reachable, deadline: Deadline) -> frozenset[str]:
         """Return the names of the images; see :meth:`.base.Distribution.images`."""
         ctr = f"{self._data}/data/current/bin/ctr"
         return image_names(sandbox, deadline, ctr=ctr, socket=CONTAINERD_SOCKET)

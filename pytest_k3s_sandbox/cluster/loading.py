@@ -6,23 +6,21 @@ import secrets
 import tarfile
 from pathlib import Path
 
-from pytest_k3s_sandbox.cluster.base import Distribution
+from pytest_k3s_sandbox.cluster.base import ImageLoader
 from pytest_k3s_sandbox.cluster.names import full, names_in
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, StartError
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Reachable
 
 
-def load_archive(
-    distribution: Distribution, sandbox: Sandbox, tar: Path, deadline: Deadline
-) -> tuple[str, ...]:
+def load_archive(images: ImageLoader, sandbox: Reachable, tar: Path, deadline: Deadline) -> tuple[str, ...]:
     """Load an image from an archive on the machine, so that pods can use it.
 
     Pods name the image as the archive does, and need ``imagePullPolicy: IfNotPresent`` (or ``Never``)
     where its tag is ``latest`` (Kubernetes' "Images", default image pull policy).
 
     Args:
-        distribution: What runs the node.
+        images: Puts images into the node's containerd.
         sandbox: Where the node runs.
         tar: The archive, as ``docker save`` or ``skopeo copy ... oci-archive:...`` makes it.
         deadline: When to give up.
@@ -51,8 +49,8 @@ def load_archive(
     inside = f"{STATE_DIR}/{secrets.token_hex(8)}.tar"
     try:
         sandbox.files.copy_in(tar, inside)
-        distribution.load_image(sandbox, inside, deadline)
-        there = distribution.images(sandbox, deadline)
+        images.load_image(sandbox, inside, deadline)
+        there = images.images(sandbox, deadline)
     except StartError as error:
         raise ClusterError(
             f"image {tar} could not be loaded", cause=error.cause or error.what, log=sandbox.logs

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Sandbox
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Reachable
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.resolve import RefusedError
 from pytest_k3s_sandbox.support import escaping
@@ -32,7 +32,7 @@ IN_K3S = {
 """Where components log that run in the k3s process or below its data folder, relative to ours."""
 
 
-def log_of(sandbox: Sandbox, component: str) -> InsidePath:
+def log_of(sandbox: Reachable, component: str) -> InsidePath:
     """Return where a component logs, a file on the machine that may not exist yet.
 
     Args:
@@ -57,7 +57,7 @@ def written_since(log: InsidePath, seen: int) -> bytes:
         return b""
 
 
-def copy_logs(sandbox: Sandbox, folder: Path) -> None:
+def copy_logs(sandbox: Reachable, folder: Path) -> None:
     """Copy every process' log to the ``logs`` of a run's folder.
 
     Of a log that is no regular file the copy says so; of a long one it has the end.

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Self, cast
+from typing import NoReturn, cast
 
-from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.sampler import Sampler
@@ -22,12 +21,13 @@ from pytest_k3s_sandbox.daemon.clients import Users
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
-from pytest_k3s_sandbox.layers.base import Health, Layer
+from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import LayerStack
-from pytest_k3s_sandbox.node.bringup import NodeSession
+from pytest_k3s_sandbox.node.session import NodeSession
+from pytest_k3s_sandbox.node.spec import FORMS
 from pytest_k3s_sandbox.report.records import ErrorLine, RunWriter, Sample, read_run
 from pytest_k3s_sandbox.sandbox import machine, outside
-from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Usage, magic_argv
+from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Process, Sandbox, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.layout import below_var, control, shared
@@ -67,12 +67,6 @@ def public_names(owner: type) -> frozenset[str]:
     """Return the public attributes of a class: its methods, and what it declares in its annotations."""
     declared = {name for base in owner.__mro__ for name in vars(base).get("__annotations__", {})}
     return frozenset(name for name in {*dir(owner), *declared} if not name.startswith("_"))
-
-
-class Refusing:
-    """In the place of a distribution, which is the owner's."""
-
-    __getattr__ = refuse_the_rest(Distribution, "a shared cluster")
 
 
 class AttachedSandbox:
@@ -205,64 +199,50 @@ class AttachedProcess:
         refuse(f"ending {self.name} of a shared cluster")
 
 
-class AttachedCluster(Cluster):
-    """The cluster, as far as its API and its files give it.
+class AttachedParts:
+    """The programs of a shared cluster; implements :class:`~pytest_k3s_sandbox.cluster.base.Parts`.
 
     Args:
-        state: Its state.
+        state: The cluster's state.
         users: Where the ends of its processes are told.
-        kubectl: The kubectl program on the machine.
+        logs: The folder of its logs.
     """
 
-    def __init__(self, state: State, users: Users, kubectl: Path) -> None:
-        """Keep the arguments."""
-        settings = Settings(node=state.node, address=state.address, api_port=state.api_port)
-        # What a distribution does for a cluster is refused below, before it is asked.
-        super().__init__(AttachedSandbox(state), cast("Distribution", Refusing()), settings, kubectl=kubectl)
-        del self.layers  # the objects are the owner's: asking for them is refused, and not answered with none
-        self._state = state
-        self._all: dict[str, Process] = {
-            name: AttachedProcess(name, pid, self.sandbox.logs / f"{name}.log", state, users)
+    def __init__(self, state: State, users: Users, logs: InsidePath) -> None:
+        """Keep the processes' names and ids."""
+        self.processes: Mapping[str, Process] = {
+            name: AttachedProcess(name, pid, logs / f"{name}.log", state, users)
             for name, pid in state.processes.items()
         }
 
-    def __enter__(self) -> Self:
-        """Refuse."""
-        refuse("starting a shared cluster")
-
-    def __exit__(self, *_: object) -> None:
-        """Refuse, as :meth:`__enter__` does."""
-        refuse("ending a shared cluster")
-
-    def load_image(self, tar: Path, seconds: float = 60.0) -> tuple[str, ...]:
-        """Refuse."""
-        del seconds
-        refuse(f"loading image {tar} into a shared cluster")
-
-    def start_node(self, layers: Sequence[Layer]) -> None:
-        """Refuse."""
-        del layers
-        refuse("starting the node of a shared cluster")
-
-    def stop_node(self) -> None:
-        """Refuse."""
-        refuse("ending the node of a shared cluster")
-
     @property
-    def processes(self) -> dict[str, Process]:
-        """The distribution's processes, by name."""
-        return self._all
+    def unsupervised(self) -> Mapping[str, Process]:
+        """All of them: their owner's supervisor writes only final ends."""
+        return self.processes
 
-    @property
-    def kubeconfig(self) -> Path:
-        """The administrator's kubeconfig, a file on the machine."""
-        return Path(self._state.kubeconfig)
+    def restarts(self, name: str) -> int:
+        """Return 0: restarts are in the owner's records."""
+        del name
+        return 0
 
-    def __getattr__(self, name: str) -> NoReturn:
-        """Refuse the layers."""
-        if name == "layers":
-            refuse("the layers of a shared cluster; `k3s_layers.names` has their names")
-        raise AttributeError(name)
+    def trouble(self) -> str | None:
+        """Return None: the owner's records have what ended."""
+        return None
+
+
+def attached_cluster(state: State, users: Users, kubectl: Path) -> Cluster:
+    """Return a cluster that another process owns.
+
+    Args:
+        state: The cluster's state.
+        users: Where the ends of its processes are told.
+        kubectl: The kubectl program on the machine.
+    """
+    sandbox = AttachedSandbox(state)
+    settings = Settings(node=state.node, address=state.address, api_port=state.api_port)
+    return Cluster(
+        AttachedParts(state, users, sandbox.logs), sandbox, settings, FORMS[state.distribution], kubectl
+    )
 
 
 @dataclass(frozen=True)
@@ -319,9 +299,9 @@ def attach(state: State, users: Users, kubectl: Path) -> NodeSession:
         kubectl: The kubectl program on the machine.
     """
     folder = Path(state.folder)
-    cluster = AttachedCluster(state, users, kubectl)
+    cluster = attached_cluster(state, users, kubectl)
     return NodeSession(
-        stack=AttachedStack(cluster.sandbox, (), state.layers),
+        stack=AttachedStack(cast("Sandbox", cluster.sandbox), (), state.layers),
         cluster=cluster,
         writer=RunWriter(folder, zero=state.zero, joined=True),
         readiness=cast("Sampler", RecordedReadiness(folder)),  # all of it that tests use

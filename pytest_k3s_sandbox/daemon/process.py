@@ -28,7 +28,7 @@ from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.support import clock
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.sandbox.base import Process
 
 STOP = {signal.SIGTERM, signal.SIGINT}
@@ -117,6 +117,7 @@ def described(session: NodeSession, *, name: str, origin: str) -> dict[str, Any]
         "address": sandbox.address,
         "api_port": cluster.settings.api_port,
         "node": cluster.node.name,
+        "distribution": session.process.distribution.name,
         "layers": session.stack.names,
         "processes": {name: process.pid for name, process in cluster.processes.items()},
         "zero": session.writer.zero,
@@ -172,7 +173,7 @@ def _state(fields: Mapping[str, Any]) -> State:
 
 def keep(order: Keep) -> None:
     """Carry out an order to bring a cluster up and keep it."""
-    from pytest_k3s_sandbox.node.bringup import everything
+    from pytest_k3s_sandbox.node.session import open_session
     from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.report.finalize import finalize
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -183,8 +184,11 @@ def keep(order: Keep) -> None:
     with contextlib.ExitStack() as last:
         name = registry.take_name(order.name)
         last.callback(name.release, remove=True)
-        with everything(
-            spec, Toolchain(kubernetes=spec.version), Path(order.folder), experiment=order.experiment
+        with open_session(
+            spec,
+            toolchain=Toolchain(kubernetes=spec.version),
+            folder=Path(order.folder),
+            experiment=order.experiment,
         ) as session:
             session.cluster.node.wait_ready(90)
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
@@ -192,7 +196,7 @@ def keep(order: Keep) -> None:
                 state = _state(described(session, name=order.name, origin=order.origin))
                 registry.write_state(state)
                 tell_ends(session.stack.sandbox, state)
-                _wait(users, lambda: session.cluster.unsupervised, last)
+                _wait(users, lambda: session.process.unsupervised, last)
             finally:
                 registry.state_file(order.name).unlink(missing_ok=True)
                 endings.forget(order.name)

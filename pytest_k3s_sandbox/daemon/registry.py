@@ -22,6 +22,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, suggestion
 from pytest_k3s_sandbox.sandbox import locks, machine, processes
 from pytest_k3s_sandbox.sandbox.processes import Identity
+from pytest_k3s_sandbox.settings import DISTRIBUTIONS
 
 END_SECONDS = 40.0
 UP_ORIGIN = "k3s-sandbox up"
@@ -53,6 +54,8 @@ class State:
         layers: The layers' names.
         processes: The distribution's processes: their ids inside, by name.
         zero: The run's zero on the clock of :func:`time.monotonic`, which is one for all processes.
+        distribution: The form in which Kubernetes comes.
+        distribution: The form in which Kubernetes comes.
     """
 
     name: str
@@ -72,6 +75,7 @@ class State:
     layers: tuple[str, ...]
     processes: dict[str, int]
     zero: float
+    distribution: str = "embedded"
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
@@ -87,6 +91,10 @@ class State:
                 raise TypeError(f"{field} is no {kind}")
         if state.pid <= 1 or state.start <= 1 or not NAME.fullmatch(state.name):
             raise ValueError(f"process {state.pid} of start {state.start} cannot keep {state.name!r}")
+        if state.distribution not in DISTRIBUTIONS:
+            raise ValueError(f"the distribution {state.distribution!r} is unknown")
+        if state.distribution not in DISTRIBUTIONS:
+            raise ValueError(f"the distribution {state.distribution!r} is unknown")
         return state
 
     @property

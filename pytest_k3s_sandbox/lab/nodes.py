@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster
+    from pytest_k3s_sandbox.cluster.process import ClusterProcess
     from pytest_k3s_sandbox.lab.observe import Observation
     from pytest_k3s_sandbox.lab.trials import Trials
     from pytest_k3s_sandbox.layers.base import Layer
@@ -61,6 +62,11 @@ class NodeTrials:
         return self.start()[0].cluster
 
     @property
+    def process(self) -> ClusterProcess:
+        """The cluster's programs."""
+        return self.start()[0].process
+
+    @property
     def writer(self) -> RunWriter:
         """The run's records."""
         return self.start()[1]
@@ -109,20 +115,21 @@ class NodeTrials:
         from pytest_k3s_sandbox.lab.observe import Limits
         from pytest_k3s_sandbox.lab.trials import Trials
         from pytest_k3s_sandbox.layers.stack import LayerStack
-        from pytest_k3s_sandbox.node.bringup import control_plane, fingerprint, start_sandbox
         from pytest_k3s_sandbox.node.diagnostics import explained
+        from pytest_k3s_sandbox.node.fingerprint import fingerprint
+        from pytest_k3s_sandbox.node.session import open_control_plane, open_sandbox, open_stack
 
         spec, toolchain = self._spec, self._toolchain
         writer = stack.enter_context(self._record("trials", *([] if spec.one_root else ["var-mount"])))
-        with writer.phase("sandbox"):
-            sandbox = stack.enter_context(start_sandbox(spec, toolchain))
-            self._check(sandbox)
+        sandbox = stack.enter_context(open_sandbox(spec, toolchain, writer))
+        self._check(sandbox)
         writer.append(fingerprint(LayerStack(sandbox, ()), spec, toolchain, self._experiment()))
         folder = writer.path.parent
         with explained(sandbox, folder):
-            cluster = stack.enter_context(control_plane(sandbox, spec, toolchain, writer))
+            process = open_control_plane(sandbox, spec, toolchain, writer)
+            stack.enter_context(open_stack(sandbox, (), writer, process))
             limits = Limits().stretched(self._timeout_scale)
-            return stack.enter_context(Trials(cluster, folder / "logs", limits)), writer
+            return stack.enter_context(Trials(process, folder / "logs", limits)), writer
 
 
 def settings(*, isolation: bool) -> Mapping[str, str]:

@@ -55,7 +55,7 @@ def placed(
         spec: What was asked for.
         writer: The run's records.
     """
-    from pytest_k3s_sandbox.node.bringup import fingerprint
+    from pytest_k3s_sandbox.node.fingerprint import fingerprint
 
     with contextlib.ExitStack() as ending:
         with writer.phase(f"sandbox {kind}"):

@@ -14,7 +14,7 @@ from pytest_k3s_sandbox.report.records import Ablation, Measurement, Sample, rea
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
 
 POLL_SECONDS = 0.5
 

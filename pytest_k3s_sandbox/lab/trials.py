@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster.answers import found
-from pytest_k3s_sandbox.cluster.cluster import START_SECONDS, Cluster
+from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, ON_9P
 from pytest_k3s_sandbox.cluster.embedded import NODE, Embedded
+from pytest_k3s_sandbox.cluster.process import START_SECONDS, ClusterProcess
 from pytest_k3s_sandbox.cluster.wait import ended, tail
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
@@ -94,24 +95,26 @@ class Trials:
         ConfigError: The cluster is of another kind.
 
     Attributes:
+        process: The cluster's programs.
         cluster: The cluster.
         first: The state of the sandbox that every trial starts from.
     """
 
-    def __init__(self, cluster: Cluster, folder: Path, limits: Limits | None = None) -> None:
+    def __init__(self, process: ClusterProcess, folder: Path, limits: Limits | None = None) -> None:
         """Keep the parts; nothing is started yet."""
-        if not isinstance(cluster.distribution, Embedded):
+        if not isinstance(process.distribution, Embedded):
             raise ConfigError(
-                f"trials of distribution {cluster.distribution.name}",
+                f"trials of distribution {process.distribution.name}",
                 cause="its node and its control plane are one process",
                 remedy="use --k3s-distribution=embedded",
             )
-        self.cluster = cluster
-        self._distribution = cluster.distribution
+        self.process = process
+        self.cluster = process.cluster
+        self._distribution = process.distribution
         self.first: State = {}
         self._folder = folder
         self._limits = limits or Limits()
-        self._sandbox = cluster.sandbox
+        self._sandbox = process.sandbox
         self._mounts: list[str] = []
         self._number = 0
 
@@ -126,19 +129,19 @@ class Trials:
         self._sandbox.files.copy_in(Path(reset.__file__), program)
         table = self._sandbox.run(["cat", "/proc/self/mountinfo"]).stdout
         self._mounts = [line.split()[0] for line in table.splitlines()]
-        cluster, deadline = self.cluster, Deadline.after(START_SECONDS)
+        process, deadline = self.process, Deadline.after(START_SECONDS)
         # As in the research, all of a node's storage is 9p; and it can be copied from outside.
-        cluster.settings = replace(cluster.settings, store=ON_9P)
-        self._distribution.wait_control_plane(self._sandbox, cluster.settings, deadline)
+        process.settings = replace(process.settings, store=ON_9P)
+        self._distribution.wait_control_plane(self._sandbox, process.settings, deadline)
         self._sandbox.files.mkdir(CONTAINERD_ROOT)
         self._sandbox.run(["rm", "-rf", "/run/mount"])  # what mount(8) has left is not a trial's
         self.first = self._state(change=False)
         self._start_node(())
-        if (dead := ended({"containerd": cluster.processes["containerd"]})) is not None:
+        if (dead := ended({"containerd": process.processes["containerd"]})) is not None:
             raise ClusterError("containerd ended before it had its images", cause=tail(dead), log=dead.log)
         self._end_node()
         copy_tree_out(self._sandbox.files, CONTAINERD_ROOT, self._pristine, PRISTINE_BYTES)
-        cluster.wait_usable(POD_NAMESPACE, deadline)
+        self.cluster.wait_usable(POD_NAMESPACE, deadline)
         self._clean()
         return self
 
@@ -164,8 +167,8 @@ class Trials:
             ClusterError: The node left what cannot be removed, or the control plane ended.
         """
         self._number += 1
-        cluster = self.cluster
-        cluster.settings = replace(cluster.settings, local_storage_isolation=isolation)
+        cluster, process = self.cluster, self.process
+        process.settings = replace(process.settings, local_storage_isolation=isolation)
         try:
             # What the interceptor's redirects lead to need not be there, but their folder has to.
             self._sandbox.files.mkdir(f"{TREE}/proc/sys")
@@ -191,7 +194,7 @@ class Trials:
     def _start_node(self, layers: Sequence[Layer]) -> None:
         """Start the node; that it ends meanwhile is for those who watch it."""
         try:
-            self.cluster.start_node(layers)
+            self.process.start_node(layers)
         except ClusterError:
             node = {name: each for name, each in self.cluster.processes.items() if name in NODE}
             if ended(node) is None:
@@ -202,7 +205,7 @@ class Trials:
         for name in NODE:
             if name in self.cluster.processes:
                 self.cluster.processes[name].signal(signal.SIGKILL)
-        self.cluster.stop_node()
+        self.process.stop_node()
 
     def _clean(self) -> None:
         """Remove what the last node left, everywhere, and make sure that nothing of it is there any more.

@@ -11,7 +11,7 @@ from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.logs import copy_logs
 from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.sandbox.base import Sandbox
+from pytest_k3s_sandbox.sandbox.base import Reachable, Sandbox
 from pytest_k3s_sandbox.support import escaping
 
 
@@ -42,7 +42,7 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
     (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
 
 
-def look_inside(sandbox: Sandbox, folder: Path) -> None:
+def look_inside(sandbox: Reachable, folder: Path) -> None:
     """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
     copy_logs(sandbox, folder)
     inside = {

@@ -6,11 +6,13 @@ import contextlib
 from pathlib import Path
 
 from pytest_k3s_sandbox.cluster import datastore
-from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.cluster.process import ClusterProcess
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
+from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.node.start import start_sandbox
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.cache import CorruptEntryError
@@ -77,9 +79,6 @@ def _cached(toolchain: Toolchain, key: str) -> Path | None:
 
 def _write(toolchain: Toolchain, target: Path) -> None:
     """Start a control plane on an empty datastore, end it, and keep what it wrote."""
-    from pytest_k3s_sandbox.node.bringup import start_sandbox
-    from pytest_k3s_sandbox.node.spec import NodeSpec
-
     distribution = Embedded()
     deadline = Deadline.after(SECONDS)
     try:
@@ -88,10 +87,11 @@ def _write(toolchain: Toolchain, target: Path) -> None:
         raise _NoPlaceError from error
     with started as sandbox:
         settings = Settings(node="k3s-sandbox", address=sandbox.address, kubernetes=toolchain.pins.kubernetes)
-        with Cluster(sandbox, distribution, settings, kubectl=toolchain.get("kubectl").path) as cluster:
+        kubectl = toolchain.get("kubectl").path
+        with ClusterProcess(sandbox, distribution, settings, kubectl=kubectl) as process:
             distribution.wait_control_plane(sandbox, settings, deadline)
             for namespace in NAMESPACES:
-                cluster.wait_usable(namespace, deadline)
+                process.cluster.wait_usable(namespace, deadline)
         # SQLite opens files by their names, so it works on copies that the inside cannot touch.
         for suffix in ("", "-wal"):
             name = f"{STATE_DIR}/db/{datastore.FILE}{suffix}"

@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.pytestplugin.claims import NotHeld, OpenClaim
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.pytestplugin.claims import Claims
     from pytest_k3s_sandbox.report.records import Event, RunWriter
 
@@ -71,7 +71,7 @@ def _record(claim: OpenClaim, found: list[Event]) -> None:
 
 def _wait(session: NodeSession, timeout_scale: float) -> None:
     """Return when a start is over: the node was Ready, a program has ended, or it takes too long."""
-    from pytest_k3s_sandbox.node.bringup import note_ends
+    from pytest_k3s_sandbox.node.session import note_ends
 
     deadline = Deadline.after(READY_SECONDS * timeout_scale)
     while not note_ends(session.cluster, session.writer):

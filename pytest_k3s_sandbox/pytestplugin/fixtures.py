@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.sampler import Sampler
     from pytest_k3s_sandbox.layers.base import Layer
     from pytest_k3s_sandbox.layers.stack import LayerStack
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.namespaces import Namespaces
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
@@ -131,15 +131,13 @@ def k3s_sandbox(
     request: pytest.FixtureRequest, k3s_spec: NodeSpec, k3s_toolchain: Toolchain, k3s_run: RunWriter
 ) -> Iterator[StartedSandbox]:
     """A started sandbox of the kind that ``--k3s-sandbox`` names."""
-    from pytest_k3s_sandbox.node.bringup import start_sandbox
+    from pytest_k3s_sandbox.node.session import open_sandbox
 
     if SHARE in request.config.stash:
         # All of one that a test uses, but what only its owner may do.
         yield cast("StartedSandbox", request.config.stash[SHARE].up(k3s_spec, k3s_toolchain).stack.sandbox)
         return
-    with k3s_run.phase("sandbox"):
-        started = start_sandbox(k3s_spec, k3s_toolchain)
-    with started:
+    with open_sandbox(k3s_spec, k3s_toolchain, k3s_run) as started:
         yield started
 
 
@@ -203,42 +201,35 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     of its own, so that nothing of another stack is left in it.
     """
     from pytest_k3s_sandbox.layers.registry import LAYERS
-    from pytest_k3s_sandbox.layers.stack import bring_up, parse, split
-    from pytest_k3s_sandbox.node.bringup import RecordedStack, control_plane, default_layers, start_sandbox
-    from pytest_k3s_sandbox.node.diagnostics import explained
+    from pytest_k3s_sandbox.layers.stack import parse, split
+    from pytest_k3s_sandbox.node.session import open_control_plane, open_sandbox, open_stack
+    from pytest_k3s_sandbox.node.start import default_layers
     from pytest_k3s_sandbox.pytestplugin.recording import recorded
 
     activate(request.config)
     spec: NodeSpec = request.getfixturevalue("k3s_spec")
     toolchain: Toolchain = request.getfixturevalue("k3s_toolchain")
-    if SHARE in request.config.stash and not hasattr(request, "param"):
+    own = hasattr(request, "param")
+    if SHARE in request.config.stash and not own:
         yield request.config.stash[SHARE].up(spec, toolchain).stack
         return
     with contextlib.ExitStack() as stack:
+        layers: Sequence[str] | Callable[[], Sequence[Layer]]
+        if own:
+            layers = words = parse(request.param)
+            run = stack.enter_context(recorded(request, spec, "+".join(words) or "none"))
+            sandbox = stack.enter_context(open_sandbox(spec, toolchain, run))
+        else:
+            run, sandbox = request.getfixturevalue("k3s_run"), request.getfixturevalue("k3s_sandbox")
+            words = default_layers(sandbox) if spec.layers is None else spec.layers
 
-        def begin(where: StartedSandbox, run: RunWriter) -> Cluster | None:
-            """Let the control plane come up beside the layers, if a test wants a cluster."""
-            if "k3s_session" not in request.fixturenames:
-                return None
-            return stack.enter_context(control_plane(where, spec, toolchain, run))
+            def layers() -> Sequence[Layer]:
+                return [request.getfixturevalue(LAYERS[split(word)[0]].fixture) for word in words]
 
-        if not hasattr(request, "param"):
-            run: RunWriter = request.getfixturevalue("k3s_run")
-            shared: StartedSandbox = request.getfixturevalue("k3s_sandbox")
-            names = spec.layers if spec.layers is not None else default_layers(shared)
-            with explained(shared, run.path.parent):
-                cluster = begin(shared, run)
-            each = tuple(request.getfixturevalue(LAYERS[split(name)[0]].fixture) for name in names)
-            yield RecordedStack(shared, each, run, cluster)
-            return
-        names = parse(request.param)
-        run = stack.enter_context(recorded(request, spec, "+".join(names) or "none"))
-        with run.phase("sandbox"):
-            own = stack.enter_context(start_sandbox(spec, toolchain))
-        with explained(own, run.path.parent):
-            cluster = begin(own, run)
-            up = stack.enter_context(bring_up(own, names, run.phase))
-        yield RecordedStack(own, up.layers, run, cluster)
+        # The control plane comes up beside the layers, if a test wants a cluster.
+        wanted = "k3s_session" in request.fixturenames
+        process = open_control_plane(sandbox, spec, toolchain, run) if wanted else None
+        yield stack.enter_context(open_stack(sandbox, layers, run, process))
 
 
 @pytest.fixture(scope=_scope)
@@ -246,7 +237,7 @@ def k3s_session(
     request: pytest.FixtureRequest, k3s_layers: LayerStack, k3s_spec: NodeSpec, k3s_toolchain: Toolchain
 ) -> Iterator[NodeSession]:
     """Everything that is up: the stack, the cluster, the records and the sampler."""
-    from pytest_k3s_sandbox.node.bringup import RecordedStack, cluster_up
+    from pytest_k3s_sandbox.node.session import RecordedStack, open_node
     from pytest_k3s_sandbox.pytestplugin import cleanstart
     from pytest_k3s_sandbox.pytestplugin.recording import (
         clean_start,
@@ -266,14 +257,14 @@ def k3s_session(
         return
     # A user's own `k3s_layers` need not record, nor start a control plane.
     if isinstance(k3s_layers, RecordedStack):
-        run, cluster = k3s_layers.run, k3s_layers.cluster
+        run, process = k3s_layers.run, k3s_layers.process
     else:
-        run, cluster = request.getfixturevalue("k3s_run"), None
+        run, process = request.getfixturevalue("k3s_run"), None
     name, claim = experiment_of(request), clean_start(request, run)
     # What an experiment's node does by itself is the experiment's result.
     spec = k3s_spec if claim is None else dataclasses.replace(k3s_spec, supervised=False)
     with contextlib.ExitStack() as ending:
-        bring = cluster_up(k3s_layers, spec, k3s_toolchain, run, experiment=name, cluster=cluster)
+        bring = open_node(k3s_layers, spec, k3s_toolchain, run, experiment=name, process=process)
         if claim is None:
             up = ending.enter_context(bring)
         else:
@@ -288,9 +279,9 @@ def k3s_session(
         )
         failed_before = request.session.testsfailed
         yield up
-        supervisor = up.cluster.supervisor
+        supervisor = up.process.supervisor
         # Records can be long, and what was never started again need not be looked for in them.
-        mended = supervisor is not None and supervisor.restarts(up.cluster.distribution.agent) > 0
+        mended = supervisor is not None and supervisor.restarts(up.process.distribution.agent) > 0
         if mended and (restarts := restarts_text(read_run(up.folder))) is not None:
             request.config.stash[LINES].append(f"k3s-sandbox: {restarts}; records: {up.folder}")
         if request.session.testsfailed > failed_before:

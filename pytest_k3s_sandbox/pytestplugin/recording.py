@@ -27,7 +27,7 @@ from pytest_k3s_sandbox.support import forks
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.claims import OpenClaim
     from pytest_k3s_sandbox.report.records import RunWriter
@@ -50,7 +50,7 @@ def recorded(
         words: Further words of the folder's name.
         uses: Tells whether a test uses the run; by default that is told from the fixture.
     """
-    from pytest_k3s_sandbox.node.bringup import run_folder
+    from pytest_k3s_sandbox.node.session import run_folder
     from pytest_k3s_sandbox.report.records import RunWriter
 
     config, session = request.config, request.session

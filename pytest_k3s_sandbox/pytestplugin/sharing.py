@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.sandbox import locks, machine
 from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.node.bringup import NodeSession
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -106,7 +106,7 @@ class Share:
 
     def _launch(self, spec: NodeSpec, wanted: dict[str, Any]) -> dict[str, Any]:
         from pytest_k3s_sandbox.daemon import process as keeper
-        from pytest_k3s_sandbox.node.bringup import run_folder
+        from pytest_k3s_sandbox.node.session import run_folder
 
         folder = run_folder(self._report, "test", spec.sandbox, "shared")
         order = keeper.Keep(

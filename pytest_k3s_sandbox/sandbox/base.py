@@ -129,8 +129,8 @@ def described(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-class Sandbox(Protocol):
-    """A place with a root, a network and processes of its own, ended as a whole."""
+class Reachable(Protocol):
+    """A sandbox in which programs can be run to their end, whichever process owns it."""
 
     @property
     def kind(self) -> str:
@@ -149,22 +149,16 @@ class Sandbox(Protocol):
         """The folder on the machine with every process' log."""
 
     @property
+    def files(self) -> Beneath:
+        """The files that the inside can write, those below /var, as the machine may use them."""
+
+    @property
+    def control(self) -> Path:
+        """The folder of what the machine itself uses, which the inside can neither read nor write."""
+
+    @property
     def address(self) -> str:
         """The IPv4 address by which the machine reaches the sandbox."""
-
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        name: str,
-        env: Mapping[str, str] | None = None,
-        cwd: str = "/",
-    ) -> Process:
-        """Start a program inside, in a session of its own, logging to ``logs/<name>.log``.
-
-        Raises:
-            StartError: The program does not exist or cannot be executed.
-        """
 
     def run(
         self,
@@ -181,20 +175,30 @@ class Sandbox(Protocol):
                 (it is killed then), or, with ``check``, exited with another code than 0.
         """
 
+
+class Sandbox(Reachable, Protocol):
+    """A place with a root, a network and processes of its own, ended as a whole."""
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+    ) -> Process:
+        """Start a program inside, in a session of its own, logging to ``logs/<name>.log``.
+
+        Raises:
+            StartError: The program does not exist or cannot be executed.
+        """
+
     def usage(self) -> list[Usage]:
         """Return what every process inside has used so far.
 
         Raises:
             StartError: The sandbox has ended.
         """
-
-    @property
-    def files(self) -> Beneath:
-        """The files that the inside can write, those below /var, as the machine may use them."""
-
-    @property
-    def control(self) -> Path:
-        """The folder of what the machine itself uses, which the inside can neither read nor write."""
 
     @property
     def handed_over(self) -> bool:

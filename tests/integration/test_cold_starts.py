@@ -25,7 +25,7 @@ from stand_in_node import node, write_stand_in
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import EventKind, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -66,8 +66,8 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bring]:
     """How a node is brought up, by its distribution; what ends by itself is not started again."""
     stand_in = write_stand_in(tmp_path_factory.mktemp("k3s"))
     return {
-        "embedded": lambda folder: everything(
-            NodeSpec("gvisor"), Toolchain(), folder, experiment="cold-starts"
+        "embedded": lambda folder: open_session(
+            NodeSpec("gvisor"), toolchain=Toolchain(), folder=folder, experiment="cold-starts"
         ),
         "k3s": lambda folder: node(stand_in, folder),
     }

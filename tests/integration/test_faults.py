@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
-from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import Event, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -49,7 +49,7 @@ class Faulty:
 
     def lost(self) -> str | None:
         """Return what the supervisor has given up."""
-        supervisor = self.cluster.supervisor
+        supervisor = self.up.process.supervisor
         assert supervisor is not None
         return supervisor.lost()
 
@@ -84,7 +84,7 @@ class Faulty:
     def program(self, name: str) -> int:
         """Return the id of a program: the tracer's child, where there is one."""
         process = self.cluster.processes[name]
-        if name not in self.cluster.distribution.traced:
+        if name not in self.up.process.distribution.traced:
             return process.pid
         return next(row.pid for row in self.up.stack.sandbox.usage() if row.parent == process.pid)
 
@@ -98,7 +98,7 @@ class Faulty:
 
     def cgroupfs(self) -> int:
         """Return the id of the cgroupfs server."""
-        layer = next(each for each in self.cluster.layers if isinstance(each, FuseCgroupfs))
+        layer = next(each for each in self.up.process.layers if isinstance(each, FuseCgroupfs))
         assert layer.pid is not None
         return layer.pid
 
@@ -157,7 +157,9 @@ SHORT = ("cgroupfs", "kubelet's interceptor", "kine")
 def node(k3s_toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     """Bring a supervised node up, for all faults."""
     folder = tmp_path_factory.mktemp("faults") / "run"
-    with everything(NodeSpec(supervised=True), k3s_toolchain, folder, experiment="test") as up:
+    with open_session(
+        NodeSpec(supervised=True), toolchain=k3s_toolchain, folder=folder, experiment="test"
+    ) as up:
         yield Faulty(up)
 
 
@@ -217,10 +219,10 @@ def test_the_whole_node_at_once(node: Faulty) -> None:
 
 @pytest.mark.nightly
 def test_what_is_stopped_on_purpose_stays_stopped_and_can_be_started_again(node: Faulty) -> None:
-    layers, began = node.cluster.layers, node.up.writer.now()
+    layers, began = node.up.process.layers, node.up.writer.now()
     with node.observed("node-stopped-and-started"):
-        node.cluster.stop_node()
+        node.up.process.stop_node()
         time.sleep(3)
         assert not {"kubelet", "containerd"} & node.cluster.processes.keys()
-        node.cluster.start_node(layers)
+        node.up.process.start_node(layers)
     assert node.events(began) == []

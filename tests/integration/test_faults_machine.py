@@ -15,8 +15,9 @@ import pytest
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.lab.churn import is_ready, pod
-from pytest_k3s_sandbox.node.bringup import NodeSession, everything, start_sandbox
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.node.start import start_sandbox
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -74,7 +75,9 @@ def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_p
     """What was acknowledged is there afterwards; pods may be evicted, which is Kubernetes' answer."""
     from kubernetes.client import AppsV1Api
 
-    with everything(NodeSpec(supervised=True), k3s_toolchain, tmp_path / "run", experiment="test") as up:
+    with open_session(
+        NodeSpec(supervised=True), toolchain=k3s_toolchain, folder=tmp_path / "run", experiment="test"
+    ) as up:
         cluster, core = up.cluster, up.cluster.core
         cluster.node.wait_ready(PATIENCE)
         cluster.wait_usable(NAMESPACE, Deadline.after(PATIENCE))
@@ -112,7 +115,7 @@ def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_p
         def hint() -> str:
             conditions = {name: each.status for name, each in cluster.node.conditions().items()}
             pods = {one.metadata.name: one.status.reason for one in core.list_namespaced_pod(NAMESPACE).items}
-            return f"{conditions}, {pods}, {cluster.supervisor.lost() if cluster.supervisor else None}"
+            return f"{conditions}, {pods}, {up.process.supervisor and up.process.supervisor.lost()}"
 
         # The kubelet takes pods again 5 min after a pressure (evictionPressureTransitionPeriod).
         cluster.wait(recovered, "pods to run again", Deadline.after(400), hint)

@@ -23,12 +23,13 @@ pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pyte
 INNER = """
 import json
 from pathlib import Path
-from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox import reaper
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-with everything(NodeSpec("host"), Toolchain(), Path("/var/lib/run"), experiment="test") as up:
+folder = Path("/var/lib/run")
+with open_session(NodeSpec("host"), toolchain=Toolchain(), folder=folder, experiment="test") as up:
     up.cluster.node.wait_ready(90)
     seen = {
         "layers": up.stack.names,

@@ -19,7 +19,7 @@ from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
-from pytest_k3s_sandbox.node.bringup import NodeSession
+from pytest_k3s_sandbox.node.session import NodeSession
 from pytest_k3s_sandbox.node.spec import NodeSpec, kubernetes_version
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
@@ -153,10 +153,10 @@ def test_a_node_is_ready_runs_a_pod_and_can_be_started_again(
     ):
         up.cluster.node.wait_ready(READY_SECONDS)
         run_pod(up, namespace, pod("busybox:1.36", "sleep 1000"))
-        layers = up.cluster.layers
-        up.cluster.stop_node()
+        layers = up.process.layers
+        up.process.stop_node()
         assert list(up.cluster.processes) == (["k3s-server"] if apart else [])
-        up.cluster.start_node(layers)
+        up.process.start_node(layers)
         up.cluster.node.wait_ready(READY_SECONDS)
         status = up.cluster.core.read_namespaced_pod("it", namespace).status
         assert status.phase == "Running"

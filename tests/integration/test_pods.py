@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.cluster.components import MANIFESTS
 from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError
-from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -144,7 +144,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One node in gVisor and all the pods, which come up side by side."""
     toolchain = Toolchain()
     folder = tmp_path_factory.mktemp("pods")
-    with everything(NodeSpec(), toolchain, folder / "run", experiment="test") as up:
+    with open_session(NodeSpec(), toolchain=toolchain, folder=folder / "run", experiment="test") as up:
         made = World(up, toolchain.get("kubectl").path)
         up.cluster.node.wait_ready(SECONDS)
         up.cluster.load_image(private_image(folder))

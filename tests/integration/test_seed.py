@@ -11,8 +11,9 @@ from outside import outside
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
+from pytest_k3s_sandbox.node.session import open_control_plane
 from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.node.start import start_sandbox
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -26,9 +27,9 @@ def test_a_cluster_has_only_its_own_addresses_and_certificates(tmp_path: Path, s
     with (
         RunWriter(tmp_path / "run") as writer,
         start_sandbox(spec, toolchain) as sandbox,
-        control_plane(sandbox, spec, toolchain, writer) as cluster,
+        open_control_plane(sandbox, spec, toolchain, writer) as process,
     ):
-        distribution = cluster.distribution
+        cluster, distribution = process.cluster, process.distribution
         assert isinstance(distribution, Embedded)
         settings = Settings(node=spec.node, address=sandbox.address)
         distribution.wait_control_plane(sandbox, settings, deadline)

@@ -23,7 +23,7 @@ from stand_in_node import node, write_stand_in
 
 from pytest_k3s_sandbox.cli.experiments import experiments_folder
 from pytest_k3s_sandbox.errors import WaitError
-from pytest_k3s_sandbox.node.bringup import NodeSession, everything
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.headline import outcome, sentence
 from pytest_k3s_sandbox.report.page import render
@@ -155,7 +155,9 @@ def test_a_kubelet_that_always_ends_is_given_up(tmp_path: Path) -> None:
     began = time.monotonic()
     with (
         pytest.raises(WaitError) as caught,
-        everything(spec, toolchain(mortal(tmp_path, FOR_EVER)), folder, experiment="test") as up,
+        open_session(
+            spec, toolchain=toolchain(mortal(tmp_path, FOR_EVER)), folder=folder, experiment="test"
+        ) as up,
     ):
         up.cluster.node.wait_ready(READY_SECONDS)
     assert time.monotonic() - began < GIVEN_UP_SECONDS

@@ -14,8 +14,9 @@ from pytest_k3s_sandbox.lab.observe import Milestone
 from pytest_k3s_sandbox.lab.trials import Trials
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.stack import FULL
-from pytest_k3s_sandbox.node.bringup import control_plane, start_sandbox
+from pytest_k3s_sandbox.node.session import open_control_plane
 from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.node.start import start_sandbox
 from pytest_k3s_sandbox.report.records import RunWriter, Stage
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def trials(tmp_path_factory: pytest.TempPathFactory, k3s_toolchain: Toolchain) -
     with (
         RunWriter(folder / "run") as writer,
         start_sandbox(spec, k3s_toolchain) as sandbox,
-        control_plane(sandbox, spec, k3s_toolchain, writer) as cluster,
-        Trials(cluster, folder) as trials,
+        open_control_plane(sandbox, spec, k3s_toolchain, writer) as process,
+        Trials(process, folder) as trials,
     ):
         yield trials
 
@@ -86,7 +87,7 @@ mkdir -p /var/lib/kubelet/pods /run/containerd && touch /dev/kmsg
 
 def test_a_trial_does_not_profit_from_the_one_before(trials: Trials, tmp_path: Path) -> None:
     """All but an unknown folder is removed; that is noticed; and the next trial is the first one's again."""
-    sandbox = trials.cluster.sandbox
+    sandbox = trials.process.sandbox
     with pytest.raises(ClusterError) as caught:
         trials.run((), also=[Litter(sandbox, REMOVED)])
     assert caught.value.cause == "/run: + d somewhere"

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import versions
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -39,7 +39,7 @@ NO_CGROUP_V1 = "kubelet is configured to not run on a host using cgroup v1"
 @pytest.mark.parametrize("kind", ["gvisor", "host"])
 def test_a_node_of_a_version_is_ready_and_runs_a_pod(version: str, kind: str, tmp_path: Path) -> None:
     toolchain = Toolchain(kubernetes=version)
-    with everything(NodeSpec(kind), toolchain, tmp_path / "run", experiment="test") as up:
+    with open_session(NodeSpec(kind), toolchain=toolchain, folder=tmp_path / "run", experiment="test") as up:
         cluster = up.cluster
         cluster.node.wait_ready(SECONDS)
         info = cluster.core.read_node(cluster.node.name).status.node_info
@@ -65,14 +65,15 @@ def test_a_node_of_a_version_is_ready_and_runs_a_pod(version: str, kind: str, tm
 def test_without_its_row_of_the_table_a_version_refuses_cgroups_of_version_1(
     version: str, tmp_path: Path
 ) -> None:
-    with everything(NodeSpec(), Toolchain(kubernetes=version), tmp_path / "run", experiment="test") as up:
-        cluster, layers = up.cluster, up.cluster.layers
-        cluster.stop_node()
-        cluster.settings = replace(cluster.settings, kubelet_overrides=(("failCgroupV1", True),))
-        cluster.start_node(layers)
-        kubelet = cluster.processes["kubelet"]
+    toolchain = Toolchain(kubernetes=version)
+    with open_session(toolchain=toolchain, folder=tmp_path / "run", experiment="test") as session:
+        process, layers = session.process, session.process.layers
+        process.stop_node()
+        process.settings = replace(process.settings, kubelet_overrides=(("failCgroupV1", True),))
+        process.start_node(layers)
+        kubelet = process.processes["kubelet"]
         assert kubelet.wait(Deadline.after(SECONDS)) == 1
-        assert NO_CGROUP_V1 in cluster.node.log.read_text()
+        assert NO_CGROUP_V1 in session.cluster.node.log.read_text()
 
 
 @pytest.mark.parametrize("version", kubernetes_versions())

@@ -10,7 +10,7 @@ import pytest
 
 # pytester forgets the modules that an inner run imported first, but not where packages refer to
 # them: what inner runs share with this one has to be there before.
-from pytest_k3s_sandbox.node import bringup  # noqa: F401 - see above
+from pytest_k3s_sandbox.node import session  # noqa: F401 - see above
 from pytest_k3s_sandbox.report import finalize  # noqa: F401 - see above
 from pytest_k3s_sandbox.report.records import Run, read_run
 from pytest_k3s_sandbox.settings import OPTIONS

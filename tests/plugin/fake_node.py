@@ -22,7 +22,7 @@ import pytest
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.layers import registry, stack
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
-from pytest_k3s_sandbox.node import bringup, spec
+from pytest_k3s_sandbox.node import session, spec
 from pytest_k3s_sandbox.pytestplugin import experiment_markers
 from pytest_k3s_sandbox.pytestplugin.activation import activate
 from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
@@ -147,15 +147,15 @@ def _layer(name: str, _sandbox: object, variant: str | None = None) -> FakeLayer
 
 
 @contextlib.contextmanager
-def cluster_up(
+def open_node(
     layers: stack.LayerStack,
     spec: spec.NodeSpec,
     _toolchain: object,
     run: RunWriter,
     *,
     experiment: str,
-    cluster: Any,  # noqa: ANN401 - a fake one
-) -> Iterator[bringup.NodeSession]:
+    process: Any,  # noqa: ANN401 - a fake one
+) -> Iterator[session.NodeSession]:
     """Record where this is, and give a cluster."""
     run.append(
         Environment(
@@ -174,9 +174,9 @@ def cluster_up(
     )
     note(f"cluster up with {'+'.join(layers.names) or 'none'}")
     sampler: Any = SimpleNamespace(samples=[], seen_ready=True, failure=None)
-    fake: Any = cluster or FakeCluster()
+    fake: Any = process or FakeCluster()
     owner = forks.Owner()
-    yield bringup.NodeSession(layers, fake, run, sampler, run.path.parent)
+    yield session.NodeSession(layers, fake, run, sampler, run.path.parent, fake)
     if owner.mine:
         note("cluster down")
 
@@ -202,9 +202,9 @@ def k3s_toolchain() -> object:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_real() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bringup, "start_sandbox", lambda _spec, _toolchain: FakeSandbox())
-        patch.setattr(bringup, "control_plane", lambda *_: contextlib.nullcontext(FakeCluster()))
-        patch.setattr(bringup, "cluster_up", cluster_up)
+        patch.setattr(session, "start_sandbox", lambda _spec, _toolchain: FakeSandbox())
+        patch.setattr(session, "open_control_plane", lambda *_: contextlib.nullcontext(FakeCluster()))
+        patch.setattr(session, "open_node", open_node)
         for name, layer in registry.LAYERS.items():
             made = dataclasses.replace(layer, make=partial(_layer, name))
             patch.setitem(registry.LAYERS, name, made)

@@ -85,7 +85,7 @@ def test_a_fixture_that_lacks_something_skips_all_its_tests_and_leaves_no_run(pr
 
 UNABLE = """
 import pytest
-from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.node import session
 from pytest_k3s_sandbox.errors import MissingCapability
 
 def unable(spec, toolchain): raise MissingCapability("the sandbox", cause="no such thing")
@@ -93,7 +93,7 @@ def unable(spec, toolchain): raise MissingCapability("the sandbox", cause="no su
 @pytest.fixture(scope="session", autouse=True)
 def unable_machine(_nothing_is_real):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bringup, "start_sandbox", unable)
+        patch.setattr(session, "start_sandbox", unable)
         yield
 
 @pytest.mark.k3s_layers("fake_cni")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.node import session
 from pytest_k3s_sandbox.report.records import RunWriter
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def test_whose_folder_is_kept(project: Project, keep: str, test: str, *, kept: b
 
 
 def test_a_run_leaves_records_and_a_page_that_the_summary_names(project: Project) -> None:
-    result = project.run(PASSES, "--k3s-report=kept/here")
-    (folder,) = (project.pytester.path / "kept" / "host").iterdir()
+    result = project.run(PASSES, "--k3s-report=kept/there")
+    (folder,) = (project.pytester.path / "kept" / "there").iterdir()
     assert (folder / "index.html").read_text().startswith("<!doctype html>")
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     assert [records[0]["type"], records[-1]["type"]] == ["header", "end"]
@@ -108,7 +108,7 @@ def test_an_interrupted_bring_up_says_so_and_takes_everything_down(project: Proj
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
-    folders = [bringup.run_folder(tmp_path / "new", "test", "gvisor") for _ in range(20)]
+    folders = [session.run_folder(tmp_path / "new", "test", "gvisor") for _ in range(20)]
     assert len(set(folders)) == 20
     for folder in folders:
         RunWriter(folder).close()

@@ -146,12 +146,10 @@ def test_what_is_the_owners_alone_is_refused_with_the_remedy(sharing: Project) -
         import pytest
         from pytest_k3s_sandbox.errors import ConfigError
 
-        def test_refusals(k3s, k3s_layers, k3s_sandbox):
+        def test_refusals(k3s_session, k3s_layers, k3s_sandbox):
             for refused in (
                 k3s_layers.check,
-                k3s.stop_node,
-                lambda: k3s.start_node([]),
-                k3s.__enter__,
+                lambda: k3s_session.process,
                 lambda: k3s_sandbox.spawn(["true"], name="true"),
             ):
                 with pytest.raises(ConfigError, match="run this test without --k3s-share"):

@@ -18,9 +18,10 @@ from pytest_k3s_sandbox.daemon import inventory
 from pytest_k3s_sandbox.daemon.process import described
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
-from pytest_k3s_sandbox.node.bringup import everything, start_sandbox
 from pytest_k3s_sandbox.node.diagnostics import look_inside
+from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.node.start import start_sandbox
 from pytest_k3s_sandbox.sandbox import machine
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
@@ -287,7 +288,7 @@ def test_a_pod_that_can_write_the_nodes_folder_does_not_become_root_of_the_machi
             ],
         },
     }
-    with everything(NodeSpec("gvisor"), Toolchain(), run, experiment="attack") as up:
+    with open_session(NodeSpec("gvisor"), toolchain=Toolchain(), folder=run, experiment="attack") as up:
         cluster = up.cluster
         cluster.node.wait_ready(60)
         with cluster.namespace("attack") as namespace:

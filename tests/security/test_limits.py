@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.daemon import process as keeper
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError, StartError
-from pytest_k3s_sandbox.node.bringup import everything
+from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import groups, reaper, rotation, watch
@@ -236,7 +236,7 @@ def test_a_pod_that_takes_all_ends_its_cluster_only(
 ) -> None:
     script, wanted, option = PODS[attack]
     spec = NodeSpec(memory=wanted.memory, disk=wanted.disk, processes=wanted.processes)
-    with everything(spec, Toolchain(), tmp_path / "run", experiment="test") as up:
+    with open_session(spec, toolchain=Toolchain(), folder=tmp_path / "run", experiment="test") as up:
         up.cluster.node.wait_ready(120)
         sandbox = up.stack.sandbox
         assert isinstance(sandbox, StartedSandbox)

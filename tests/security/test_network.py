@@ -69,7 +69,7 @@ print(json.dumps(found))
 
 SANDBOX = """
 import json, sys, time
-from pytest_k3s_sandbox.node.bringup import start_sandbox
+from pytest_k3s_sandbox.node.start import start_sandbox
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.toolchain import Toolchain
 

@@ -13,9 +13,9 @@ from outside import outside
 
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.embedded import Embedded
-from pytest_k3s_sandbox.layers.stack import FULL, NATIVE, bring_up
-from pytest_k3s_sandbox.node import bringup, diagnostics
-from pytest_k3s_sandbox.node.bringup import NodeSession
+from pytest_k3s_sandbox.layers.stack import FULL, NATIVE
+from pytest_k3s_sandbox.node import session
+from pytest_k3s_sandbox.node.session import NodeSession
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
@@ -60,20 +60,19 @@ def node(
     supervised: bool = False,
     kubelet: Path | None = None,
 ) -> Iterator[NodeSession]:
-    """Bring a node up on k3s, as :func:`.bringup.everything` does it."""
+    """Bring a node up on k3s, as :func:`.session.open_session` does it."""
     toolchain = toolchain_with(program)
     spec = NodeSpec(kind, distribution="k3s", supervised=supervised)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(RunWriter(folder))
-        sandbox = stack.enter_context(bringup.start_sandbox(spec, toolchain))
+        sandbox = stack.enter_context(session.open_sandbox(spec, toolchain, writer))
         if "stand-in" in toolchain.get("k3s").version:
             put_parts(outside(sandbox, STATE_DIR), toolchain, kubelet)
-        with diagnostics.explained(sandbox, folder):
-            cluster = bringup.control_plane(sandbox, spec, toolchain, writer)
-            if apart:
-                cluster.distribution = k3s.K3s(apart=True)
-            stack.enter_context(cluster)
-            layers = stack.enter_context(bring_up(sandbox, FULL if kind == "gvisor" else NATIVE))
+        process = session.open_control_plane(sandbox, spec, toolchain, writer)
+        if apart:
+            process.distribution = k3s.K3s(apart=True)
+        layers = FULL if kind == "gvisor" else NATIVE
+        up = stack.enter_context(session.open_stack(sandbox, layers, writer, process))
         yield stack.enter_context(
-            bringup.cluster_up(layers, spec, toolchain, writer, experiment="test", cluster=cluster)
+            session.open_node(up, spec, toolchain, writer, experiment="test", process=process)
         )

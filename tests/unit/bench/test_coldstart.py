@@ -93,7 +93,7 @@ def test_a_start_that_goes_wrong_is_a_result(monkeypatch: pytest.MonkeyPatch, er
     def breaks(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(coldstart, "everything", breaks)
+    monkeypatch.setattr(coldstart, "open_session", breaks)
     start = coldstart.cold_start("host", Toolchain())
     assert (start.sandbox, start.ready, start.failure) == ("host", None, str(error))
     assert start.said == []  # nothing was recorded

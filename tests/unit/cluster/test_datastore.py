@@ -12,7 +12,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import datastore
 from pytest_k3s_sandbox.errors import ClusterError, MissingCapability, SandboxError, StartError
-from pytest_k3s_sandbox.node import bringup
+from pytest_k3s_sandbox.node import seed as seeds
 from pytest_k3s_sandbox.node.seed import seed
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.progress import SilentProgress
@@ -97,7 +97,7 @@ def test_where_here_cannot_start_the_datastore_is_empty_and_a_note_says_so(
     def refuse(_spec: object, _toolchain: object) -> None:
         raise error("cannot start a sandbox of kind host", cause="cgroups are read-only", remedy="mount them")
 
-    monkeypatch.setattr(bringup, "start_sandbox", refuse)
+    monkeypatch.setattr(seeds, "start_sandbox", refuse)
     monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
     monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
     noted = Noted()
@@ -116,8 +116,8 @@ def test_a_control_plane_that_does_not_come_up_is_no_reason_for_an_empty_datasto
     def refuse(*_: object, **__: object) -> None:
         raise StartError("the API server ended")
 
-    monkeypatch.setattr(bringup, "start_sandbox", started)
-    monkeypatch.setattr("pytest_k3s_sandbox.node.seed.Cluster", refuse)
+    monkeypatch.setattr(seeds, "start_sandbox", started)
+    monkeypatch.setattr("pytest_k3s_sandbox.node.seed.ClusterProcess", refuse)
     monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
     monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
     with pytest.raises(StartError, match="the API server ended"):

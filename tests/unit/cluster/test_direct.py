@@ -86,7 +86,7 @@ def cluster(folder: Path, kubectl: Path, address: str) -> Cluster:
     text = json.dumps(kubeconfig(settings.api_url, str(pki.ca.cert), str(pki.admin.cert), str(pki.admin.key)))
     (certificates.pki(folder) / certificates.ADMIN).write_text(text)
     sandbox: Any = SimpleNamespace(workdir=folder, logs=folder, control=folder)
-    return Cluster(sandbox, cast("Any", None), settings, kubectl=kubectl)
+    return Cluster(*[cast("Any", each) for each in (None, sandbox, settings, None, kubectl)])
 
 
 def test_kubectl_asks_no_proxy_for_our_address(tmp_path: Path, proxy: Proxy, kubectl: Path) -> None:
@@ -214,7 +214,7 @@ from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 sandbox = SimpleNamespace(workdir=Path(sys.argv[1]), logs=Path("/"), control=Path("/"))
 kubectl = Path(sys.argv[1], "kubectl")
-done = Cluster(sandbox, None, Settings("n", "192.0.2.1", 6443), kubectl=kubectl).kubectl("logs")
+done = Cluster(None, sandbox, Settings("n", "192.0.2.1", 6443), None, kubectl).kubectl("logs")
 print(ascii((done.stdout, done.stderr, done.stdout_bytes, done.stderr_bytes)))
 """
 

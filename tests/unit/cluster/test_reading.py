@@ -200,7 +200,7 @@ def test_conditions_are_known_by_their_type() -> None:
 
 
 def test_watching_a_start_does_not_import_the_kubernetes_package() -> None:
-    modules = "pytest_k3s_sandbox.node.bringup, pytest_k3s_sandbox.cluster.sampler, sys"
+    modules = "pytest_k3s_sandbox.node.session, pytest_k3s_sandbox.cluster.sampler, sys"
     code = f"import {modules}; print([name for name in sys.modules if name.startswith('kubernetes')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

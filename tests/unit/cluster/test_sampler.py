@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.exp08 import test_exp08
-from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.process import ClusterProcess
 from pytest_k3s_sandbox.cluster.reading import ApiReader, ApiUnavailable
 from pytest_k3s_sandbox.cluster.sampler import (
     EACH,
@@ -88,6 +88,7 @@ class FakeCluster:
         """Be a cluster that is not up yet."""
         self.logs = folder / "logs"
         self.logs.mkdir()
+        self.cluster = self
         self.trouble: Exception | None = ApiUnavailable("/api", "refused")
         self.lost: str | None = None
         self.nodes: list[Any] = []
@@ -122,7 +123,7 @@ def test_without_a_line_of_the_log_no_error_proves_nothing(
     (cluster.logs / "containerd.log").write_text(f"{INFO}\n")
     if log is not None:
         (cluster.logs / "kubelet.log").write_text(log)
-    sampler = Sampler(cast("Cluster", cluster), writer)
+    sampler = Sampler(cast("ClusterProcess", cluster), writer)
     with contextlib.nullcontext() if held else pytest.raises(NotHeld):
         test_exp08.test_no_cadvisor_errors(sampler, Claims(writer))
     assert sampler.lines_read("containerd") == 1
@@ -134,7 +135,7 @@ def test_without_a_line_of_the_log_no_error_proves_nothing(
 def test_what_is_in_a_lost_sandbox_is_not_asked(cluster: FakeCluster, writer: RunWriter) -> None:
     cluster.trouble = RuntimeError("asked")
     cluster.lost = "its first process has ended"
-    sample = Sampler(cast("Cluster", cluster), writer).take()
+    sample = Sampler(cast("ClusterProcess", cluster), writer).take()
     assert (sample.api_reachable, sample.node_ready, sample.pods) == (False, None, {})
 
 
@@ -165,7 +166,7 @@ def writer(tmp_path: Path) -> Iterator[RunWriter]:
 
 @pytest.fixture
 def sampler(cluster: FakeCluster, writer: RunWriter) -> Sampler:
-    return Sampler(cast("Cluster", cluster), writer, interval=0.02, rush=0.01)
+    return Sampler(cast("ClusterProcess", cluster), writer, interval=0.02, rush=0.01)
 
 
 def until(held: Callable[[], bool]) -> None:
@@ -242,7 +243,7 @@ def test_an_error_of_our_own_is_kept_and_not_swallowed(sampler: Sampler, cluster
 def test_leaving_takes_a_last_sample(cluster: FakeCluster, writer: RunWriter) -> None:
     cluster.trouble = None
     cluster.nodes = [node(condition("Ready", "True"))]
-    slow = Sampler(cast("Cluster", cluster), writer, interval=100)
+    slow = Sampler(cast("ClusterProcess", cluster), writer, interval=100)
     with slow:
         until(lambda: len(slow.samples) == 1)
         cluster.nodes = [node(condition("Ready", "False"))]
@@ -251,7 +252,7 @@ def test_leaving_takes_a_last_sample(cluster: FakeCluster, writer: RunWriter) ->
 
 def test_it_rushes_until_ready_and_then_takes_its_time(cluster: FakeCluster, writer: RunWriter) -> None:
     cluster.trouble = None
-    eager = Sampler(cast("Cluster", cluster), writer, interval=100, rush=0.005)
+    eager = Sampler(cast("ClusterProcess", cluster), writer, interval=100, rush=0.005)
     with eager:
         until(lambda: len(eager.samples) > 5)
         cluster.nodes = [node(condition("Ready", "True"))]

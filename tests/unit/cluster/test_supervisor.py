@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from pytest_k3s_sandbox.cluster import supervisor
-from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.base import Supervised
 from pytest_k3s_sandbox.cluster.restarts import Policy
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
 from pytest_k3s_sandbox.errors import ClusterError, LayerError, StartError
@@ -123,7 +123,7 @@ def writer(tmp_path: Path) -> Iterator[RunWriter]:
 def supervised(cluster: FakeCluster, writer: RunWriter) -> Supervisor:
     """Supervise, step by step."""
     policy = Policy(pause=1.0, window=60.0, limit=2)
-    return Supervisor(cast("Cluster", cluster), writer, lambda: True, policy)
+    return Supervisor(cast("Supervised", cluster), writer, lambda: True, policy)
 
 
 def recorded(writer: RunWriter) -> list[Entry]:
@@ -267,7 +267,7 @@ def starting(
     """Supervise a node that has not been Ready; gives what a waiting thread asks at a time."""
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 1000.0)
     policy = Policy(pause=1.0, window=60.0, limit=2)
-    with Supervisor(cast("Cluster", cluster), writer, lambda: False, policy) as made:
+    with Supervisor(cast("Supervised", cluster), writer, lambda: False, policy) as made:
 
         def attend(now: float) -> dict[str, Any]:
             monkeypatch.setattr(clock, "monotonic", lambda: now)
@@ -355,7 +355,7 @@ def test_an_agent_under_a_tracer_that_goes_on_is_looked_for_every_five_seconds(
 
 
 def test_after_the_supervision_nothing_is_attended(cluster: FakeCluster, writer: RunWriter) -> None:
-    with Supervisor(cast("Cluster", cluster), writer, lambda: False) as made:
+    with Supervisor(cast("Supervised", cluster), writer, lambda: False) as made:
         pass
     assert cluster.attendant is None
     cluster.processes["kubelet"].code = 1
@@ -368,7 +368,7 @@ def test_other_ends_are_final_until_the_node_was_ready_and_all_after_the_supervi
 ) -> None:
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
     ready = threading.Event()
-    made = Supervisor(cast("Cluster", cluster), writer, ready.is_set, Policy(limit=1))
+    made = Supervisor(cast("Supervised", cluster), writer, ready.is_set, Policy(limit=1))
     assert dict(made.unsupervised) == dict[str, Any](cluster.processes)
     with made:
         cluster.processes["kine"].code = 1
@@ -390,7 +390,7 @@ def test_a_sandbox_that_another_process_owns_is_left_alone(
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
     cluster.handed_over = True
     cluster.processes["kine"].code = -9
-    with Supervisor(cast("Cluster", cluster), writer, lambda: True):
+    with Supervisor(cast("Supervised", cluster), writer, lambda: True):
         time.sleep(0.1)
     assert cluster.restarts == []
 

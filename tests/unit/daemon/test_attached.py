@@ -8,13 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.daemon.attached import (
-    AttachedCluster,
     AttachedStack,
     RecordedReadiness,
+    attached_cluster,
     public_names,
 )
 from pytest_k3s_sandbox.daemon.clients import Users
@@ -31,6 +30,7 @@ class FakeState:
 
     kind, address, sandbox, node, api_port = "gvisor", "192.0.2.1", "abcd1234", "n", 6443
     kubeconfig, alive, shell, layers = "/none", True, ("env",), ("fake_cni",)
+    distribution = "embedded"
 
     def __init__(self) -> None:
         """Have one process."""
@@ -38,8 +38,8 @@ class FakeState:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> AttachedCluster:
-    return AttachedCluster(cast("State", FakeState()), Users(tmp_path / "users"), Path("/none"))
+def cluster(tmp_path: Path) -> Cluster:
+    return attached_cluster(cast("State", FakeState()), Users(tmp_path / "users"), Path("/none"))
 
 
 def answer(thing: object, name: str) -> str:
@@ -52,51 +52,37 @@ def answer(thing: object, name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", [GvisorSandbox, HostSandbox, Sandbox])
-def test_the_sandbox(cluster: AttachedCluster, kind: type) -> None:
+def test_the_sandbox(cluster: Cluster, kind: type) -> None:
     found = {name: answer(cluster.sandbox, name) for name in public_names(kind)}
     assert found["run"] == found["statfs_magic" if kind is not Sandbox else "logs"] == "there"
     if kind is not Sandbox:
         assert found["hand_over"] == "refused"
 
 
-def test_the_cluster(cluster: AttachedCluster) -> None:
-    own = Cluster(cluster.sandbox, *[cast("Any", None)] * 2, kubectl=Path())
-    names = public_names(Cluster) | {name for name in vars(own) if not name.startswith("_")}
-    found = {
-        name: answer(cluster, name) for name in names if name not in {"client", "core"}
-    }  # these read a file
-    assert [name for name, how in found.items() if how == "refused"] == ["layers"]
-
-
-@pytest.mark.parametrize("name", sorted(public_names(Distribution)))
-def test_the_distribution_is_the_owners(cluster: AttachedCluster, name: str) -> None:
-    assert answer(cluster.distribution, name) == "refused"
+def test_the_cluster_is_one_like_its_owners(cluster: Cluster) -> None:
+    names = public_names(Cluster) - {"client", "core"}  # these read a file
+    assert {answer(cluster, name) for name in names} == {"there"}
 
 
 @pytest.mark.parametrize(
     "refused",
     [
-        lambda cluster: cluster.load_image(Path("mine.tar")),
-        lambda cluster: cluster.__enter__(),
-        lambda cluster: cluster.__exit__(None, None, None),
-        lambda cluster: cluster.start_node(()),
-        lambda cluster: cluster.stop_node(),
         lambda cluster: cluster.sandbox.usage(),
         lambda cluster: cluster.sandbox.spawn(["true"], name="true"),
         lambda cluster: cluster.processes["kubelet"].signal(15),
         lambda cluster: cluster.processes["kubelet"].stop(),
-        lambda cluster: AttachedStack(cluster.sandbox, (), ("fake_cni",)).check(),
+        lambda cluster: AttachedStack(cast("Sandbox", cluster.sandbox), (), ("fake_cni",)).check(),
         lambda _cluster: cast("Any", RecordedReadiness(Path())).take(),
         lambda _cluster: cast("Any", RecordedReadiness(Path())).stop(),
     ],
 )
-def test_what_is_the_owners_is_refused_with_the_remedy(cluster: AttachedCluster, refused: Any) -> None:  # noqa: ANN401
+def test_what_is_the_owners_is_refused_with_the_remedy(cluster: Cluster, refused: Any) -> None:  # noqa: ANN401
     with pytest.raises(ConfigError, match="run this test without --k3s-share"):
         refused(cluster)
 
 
-def test_nothing_is_missing_of_the_rest(cluster: AttachedCluster) -> None:
-    stack = AttachedStack(cluster.sandbox, (), ("fake_cni",))
+def test_nothing_is_missing_of_the_rest(cluster: Cluster) -> None:
+    stack = AttachedStack(cast("Sandbox", cluster.sandbox), (), ("fake_cni",))
     readiness = RecordedReadiness(Path())
     for thing, owners in ((cluster.processes["kubelet"], Process), (stack, LayerStack), (readiness, Sampler)):
         found = {name: answer(thing, name) for name in public_names(owners) - {"samples", "error_lines"}}
@@ -105,6 +91,6 @@ def test_nothing_is_missing_of_the_rest(cluster: AttachedCluster) -> None:
         }
 
 
-def test_what_no_cluster_has_is_an_attribute_error(cluster: AttachedCluster) -> None:
-    for thing in (cluster, cluster.sandbox, cluster.distribution):
+def test_what_no_cluster_has_is_an_attribute_error(cluster: Cluster) -> None:
+    for thing in (cluster, cluster.sandbox):
         assert not hasattr(thing, "no_such_thing")

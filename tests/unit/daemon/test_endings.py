@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from pytest_k3s_sandbox.cli import main
 from pytest_k3s_sandbox.daemon import endings, inventory, process, registry
-from pytest_k3s_sandbox.daemon.attached import AttachedCluster
+from pytest_k3s_sandbox.daemon.attached import attached_cluster
 from pytest_k3s_sandbox.daemon.clients import Users
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.deadline import Deadline
@@ -104,7 +104,7 @@ def test_what_is_told_goes_a_day_after_its_cluster(up: State) -> None:
 def test_who_is_attached_is_told(up: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     users = Users(tmp_path / "users")
     users.enter()
-    cluster = AttachedCluster(up, users, Path("/none"))
+    cluster = attached_cluster(up, users, Path("/none"))
     kubelet = cluster.processes["kubelet"]
     assert (kubelet.poll(), cluster.lost) == (None, None)
     assert cluster.sandbox.run(["false"], check=False).returncode == 1

@@ -56,7 +56,9 @@ def up(sandbox: Any, tmp_path: Path) -> Any:  # noqa: ANN401 - likewise
         kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
     )
     stack = SimpleNamespace(sandbox=sandbox, names=())
-    return SimpleNamespace(cluster=cluster, stack=stack, folder=tmp_path, writer=SimpleNamespace(zero=0.0))
+    process = SimpleNamespace(distribution=SimpleNamespace(name="embedded"))
+    writer = SimpleNamespace(zero=0.0)
+    return SimpleNamespace(cluster=cluster, process=process, stack=stack, folder=tmp_path, writer=writer)
 
 
 @pytest.fixture

@@ -1,0 +1,301 @@
+"""From a specification to a running node: the one way up, for fixtures, commands and experiments alike.
+
+:func:`open_session` is the whole. Its steps are functions of their own, because pytest has a fixture for
+each of them: :func:`open_sandbox`, :func:`open_control_plane`, :func:`open_stack`, :func:`open_node`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.cluster.process import ClusterProcess
+from pytest_k3s_sandbox.cluster.sampler import Sampler
+from pytest_k3s_sandbox.cluster.supervisor import Supervisor
+from pytest_k3s_sandbox.cluster.wait import ended_at_start, lost_by
+from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.layers.base import Health, Layer
+from pytest_k3s_sandbox.layers.stack import LayerStack, bring_up
+from pytest_k3s_sandbox.node.diagnostics import diagnose, explained
+from pytest_k3s_sandbox.node.fingerprint import fingerprint
+from pytest_k3s_sandbox.node.seed import seed
+from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, kubernetes_version, programs_of
+from pytest_k3s_sandbox.node.start import default_layers, start_sandbox
+from pytest_k3s_sandbox.report.records import Event, EventKind, LayerState, RunWriter
+from pytest_k3s_sandbox.sandbox.base import Sandbox, described
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+from pytest_k3s_sandbox.support import clock, forks
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+
+@dataclass(frozen=True)
+class RecordedStack(LayerStack):
+    """A stack of layers whose coming up was recorded.
+
+    Attributes:
+        run: The records.
+        process: The cluster whose control plane was started with the layers; None without one.
+    """
+
+    run: RunWriter
+    process: ClusterProcess | None = None
+
+    def check(self) -> dict[str, Health]:
+        """Probe every layer now, and record what was found."""
+        found = super().check()
+        for name, health in found.items():
+            state = LayerState(t=self.run.now(), name=name, ok=health.ok, details=dict(health.details))
+            self.run.append(state)
+        return found
+
+
+@dataclass
+class NodeSession:
+    """A node and everything around it.
+
+    Attributes:
+        stack: The sandbox and its layers.
+        cluster: Kubernetes in it, as its users see it.
+        writer: The run's records.
+        readiness: The sampler.
+        folder: The run's folder.
+        own: What starts and ends the cluster's programs; None if another process owns them.
+    """
+
+    stack: LayerStack
+    cluster: Cluster
+    writer: RunWriter
+    readiness: Sampler
+    folder: Path
+    own: ClusterProcess | None = None
+
+    @property
+    def process(self) -> ClusterProcess:
+        """What starts and ends the cluster's programs.
+
+        Raises:
+            ConfigError: Another process owns them.
+        """
+        if self.own is None:
+            raise ConfigError(
+                "starting and ending programs of a shared cluster",
+                cause="another process keeps this cluster, and other tests use it, too",
+                remedy="run this test without --k3s-share",
+            )
+        return self.own
+
+
+@contextlib.contextmanager
+def open_sandbox(spec: NodeSpec, toolchain: Toolchain, writer: RunWriter) -> Iterator[StartedSandbox]:
+    """Start the sandbox of a specification, and end it with all that runs in it.
+
+    Args:
+        spec: The specification.
+        toolchain: Where the programs come from.
+        writer: The run's records.
+
+    Raises:
+        SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
+    """
+    with writer.phase("sandbox"):
+        sandbox = start_sandbox(spec, toolchain)
+    with sandbox:
+        yield sandbox
+
+
+def open_control_plane(
+    sandbox: Sandbox, spec: NodeSpec, toolchain: Toolchain, writer: RunWriter
+) -> ClusterProcess:
+    """Return a cluster whose control plane starts on entering, without waiting for the layers.
+
+    Args:
+        sandbox: The sandbox.
+        spec: The specification.
+        toolchain: Where the programs come from.
+        writer: The run's records.
+    """
+    embedded = spec.distribution == "embedded"
+    return ClusterProcess(
+        sandbox,
+        Embedded(seed(toolchain)) if embedded else FORMS[spec.distribution](),
+        Settings(
+            node=spec.node,
+            address=sandbox.address,
+            api_port=spec.api_port,
+            kubernetes=kubernetes_version(spec, toolchain),
+        ),
+        kubectl=toolchain.get("kubectl").path,
+        phase=writer.phase,
+        records=writer.path.parent,
+    )
+
+
+@contextlib.contextmanager
+def open_stack(
+    sandbox: Sandbox,
+    layers: Sequence[str] | Callable[[], Sequence[Layer]],
+    writer: RunWriter,
+    process: AbstractContextManager[ClusterProcess] | None = None,
+) -> Iterator[RecordedStack]:
+    """Bring layers up, and beside them the control plane, which needs none of them.
+
+    Args:
+        sandbox: The sandbox.
+        layers: The layers' words in the order of a stack, or a function that brings them up.
+        writer: The run's records.
+        process: The cluster, which is entered first; None for layers alone.
+
+    Raises:
+        SandboxError: Something did not come up; the message names the folder with the diagnostics.
+    """
+    with contextlib.ExitStack() as stack:
+        with explained(sandbox, writer.path.parent):
+            own = None if process is None else stack.enter_context(process)
+            if callable(layers):
+                up = tuple(layers())
+            else:
+                up = stack.enter_context(bring_up(sandbox, layers, writer.phase)).layers
+        yield RecordedStack(sandbox, up, writer, own)
+
+
+@contextlib.contextmanager
+def open_node(
+    stack: LayerStack,
+    spec: NodeSpec,
+    toolchain: Toolchain,
+    writer: RunWriter,
+    *,
+    experiment: str,
+    process: ClusterProcess | None = None,
+    interval: float = 1.0,
+) -> Iterator[NodeSession]:
+    """Bring a node up on a stack, sampled from the start; copies the logs at the end.
+
+    Args:
+        stack: The sandbox and the layers, which are up.
+        spec: The specification.
+        toolchain: Where the programs come from.
+        writer: The run's records.
+        experiment: The experiment's name, for the records.
+        process: The cluster whose control plane was started before; None to start one now.
+        interval: Seconds between two samples.
+
+    Raises:
+        ClusterError: It did not come up; its message names the folder with the diagnostics.
+    """
+    owner = forks.Owner()
+    folder = writer.path.parent
+    writer.append(fingerprint(stack, spec, toolchain, experiment))
+    with contextlib.ExitStack() as ending, explained(stack.sandbox, folder):
+        if process is None:
+            process = ending.enter_context(open_control_plane(stack.sandbox, spec, toolchain, writer))
+        sampler = ending.enter_context(Sampler(process, writer, interval=interval))
+        try:
+            with contextlib.ExitStack() as supervised:
+                if spec.supervised:
+                    process.supervisor = supervised.enter_context(
+                        Supervisor(process, writer, lambda: sampler.seen_ready)
+                    )
+                try:
+                    process.start_node(stack.layers)
+                except SandboxError:
+                    if not spec.supervised:
+                        note_ends(process.cluster, writer)
+                    raise
+                yield NodeSession(stack, process.cluster, writer, sampler, folder, process)
+        finally:
+            if owner.mine:
+                sampler.stop()
+                diagnose(process.cluster, folder)
+                process.stop_node()
+
+
+@contextlib.contextmanager
+def open_session(
+    spec: NodeSpec | None = None,
+    *,
+    toolchain: Toolchain | None = None,
+    folder: Path | None = None,
+    experiment: str = "session",
+) -> Iterator[NodeSession]:
+    """Start a sandbox, its layers and a cluster, and end them all.
+
+    Args:
+        spec: The specification; None for the defaults.
+        toolchain: Where the programs come from; None for the machine's cache, where missing programs are
+            provisioned first.
+        folder: The run's folder, which must not have a run; None for a new one below ``reports``.
+        experiment: The experiment's name, for the records.
+
+    Raises:
+        SandboxError: Something did not come up; the message says why and names the folder with the
+            diagnostics. Nothing else is left.
+    """
+    spec = NodeSpec() if spec is None else spec
+    if toolchain is None:
+        toolchain = Toolchain(kubernetes=spec.version)
+        toolchain.provision(programs_of(spec.distribution))
+    if spec.distribution == "embedded":
+        seed(toolchain)  # now, because a run's time begins with its records
+    if folder is None:
+        folder = run_folder(Path("reports").absolute(), experiment, spec.sandbox)
+    with (
+        RunWriter(folder) as writer,
+        open_sandbox(spec, toolchain, writer) as sandbox,
+        open_stack(
+            sandbox,
+            default_layers(sandbox) if spec.layers is None else spec.layers,
+            writer,
+            open_control_plane(sandbox, spec, toolchain, writer),
+        ) as stack,
+        open_node(stack, spec, toolchain, writer, experiment=experiment, process=stack.process) as session,
+    ):
+        yield session
+
+
+def note_ends(cluster: Cluster, writer: RunWriter) -> bool:
+    """Record which programs of a cluster have ended by themselves, and return whether one has.
+
+    For a cluster without a supervisor, which would record it.
+
+    Args:
+        cluster: The cluster.
+        writer: The run's records.
+    """
+    dead = {
+        name: code
+        for name, process in cluster.processes.items()
+        if lost_by(process) is None and (code := process.poll()) is not None
+    }
+    for name, code in dead.items():
+        what = ended_at_start(cluster.processes[name], described(code))
+        writer.append(Event(t=writer.now(), kind=EventKind.FAULT, what=what, component=name))
+    return bool(dead)
+
+
+def run_folder(base: Path, *words: str) -> Path:
+    """Return a new, empty folder for a run below ``base``: the time in UTC and the words.
+
+    Making it takes its name: of runs that begin in the same second, the later ones get a number.
+    Where it cannot be made, the name is returned all the same; who records there says why.
+    """
+    stamp = clock.now().strftime("%Y%m%dT%H%M%S")
+    name = "-".join((stamp, *words))
+    folder = base / name
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = base / f"{name}-{number}"
+        except OSError:
+            break
+        else:
+            break
+    return folder

@@ -1,0 +1,48 @@
+"""Starting the sandbox of a specification, with the programs of a node in it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pytest_k3s_sandbox.layers.stack import FULL, NATIVE
+from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec
+from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC
+from pytest_k3s_sandbox.sandbox.started import StartedSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain
+
+
+def start_sandbox(spec: NodeSpec, toolchain: Toolchain) -> StartedSandbox:
+    """Start the sandbox of a specification, with the programs of a node in it.
+
+    Args:
+        spec: The specification.
+        toolchain: Where the programs come from.
+
+    Raises:
+        SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
+    """
+    found = {name: toolchain.get(name).path for name in FORMS[spec.distribution]().programs}
+    with tempfile.TemporaryDirectory() as folder:
+        # Inside, a program has the name that it is called by, whatever the user's own file is called.
+        programs = [Path(folder, name) for name in found]
+        for program, path in zip(programs, found.values(), strict=True):
+            program.symlink_to(path.resolve())
+        if spec.sandbox == "host":
+            from pytest_k3s_sandbox.sandbox.host import HostSandbox
+
+            return HostSandbox(programs=programs, opened=spec.open_ports, limits=spec.limits)
+        from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+
+        return GvisorSandbox(
+            toolchain.get("runsc").path,
+            programs=programs,
+            one_root=spec.one_root,
+            opened=spec.open_ports,
+            limits=spec.limits,
+        )
+
+
+def default_layers(sandbox: StartedSandbox) -> tuple[str, ...]:
+    """Return the layers that a node needs there: all on a 9p root, few on plain Linux."""
+    return FULL if sandbox.root_magic() == V9FS_MAGIC else NATIVE
