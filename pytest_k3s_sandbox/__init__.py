@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     )
     from pytest_k3s_sandbox.node.session import NodeSession, open_session
     from pytest_k3s_sandbox.node.spec import NodeSpec
-
-__version__ = "0.1.0"
+    from pytest_k3s_sandbox.support.version import __version__ as __version__
 
 _MODULES = {
     "Cluster": "cluster.cluster",
@@ -40,6 +39,7 @@ _MODULES = {
     "SandboxError": "errors",
     "StartError": "errors",
     "WaitError": "errors",
+    "__version__": "support.version",
     "open_session": "node.session",
 }
 

@@ -32,8 +32,8 @@ from pytest_k3s_sandbox.bench.interceptor_figures import (
     summary,
     table,
 )
-from pytest_k3s_sandbox.bench.programs import build, find_go
 from pytest_k3s_sandbox.errors import SandboxError, StartError, missing_extra
+from pytest_k3s_sandbox.lab.programs import build, find_go
 from pytest_k3s_sandbox.layers.interceptor.rules import RedirectRule, Rules, StatfsRule, trapped_calls
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox

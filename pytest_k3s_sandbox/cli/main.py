@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox import bench as benchmarks
 from pytest_k3s_sandbox.cli import clusters, inside
 from pytest_k3s_sandbox.cli.options import (
@@ -39,6 +38,7 @@ from pytest_k3s_sandbox.cli.options import (
     verbosity,
 )
 from pytest_k3s_sandbox.errors import SandboxError
+from pytest_k3s_sandbox.support.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +68,7 @@ def _root(
 @app.command()
 def doctor(json_file: JsonOption = None) -> None:
     """Say what this machine can do, a line each with its remedy; exit 1 if the main job cannot run."""
-    from pytest_k3s_sandbox.toolchain import doctor as checkup
+    from pytest_k3s_sandbox.cli import doctor as checkup
 
     check_json(json_file)
     checks = checkup.checks()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_k3s_sandbox.bench.programs import SOURCES, build
+from pytest_k3s_sandbox.lab.programs import SOURCES, build
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, Sandbox
 
 Question = tuple[str, str]

@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 
-from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.node.spec import NodeSpec, kubernetes_version, programs_of
 from pytest_k3s_sandbox.report.records import Environment, Machine, ProgramRecord
@@ -17,6 +16,7 @@ from pytest_k3s_sandbox.sandbox.limits import Limits
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.settings import variables
 from pytest_k3s_sandbox.support import clock
+from pytest_k3s_sandbox.support.version import __version__
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.pytestplugin.markers import MARKERS
-from pytest_k3s_sandbox.pytestplugin.stash import HOOKS, SETTINGS
+from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.pytestplugin.hooks import Hooks
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 FIXTURES_MODULE = "pytest_k3s_sandbox.pytestplugin.fixtures"
 
-
-def is_worker(config: pytest.Config) -> bool:
-    """Tell whether this is a worker of pytest-xdist."""
-    return hasattr(config, "workerinput")
+HOOKS: pytest.StashKey[Hooks] = pytest.StashKey()
+"""The hooks of a run that uses something of ours."""
 
 
 def is_active(config: pytest.Config) -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.pytestplugin.activation import is_worker
 from pytest_k3s_sandbox.pytestplugin.stash import EXPERIMENT
+from pytest_k3s_sandbox.pytestplugin.workers import is_worker
 
 EXPERIMENTS = {f"exp{number:02}": f"experiment {number:02}" for number in range(1, 9)}
 MARKERS = {

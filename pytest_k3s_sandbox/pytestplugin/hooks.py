@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, SandboxError
-from pytest_k3s_sandbox.pytestplugin import afterfailure, markers, options
-from pytest_k3s_sandbox.pytestplugin.activation import is_worker
+from pytest_k3s_sandbox.pytestplugin import afterfailure, markers, options, workers
 from pytest_k3s_sandbox.pytestplugin.children import Children
 from pytest_k3s_sandbox.pytestplugin.recording import goes_on
 from pytest_k3s_sandbox.pytestplugin.results import Outcomes
@@ -25,9 +24,6 @@ from pytest_k3s_sandbox.pytestplugin.stash import (
     SHARE,
     SHARE_OF_WORKERS,
     STRAYS,
-    WORKER_DIGESTS,
-    WORKER_REPORTS,
-    WORKER_STRAYS,
 )
 
 
@@ -48,7 +44,7 @@ def register(config: pytest.Config) -> Hooks:
     found = Hooks(config)
     config.pluginmanager.register(found, "k3s_sandbox_hooks")
     config.pluginmanager.register(Children(), "k3s_sandbox_children")
-    if settings.share and is_worker(config):
+    if settings.share and workers.is_worker(config):
         config.stash[SHARE] = _share(config, config.workerinput)  # type: ignore[attr-defined] # pytest-xdist's
     return found
 
@@ -87,7 +83,7 @@ class Hooks:
 
     def modify_items(self, items: list[pytest.Item]) -> None:
         """Refuse markers with unknown arguments before anything starts; keep shared nodes together."""
-        for item in items if not is_worker(self._config) else ():
+        for item in items if not workers.is_worker(self._config) else ():
             markers.check(item)
         items[:] = markers.group(items, self._config.stash[SETTINGS].scope)
 
@@ -99,7 +95,7 @@ class Hooks:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Skip what the machine cannot do; after other reasons to skip, as such a test needs nothing."""
-        if is_worker(item.config):
+        if workers.is_worker(item.config):
             markers.check(item)
         if item.config.getoption("setupplan", default=False):
             return
@@ -152,9 +148,9 @@ class Hooks:
         Args:
             output: What the worker has handed over.
         """
-        self._config.stash[REPORTS].extend(Path(page) for page in output.get(WORKER_REPORTS, ()))
-        self._config.stash[DIGESTS].extend(output.get(WORKER_DIGESTS, ()))
-        self._config.stash[STRAYS].extend(output.get(WORKER_STRAYS, ()))
+        self._config.stash[REPORTS].extend(Path(page) for page in output.get(workers.REPORTS, ()))
+        self._config.stash[DIGESTS].extend(output.get(workers.DIGESTS, ()))
+        self._config.stash[STRAYS].extend(output.get(workers.STRAYS, ()))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

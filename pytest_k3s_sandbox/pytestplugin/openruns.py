@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_k3s_sandbox.pytestplugin.stash import (
-    EXPERIMENT,
-    OPEN_RUNS,
-    PROCESS,
-    RUNNING,
-    STRAYS,
-    WORKER_STRAYS,
-)
+from pytest_k3s_sandbox.pytestplugin import workers
+from pytest_k3s_sandbox.pytestplugin.stash import EXPERIMENT, PROCESS, RUNNING, STRAYS
 from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
@@ -53,6 +47,10 @@ class OpenRun:
     over: bool = False
     why: str | None = None
     clean_start: OpenClaim | None = None
+
+
+OPEN_RUNS: pytest.StashKey[list[OpenRun]] = pytest.StashKey()
+"""The runs that take the outcomes of tests."""
 
 
 def experiment(item: pytest.Item) -> str | None:
@@ -94,7 +92,7 @@ def begin(config: pytest.Config, run: OpenRun, items: list[pytest.Item]) -> None
         items: The tests of the session that are still to come, the running one first.
     """
     config.stash.setdefault(OPEN_RUNS, []).append(run)
-    if hasattr(config, "workerinput"):
+    if workers.is_worker(config):
         return  # a worker of pytest-xdist has collected the tests of all workers
     for item in items:
         if experiment(item) is not None and run.uses(item):
@@ -178,9 +176,7 @@ class Recorder:
         name = experiment(item)
         if not found and name is not None and outcome in {"broken", "failed"}:
             stray = {"experiment": name, "test": item.nodeid, "outcome": outcome}
-            if hasattr(self._config, "workeroutput"):
-                self._config.workeroutput.setdefault(WORKER_STRAYS, []).append(stray)
-            else:
+            if not workers.hand_over(self._config, workers.STRAYS, stray):
                 self._config.stash[STRAYS].append(stray)
 
     @pytest.hookimpl(trylast=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox.pytestplugin import activation, markers, options
+from pytest_k3s_sandbox.pytestplugin import activation, markers, options, workers
 from pytest_k3s_sandbox.pytestplugin.fixtures import *  # noqa: F403 - fixtures register by being names of the plugin
-from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, WORKER_DIGESTS, WORKER_REPORTS, WORKER_STRAYS
+from pytest_k3s_sandbox.pytestplugin.stash import RUNNING
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers; what stands on the command line is checked at once."""
     for line in markers.MARKERS.values():
         config.addinivalue_line("markers", line)
-    if not activation.is_worker(config):
+    if not workers.is_worker(config):
         config.pluginmanager.register(Lines(config), "k3s_sandbox_lines")
         if options.on_command_line(config):
             activation.activate(config)
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         hooks = activation.hooks(config)
     except pytest.UsageError:
         # At collection it would crash a worker of pytest-xdist: there, it is the error of each test.
-        if activation.is_worker(config):
+        if workers.is_worker(config):
             return
         raise
     hooks.modify_items(items)
@@ -86,7 +86,7 @@ def _explained(config: pytest.Config) -> Generator[None, None, None]:
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
     """Take over what a worker of pytest-xdist has to say of its runs."""
     output = getattr(node, "workeroutput", {})
-    if {WORKER_REPORTS, WORKER_DIGESTS, WORKER_STRAYS} & set(output):
+    if {workers.REPORTS, workers.DIGESTS, workers.STRAYS} & set(output):
         activation.hooks(node.config).take_over(output)
 
 

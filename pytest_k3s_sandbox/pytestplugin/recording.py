@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.errors import ClusterError, MissingCapability
-from pytest_k3s_sandbox.pytestplugin import allure, cleanstart, openruns, results
+from pytest_k3s_sandbox.pytestplugin import allure, cleanstart, openruns, results, workers
 from pytest_k3s_sandbox.pytestplugin.claims import Claims
 from pytest_k3s_sandbox.pytestplugin.stash import (
     FAILED,
     KEPT,
     LINES,
-    OPEN_RUNS,
     PROCESS,
     REPORTS,
     RUNNING,
     SETTINGS,
-    WORKER_REPORTS,
 )
 from pytest_k3s_sandbox.support import forks
 
@@ -88,7 +86,7 @@ def recorded(
         run.why = run.why or _interruption(session)
         run.over = True
         if owner.mine and not config.stash[PROCESS].mine:  # the reports go to another process
-            config.stash[OPEN_RUNS].remove(run)
+            config.stash[openruns.OPEN_RUNS].remove(run)
             close(run.why)
 
 
@@ -115,8 +113,7 @@ def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
         config.stash[LINES].append(f"k3s-sandbox report: {page}")
         return
     config.stash[REPORTS].append(page)
-    if hasattr(config, "workeroutput"):
-        config.workeroutput.setdefault(WORKER_REPORTS, []).append(str(page))
+    workers.hand_over(config, workers.REPORTS, str(page))
 
 
 def _interruption(session: pytest.Session) -> str | None:

@@ -16,15 +16,13 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.pytestplugin import allure, openruns
+from pytest_k3s_sandbox.pytestplugin import allure, openruns, workers
 from pytest_k3s_sandbox.pytestplugin.stash import (
     DIGESTS,
-    OPEN_RUNS,
     REPORTS,
     RUN,
     SETTINGS,
     STRAYS,
-    WORKER_DIGESTS,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ class Outcomes:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Say of a test with a node where it ran, and whether its failure is one of the node's."""
         mine = bool(NODE & set(getattr(item, "fixturenames", ()))) or any(
-            run.uses(item) for run in self._config.stash[OPEN_RUNS]
+            run.uses(item) for run in self._config.stash[openruns.OPEN_RUNS]
         )
         if mine and ((call.when == "setup" and call.excinfo is not None) or call.when == "call"):
             self._describe(item)
@@ -107,7 +105,7 @@ class Outcomes:
         if self._results is not None and self._environment:
             self._results.write_frame(self._environment)
         path = self._config.getoption("xmlpath", None)
-        if path and not hasattr(self._config, "workerinput"):
+        if path and not workers.is_worker(self._config):
             mend_junit(Path(os.path.expandvars(path)).expanduser())
         return result
 
@@ -146,9 +144,7 @@ def end(config: pytest.Config, folder: Path) -> None:
     if run.environment is None and run.complete:
         return  # the machine lacks something: nothing was run
     found = headline(run).values()
-    if hasattr(config, "workeroutput"):
-        config.workeroutput.setdefault(WORKER_DIGESTS, []).append(found)
-    else:
+    if not workers.hand_over(config, workers.DIGESTS, found):
         config.stash[DIGESTS].append(found)
 
 

@@ -10,8 +10,6 @@ import pytest
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.namespace import Namespace
     from pytest_k3s_sandbox.node.spec import NodeSpec
-    from pytest_k3s_sandbox.pytestplugin.hooks import Hooks
-    from pytest_k3s_sandbox.pytestplugin.openruns import OpenRun
     from pytest_k3s_sandbox.pytestplugin.sharing import Share
     from pytest_k3s_sandbox.report.records import RunWriter
     from pytest_k3s_sandbox.settings import Settings
@@ -22,9 +20,6 @@ SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 
 SPEC: pytest.StashKey[NodeSpec] = pytest.StashKey()
 """What the options ask for; there when a test has asked for a node."""
-
-HOOKS: pytest.StashKey[Hooks] = pytest.StashKey()
-"""The hooks of a run that uses something of ours."""
 
 EXPERIMENT: pytest.StashKey[str] = pytest.StashKey()
 """In a test's own stash: the experiment that it belongs to."""
@@ -59,20 +54,8 @@ KEPT = pytest.StashKey[bool]()
 RUN: pytest.StashKey[RunWriter] = pytest.StashKey()
 """The run that the current tests belong to."""
 
-OPEN_RUNS: pytest.StashKey[list[OpenRun]] = pytest.StashKey()
-"""The runs that take the outcomes of tests."""
-
 STRAYS = pytest.StashKey[list[dict[str, str]]]()
 """The tests of experiments that failed and had no run to be recorded in."""
 
 DIGESTS = pytest.StashKey[list[dict[str, Any]]]()
 """The key figures of the runs, for the terminal's summary."""
-
-WORKER_DIGESTS = "k3s_sandbox_digests"
-"""The key figures of a worker's runs, in what it hands over at its end."""
-
-WORKER_STRAYS = "k3s_sandbox_strays"
-"""A worker's tests of experiments that failed without a run, in what it hands over at its end."""
-
-WORKER_REPORTS = "k3s_sandbox_reports"
-"""The pages that a worker of pytest-xdist wrote, in what it hands over at its end."""

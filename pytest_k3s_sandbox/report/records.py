@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
-from pytest_k3s_sandbox import __version__
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.report.base import FrozenModel
 from pytest_k3s_sandbox.report.outcomes import (
@@ -50,6 +49,7 @@ from pytest_k3s_sandbox.report.schema import (
     Sample,
 )
 from pytest_k3s_sandbox.support import clock, forks
+from pytest_k3s_sandbox.support.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import pytest_k3s_sandbox
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Bind
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
@@ -71,7 +70,7 @@ class Layout:
 
 def python_binds() -> list[Bind]:
     """Return the binds by which this Python, its packages and this project run inside."""
-    package = Path(pytest_k3s_sandbox.__file__).parent
+    package = Path(__file__).parents[1]
     folders = {Path(sys.base_prefix), Path(sys.prefix), package}
     return [Bind(folder, str(folder)) for folder in folders]
 

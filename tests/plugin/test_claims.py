@@ -274,7 +274,7 @@ from pytest_k3s_sandbox.pytestplugin.openruns import begin
 
 @pytest.fixture
 def closing(request, k3s_run):
-    from pytest_k3s_sandbox.pytestplugin.stash import OPEN_RUNS
+    from pytest_k3s_sandbox.pytestplugin.openruns import OPEN_RUNS
     yield
     (run,) = request.config.stash[OPEN_RUNS]
     run.over = True

@@ -41,7 +41,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from interceptor_tools import MODULE, f_type
 from outside import outside
 
-from pytest_k3s_sandbox.bench.programs import Recipe, compiled
+from pytest_k3s_sandbox.lab.programs import Recipe, compiled
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain, ensure_system_packages

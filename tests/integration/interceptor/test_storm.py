@@ -19,8 +19,8 @@ import pytest
 from interceptor_tools import MODULE
 from outside import outside
 
-from pytest_k3s_sandbox.bench.programs import build
 from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.lab.programs import build
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox.cli import doctor
+from pytest_k3s_sandbox.cli.doctor import Check, checks, failed, render
 from pytest_k3s_sandbox.support import clock
-from pytest_k3s_sandbox.toolchain import doctor, packages, probes
-from pytest_k3s_sandbox.toolchain.doctor import Check, checks, failed, render
+from pytest_k3s_sandbox.toolchain import packages, probes
 from pytest_k3s_sandbox.toolchain.progress import LiveProgress, PlainProgress, Work
 
 if TYPE_CHECKING:
