@@ -7,7 +7,6 @@ the plugin turns :class:`MissingCapability` into a skip and the others into a fa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -118,6 +117,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
         known: What could have been written; the only one that contains the word goes before those
             that resemble it.
     """
+    import difflib  # nothing else of a run without an error needs it
+
     names = list(known)
     containing = [name for name in names if word and word in name]
     near = containing if len(containing) == 1 else difflib.get_close_matches(word, names, n=1)

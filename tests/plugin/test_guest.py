@@ -47,8 +47,9 @@ def test_cluster(k3s): assert k3s.startswith("a cluster of the")
 def test_dynamic(request): assert request.getfixturevalue("layers") == 7
 """
 
-INERT = {"pytestplugin", "settings"} | {
-    f"pytestplugin.{name}" for name in ("activation", "fixtures", "markers", "plugin", "stash")
+INERT = {"errors", "pytestplugin", "settings", "support", "support.escaping"} | {
+    f"pytestplugin.{name}"
+    for name in ("activation", "fixtures", "markers", "options", "plugin", "stash", "workers")
 }
 """The modules that pytest loads in every project: declarations."""
 
