@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from blocks import ROOT, blocks
 
+from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, write_images
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
 
@@ -67,12 +68,10 @@ def virtual_environment(folder: Path, wheel: Path, *, dependencies: bool) -> str
 def write_examples(folder: Path) -> int:
     """Write every example that is a module of tests, each page's in a folder of its own.
 
-    A ``conftest.py`` is left out: it changes what is brought up for all of them.
-
     Returns:
         How many there are.
     """
-    files = [block for block in blocks("python") if block.file and block.file != "conftest.py"]
+    files = [block for block in (*blocks("python"), *blocks("yaml")) if block.file and not block.reason]
     for block in files:
         place = folder if block.page == "README.md" else folder / Path(block.page).stem.replace("-", "_")
         place.mkdir(exist_ok=True)
@@ -106,7 +105,59 @@ def test_the_examples_pass_with_the_wheel_alone(
     ]
     run = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr
-    for line in ("PASSED test_mine.py::test_greeter", "PASSED own_test/test_service.py::test_it_serves"):
+    for line in ("PASSED test_greeter.py::test_greeter", "PASSED own_test/test_service.py::test_it_serves"):
         assert line in run.stdout
     assert "skipped" not in run.stdout.splitlines()[-1]
     assert len(list((folder / "reports").glob("*/index.html"))) >= 1
+
+
+def test_the_example_of_a_session_without_pytest(tmp_path: Path, folder: Path, wheel: Path) -> None:
+    python = virtual_environment(tmp_path / "venv", wheel, dependencies=False)
+    code = """
+from pytest_k3s_sandbox import NodeSpec, open_session
+
+with open_session(NodeSpec()) as session:
+    session.cluster.node.wait_ready()
+    print(session.cluster.node.ready)
+"""
+    done = subprocess.run(
+        [python, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+PAGES = sorted({block.page for block in blocks("sh") if not block.reason})
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.nightly) if "tutorial" in page else page for page in PAGES],
+)
+def test_the_commands_of_a_page_do_what_they_say(
+    tmp_path: Path, folder: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    python = virtual_environment(tmp_path / "venv", wheel, dependencies=False)
+    write_examples(folder)
+    place = folder if page == "README.md" else folder / Path(page).stem.replace("-", "_")
+    if not place.exists():  # a page without examples: its commands are for any test
+        place.mkdir()
+        for name in ("test_greeter.py", "greeter.yaml"):
+            (place / name).write_text((folder / name).read_text())
+    write_images(place / "mine.tar", [Image("example.org/mine:1", [ImageFile("bin")], ImageConfig())])
+    for name in ("PYTEST_ADDOPTS", "KUBECONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir(mode=0o700)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", f"{Path(python).parent}:{os.environ['PATH']}")
+    (tmp_path / "sandboxes").mkdir(mode=0o700)
+    monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "sandboxes"))
+    script = "set -ex\n" + "".join(
+        each.text for each in blocks("sh") if each.page == page and not each.reason
+    )
+    try:
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=place, capture_output=True, text=True, check=False, timeout=500
+        )
+    finally:
+        subprocess.run(["k3s-sandbox", "stop", "--all"], capture_output=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-NAME = re.compile(r"# (\w+\.py)\n")
+FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NAME = re.compile(r"# (\w+\.(?:py|yaml))\n")
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Block:
     Attributes:
         page: The page's path in the repository.
         language: The word after the fence.
-        text: What is in it.
+        text: Its lines.
+        reason: Why no test executes it; None for a block that is executed.
     """
 
     page: str
     language: str
     text: str
+    reason: str | None = None
 
     @property
     def file(self) -> str | None:
@@ -58,8 +60,8 @@ def pages() -> list[Path]:
 def blocks(language: str) -> list[Block]:
     """Return the blocks of a language in all pages."""
     return [
-        Block(str(page.relative_to(ROOT)), language, match[2])
+        Block(str(page.relative_to(ROOT)), language, match[3], match[1])
         for page in pages()
         for match in FENCE.finditer(page.read_text())
-        if match[1] == language
+        if match[2] == language
     ]

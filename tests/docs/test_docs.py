@@ -158,6 +158,11 @@ def test_every_example_is_python_and_asks_for_fixtures_that_there_are(block: Blo
             assert names <= known, f"{block.page}: {names - known}"
 
 
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: f"{block.page}-{block.file}")
+def test_a_test_executes_every_example_or_a_reason_stands_above_it(block: Block) -> None:
+    assert (block.file is not None and block.file.startswith("test_")) or block.reason
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     missing = [
         f"{page.relative_to(ROOT)}: {target}"
