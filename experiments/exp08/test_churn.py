@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_k3s_sandbox.cluster.reading import is_ready
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.lab.churn import Churn, is_ready, pod
+from pytest_k3s_sandbox.lab.churn import Churn, pod
 from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.records import Event, Measurement
 from pytest_k3s_sandbox.report.series import transitions
@@ -56,7 +57,7 @@ def _start_steady(k3s: Cluster, namespace: str, timeout_scale: float) -> None:
     """Start a pod that stays, and wait until it is Ready."""
     k3s.core.create_namespaced_pod(namespace, pod(STEADY))
     k3s.wait(
-        lambda: is_ready(k3s.core.read_namespaced_pod(STEADY, namespace)),
+        lambda: is_ready(k3s.core.read_namespaced_pod(STEADY, namespace).status.conditions),
         f"the pod {STEADY} to be Ready",
         Deadline.after(READY_SECONDS * timeout_scale),
     )

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.bench import Result, Say
+from pytest_k3s_sandbox.cluster.reading import is_ready
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.lab.churn import is_ready, pod
+from pytest_k3s_sandbox.lab.churn import pod
 from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import Measurement, Verdict
@@ -90,7 +92,11 @@ def crowd(session: NodeSession, count: int = PODS) -> Crowd:
 
     def look() -> bool:
         nonlocal firsts
-        ready.update(one.metadata.name for one in core.list_namespaced_pod(NAMESPACE).items if is_ready(one))
+        ready.update(
+            one.metadata.name
+            for one in core.list_namespaced_pod(NAMESPACE).items
+            if is_ready(one.status.conditions)
+        )
         if not firsts and 2 * len(ready) >= count:
             firsts = time.monotonic() - began
         return len(ready) == count
@@ -142,7 +148,7 @@ def summary(crowds: Sequence[Crowd]) -> dict[str, Any]:
             "n": len(mine),
             "failures": len(mine) - len(fine),
             "left": sum(len(each.left) for each in mine),
-            **{name: _median(fine, lambda one, name=name: getattr(one, name)) for name in ("ready", "gone")},  # type: ignore[misc]
+            **{name: _median(fine, attrgetter(name)) for name in ("ready", "gone")},
         }
     for name in ("ready", "gone"):
         ours, native = result["gvisor"][name], result["host"][name]

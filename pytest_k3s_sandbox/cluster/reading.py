@@ -11,16 +11,20 @@ import json
 import ssl
 import threading
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.support import forks
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1NodeCondition, V1PodCondition
 
 READ_SECONDS = 10.0
 
@@ -75,6 +79,15 @@ def conditions(item: dict[str, Any]) -> dict[str, Condition]:
     """Return the conditions of an object by type; none while its status has none."""
     raw = item.get("status", {}).get("conditions") or []
     return {each["type"]: Condition.of(each) for each in raw}
+
+
+def is_ready(conditions: Iterable[Condition | V1NodeCondition | V1PodCondition] | None) -> bool:
+    """Tell whether the condition Ready is True among those of a node or a pod.
+
+    Args:
+        conditions: The conditions, as this module or the ``kubernetes`` package gives them; None for none.
+    """
+    return any(each.type == "Ready" and each.status == "True" for each in conditions or ())
 
 
 class ApiReader:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.cluster.process import ClusterProcess
-from pytest_k3s_sandbox.cluster.reading import ApiUnavailable, conditions
+from pytest_k3s_sandbox.cluster.reading import ApiUnavailable, conditions, is_ready
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.layers.registry import LAYERS
 from pytest_k3s_sandbox.layers.stack import split
@@ -268,7 +268,7 @@ class Sampler:
         ready = known.get("Ready")
         return Sample(
             t=self._writer.now(),
-            node_ready=None if ready is None or ready.status == "Unknown" else ready.status == "True",
+            node_ready=None if ready is None or ready.status == "Unknown" else is_ready([ready]),
             reason=None if ready is None else ready.reason,
             conditions={name: condition.status for name, condition in known.items()},
             pods={f"{p['metadata']['namespace']}/{p['metadata']['name']}": pod_state(p) for p in pods or []},
@@ -336,6 +336,5 @@ def costs(table: Sequence[Usage], layers: Sequence[str]) -> dict[str, Cost]:
 
 def pod_state(pod: dict[str, Any]) -> PodState:
     """Return a pod's phase and whether its condition Ready is True."""
-    ready = conditions(pod).get("Ready")
     phase = pod.get("status", {}).get("phase")
-    return PodState(phase=phase or "Unknown", ready=ready is not None and ready.status == "True")
+    return PodState(phase=phase or "Unknown", ready=is_ready(conditions(pod).values()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
+from pytest_k3s_sandbox.cluster.reading import is_ready
 from pytest_k3s_sandbox.daemon import endings
 from pytest_k3s_sandbox.daemon import registry as kept
 from pytest_k3s_sandbox.daemon.registry import State
@@ -140,10 +141,7 @@ def ready(nodes: list[Any]) -> str:
     """Return ``Ready`` if every node is, ``NotReady`` if one is not, ``no node`` if there is none."""
     if not nodes:
         return "no node"
-    states = [
-        any(c.type == "Ready" and c.status == "True" for c in node.status.conditions or []) for node in nodes
-    ]
-    return "Ready" if all(states) else "NotReady"
+    return "Ready" if all(is_ready(node.status.conditions) for node in nodes) else "NotReady"
 
 
 def duration(seconds: float) -> str:

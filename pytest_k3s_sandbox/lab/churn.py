@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.cluster.answers import found, patient
+from pytest_k3s_sandbox.cluster.reading import is_ready
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
@@ -95,9 +97,9 @@ class Churn:
 
     def _look(self) -> None:
         pods = self.core.list_namespaced_pod(self.namespace, label_selector=LABEL).items
-        seen = {pod.metadata.name: is_ready(pod) for pod in pods}
+        seen = {pod.metadata.name: is_ready(pod.status.conditions) for pod in pods}
         for life in advance(self.lives, seen, self.clock(), self.timeout, self.stay):
-            found(lambda: self.core.delete_namespaced_pod(life.name, self.namespace))  # noqa: B023 - called at once
+            found(functools.partial(self.core.delete_namespaced_pod, life.name, self.namespace))
             life.deleted = self.clock()
             self.note("deleted", life.name)
 
@@ -133,12 +135,7 @@ def advance(
     return ripe
 
 
-def is_ready(pod: Any) -> bool:  # noqa: ANN401 - the kubernetes package publishes no types
-    """Tell whether a pod's condition Ready is True."""
-    return any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
-
-
-def pod(name: str, **container: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of a container
+def pod(name: str, **container: object) -> dict[str, Any]:
     """Return a small pod with its service account's token, that ends at once when it is told to.
 
     Args:

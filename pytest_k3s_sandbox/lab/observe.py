@@ -11,6 +11,7 @@ from typing import Any
 from pytest_k3s_sandbox.cluster.answers import found, patient
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.embedded import NODE
+from pytest_k3s_sandbox.cluster.reading import is_ready
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.report.log_classifier import classify, kind_of
 from pytest_k3s_sandbox.report.records import Ablation, FirstError, Stage
@@ -230,7 +231,7 @@ class Watch:
         condition = self._cluster.node.conditions().get("Ready")
         if condition is None:
             return False
-        if condition.status == "True":
+        if is_ready([condition]):
             self._create_pod()
             return True
         if self._because(f"{condition.reason}: {condition.message}"):

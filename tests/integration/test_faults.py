@@ -10,18 +10,22 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.cluster.answers import found
+from pytest_k3s_sandbox.cluster.reading import is_ready
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.lab.churn import is_ready, pod
+from pytest_k3s_sandbox.lab.churn import pod
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import Event, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1Pod
 
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(300)]
 
@@ -41,7 +45,7 @@ class Faulty:
         self.cluster.node.wait_ready(PATIENCE)
         self.cluster.wait_usable(NAMESPACE, Deadline.after(PATIENCE))
         self.core.create_namespaced_pod(NAMESPACE, pod(STEADY))
-        self.wait(lambda: is_ready(self.pod(STEADY)), "the steady pod to be Ready")
+        self.wait(lambda: self.ready(STEADY), "the steady pod to be Ready")
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition."""
@@ -53,9 +57,13 @@ class Faulty:
         assert supervisor is not None
         return supervisor.lost()
 
-    def pod(self, name: str) -> Any:  # noqa: ANN401 - the kubernetes package publishes no types
+    def pod(self, name: str) -> V1Pod:
         """Return a pod."""
         return self.core.read_namespaced_pod(name, NAMESPACE)
+
+    def ready(self, name: str) -> bool:
+        """Tell whether a pod is Ready."""
+        return is_ready(self.pod(name).status.conditions)
 
     def objects(self) -> dict[str, str]:
         """Return every pod, config map, account and node by its unique id."""
@@ -72,7 +80,7 @@ class Faulty:
         """Tell whether all works: a new pod gets Ready, the steady one answers, the layers are healthy."""
         if found(lambda: self.pod(name)) is None:
             self.core.create_namespaced_pod(NAMESPACE, pod(name))
-        if not (is_ready(self.pod(name)) and is_ready(self.pod(STEADY)) and self.cluster.node.ready):
+        if not (self.ready(name) and self.ready(STEADY) and self.cluster.node.ready):
             return False
         asked = self.cluster.kubectl("exec", STEADY, "--", "echo", "out", check=False)
         return asked.stdout == "out\n" and all(health.ok for health in self.up.stack.check().values())

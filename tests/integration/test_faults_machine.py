@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox.cluster.answers import found
+from pytest_k3s_sandbox.cluster.reading import is_ready
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.lab.churn import is_ready, pod
+from pytest_k3s_sandbox.lab.churn import pod
 from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.node.start import start_sandbox
@@ -85,7 +86,8 @@ def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_p
         AppsV1Api(cluster.client).create_namespaced_replica_set(NAMESPACE, replicas("kept"))
 
         def running() -> set[str]:
-            return {one.metadata.name for one in core.list_namespaced_pod(NAMESPACE).items if is_ready(one)}
+            pods = core.list_namespaced_pod(NAMESPACE).items
+            return {one.metadata.name for one in pods if is_ready(one.status.conditions)}
 
         cluster.wait(lambda: len(running()) == 2, "two pods to be Ready", Deadline.after(PATIENCE))
         before = running()

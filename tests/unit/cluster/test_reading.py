@@ -20,7 +20,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster import certificates
 from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.reading import ApiReader, ApiUnavailable, Condition, conditions
+from pytest_k3s_sandbox.cluster.reading import ApiReader, ApiUnavailable, Condition, conditions, is_ready
 
 READY = {
     "type": "Ready",
@@ -204,3 +204,10 @@ def test_watching_a_start_does_not_import_the_kubernetes_package() -> None:
     code = f"import {modules}; print([name for name in sys.modules if name.startswith('kubernetes')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_ready_is_a_condition_that_is_true() -> None:
+    assert is_ready([Condition("DiskPressure", "True"), Condition("Ready", "True")])
+    assert not is_ready([Condition("DiskPressure", "True"), Condition("Ready", "Unknown")])
+    assert not is_ready([])
+    assert not is_ready(None)

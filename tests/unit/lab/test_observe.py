@@ -146,7 +146,7 @@ class Played:
     def _conditions(self) -> dict[str, Any]:
         seen, self._seen = self._seen or next(self._ready), None
         status = "True" if seen == "ready" else "False"
-        return {"Ready": SimpleNamespace(status=status, reason="KubeletNotReady", message=seen)}
+        return {"Ready": SimpleNamespace(type="Ready", status=status, reason="KubeletNotReady", message=seen)}
 
     def create_namespaced_pod(self, _namespace: str, pod: dict[str, Any]) -> None:
         """Note its name."""
