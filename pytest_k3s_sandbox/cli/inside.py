@@ -36,8 +36,8 @@ def load(
     check_json(json_file)
     state = kept(name)
     need_root()
-    distribution = FORMS["k3s" if "k3s" in state.processes else "embedded"]()
-    names = load_archive(distribution, AttachedSandbox(state), image, Deadline.after(LOAD_SECONDS))
+    images = FORMS[state.distribution]()
+    names = load_archive(images, AttachedSandbox(state), image, Deadline.after(LOAD_SECONDS))
     give("\n".join(names), list(names), json_file)
     if not quiet:
         say(f"loaded into {state.name}; a pod needs imagePullPolicy IfNotPresent or Never for a tag latest")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
 from pytest_k3s_sandbox.cluster.goals import selector_of
-from pytest_k3s_sandbox.cluster.reading import ApiReader
+from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader
 from pytest_k3s_sandbox.cluster.resources import Reference, Resources
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, on_purpose
 from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.cluster.cluster import Cluster
+    from kubernetes.client import CoreV1Api
+
     from pytest_k3s_sandbox.sandbox.base import Completed
 
 __tracebackhide__ = on_purpose
@@ -61,6 +62,45 @@ def short(text: object, most: int = 300) -> str:
     return escaping.line(whole if len(whole) <= most else f"{whole[:most]}\u2026")
 
 
+class ClusterApi(Protocol):
+    """The part of :class:`~.cluster.Cluster` that a namespace uses and hands out."""
+
+    @property
+    def logs(self) -> Path:
+        """The folder on the machine with every process' log."""
+
+    @property
+    def lost(self) -> str | None:
+        """Why the cluster's sandbox cannot be used any more; None as long as it can."""
+
+    @property
+    def core(self) -> CoreV1Api:
+        """The core API of the ``kubernetes`` package."""
+
+    def reader(self, seconds: float = READ_SECONDS) -> ApiReader:
+        """Return a new reader of the API; see :meth:`.Cluster.reader`."""
+
+    def kubectl(
+        self, *words: str, check: bool = True, timeout: float = 30.0, stdin: str | None = None
+    ) -> Completed:
+        """Run kubectl; see :meth:`.Cluster.kubectl`."""
+
+    def kubectl_command(self, *words: str) -> tuple[list[str], dict[str, str]]:
+        """Return kubectl's command line and environment; see :meth:`.Cluster.kubectl_command`."""
+
+    def wait(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        deadline: Deadline,
+        hint: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Wait for a condition; see :meth:`.Cluster.wait`."""
+
+    def load_image(self, tar: Path, seconds: float = 60.0) -> tuple[str, ...]:
+        """Load an image into the node; see :meth:`.Cluster.load_image`."""
+
+
 class Access:
     """A namespace of a cluster.
 
@@ -73,7 +113,7 @@ class Access:
         namespace: The namespace's name.
     """
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: ClusterApi, namespace: str) -> None:
         """Keep the arguments; nothing is read yet."""
         self.cluster = cluster
         self.namespace = namespace

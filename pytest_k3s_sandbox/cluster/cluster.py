@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
-from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, conditions
+from pytest_k3s_sandbox.cluster.namespace import Namespace, new_name
+from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, conditions, is_ready
 from pytest_k3s_sandbox.cluster.wait import lost_by, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
@@ -224,32 +225,45 @@ class Cluster:
 
     @contextlib.contextmanager
     def namespace(
-        self, name: str, seconds: float = 60.0, spare: Callable[[], bool] = lambda: False
-    ) -> Iterator[str]:
-        """Give a namespace of the caller's own, deleted afterwards with all that is in it.
+        self,
+        name: str | None = None,
+        seconds: float = 60.0,
+        spare: Callable[[], bool] = lambda: False,
+        *,
+        folders: Sequence[Path] = (),
+    ) -> Iterator[Namespace]:
+        """Create a namespace, and delete it at the end with everything in it.
 
-        Its pods are gone then; the namespace itself goes some seconds later by itself, because the namespace
-        controller pauses for five on purpose. One of the same name that is going is waited for.
+        The end waits until the pods are gone. The namespace itself goes some seconds later, because the
+        namespace controller pauses for five seconds on purpose. An earlier namespace of the same name that
+        is being deleted is waited for.
 
         Args:
-            name: The namespace's name, which must be free.
-            seconds: How long its coming and its going may take, each.
-            spare: Asked at the end; the namespace stays if it says so.
+            name: The namespace's name, which must be free; None for a new name.
+            seconds: The time limit in seconds, once for the start and once for the end.
+            spare: Called at the end. If it returns True, the namespace stays.
+            folders: Where relative paths of manifests are looked for, before the working directory.
 
         Raises:
             ClusterError: It did not become usable, or its pods did not go away.
         """
+        name = new_name() if name is None else name
         owner = forks.Owner()
         deadline = Deadline.after(seconds)
         self.wait(lambda: not self._going(name), f"an earlier namespace {name} to be gone", deadline)
         self.core.create_namespace({"metadata": {"name": name}})
         try:
             self.wait_usable(name, deadline)
-            yield name
+            made = Namespace(name, self, folders)
+            try:
+                yield made
+            finally:
+                if owner.mine and not spare():
+                    made.leave()
         finally:
             if owner.mine and not spare():
                 self.core.delete_namespace(name)  # first, so that no controller makes its pods again
-                # A shell as process 1 ignores SIGTERM, and nobody wants to wait 30 s for the end of a test.
+                # A shell as process 1 ignores SIGTERM. Without this a test's end would take 30 s.
                 self.core.delete_collection_namespaced_pod(name, grace_period_seconds=1)
                 self.wait(
                     lambda: not self.core.list_namespaced_pod(name).items,
@@ -293,8 +307,7 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether the condition Ready is True now; raises ApiUnavailable as :meth:`conditions` does."""
-        condition = self.conditions().get("Ready")
-        return condition is not None and condition.status == "True"
+        return is_ready(self.conditions().values())
 
     def wait_ready(self, seconds: float = 30.0) -> None:
         """Wait until the node is Ready.

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from pytest_k3s_sandbox.cluster import applying, forwarding, goals, podlogs, waiting
-from pytest_k3s_sandbox.cluster.access import Access, Timeout, deadline_of, folders_of, short
+from pytest_k3s_sandbox.cluster.access import Access, ClusterApi, Timeout, deadline_of, folders_of, short
 from pytest_k3s_sandbox.cluster.events import Event, events_of
 from pytest_k3s_sandbox.cluster.forwarding import Url
 from pytest_k3s_sandbox.cluster.manifests import Manifest
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, on_purpose
-from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
-    from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.sandbox.base import Completed
 
 __tracebackhide__ = on_purpose
 
-__all__ = ["Event", "Namespace", "Url", "namespace", "new_name"]
+__all__ = ["Event", "Namespace", "Url", "new_name"]
 
 SECONDS = 30.0
 """How long each call may take that is given no other time."""
 
 
-class Namespace(str):  # noqa: SLOT000 - it has a cluster beside the text
+class Namespace(str):
     """A namespace: its name, as a text, with the operations of a test.
 
     An object is named as kubectl takes it, ``deployment/greeter`` or ``deploy/greeter``; a name alone is a
@@ -41,11 +38,13 @@ class Namespace(str):  # noqa: SLOT000 - it has a cluster beside the text
         folders: Where relative paths of manifests are looked for, before the working directory.
     """
 
+    __slots__ = ("_access", "_folders", "_outside")
+
     _access: Access
     _folders: tuple[Path, ...]
     _outside: list[str]
 
-    def __new__(cls, name: str, cluster: Cluster, folders: Sequence[Path] = ()) -> Self:
+    def __new__(cls, name: str, cluster: ClusterApi, folders: Sequence[Path] = ()) -> Self:
         """Return the name with its cluster."""
         made = super().__new__(cls, name)
         made._access = Access(cluster, str(name))
@@ -62,7 +61,7 @@ class Namespace(str):  # noqa: SLOT000 - it has a cluster beside the text
         raise TypeError("a Namespace is bound to its cluster; hand its name over: str(namespace)")
 
     @property
-    def cluster(self) -> Cluster:
+    def cluster(self) -> ClusterApi:
         """The cluster that it is in."""
         return self._access.cluster
 
@@ -339,32 +338,3 @@ class Namespace(str):  # noqa: SLOT000 - it has a cluster beside the text
 def new_name() -> str:
     """Return a name for a new namespace."""
     return f"test-{os.urandom(4).hex()}"
-
-
-@contextlib.contextmanager
-def namespace(
-    cluster: Cluster,
-    name: str | None = None,
-    *,
-    folders: Sequence[Path] = (),
-    spare: Callable[[], bool] = lambda: False,
-) -> Iterator[Namespace]:
-    """Give a new namespace, deleted afterwards with all that is in it; see :meth:`.Cluster.namespace`.
-
-    Args:
-        cluster: Where.
-        name: Its name, which must be free; a new one if None.
-        folders: Where relative paths of manifests are looked for, before the working directory.
-        spare: Asked at the end; the namespace stays if it says so.
-
-    Raises:
-        ClusterError: It did not become usable, or its pods did not go away.
-    """
-    owner = forks.Owner()
-    with cluster.namespace(new_name() if name is None else name, spare=spare) as given:
-        made = Namespace(given, cluster, folders)
-        try:
-            yield made
-        finally:
-            if owner.mine and not spare():
-                made.leave()

@@ -16,6 +16,7 @@ from pathlib import Path
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
+from pytest_k3s_sandbox.cluster.namespace import Namespace
 from pytest_k3s_sandbox.cluster.process import ClusterProcess
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
@@ -33,6 +34,9 @@ from pytest_k3s_sandbox.sandbox.base import Sandbox, described
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.support import clock, forks
 from pytest_k3s_sandbox.toolchain import Toolchain
+
+READY_SECONDS = 90.0
+"""How long a node that has just started may take to be Ready."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,23 @@ class NodeSession:
                 remedy="run this test without --k3s-share",
             )
         return self.own
+
+    @contextlib.contextmanager
+    def namespace(self, name: str | None = None) -> Iterator[Namespace]:
+        """Wait until the node is Ready, create a namespace, and delete it at the end.
+
+        See :meth:`.Cluster.namespace`, which does not wait for the node.
+
+        Args:
+            name: The namespace's name, which must be free; None for a new name.
+
+        Raises:
+            ClusterError: The node is not Ready in time, or the namespace did not become usable, or its pods
+                did not go away.
+        """
+        self.cluster.node.wait_ready(READY_SECONDS)
+        with self.cluster.namespace(name) as made:
+            yield made
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.namespace import Namespace, namespace
+from pytest_k3s_sandbox.cluster.namespace import Namespace
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
 from pytest_k3s_sandbox.pytestplugin.activation import activate
 from pytest_k3s_sandbox.pytestplugin.stash import FAILED, NAMESPACES, RUNNING
@@ -41,7 +41,7 @@ def own(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Namespace]
         return activate(request.config).keep == "running" and FAILED in request.node.stash
 
     with (
-        namespace(cluster, folders=[request.path.parent], spare=spare) as made,
+        cluster.namespace(folders=[request.path.parent], spare=spare) as made,
         _listed(request.config, made, request.node),
     ):
         yield made
@@ -107,7 +107,7 @@ class Namespaces:
             return activate(self._config).keep == "running" and failed
 
         stack = contextlib.ExitStack()
-        made = stack.enter_context(namespace(self._cluster, name, folders=[folder], spare=spare))
+        made = stack.enter_context(self._cluster.namespace(name, folders=[folder], spare=spare))
         stack.enter_context(_listed(self._config, made, node))
         self._last.push(stack)
         if node is not None:

@@ -11,14 +11,15 @@ import dataclasses
 import os
 import platform
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
+from pytest_k3s_sandbox.cluster.namespace import Namespace, new_name
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.layers import registry, stack
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
@@ -29,6 +30,9 @@ from pytest_k3s_sandbox.report.records import Environment, Machine, RunWriter
 from pytest_k3s_sandbox.sandbox import layout
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, V9FS_MAGIC, Completed
 from pytest_k3s_sandbox.support import forks
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.cluster.cluster import Cluster
 
 JOURNAL = Path.cwd() / "journal.txt"
 
@@ -132,11 +136,14 @@ class FakeCluster:
         return SimpleNamespace(read=lambda _path: {"items": items})
 
     @contextlib.contextmanager
-    def namespace(self, name: str, *, spare: Callable[[], bool]) -> Iterator[str]:
+    def namespace(
+        self, name: str | None = None, *, spare: Callable[[], bool], folders: Sequence[Path] = ()
+    ) -> Iterator[Namespace]:
         """Give a name."""
+        name = new_name() if name is None else name
         owner = forks.Owner()
         self.namespaces.append(name)
-        yield name
+        yield Namespace(name, cast("Cluster", self), folders)
         self.namespaces.remove(name)
         if owner.mine:
             note("namespace spared" if spare() else "namespace gone")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.cluster.access import deadline_of, short
 from pytest_k3s_sandbox.cluster.applying import is_reference
 from pytest_k3s_sandbox.cluster.events import Event, events_of
 from pytest_k3s_sandbox.cluster.namespace import Namespace
+from pytest_k3s_sandbox.cluster.reading import ApiReader
 from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, WaitError
@@ -43,6 +44,8 @@ class Cluster:
     """
 
     logs = Path("/logs")
+    lost = None
+    core: Any = None
 
     def __init__(self) -> None:
         """Have the usual kinds."""
@@ -54,11 +57,11 @@ class Cluster:
         self.answer = Completed((), 0, "", "")
         self.program = ""
 
-    def reader(self) -> Any:  # noqa: ANN401 - as much of a reader as is asked
+    def reader(self, _seconds: float = 0.0) -> ApiReader:
         """Read what is there."""
-        return SimpleNamespace(read=self.read, text=self.read)
+        return cast("ApiReader", SimpleNamespace(read=self.read, text=self.read))
 
-    def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
+    def read(self, path: str) -> object:
         """Return what is at a path."""
         return self.there.get(path.partition("?")[0])
 
@@ -73,10 +76,18 @@ class Cluster:
         return [sys.executable, "-uc", self.program, *words], {}
 
     def wait(
-        self, condition: Callable[[], bool], what: str, deadline: Deadline, hint: Callable[[], str] = str
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        deadline: Deadline,
+        hint: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Wait."""
         until(condition, what=what, deadline=deadline, alive={}, poll=0.01, hint=hint)
+
+    def load_image(self, tar: Path, seconds: float = 60.0) -> tuple[str, ...]:
+        """Load nothing."""
+        raise NotImplementedError(tar, seconds)
 
 
 @pytest.fixture
@@ -86,7 +97,7 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 def namespace(cluster: Cluster, tmp_path: Path) -> Namespace:
-    return Namespace("ns", cluster, [tmp_path])  # type: ignore[arg-type] # as much of one as is used
+    return Namespace("ns", cluster, [tmp_path])
 
 
 def pod(name: str, phase: str = "Running", *states: dict[str, Any], **metadata: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON

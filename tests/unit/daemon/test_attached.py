@@ -9,8 +9,11 @@ from typing import Any, cast
 import pytest
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
+from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, write_images
+from pytest_k3s_sandbox.cluster.namespace import Namespace
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.daemon.attached import (
+    AttachedSandbox,
     AttachedStack,
     RecordedReadiness,
     attached_cluster,
@@ -20,7 +23,8 @@ from pytest_k3s_sandbox.daemon.clients import Users
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.layers.stack import LayerStack
-from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Completed, Process, Sandbox
+from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox
 
@@ -49,6 +53,32 @@ def answer(thing: object, name: str) -> str:
     except ConfigError as error:
         return "refused" if "another process keeps this cluster" in str(error) else str(error)
     return "there"
+
+
+@pytest.mark.parametrize(("distribution", "ctr"), [("embedded", f"{BIN_DIR}/ctr"), ("k3s", "bin/ctr")])
+def test_images_are_loaded_as_in_a_cluster_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, ctr: str
+) -> None:
+    monkeypatch.setattr(FakeState, "distribution", distribution)
+    cluster = attached_cluster(cast("State", FakeState()), Users(tmp_path / "users"), Path("/none"))
+    folder = tmp_path / "sandbox"
+    (folder / STATE_DIR.removeprefix("/")).mkdir(parents=True)
+    ran = []
+
+    def run(argv: list[str], *, timeout: float) -> Completed:
+        assert 0 < timeout <= 60
+        ran.append(argv)
+        return Completed.of(argv, 0, b"example.org/mine:1\n", b"")
+
+    monkeypatch.setattr(AttachedSandbox, "files", Beneath(folder))
+    monkeypatch.setattr(cluster.sandbox, "run", run)
+    tar = write_images(
+        tmp_path / "mine.tar", [Image("example.org/mine:1", [ImageFile("bin")], ImageConfig())]
+    )
+    assert Namespace("ns", cluster, [tmp_path]).load_image("mine.tar") == ("example.org/mine:1",)
+    assert cluster.load_image(tar) == ("example.org/mine:1",)
+    assert ["import" in argv for argv in ran] == [True, False, True, False]
+    assert all(argv[0].endswith(ctr) for argv in ran)
 
 
 @pytest.mark.parametrize("kind", [GvisorSandbox, HostSandbox, Sandbox])
