@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blocks import ROOT, blocks
 
 from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, write_images
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
+from support.blocks import ROOT, blocks
 
 pytestmark = [
     pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),

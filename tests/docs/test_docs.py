@@ -16,11 +16,11 @@ from xml.etree import ElementTree as ET
 import pytest
 import typer
 import yaml
-from blocks import ROOT, Block, blocks, pages, split
 
 from pytest_k3s_sandbox import settings
 from pytest_k3s_sandbox.cli import main
 from pytest_k3s_sandbox.pytestplugin import fixtures, markers
+from support.blocks import ROOT, Block, blocks, pages, split
 
 if not (ROOT / "docs").is_dir():
     pytest.skip("not applicable: this is no checkout", allow_module_level=True)

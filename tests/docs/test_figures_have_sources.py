@@ -11,7 +11,8 @@ import shlex
 from typing import TYPE_CHECKING
 
 import pytest
-from blocks import ROOT
+
+from support.blocks import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import typer
-from blocks import ROOT
 
 from pytest_k3s_sandbox import settings
 from pytest_k3s_sandbox.cli import main
 from pytest_k3s_sandbox.pytestplugin import fixtures
+from support.blocks import ROOT
 
 if not (ROOT / "docs").is_dir():
     pytest.skip("not applicable: this is no checkout", allow_module_level=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from blocks import ROOT
+
+from support.blocks import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

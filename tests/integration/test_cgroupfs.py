@@ -11,18 +11,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
-
-if TYPE_CHECKING:
-    from tests.integration.cgroupfs.cgroupfs_served import Namespace, namespace_in, wait_until
-else:  # the folder is no package: pytest puts it on sys.path
-    from cgroupfs_served import Namespace, namespace_in, wait_until
+from support.cgroupfs_served import Namespace, namespace_in, wait_until
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.access("/dev/fuse", os.W_OK), reason="needs root and /dev/fuse"

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 from kubernetes.client import ApiException
-from stand_in_node import node, write_stand_in
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.errors import SandboxError
@@ -29,6 +28,7 @@ from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import EventKind, read_run
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.stand_in_node import node, write_stand_in
 
 pytestmark = [
     pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),

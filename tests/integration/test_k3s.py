@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from outside import outside
-from stand_in_node import node, toolchain_with, write_stand_in
 
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.components import Settings
@@ -24,6 +22,8 @@ from pytest_k3s_sandbox.node.spec import NodeSpec, kubernetes_version
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.outside import outside
+from support.stand_in_node import node, toolchain_with, write_stand_in
 
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
 

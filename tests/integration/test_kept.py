@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from held import next_command
 
 from pytest_k3s_sandbox.daemon import process as keeper
 from pytest_k3s_sandbox.daemon import registry
@@ -25,6 +24,7 @@ from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.held import next_command
 
 pytestmark = [pytest.mark.k3s_requires("root"), pytest.mark.timeout(120)]
 

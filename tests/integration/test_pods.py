@@ -14,7 +14,6 @@ from typing import IO, Any
 
 import pytest
 from kubernetes.client import AppsV1Api
-from outside import outside
 
 from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.cluster.components import MANIFESTS
@@ -25,6 +24,7 @@ from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.outside import outside
 
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from outside import outside
 
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
@@ -16,6 +15,7 @@ from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.node.start import start_sandbox
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.outside import outside
 
 pytestmark = pytest.mark.k3s_requires("root")
 

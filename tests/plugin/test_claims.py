@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from result_formats import cases, documents, ends
 
 from pytest_k3s_sandbox.report.headline import is_ok, outcome, summarize
+from support.result_formats import cases, documents, ends
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import Run, Verdict
-    from tests.plugin.conftest import Project
+    from support.project import Project
 
 HEAD = """
 import os, time, signal

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from pytest_k3s_sandbox.report.headline import outcome
 from pytest_k3s_sandbox.report.records import EventKind, Run
-
-if TYPE_CHECKING:
-    from tests.plugin.conftest import Project
+from support.project import Project
 
 TEST = """
 import pytest

@@ -8,7 +8,6 @@ import signal
 import time
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,9 +16,7 @@ from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.pytestplugin.children import ended_here
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.support import forks
-
-if TYPE_CHECKING:
-    from tests.plugin.conftest import Project
+from support.project import Project
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 

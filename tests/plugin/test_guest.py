@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 import pytest
+
+from support.project import FAKE_NODE
 
 FOREIGN = """
 import sys
@@ -111,7 +112,7 @@ def test_looking_at_it_costs_little(foreign: pytest.Pytester) -> None:
 
 
 def test_the_first_who_asks_while_it_runs_wakes_the_plugin(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest(Path(__file__).with_name("fake_node.py").read_text())
+    pytester.makeconftest(FAKE_NODE.read_text())
     pytester.makepyfile(
         """
         def test_nothing(): pass

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
 
 import pytest
-from experiment_conftest import MARKS
 
-if TYPE_CHECKING:
-    from tests.plugin.conftest import Project
+from support.experiment_conftest import MARKS
+from support.project import Project
 
 
 def test_every_marker_is_registered(pytester: pytest.Pytester) -> None:

@@ -6,16 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from result_formats import attachments, cases, documents, ends, properties, steps_of
 
 from pytest_k3s_sandbox.pytestplugin.results import is_broken, mend_junit
-
-if TYPE_CHECKING:
-    from tests.plugin.conftest import Project
+from support.project import Project
+from support.result_formats import attachments, cases, documents, ends, properties, steps_of
 
 TESTS = """
 import time

@@ -5,15 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.node import session
 from pytest_k3s_sandbox.report.records import RunWriter
-
-if TYPE_CHECKING:
-    from tests.plugin.conftest import Project
+from support.project import Project
 
 PASSES = "def test_it(k3s): pass"
 FAILS = "def test_it(k3s): assert False"

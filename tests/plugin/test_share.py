@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from experiment_conftest import MARKS
 
 from pytest_k3s_sandbox.daemon import process
+from support.experiment_conftest import MARKS
 
 pytest.importorskip("xdist")
 
-if TYPE_CHECKING:
-    from tests.plugin.conftest import Project
+from support.project import Project
 
 CONFTEST = f"""
 import sys
 from types import SimpleNamespace
 import pytest
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import fake_keeper
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from support import fake_keeper
 from pytest_k3s_sandbox.daemon import process as keeper
 
 keeper.launch = fake_keeper.launch

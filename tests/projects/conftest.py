@@ -7,13 +7,13 @@ import site
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from support.project import Runs
+
 ROOT = Path(__file__).parents[2]
-FAKE_NODE = ROOT / "tests" / "plugin" / "fake_node.py"
 NEIGHBOURS = (
     "coverage>=7",
     "freezegun>=1.5",
@@ -27,9 +27,6 @@ NEIGHBOURS = (
     "six>=1.16",
 )
 """What tests of others run with; not in this environment, where it would act on our own tests."""
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
 
 UNREACHABLE = ("Could not find a version", "No matching distribution", "Failed to establish", "timed out")
 """What pip says where no registry has what is asked for, or none answers."""
@@ -72,7 +69,7 @@ def neighbours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(environment: Path, tmp_path: Path) -> Run:
+def run(environment: Path, tmp_path: Path) -> Runs:
     """Run pytest in a project."""
 
     def call(folder: Path, *options: str, path: Path | None = None, **variables: str | None) -> object:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.projects.conftest import FAKE_NODE, Run
+from support.project import FAKE_NODE, Runs
 
 NOTHING = """
 import sys
@@ -98,7 +98,7 @@ def journal(folder: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def test_one_that_uses_nothing(run: Run, tmp_path: Path) -> None:
+def test_one_that_uses_nothing(run: Runs, tmp_path: Path) -> None:
     folder = project(tmp_path / "p", NOTHING, node=False)
     done = run(folder, K3S_VERSION="v1.29.3+k3s1")
     assert outcomes(done) == {"passed": 3}, done.stdout + done.stderr
@@ -106,14 +106,14 @@ def test_one_that_uses_nothing(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
-def test_one_that_uses_everything(run: Run, tmp_path: Path) -> None:
+def test_one_that_uses_everything(run: Runs, tmp_path: Path) -> None:
     folder = project(tmp_path / "p", EVERYTHING)
     done = run(folder, "--strict-markers")
     assert outcomes(done) == {"passed": 3}, done.stdout + done.stderr
     assert journal(folder).count("sandbox up") == journal(folder).count("sandbox down") == 3
 
 
-def test_the_experiments_are_in_the_wheel(run: Run, tmp_path: Path) -> None:
+def test_the_experiments_are_in_the_wheel(run: Runs, tmp_path: Path) -> None:
     folder = project(tmp_path / "p", "", node=False)
     words = ("--pyargs", "pytest_k3s_sandbox.experiments", "--co", "-q", "--strict-markers", "-m")
     day, night = (run(folder, *words, which) for which in ("exp08", "exp08 and nightly"))
@@ -128,7 +128,7 @@ def test_the_experiments_are_in_the_wheel(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [(), ("-n2",), ("--forked",), ("--cov=test_it", "--cov-report="), ("-p", "no:randomly", "-x")]
 )
-def test_one_with_neighbours(run: Run, tmp_path: Path, neighbours: Path, options: tuple[str, ...]) -> None:
+def test_one_with_neighbours(run: Runs, tmp_path: Path, neighbours: Path, options: tuple[str, ...]) -> None:
     if "--forked" in options:
         control = project(tmp_path / "control", "def test_it(): pass", node=False)
         if run(control, "--forked", "-p", "no:k3s_sandbox", path=neighbours).returncode != 0:
@@ -154,7 +154,7 @@ PLACES: dict[str, tuple[str, dict[str, str | None]]] = {
 
 
 @pytest.mark.parametrize("what", PLACES)
-def test_wherever_it_is(run: Run, tmp_path: Path, what: str) -> None:
+def test_wherever_it_is(run: Runs, tmp_path: Path, what: str) -> None:
     name, variables = PLACES[what]
     folder = project(tmp_path / name, EVERYTHING)
     given = dict(variables)
@@ -168,7 +168,7 @@ def test_wherever_it_is(run: Run, tmp_path: Path, what: str) -> None:
     assert all("\ufffd" not in page.read_text(encoding="utf-8") for page in pages)
 
 
-def test_the_debugger(run: Run, tmp_path: Path) -> None:
+def test_the_debugger(run: Runs, tmp_path: Path) -> None:
     folder = project(tmp_path / "p", "def test_it(k3s_node): assert not k3s_node.ready\n")
     done = run(folder, "--pdb")  # its input has ended, as with `q`
     assert "entering PDB" in done.stdout

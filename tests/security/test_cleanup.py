@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from held import Held, held, next_command, running, wait_until
 
 from pytest_k3s_sandbox.sandbox.reaper import remove_cgroup
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.held import Held, held, next_command, running, wait_until
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"), pytest.mark.timeout(120)]
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from held import running, wait_until
 
 from pytest_k3s_sandbox.sandbox.host import cgroup_mounts
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.held import running, wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"),

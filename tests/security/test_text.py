@@ -16,7 +16,6 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from pydantic import ValidationError
-from synthetic_runs import everything, write
 
 from pytest_k3s_sandbox.cli.options import give, say
 from pytest_k3s_sandbox.cli.progress import Course, LiveDisplay, PlainDisplay, Verbosity
@@ -32,6 +31,7 @@ from pytest_k3s_sandbox.report.headline import sentence
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import RECORD, ErrorLine, Event, Tested, Verdict, read_run
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
+from support.synthetic_runs import everything, write
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster

@@ -11,45 +11,27 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.integration.cgroupfs.cgroup_cases import ROOT, SCENARIOS, Scenario, Step
-    from tests.integration.cgroupfs.cgroup_sides import (
-        DIFFERENCES,
-        TOP,
-        Folder,
-        Model,
-        Side,
-        both,
-        compared,
-        furnish,
-        fuse_side,
-        kernel_side,
-        outcome,
-        sleeper,
-    )
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroup_cases import ROOT, SCENARIOS, Scenario, Step
-    from cgroup_sides import (
-        DIFFERENCES,
-        TOP,
-        Folder,
-        Model,
-        Side,
-        both,
-        compared,
-        furnish,
-        fuse_side,
-        kernel_side,
-        outcome,
-        sleeper,
-    )
+from support.cgroup_cases import ROOT, SCENARIOS, Scenario, Step
+from support.cgroup_sides import (
+    DIFFERENCES,
+    TOP,
+    Folder,
+    Model,
+    Side,
+    both,
+    compared,
+    furnish,
+    fuse_side,
+    kernel_side,
+    outcome,
+    sleeper,
+)
 
 
 @pytest.fixture(scope="module", params=[*SCENARIOS, "cpu,cpuacct"])

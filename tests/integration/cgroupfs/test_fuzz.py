@@ -12,14 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.integration.cgroupfs.cgroupfs_served import namespace_in
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_served import namespace_in
+from support.cgroupfs_served import namespace_in
 
 pytestmark = pytest.mark.k3s_requires("root", "fuse")
 

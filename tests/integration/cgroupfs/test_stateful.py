@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,33 +14,18 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 
 from pytest_k3s_sandbox.layers.cgroupfs.accounting import ProcAccounting
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.integration.cgroupfs.cgroup_cases import SCENARIOS
-    from tests.integration.cgroupfs.cgroup_sides import (
-        TOP,
-        Folder,
-        Model,
-        contents,
-        furnish,
-        kernel_side,
-        outcome,
-        sleeper,
-        wait_until,
-    )
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroup_cases import SCENARIOS
-    from cgroup_sides import (
-        TOP,
-        Folder,
-        Model,
-        contents,
-        furnish,
-        kernel_side,
-        outcome,
-        sleeper,
-        wait_until,
-    )
+from support.cgroup_cases import SCENARIOS
+from support.cgroup_sides import (
+    TOP,
+    Folder,
+    Model,
+    contents,
+    furnish,
+    kernel_side,
+    outcome,
+    sleeper,
+    wait_until,
+)
 
 NAMES = ("a", "b", "tasks")
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interceptor_tools import Popen, descendants
+
+from support.interceptor_tools import Popen, descendants
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from interceptor_tools import command, f_type, python, redirect, run, stats
+
+from support.interceptor_tools import command, f_type, python, redirect, run, stats
 
 pytestmark = pytest.mark.k3s_requires("ptrace")
 

@@ -23,7 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from differential_tools import (
+from hypothesis import HealthCheck, Phase, given, settings
+
+from pytest_k3s_sandbox.lab.programs import Recipe, compiled
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
+from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
+from pytest_k3s_sandbox.toolchain import Toolchain, ensure_system_packages
+from pytest_k3s_sandbox.toolchain.packages import TRACERS
+from support.differential_tools import (
     CALLS,
     EMPTY_PATH,
     OPENS,
@@ -37,15 +44,8 @@ from differential_tools import (
     sequences,
     with_prologue,
 )
-from hypothesis import HealthCheck, Phase, given, settings
-from interceptor_tools import MODULE, f_type
-from outside import outside
-
-from pytest_k3s_sandbox.lab.programs import Recipe, compiled
-from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
-from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain, ensure_system_packages
-from pytest_k3s_sandbox.toolchain.packages import TRACERS
+from support.interceptor_tools import MODULE, f_type
+from support.outside import outside
 
 pytestmark = pytest.mark.k3s_requires("ptrace")
 

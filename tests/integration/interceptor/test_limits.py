@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from interceptor_tools import Popen, command, compiled, ends, python, redirect, run, stats
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
+from support.interceptor_tools import Popen, command, compiled, ends, python, redirect, run, stats
 
 pytestmark = pytest.mark.k3s_requires("ptrace")
 

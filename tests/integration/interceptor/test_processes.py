@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from interceptor_tools import MODULE, Popen, command, ends, python, redirect, run, stats
 
 from pytest_k3s_sandbox.toolchain import Toolchain, golang, pins
+from support.interceptor_tools import MODULE, Popen, command, ends, python, redirect, run, stats
 
 pytestmark = pytest.mark.k3s_requires("ptrace")
 

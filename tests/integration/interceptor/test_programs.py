@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from interceptor_tools import compiled, python, redirect, run, stats
+
+from support.interceptor_tools import compiled, python, redirect, run, stats
 
 pytestmark = pytest.mark.k3s_requires("ptrace")
 

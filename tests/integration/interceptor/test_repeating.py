@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 
 import pytest
-from interceptor_tools import compiled, run, stats
 
 from pytest_k3s_sandbox.layers.interceptor.repeating import ADDRESS, FUNCTION
+from support.interceptor_tools import compiled, run, stats
 
 pytestmark = pytest.mark.k3s_requires("ptrace")
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interceptor_tools import MODULE
-from outside import outside
 
 from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.lab.programs import build
@@ -28,6 +26,8 @@ from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.interceptor_tools import MODULE
+from support.outside import outside
 
 pytestmark = [
     pytest.mark.k3s_requires("fuse", "ptrace"),

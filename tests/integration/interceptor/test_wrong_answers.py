@@ -9,10 +9,10 @@ import os
 import sys
 
 import pytest
-from interceptor_tools import MODULE
 
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.interceptor_tools import MODULE
 
 pytestmark = [
     pytest.mark.k3s_requires("ptrace"),

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from synthetic_runs import everything, write
 
 from pytest_k3s_sandbox.report.export import export
 from pytest_k3s_sandbox.report.page import render
+from support.synthetic_runs import everything, write
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from result_formats import cases, documents, ends, properties, steps_of
 
 from pytest_k3s_sandbox.cli.experiments import experiments_folder
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.sandbox import machine, reaper
 from pytest_k3s_sandbox.toolchain.resolve import cache_folder
+from support.result_formats import cases, documents, ends, properties, steps_of
 
 pytestmark = [
     pytest.mark.nightly,

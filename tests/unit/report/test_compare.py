@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from synthetic_runs import everything
-
 from pytest_k3s_sandbox.report.compare import claims, comparison
 from pytest_k3s_sandbox.report.records import Announced, Run, Verdict
+from support.synthetic_runs import everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from own_xml import parsed
-from synthetic_runs import LAYERS, everything
 
 from pytest_k3s_sandbox.report.charts import (
     distribution_chart,
@@ -27,6 +25,8 @@ from pytest_k3s_sandbox.report.distributions import (
 )
 from pytest_k3s_sandbox.report.drawing import WIDTH, log_ticks, standalone, ticks
 from pytest_k3s_sandbox.report.records import Cost, Event, Measurement, Record, Run, Sample
+from support.own_xml import parsed
+from support.synthetic_runs import LAYERS, everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable

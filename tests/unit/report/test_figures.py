@@ -8,13 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from own_xml import parsed
-from synthetic_runs import everything
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
 from pytest_k3s_sandbox.report.export import export
 from pytest_k3s_sandbox.report.figures import write_figures
 from pytest_k3s_sandbox.report.records import Header, Record, Run, Sample
+from support.own_xml import parsed
+from support.synthetic_runs import everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import synthetic_runs
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
@@ -33,10 +32,11 @@ from pytest_k3s_sandbox.report.export import figure_data
 from pytest_k3s_sandbox.report.headline import headline, headline_lines, summarize
 from pytest_k3s_sandbox.report.records import ErrorLine, Record, Run, Sample, read_run
 from pytest_k3s_sandbox.report.tables import bibtex, csv_tables, latex, markdown, results
+from support import synthetic_runs
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 SECONDS = 620
-"""One fault and the errors after it (tests/shared/synthetic_runs.py)."""
+"""One fault and the errors after it (tests/support/synthetic_runs.py)."""
 
 LONG = 120
 DIGITS = 5

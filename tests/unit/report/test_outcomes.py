@@ -11,11 +11,11 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_runs import everything
 
 from pytest_k3s_sandbox.report import jsonschema as exported
 from pytest_k3s_sandbox.report.page import render
 from pytest_k3s_sandbox.report.records import SCHEMA_VERSION, Measurement, RunWriter, Spread, read_run
+from support.synthetic_runs import everything
 
 DATA = Path(__file__).with_name("data")
 PUBLISHED = Path(__file__).parents[3] / "docs" / "records.schema.json"

@@ -10,7 +10,6 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_xml import parsed
 
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.report.drawing import WIDTH, standalone, time_ticks
@@ -30,6 +29,7 @@ from pytest_k3s_sandbox.report.records import (
     read_run,
 )
 from pytest_k3s_sandbox.report.timeline import MAX_PODS, bring_up_window, side_by_side, timeline
+from support.own_xml import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_runs import ENVIRONMENT, everything, write
 
 from pytest_k3s_sandbox.report.export import export, figure_data
 from pytest_k3s_sandbox.report.records import Announced, Event, Record, Run, Sample, Tested, Verdict, read_run
@@ -24,6 +23,7 @@ from pytest_k3s_sandbox.report.tables import (
     results,
 )
 from pytest_k3s_sandbox.support import escaping
+from support.synthetic_runs import ENVIRONMENT, everything, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import platform
 import re
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,9 +13,7 @@ from pytest_k3s_sandbox.cli.doctor import Check, checks, failed, render
 from pytest_k3s_sandbox.support import clock
 from pytest_k3s_sandbox.toolchain import packages, probes
 from pytest_k3s_sandbox.toolchain.progress import LiveProgress, PlainProgress, Work
-
-if TYPE_CHECKING:
-    from tests.unit.toolchain.conftest import Machine
+from support.machines import Machine
 
 TOOL, OTHER = "k3sfake-tool", "k3sfake-other"
 

@@ -16,7 +16,7 @@ from pytest_k3s_sandbox.toolchain.progress import SilentProgress
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.toolchain.conftest import Machine
+    from support.machines import Machine
 
 
 @pytest.fixture

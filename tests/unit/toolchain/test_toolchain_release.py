@@ -10,16 +10,13 @@ import tarfile
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.errors import ProvisionError
 from pytest_k3s_sandbox.toolchain import release
 from pytest_k3s_sandbox.toolchain.release import ChecksumError, Hosts, checksum_in
-
-if TYPE_CHECKING:
-    from tests.unit.toolchain.conftest import Machine, Server
+from support.machines import Machine, Server
 
 TOOL, OTHER = "k3sfake-tool", "k3sfake-other"
 DATA = b"#!/bin/sh\necho 'tool version 1.2.3'\n" + b"#" * 300_000

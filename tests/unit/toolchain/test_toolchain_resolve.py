@@ -9,15 +9,12 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, ProvisionError
 from pytest_k3s_sandbox.toolchain import golang
-
-if TYPE_CHECKING:
-    from tests.unit.toolchain.conftest import Machine
+from support.machines import Machine
 
 TOOL, OTHER = "k3sfake-tool", "k3sfake-other"
 VARIABLE = "K3S_SANDBOX_K3SFAKE_TOOL"

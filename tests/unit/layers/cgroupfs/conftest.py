@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files
-    from tests.unit.layers.cgroupfs.cgroupfs_kernel import Kernel
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_fakes import FakeMachine, Files
-    from cgroupfs_kernel import Kernel
+from support.cgroupfs_fakes import FakeMachine, Files
+from support.cgroupfs_kernel import Kernel
 
 
 @pytest.fixture

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.adopting import adopt
 from pytest_k3s_sandbox.layers.cgroupfs.backing import Backing
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_fakes import FakeMachine, Files
+from support.cgroupfs_fakes import FakeMachine, Files
 
 MIB = 1 << 20
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_fakes import FakeMachine, Files
+from support.cgroupfs_fakes import FakeMachine, Files
 
 UNLIMITED = 9223372036854771712
 OK = 0

@@ -5,20 +5,14 @@ from __future__ import annotations
 import errno
 import stat
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, refused
-    from tests.unit.layers.cgroupfs.cgroupfs_kernel import Kernel, error
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_fakes import FakeMachine, refused
-    from cgroupfs_kernel import Kernel, error
+from support.cgroupfs_fakes import FakeMachine, refused
+from support.cgroupfs_kernel import Kernel, error
 
 DIR, REG, LNK = 4, 8, 10
 

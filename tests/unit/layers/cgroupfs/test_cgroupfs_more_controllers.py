@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,11 +12,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.controllers.joined import Joined
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.memory import Memory
 from pytest_k3s_sandbox.layers.cgroupfs.controllers.pids import Pids
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, Files, refused
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_fakes import FakeMachine, Files, refused
+from support.cgroupfs_fakes import FakeMachine, Files, refused
 
 MIB = 1 << 20
 WRITER = 1

@@ -8,7 +8,6 @@ import stat
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -17,13 +16,8 @@ from hypothesis import strategies as st
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
-
-if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import FakeMachine, refused
-    from tests.unit.layers.cgroupfs.cgroupfs_kernel import NUMBERS, Kernel, error
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_fakes import FakeMachine, refused
-    from cgroupfs_kernel import NUMBERS, Kernel, error
+from support.cgroupfs_fakes import FakeMachine, refused
+from support.cgroupfs_kernel import NUMBERS, Kernel, error
 
 DIR, REG, LNK = 4, 8, 10
 

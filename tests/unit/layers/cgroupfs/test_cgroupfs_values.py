@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -19,11 +18,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.values import (
     parse_s64,
     parse_u64,
 )
-
-if TYPE_CHECKING:
-    from tests.unit.layers.cgroupfs.cgroupfs_fakes import refused
-else:  # the folder is not a package: pytest puts it on sys.path
-    from cgroupfs_fakes import refused
+from support.cgroupfs_fakes import refused
 
 
 @pytest.mark.parametrize(

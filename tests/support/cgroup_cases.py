@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+CASES = Path(__file__).parents[1] / "integration" / "cgroupfs" / "cases.txt"
+
 Step = tuple[str, ...]
 """``(path, text)`` for a write, ``("+", path)``, ``("-", path)``, ``("mv", old, new)``."""
 
@@ -39,7 +41,7 @@ def _read() -> Iterator[tuple[str, Scenario]]:
     """Yield each scenario with the name of its section."""
     sets = {"@LONG": ["x" * 4095 + "\n", "x" * 5000]}
     section = ""
-    for line in Path(__file__).with_name("cases.txt").read_text().splitlines():
+    for line in CASES.read_text().splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         elif line.startswith("@"):

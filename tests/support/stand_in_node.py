@@ -9,8 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from outside import outside
-
 from pytest_k3s_sandbox.cluster import k3s
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE
@@ -20,8 +18,9 @@ from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import RunWriter
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.outside import outside
 
-SOURCE = Path(__file__).parent.with_name("integration") / "stand_in_k3s.py"
+SOURCE = Path(__file__).with_name("stand_in_k3s.py")
 
 
 def write_stand_in(folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What several test modules use: programs that stand in, fakes, readers of results."""
