@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,14 +18,13 @@ from typing import Any, ClassVar, Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
-from pytest_k3s_sandbox.sandbox import groups, layout, machine, network, outside, reaper, watch
+from pytest_k3s_sandbox.sandbox import groups, layout, machine, network, outside, ownrun, reaper, watch
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Bind, Completed, Process, Usage, magic_argv
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.client import AgentClient
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.limits import Room, Wanted
 from pytest_k3s_sandbox.sandbox.network import Network
-from pytest_k3s_sandbox.sandbox.resolve import RefusedError
 from pytest_k3s_sandbox.support import forks
 
 START_SECONDS = 20.0
@@ -190,32 +187,16 @@ class StartedSandbox(ABC):
         if not self._owner.mine:
             shell = self.shell_argv([])
             return outside.run(shell, argv, where=self.name, timeout=timeout, check=check, env=env)
-        stem = f"{STATE_DIR}/logs/run-{next(self._numbers)}"
-        paths = (f"{stem}.out", f"{stem}.err")
-        out, err = (layout.below_var(self.workdir, path) for path in paths)
-        try:
-            process = self._agent().spawn(
-                argv, name=argv[0], env=self._environment(env), cwd="/", outputs=paths, log=err
-            )
-            status = process.wait(Deadline.after(timeout))
-            if status is None:
-                process.signal(signal.SIGKILL)
-                process.wait(Deadline.after(5))
-                raise StartError(
-                    f"`{' '.join(argv)}` in {self.name} ran longer than {timeout:g} s and was killed",
-                    cause=_bytes(err)[-2000:].decode(errors="replace").strip() or None,
-                )
-            done = Completed.of(argv, status, _bytes(out), _bytes(err))
-        finally:
-            for path in paths:
-                with contextlib.suppress(OSError):  # the inside may have removed the folder
-                    self.files.remove(path)
-        if check and status != 0:
-            raise StartError(
-                f"`{' '.join(argv)}` in {self.name} failed with exit code {status}",
-                cause=(done.stderr or done.stdout)[-2000:].strip() or None,
-            )
-        return done
+        return ownrun.run(
+            self._agent(),
+            argv,
+            where=self.name,
+            workdir=self.workdir,
+            stem=f"{STATE_DIR}/logs/run-{next(self._numbers)}",
+            timeout=timeout,
+            check=check,
+            env=self._environment(env),
+        )
 
     def usage(self) -> list[Usage]:
         """Return what every process inside has used; see :meth:`.base.Sandbox.usage`."""
@@ -409,12 +390,3 @@ class StartedSandbox(ABC):
             "PYTHONDONTWRITEBYTECODE": "1",
             **(extra or {}),
         }
-
-
-def _bytes(path: InsidePath) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except RefusedError as error:
-        return f"[{error}]".encode()

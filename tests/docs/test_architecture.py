@@ -19,6 +19,9 @@ NAME = PACKAGE.name
 MOST_ENTRIES = 18
 """Of the package, the experiments counted as one."""
 
+MOST_LINES = 400
+"""Of a module of the package or of an experiment."""
+
 
 GROUND = {"errors.py", "deadline.py", "support/"}
 """The entries of the lowest level: errors show texts by support/escaping, and support/forks raises errors."""
@@ -117,6 +120,12 @@ def test_the_tree_names_every_entry_of_the_package_and_no_other() -> None:
 
 def test_the_package_has_few_entries() -> None:
     assert len(entries()) + len({"experiments/"}) <= MOST_ENTRIES
+
+
+def test_no_module_is_long() -> None:
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert {str(path): count for path, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_the_modules_that_the_tree_names_are_there() -> None:

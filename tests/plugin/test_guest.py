@@ -48,9 +48,12 @@ def test_cluster(k3s): assert k3s.startswith("a cluster of the")
 def test_dynamic(request): assert request.getfixturevalue("layers") == 7
 """
 
-INERT = {"errors", "pytestplugin", "settings", "support", "support.escaping"} | {
-    f"pytestplugin.{name}"
-    for name in ("activation", "fixtures", "markers", "options", "plugin", "stash", "workers")
+PLUGIN = ("activation", "fixtures", "markers", "options", "plugin", "stash", "workers")
+SETTINGS = ("options", "parsing", "resolved")
+INERT = {
+    *("errors", "pytestplugin", "settings", "support", "support.escaping"),
+    *(f"pytestplugin.{name}" for name in PLUGIN),
+    *(f"settings.{name}" for name in SETTINGS),
 }
 """The modules that pytest loads in every project: declarations."""
 

@@ -213,6 +213,7 @@ def test_nothing_else_writes_below_var() -> None:
         "daemon/attached.py",  # where its logs are, to read them
         "sandbox/enter.py",  # inside the new root, before anything runs there
         "sandbox/layout.py",  # before the sandbox starts
+        "sandbox/ownrun.py",  # what a program has written, to read it
         "sandbox/started.py",  # as attached.py
         "sandbox/watch.py",  # to have du(1) measure it
     }
