@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.support import files
 
 PAUSE_REFERENCE = "registry.k8s.io/pause:3.10"
 """The name to pin as containerd's sandbox image."""
@@ -213,12 +214,8 @@ def write_images(target: Path, images: Sequence[Image]) -> Path:
         ``target``.
     """
     content = archive(images)
-    partial = target.with_name(f"{target.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(target) as file:
+        file.write(content)
     return target
 
 

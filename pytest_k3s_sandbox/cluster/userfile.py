@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import yaml
 from pytest_k3s_sandbox.cluster import kubeconfigs
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.support import files
 
 LOCK_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -163,31 +163,28 @@ def write(file: Path, text: str, *, like: Path | None = None) -> None:
     if not file.parent.exists():
         above = next(folder for folder in file.parents if folder.exists()).stat()
         file.parent.mkdir(mode=0o700, parents=True)
-        _give(file.parent, above)
+        _give(file.parent, file.parent.stat(), above)
     try:
         pattern = None if like is None else like.stat()
     except FileNotFoundError:
         pattern = None
-    handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+    with files.replacing(file, mode=PRIVATE, sync=True) as stream:
+        stream.write(text.encode())
         # Never wider than private: the file holds a key.
-        Path(partial).chmod(PRIVATE if pattern is None else pattern.st_mode & PRIVATE or PRIVATE)
-        _give(Path(partial), pattern or file.parent.stat())
-        Path(partial).replace(file)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        os.fchmod(stream.fileno(), PRIVATE if pattern is None else pattern.st_mode & PRIVATE or PRIVATE)
+        _give(stream.fileno(), os.fstat(stream.fileno()), pattern or file.parent.stat())
 
 
-def _give(path: Path, pattern: os.stat_result) -> None:
-    """Give a file to the owner of another one; under sudo this is root, and the folder is the user's."""
-    own = path.stat()
+def _give(file: Path | int, own: os.stat_result, pattern: os.stat_result) -> None:
+    """Give a file to the owner of another one; under sudo this is root, and the folder is the user's.
+
+    Args:
+        file: The file, or its descriptor.
+        own: Its status.
+        pattern: The status of the other one.
+    """
     if (own.st_uid, own.st_gid) != (pattern.st_uid, pattern.st_gid) and os.geteuid() == 0:
-        os.chown(path, pattern.st_uid, pattern.st_gid, follow_symlinks=False)
+        os.chown(file, pattern.st_uid, pattern.st_gid, follow_symlinks=isinstance(file, int))
 
 
 def _read(file: Path) -> str | None:

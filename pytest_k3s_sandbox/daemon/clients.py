@@ -17,7 +17,7 @@ from pathlib import Path
 
 import filelock
 
-from pytest_k3s_sandbox.support import forks
+from pytest_k3s_sandbox.support import files, forks
 
 OURS = re.compile(r"(users|start\.lock|launched|log|stay|failed|failure|ended)(\.[0-9a-f]{8})?")
 """The names of the files in a folder of users."""
@@ -117,14 +117,12 @@ class Users:
 
     def note(self, word: str, text: str = "") -> None:
         """Leave a word for the other users: ``stay``, ``failed`` or ``failure``."""
-        partial = self.folder / f"{word}.{secrets.token_hex(4)}"
-        partial.write_text(text)
-        partial.rename(self.folder / word)
+        files.write_text(self.folder / word, text, temporary=f"{word}.{secrets.token_hex(4)}")
 
     def read(self, word: str) -> str | None:
         """Return what was left under a word; None when nothing was."""
         try:
-            return (self.folder / word).read_text()
+            return (self.folder / word).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 

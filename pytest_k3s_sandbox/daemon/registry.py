@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import time
@@ -23,6 +22,7 @@ from pytest_k3s_sandbox.errors import ClusterError, ConfigError, suggestion
 from pytest_k3s_sandbox.sandbox import locks, machine, processes
 from pytest_k3s_sandbox.sandbox.processes import Identity
 from pytest_k3s_sandbox.settings import DISTRIBUTIONS
+from pytest_k3s_sandbox.support import files
 
 END_SECONDS = 40.0
 UP_ORIGIN = "k3s-sandbox up"
@@ -54,7 +54,6 @@ class State:
         layers: The layers' names.
         processes: The distribution's processes: their ids inside, by name.
         zero: The run's zero on the clock of :func:`time.monotonic`, which is one for all processes.
-        distribution: The form in which Kubernetes comes.
         distribution: The form in which Kubernetes comes.
     """
 
@@ -93,8 +92,6 @@ class State:
             raise ValueError(f"process {state.pid} of start {state.start} cannot keep {state.name!r}")
         if state.distribution not in DISTRIBUTIONS:
             raise ValueError(f"the distribution {state.distribution!r} is unknown")
-        if state.distribution not in DISTRIBUTIONS:
-            raise ValueError(f"the distribution {state.distribution!r} is unknown")
         return state
 
     @property
@@ -119,7 +116,9 @@ def _is(value: object, kind: object) -> bool:
         )
     if isinstance(value, bool):
         return False
-    return isinstance(value, (int, float) if base is float else base)  # type: ignore[arg-type] # a class
+    if base is float:
+        return isinstance(value, int | float)
+    return isinstance(base, type) and isinstance(value, base)
 
 
 def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,9 +185,7 @@ def write_state(state: State) -> None:
 
 def put(file: Path, fields: Mapping[str, Any]) -> None:
     """Write a file of JSON in the folder of states, atomically."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(fields))
-    partial.rename(file)
+    files.write_text(file, json.dumps(fields))
 
 
 def sweep() -> None:

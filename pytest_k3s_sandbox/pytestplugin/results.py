@@ -24,6 +24,7 @@ from pytest_k3s_sandbox.pytestplugin.stash import (
     SETTINGS,
     STRAYS,
 )
+from pytest_k3s_sandbox.support import files
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
@@ -198,7 +199,5 @@ def mend_junit(path: Path) -> None:
             suite.set(name, str(int(suite.get(name, "0")) + by))
         changed = changed or mended > 0
     if changed:
-        half = path.with_name(f".{path.name}.part")
-        with suppress(OSError):
-            tree.write(half, encoding="utf-8", xml_declaration=True)
-            half.replace(path)
+        with suppress(OSError), files.replacing(path) as file:
+            tree.write(file, encoding="utf-8", xml_declaration=True)

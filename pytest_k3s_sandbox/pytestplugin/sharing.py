@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_k3s_sandbox.daemon import endings, registry
 from pytest_k3s_sandbox.daemon.clients import Users
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
-from pytest_k3s_sandbox.sandbox import locks, machine
+from pytest_k3s_sandbox.sandbox import locks, machine, processes
 from pytest_k3s_sandbox.support import forks
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Share:
         launched = {
             "name": self.name,
             "pid": process.pid,
-            "start": machine.start_time(process.pid),
+            "start": processes.start_time(process.pid),
             "folder": str(folder),
             "users": str(self.users.folder),
             "spec": wanted,
@@ -160,7 +160,7 @@ class Share:
 def _over(launched: Mapping[str, Any]) -> bool:
     """Tell whether the process that keeps the cluster has ended."""
     start = launched["start"]  # None when it had ended at once
-    return start is None or bool(machine.start_time(launched["pid"]) != start)
+    return start is None or bool(processes.start_time(launched["pid"]) != start)
 
 
 def wait_ended(launched: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.errors import ConfigError, missing_extra
@@ -11,6 +10,7 @@ from pytest_k3s_sandbox.report.ablation import STAGE_NAMES, STAGES, matrix
 from pytest_k3s_sandbox.report.distributions import grouped
 from pytest_k3s_sandbox.report.drawing import time_unit
 from pytest_k3s_sandbox.report.timeline import BAD, chosen_lanes, legend, whole
+from pytest_k3s_sandbox.support import files
 from pytest_k3s_sandbox.support.escaping import plot
 
 if TYPE_CHECKING:
@@ -107,14 +107,11 @@ def write_figures(
 
 
 def _save(figure: Figure, path: Path, kind: str) -> None:
-    half = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(half, format=kind, metadata=_METADATA[kind])
-        half.replace(path)
+        with files.replacing(path) as file:
+            figure.savefig(file, format=kind, metadata=_METADATA[kind])
     except OSError as error:
-        with suppress(OSError):
-            half.unlink()
         raise ConfigError(
             f"figure {path}",
             cause=error.strerror or str(error),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from pytest_k3s_sandbox.report.compare import comparison
 from pytest_k3s_sandbox.report.drawing import STYLE
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.report.view import link, view
+from pytest_k3s_sandbox.support import files
 from pytest_k3s_sandbox.support.escaping import xml
 
 if TYPE_CHECKING:
@@ -84,14 +84,10 @@ def write(path: Path, text: str) -> Path:
     Raises:
         ConfigError: The file cannot be written.
     """
-    half = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
+        files.write_text(path, text)
     except OSError as error:
-        with suppress(OSError):
-            half.unlink()
         raise ConfigError(
             f"report {path}",
             cause=error.strerror or str(error),

@@ -30,9 +30,7 @@ from pytest_k3s_sandbox.sandbox.resolve import (
     private,
     read_limited,
 )
-
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How a file is created that must not be there."""
+from pytest_k3s_sandbox.support.files import NEW
 
 
 class Beneath:
@@ -108,8 +106,8 @@ class Beneath:
         Raises:
             OSError: It is no folder, is not there, or a link is on the way.
         """
-        with self.opened(self.relative(inside)) as folder:
-            return sorted(os.listdir(folder))  # noqa: PTH208 - a path has no descriptor
+        with self.opened(self.relative(inside)) as folder, os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries)
 
     def sizes(self, inside: str, suffix: str, most: int) -> tuple[dict[str, int], bool]:
         """Return the bytes of regular files in a folder, by their names; no file is opened.
@@ -311,24 +309,30 @@ class Beneath:
     def _new_file(self, inside: str, mode: int) -> Iterator[IO[bytes]]:
         """Give a new file that takes its name when the block has succeeded; nothing is left otherwise."""
         relative = self.relative(inside)
-        with self.opened(relative.parent) as folder:
-            partial = f".{relative.name[:200]}.{secrets.token_hex(8)}"
-            descriptor = os.open(
-                partial,
-                NEW,
-                0o600,
-                dir_fd=folder,
-            )
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    yield file
-                    file.flush()
-                    os.fchmod(file.fileno(), mode)
-                os.rename(partial, relative.name, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(partial, dir_fd=folder)
-                raise
+        with self.opened(relative.parent) as folder, new_file(relative.name, folder) as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+
+
+@contextlib.contextmanager
+def new_file(name: str, folder: int) -> Iterator[IO[bytes]]:
+    """Give a new file that takes its name in an open folder when the block succeeds; else it is removed.
+
+    Args:
+        name: The name; the file that has it is replaced.
+        folder: The folder's descriptor.
+    """
+    partial = f".{secrets.token_hex(8)}"
+    descriptor = os.open(partial, NEW, 0o600, dir_fd=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial, dir_fd=folder)
+        raise
 
 
 def make_folder(name: str, folder: int, mode: int) -> bool:

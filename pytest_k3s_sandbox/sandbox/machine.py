@@ -27,7 +27,7 @@ from pytest_k3s_sandbox.errors import ConfigError, StartError
 from pytest_k3s_sandbox.sandbox import locks, network
 from pytest_k3s_sandbox.sandbox.network import Network
 from pytest_k3s_sandbox.sandbox.processes import Identity
-from pytest_k3s_sandbox.sandbox.processes import start_time as start_time  # noqa: PLC0414 - used by its old name
+from pytest_k3s_sandbox.support import files
 
 OWNER_FILE = "owner.json"
 
@@ -233,13 +233,13 @@ def claim(workdir: Path, owner: Owner) -> None:
     """Write the owner file, atomically; its time stays that of the first one, the sandbox's start."""
     unfinished, target = workdir / f"{OWNER_FILE}.partial", workdir / OWNER_FILE
     unfinished.unlink(missing_ok=True)
-    with unfinished.open("x") as file:
-        os.fchmod(file.fileno(), 0o600)
-        json.dump({"made_by": MADE_BY, "format": FORMAT, **asdict(owner)}, file)
-    with contextlib.suppress(FileNotFoundError):
-        began = target.stat().st_mtime_ns
-        os.utime(unfinished, ns=(began, began))
-    unfinished.rename(target)
+    with files.replacing(target, temporary=unfinished.name, mode=0o600) as file:
+        os.fchmod(file.fileno(), 0o600)  # whatever the umask
+        file.write(json.dumps({"made_by": MADE_BY, "format": FORMAT, **asdict(owner)}).encode())
+        file.flush()  # a later write would set the time
+        with contextlib.suppress(FileNotFoundError):
+            began = target.stat().st_mtime_ns
+            os.utime(file.fileno(), ns=(began, began))
 
 
 def read_owner(workdir: Path) -> Owner | None:
@@ -284,7 +284,7 @@ def _read_own(path: Path) -> str:
         OSError: It cannot be opened; ELOOP when it is a link.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(fd, "rb") as file:  # noqa: PTH123 - pathlib cannot refuse a link
+    with os.fdopen(fd, "rb") as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise NotOurs(f"its {path.name} can be written by another user")

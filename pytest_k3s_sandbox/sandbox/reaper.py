@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.sandbox import locks, machine, network, processes
 from pytest_k3s_sandbox.sandbox.machine import Owner
-from pytest_k3s_sandbox.support import clock
+from pytest_k3s_sandbox.support import clock, mountinfo
 
 KILL_SECONDS = 5.0
 """How long to wait for processes that were killed."""
@@ -122,10 +122,9 @@ def _remove_folder(workdir: Path, owner: Owner) -> bool:
     """Remove a folder, its mark last: what is left of a removal that was killed is still ours."""
     marks = {machine.OWNER_FILE, machine.LIFE_FILE}
     with contextlib.suppress(FileNotFoundError):
-        names = [name for name in os.listdir(workdir) if name not in marks]  # noqa: PTH208 - names are enough
+        paths = [str(path) for path in workdir.iterdir() if path.name not in marks]
         # rm(1) follows no link, stays on the file system, and manages folders that are nested deeper
         # than Python's stack: what runs inside can make such.
-        paths = [str(workdir / name) for name in names]
         if paths:
             subprocess.run(["rm", "-rf", "--one-file-system", "--", *paths], capture_output=True, check=False)
         if any(os.path.lexists(path) for path in paths):
@@ -192,7 +191,9 @@ def orphans() -> list[tuple[Path, Owner]]:
 
 def mounts_below(folder: Path) -> list[str]:
     """Return what is mounted below a folder, in the order in which it was mounted."""
-    points = [unescape(line.split(" ")[4]) for line in processes.lines(Path("/proc/self/mountinfo"))]
+    points = [
+        mountinfo.unescape(line.split(" ")[4]) for line in processes.lines(Path("/proc/self/mountinfo"))
+    ]
     return [point for point in points if Path(point).is_relative_to(folder)]
 
 
@@ -211,11 +212,6 @@ def unmount_below(folder: Path) -> bool:
                 ["umount", "--lazy", "--no-canonicalize", point], capture_output=True, check=False, timeout=20
             )
     return not points or not mounts_below(folder)
-
-
-def unescape(field: str) -> str:
-    """Return a field of mountinfo with its octal escapes undone (proc(5))."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def remove_cgroup(group: Path, seconds: float = 2.0) -> None:

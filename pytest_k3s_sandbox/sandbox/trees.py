@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_k3s_sandbox.sandbox.beneath import NEW, Beneath, make_folder
+from pytest_k3s_sandbox.sandbox.beneath import Beneath, make_folder, new_file
 from pytest_k3s_sandbox.sandbox.resolve import FOLDER, LOOK, Limited, RefusedError, open_beneath, private
 
 MOST_DEPTH = 100
@@ -70,14 +70,13 @@ def _copy(source: Path, folder: int) -> None:
 
 
 def _replace(entry: os.DirEntry[str], folder: int) -> None:
-    partial = f".{secrets.token_hex(8)}"
-    if entry.is_symlink():
-        os.symlink(Path(entry.path).readlink(), partial, dir_fd=folder)
-    else:
-        descriptor = os.open(partial, NEW, 0o600, dir_fd=folder)
-        with Path(entry.path).open("rb") as file, os.fdopen(descriptor, "wb") as out:
+    if not entry.is_symlink():
+        with Path(entry.path).open("rb") as file, new_file(entry.name, folder) as out:
             shutil.copyfileobj(file, out)
             _like(out.fileno(), os.fstat(file.fileno()))
+        return
+    partial = f".{secrets.token_hex(8)}"
+    os.symlink(Path(entry.path).readlink(), partial, dir_fd=folder)
     os.rename(partial, entry.name, src_dir_fd=folder, dst_dir_fd=folder)
 
 

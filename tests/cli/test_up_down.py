@@ -17,6 +17,7 @@ import pytest
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox import machine, reaper
+from pytest_k3s_sandbox.sandbox.processes import start_time
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(900)]
@@ -35,7 +36,7 @@ def nothing_kept(home: Path) -> Iterator[None]:
     yield
     owners = [machine.read_owner(folder) for folder in (home / "sandboxes").glob("*")]
     for owner in owners:
-        if owner is not None and owner.pid != os.getpid() and machine.start_time(owner.pid) == owner.start:
+        if owner is not None and owner.pid != os.getpid() and start_time(owner.pid) == owner.start:
             os.kill(owner.pid, signal.SIGKILL)
     wait_until(lambda: registry.states() == [])
     with machine.lock():

@@ -23,6 +23,7 @@ from pytest_k3s_sandbox.sandbox import locks, machine, network, reaper
 from pytest_k3s_sandbox.sandbox.base import Bind
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox, cgroup_mounts
+from pytest_k3s_sandbox.sandbox.processes import start_time
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -108,7 +109,7 @@ def members(key: str) -> set[Member]:
     """Return (pid, start time) of every process of a sandbox: in its netns, or naming it."""
     pids = {int(word) for word in network._ip("netns", "pids", f"k3ssb-{key}").split()}
     pids |= naming(key)
-    return {(pid, machine.start_time(pid)) for pid in pids}
+    return {(pid, start_time(pid)) for pid in pids}
 
 
 def naming(key: str) -> set[int]:
@@ -122,9 +123,7 @@ def naming(key: str) -> set[int]:
 
 
 def alive(processes: set[Member]) -> set[Member]:
-    return {
-        (pid, start) for pid, start in processes if start is not None and machine.start_time(pid) == start
-    }
+    return {(pid, start) for pid, start in processes if start is not None and start_time(pid) == start}
 
 
 def on_disk_and_in_kernel(key: str, home: Path) -> list[str]:

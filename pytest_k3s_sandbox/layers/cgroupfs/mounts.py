@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 from functools import cache
 from typing import NamedTuple
+
+from pytest_k3s_sandbox.support.mountinfo import unescape
 
 MS_NOSUID = 2
 """Flag of mount(2)."""
@@ -55,9 +56,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
         left, right = before.split(" "), after.split(" ")
         if not found or len(left) < _FIELDS_BEFORE or len(right) < _FIELDS_AFTER:
             raise ValueError(f"not a line of mountinfo: {line!r}")
-        mounts.append(
-            Mount(_plain(left[4]), _plain(left[3]), right[0], _plain(right[1]), tuple(right[2].split(",")))
-        )
+        target, root, source = (unescape(field) for field in (left[4], left[3], right[1]))
+        mounts.append(Mount(target, root, right[0], source, tuple(right[2].split(","))))
     return mounts
 
 
@@ -164,10 +164,6 @@ def make_directory(path: str) -> bool:
     mount("tmpfs", os.path.dirname(path), "tmpfs", 0, "mode=755")
     os.mkdir(path)
     return True
-
-
-def _plain(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 
 @cache

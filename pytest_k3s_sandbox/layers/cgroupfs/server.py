@@ -1,6 +1,7 @@
 """The server's process: mounts, reports ready, serves until a signal, unmounts.
 
-It starts with every node, from a slow file system, so it imports little, and only this package.
+It starts with every node, from a slow file system, so it imports little: this package, and two small
+modules of ``support``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.filesystem import CgroupFilesystem
 from pytest_k3s_sandbox.layers.cgroupfs.hierarchy import Hierarchy
 from pytest_k3s_sandbox.layers.cgroupfs.probe import probe
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
+from pytest_k3s_sandbox.support import files
 
 DEFAULT_MOUNTPOINT = "/tmp/fuse-cgroup"  # noqa: S108  # the research's path, which its tools name
 """The default mountpoint."""
@@ -271,12 +273,8 @@ class Server:
             return
         import json
 
-        # Exclusive, with a random name: in /tmp another user may have created a link.
-        new = f"{self.stats}.{os.urandom(8).hex()}.new"
         try:
-            with open(new, "x", encoding="utf-8") as file:
-                file.write(json.dumps(filesystem.statistics(), indent=1) + "\n")
-            os.replace(new, self.stats)
+            files.write_text(self.stats, json.dumps(filesystem.statistics(), indent=1) + "\n")
         except OSError as error:
             sys.stderr.write(f"cgroupfs: {self.stats} is not written any more: {error}\n")
             self.stats = None

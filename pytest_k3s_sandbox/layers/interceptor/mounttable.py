@@ -15,8 +15,8 @@ from typing import Final, NamedTuple, TypeVar
 
 from pytest_k3s_sandbox.layers.interceptor.matching import below
 from pytest_k3s_sandbox.layers.interceptor.rules import MountRule
+from pytest_k3s_sandbox.support.mountinfo import unescape
 
-_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 _TO_ESCAPE: Final = re.compile(r"[ \t\n\\#]")
 _MOUNTINFO_HEAD: Final = 6
 _MOUNTINFO_TAIL: Final = 3
@@ -70,13 +70,6 @@ class Mount(NamedTuple):
     options: str
     freq: str = "0"
     passno: str = "0"
-
-
-def unescape(field: str) -> str:
-    """Return a field with its octal escapes (backslash, three digits) decoded."""
-    return _ESCAPED.sub(
-        lambda match: bytes((int(match[1], 8) & 0xFF,)).decode("ascii", "surrogateescape"), field
-    )
 
 
 def escape(field: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, defaultdict
+
+from pytest_k3s_sandbox.support import files
 
 
 class Stats:
@@ -70,11 +71,7 @@ class Stats:
         Raises:
             OSError: It cannot be written.
         """
-        # Exclusive, with a random name: in /tmp another user may have created a link.
-        temporary = f"{path}.{os.urandom(8).hex()}.tmp"
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(self.as_json() + "\n")
-        os.replace(temporary, path)
+        files.write_text(path, self.as_json() + "\n")
 
 
 def _memory() -> int:

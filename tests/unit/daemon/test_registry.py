@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
-from pytest_k3s_sandbox.sandbox import locks, machine, processes
+from pytest_k3s_sandbox.sandbox import locks, processes
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def state(name: str, pid: int | None = None) -> State:
         name=name,
         origin="a test",
         pid=pid,
-        start=machine.start_time(pid) or 0,
+        start=processes.start_time(pid) or 0,
         boot=processes.boot_id(),
         pid_namespace=processes.pid_namespace(),
         folder="/runs/1",

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.errors import StartError
-from pytest_k3s_sandbox.sandbox import locks, machine, network, reaper
+from pytest_k3s_sandbox.sandbox import locks, machine, network, processes, reaper
 from pytest_k3s_sandbox.sandbox.machine import Owner
 from pytest_k3s_sandbox.sandbox.processes import Identity
+from pytest_k3s_sandbox.support import mountinfo
 
 
 @pytest.fixture
@@ -36,17 +37,16 @@ def new_folder() -> Path:
     return folder
 
 
-def owner(folder: Path, **changes: Any) -> Owner:  # noqa: ANN401 - fields of a record
+def owner(folder: Path) -> Owner:
     """Return a record that fits a folder."""
     net = network.named(folder.name, "10.213.0.1", "10.213.0.2")
     groups = (f"/none/a/{net.netns}", f"/none/b/{net.netns}")
-    mine = Owner(**asdict(Identity.own()), kind="host", network=net, cgroups=groups)
-    return replace(mine, **changes)
+    return Owner(**asdict(Identity.own()), kind="host", network=net, cgroups=groups)
 
 
-def dead(folder: Path, **changes: Any) -> Owner:  # noqa: ANN401 - fields of a record
-    """Return a record whose process is gone."""
-    return owner(folder, start=1, **changes)
+def dead(folder: Path) -> Owner:
+    """Return a record of a process that has ended."""
+    return replace(owner(folder), start=1)
 
 
 def test_home_is_the_variables_folder_resolved(
@@ -181,18 +181,18 @@ def test_what_a_user_keeps_there_stays(home: Path) -> None:
 
 
 def test_start_time_is_the_processes_own() -> None:
-    mine = machine.start_time(os.getpid())
+    mine = processes.start_time(os.getpid())
     assert mine is not None
     assert mine > 0
     time.sleep(0.05)
     with subprocess.Popen(["sleep", "100"]) as child:
-        theirs = machine.start_time(child.pid)
+        theirs = processes.start_time(child.pid)
         assert theirs is not None
         assert theirs > mine
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie has ended
-        assert machine.start_time(child.pid) is None
-    assert machine.start_time(child.pid) is None
+        assert processes.start_time(child.pid) is None
+    assert processes.start_time(child.pid) is None
 
 
 def test_a_command_with_a_parenthesis_and_spaces_does_not_confuse_start_time() -> None:
@@ -204,10 +204,10 @@ def test_a_command_with_a_parenthesis_and_spaces_does_not_confuse_start_time() -
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
-        before = machine.start_time(child.pid)
+        before = processes.start_time(child.pid)
         child.stdout.readline()
         assert "a) R 1 (b" in Path(f"/proc/{child.pid}/comm").read_text()
-        assert machine.start_time(child.pid) == before
+        assert processes.start_time(child.pid) == before
         child.communicate()
 
 
@@ -215,13 +215,16 @@ def test_orphans_are_those_whose_owner_is_gone(home: Path) -> None:
     names = {what: new_folder() for what in ("mine", "reused", "dead", "rebooted", "away")}
     machine.claim(names["mine"], owner(names["mine"]))
     # The number belongs to another process now.
-    machine.claim(names["reused"], owner(names["reused"], start=Identity.own().start + 1))
+    machine.claim(names["reused"], replace(owner(names["reused"]), start=Identity.own().start + 1))
     with subprocess.Popen(["sleep", "100"]) as child:
-        start = machine.start_time(child.pid)
+        start = processes.start_time(child.pid)
         child.kill()
-    machine.claim(names["dead"], owner(names["dead"], pid=child.pid, start=start))
-    machine.claim(names["rebooted"], owner(names["rebooted"], boot="another"))  # the same pid and start
-    machine.claim(names["away"], owner(names["away"], pid_namespace="pid:[1]"))
+    assert start is not None
+    machine.claim(names["dead"], replace(owner(names["dead"]), pid=child.pid, start=start))
+    machine.claim(
+        names["rebooted"], replace(owner(names["rebooted"]), boot="another")
+    )  # the same pid and start
+    machine.claim(names["away"], replace(owner(names["away"]), pid_namespace="pid:[1]"))
     life = locks.take(names["away"] / machine.LIFE_FILE)
     assert {folder for folder, _ in reaper.orphans()} == set(names.values()) - {names["mine"], names["away"]}
     assert set(reaper.reap()) == {names[what].name for what in ("reused", "dead", "rebooted")}
@@ -364,7 +367,7 @@ def test_mountinfo_escapes_are_undone(path: str) -> None:
     escaped = path  # as the kernel does: seq_path(9) escapes these four
     for char in "\\ \t\n":
         escaped = escaped.replace(char, f"\\{ord(char):03o}")
-    assert reaper.unescape(escaped) == path
+    assert mountinfo.unescape(escaped) == path
 
 
 def test_a_cgroup_goes_with_its_children(tmp_path: Path) -> None:

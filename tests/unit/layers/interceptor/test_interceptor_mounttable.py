@@ -22,9 +22,9 @@ from pytest_k3s_sandbox.layers.interceptor.mounttable import (
     rewrite_mountinfo,
     rewrite_mounts,
     rewrite_mountstats,
-    unescape,
 )
 from pytest_k3s_sandbox.layers.interceptor.rules import MountRule
+from pytest_k3s_sandbox.support.mountinfo import unescape
 
 text = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 words = st.text(alphabet=string.ascii_letters + string.digits + ":_,=", min_size=1, max_size=10)
