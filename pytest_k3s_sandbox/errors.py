@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.support import escaping
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class SandboxError(Exception):
@@ -98,7 +101,7 @@ def missing_extra(what: str, package: str, extra: str, *, otherwise: str | None 
     )
 
 
-def on_purpose(caught: Any) -> bool:  # noqa: ANN401 - pytest's ExceptionInfo
+def on_purpose(caught: pytest.ExceptionInfo[BaseException] | None) -> bool:
     """Tell pytest whether an error says all that there is to say, as the ``__tracebackhide__`` of a module.
 
     A reader of such an error wants to see the line of the test, and not how this package came to the error.

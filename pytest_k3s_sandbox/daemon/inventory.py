@@ -18,6 +18,9 @@ from pytest_k3s_sandbox.support import clock, escaping
 
 ASK_SECONDS = 3.0
 WORDS = 60
+PROGRAMS = 2
+"""How many words of a command line can be programs: an interpreter and its script."""
+
 ELSEWHERE = "a process of another pid namespace"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
@@ -113,7 +116,7 @@ def command(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
     except OSError:
         return "?"
-    text = " ".join(Path(word).name if number < 2 else word for number, word in enumerate(words))  # noqa: PLR2004 - the interpreter and its script
+    text = " ".join([*(Path(word).name for word in words[:PROGRAMS]), *words[PROGRAMS:]])
     return text if len(text) <= WORDS else text[: WORDS - 3] + "..."
 
 

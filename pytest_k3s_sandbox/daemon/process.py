@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_k3s_sandbox.daemon import endings, registry
 from pytest_k3s_sandbox.daemon.clients import Users
@@ -30,6 +30,7 @@ from pytest_k3s_sandbox.support import clock
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.sandbox.base import Process
+    from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 
 STOP = {signal.SIGTERM, signal.SIGINT}
 POLL_SECONDS = 0.5
@@ -103,15 +104,20 @@ def disown(process: subprocess.Popen[bytes]) -> None:
     process.returncode = 0
 
 
+def started(session: NodeSession) -> StartedSandbox:
+    """Return the sandbox of a cluster that this process has started."""
+    return cast("StartedSandbox", session.stack.sandbox)
+
+
 def described(session: NodeSession, *, name: str, origin: str) -> dict[str, Any]:
     """Return the fields of a cluster's state but those that tell the process."""
-    cluster, sandbox = session.cluster, session.stack.sandbox
+    cluster, sandbox = session.cluster, started(session)
     return {
         "name": name,
         "origin": origin,
         "folder": str(session.folder),
         "kubeconfig": str(cluster.kubeconfig),
-        "shell": tuple(sandbox.shell_argv([])),  # type: ignore[attr-defined] # a started sandbox has it
+        "shell": tuple(sandbox.shell_argv([])),
         "sandbox": sandbox.workdir.name,
         "kind": sandbox.kind,
         "address": sandbox.address,
@@ -134,13 +140,11 @@ def hand_over(session: NodeSession, origin: str) -> State:
     Raises:
         StartError: The other process did not take over; the sandbox is still this one's.
     """
-    sandbox = session.stack.sandbox
+    sandbox = started(session)
     name = sandbox.workdir.name
     fields = described(session, name=name, origin=origin)
     log = session.folder / "keeper.log"
-    lock: int = sandbox.lock_fd  # type: ignore[attr-defined] # a started sandbox has it
-
-    limits = asdict(sandbox.limits)  # type: ignore[attr-defined] # likewise
+    lock, limits = sandbox.lock_fd, asdict(sandbox.limits)
 
     def receive(channel: int) -> None:
         process = launch(Hold(fields, str(sandbox.workdir), channel, lock, limits), log)
@@ -160,7 +164,7 @@ def hand_over(session: NodeSession, origin: str) -> State:
         disown(process)
         log.unlink()
 
-    sandbox.hand_over(receive)  # type: ignore[attr-defined] # a started sandbox has it
+    sandbox.hand_over(receive)
     state = registry.read_state(name)
     if state is None:
         raise StartError("the cluster cannot be kept", cause="its sandbox has ended meanwhile")
@@ -195,7 +199,7 @@ def keep(order: Keep) -> None:
             try:
                 state = _state(described(session, name=order.name, origin=order.origin))
                 registry.write_state(state)
-                tell_ends(session.stack.sandbox, state)
+                tell_ends(started(session), state)
                 _wait(users, lambda: session.process.unsupervised, last)
             finally:
                 registry.state_file(order.name).unlink(missing_ok=True)
@@ -204,7 +208,7 @@ def keep(order: Keep) -> None:
             finalize(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
 
 
-def tell_ends(sandbox: Any, state: State) -> None:  # noqa: ANN401 - a started sandbox
+def tell_ends(sandbox: StartedSandbox, state: State) -> None:
     """Let all that use a cluster know why its sandbox was ended, if that comes or has come.
 
     Args:

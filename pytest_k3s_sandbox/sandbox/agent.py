@@ -215,10 +215,10 @@ def usage() -> list[tuple[int, int, str, float, int]]:
     """
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     rows: list[tuple[int, int, str, float, int]] = []
-    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is a slow import for process 1
+    for name in os.listdir("/proc"):
         if name.isdigit() and len(rows) < USAGE_ROWS:
             try:
-                with open(f"/proc/{name}/stat", errors="replace") as file:  # noqa: PTH123 - likewise
+                with open(f"/proc/{name}/stat", errors="replace") as file:
                     head, _, rest = file.read().rpartition(")")
             except OSError:
                 continue  # it has ended meanwhile

@@ -120,7 +120,7 @@ def build_root(recipe: dict[str, Any]) -> None:
     old = Path(root) / "var" / "tmp"
     subprocess.run(["pivot_root", root, str(old)], check=True)
     os.chdir("/")
-    subprocess.run(["umount", "--lazy", "/var/tmp"], check=True)  # noqa: S108 - the old root, not a temporary file
+    subprocess.run(["umount", "--lazy", f"/{old.relative_to(root)}"], check=True)
     mount("-o", "remount,bind,ro", "/")
     drop_capabilities()
 
@@ -161,7 +161,7 @@ def main() -> None:
     step, recipe_file, *command = sys.argv[1:]
     recipe = json.loads(Path(recipe_file).read_text())
     {"join": join, "root": build_root}[step](recipe)
-    os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
+    os.execvp(command[0], command)  # noqa: S606 - the arguments need no shell
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import errno
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,7 +64,7 @@ class HostSandbox(StartedSandbox):
 
     def _launch(self) -> list[str]:
         folders = cgroup_folders(self.name)
-        self._claim(cgroups=tuple(folders))
+        self._claim(replace(self._record, cgroups=tuple(folders)))
         limited: set[str] = set()
         for folder in folders:
             try:
@@ -124,7 +125,7 @@ class HostSandbox(StartedSandbox):
             except (OSError, StopIteration):
                 continue
             # A pod in the host's network has a process 1, too, in a pid namespace one level deeper.
-            if same and len(inner) == 2 and inner[-1] == "1":  # noqa: PLR2004 - here, and inside
+            if same and inner[1:] == ["1"]:
                 return int(folder.name)
         raise StartError(f"the sandbox {self.name} has ended")
 

@@ -17,7 +17,14 @@ class InsidePath(PosixPath):
     :data:`READ_LIMIT` bytes at once. It cannot be written.
     """
 
-    def open(self, mode: str = "r", *words: Any, **more: Any) -> IO[Any]:  # type: ignore[override] # noqa: ANN401 - open's
+    def open(  # type: ignore[override] # the base class overloads it for each mode
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
         """Open the file for reading.
 
         Raises:
@@ -34,8 +41,8 @@ class InsidePath(PosixPath):
             os.close(descriptor)
         if "b" in mode:
             return file
-        more.pop("buffering", None)
-        return io.TextIOWrapper(file, *words[1:], **more)
+        del buffering
+        return io.TextIOWrapper(file, encoding, errors, newline)
 
     def read_bytes(self) -> bytes:
         """Return the file's content; raises as :meth:`open`, and RefusedError if it is too large."""

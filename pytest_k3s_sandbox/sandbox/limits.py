@@ -22,6 +22,7 @@ UNITS = {
 }
 AMOUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?(%|[kKMGT]i?|)", re.ASCII)
 
+KIBI = 1 << 10
 LEAST_MEMORY = 64 << 20
 """A sandbox with nothing in it takes about half of it."""
 LEAST_DISK = 1 << 20
@@ -83,9 +84,9 @@ def in_words(size: int | None) -> str:
         return "no limit"
     value, unit = float(size), "bytes"
     for bigger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:  # noqa: PLR2004 - the factor of these units
+        if value < KIBI:
             break
-        value, unit = value / 1024, bigger
+        value, unit = value / KIBI, bigger
     return f"{value:.1f}".removesuffix(".0") + f" {unit}"
 
 

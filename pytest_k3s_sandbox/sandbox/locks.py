@@ -79,10 +79,7 @@ def take(path: Path, seconds: float = 0.0) -> Lock:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                why = "it is not a regular file of this user's"
-                raise PermissionError(errno.EPERM, why, str(path))  # noqa: TRY301 - one place closes
+            found = _own(fd, path)
             _wait(fd, deadline)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(found, os.lstat(path)):
@@ -91,6 +88,18 @@ def take(path: Path, seconds: float = 0.0) -> Lock:
             os.close(fd)
             raise
         os.close(fd)  # its holder has removed the file: the lock is on a new one
+
+
+def _own(fd: int, path: Path) -> os.stat_result:
+    """Return the status of an open file.
+
+    Raises:
+        PermissionError: It is not a regular file of this user's.
+    """
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "it is not a regular file of this user's", str(path))
+    return found
 
 
 def _wait(fd: int, deadline: Deadline) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pytest_k3s_sandbox.sandbox.agent import ERROR_CHARACTERS, LINE_BYTES, USAGE_ROWS
@@ -153,7 +153,7 @@ def _text(value: object, most: int, what: str) -> str:
 
 
 def _row(row: object) -> Usage:
-    if not isinstance(row, list) or len(row) != 5:  # noqa: PLR2004 - the fields below
+    if not isinstance(row, list) or len(row) != len(fields(Usage)):
         raise ValueError("a row of the usage has other fields")
     pid, parent, name, cpu, rss = row
     if type(cpu) not in {int, float} or not 0 <= cpu <= MOST_SECONDS or not math.isfinite(cpu):

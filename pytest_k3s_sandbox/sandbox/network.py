@@ -32,6 +32,9 @@ Two are private (RFC 1918), the last one is for benchmarks (RFC 2544), which no 
 """
 
 POOL_VARIABLE = "K3S_SANDBOX_POOL"
+PREFIX = 30
+"""The prefix length of a sandbox's network: two addresses, of the machine and of the sandbox."""
+
 """The variable that names another pool, as 10.99.0.0/16."""
 
 NETNS = Path("/run/netns")
@@ -105,7 +108,7 @@ def pools() -> tuple[IPv4Network, ...]:
         pool = IPv4Network(text)
     except ValueError as error:
         raise ConfigError(f"{POOL_VARIABLE}={text}", cause=str(error), remedy="e.g. 10.99.0.0/16") from error
-    if pool.prefixlen > 30:  # noqa: PLR2004 - a sandbox's network
+    if pool.prefixlen > PREFIX:
         raise ConfigError(
             f"{POOL_VARIABLE}={text}", cause="it has no room for a /30", remedy="e.g. 10.99.0.0/16"
         )
@@ -126,7 +129,7 @@ def free_subnet(used: set[IPv4Network]) -> IPv4Network:
     for pool in within:
         if any(pool.subnet_of(other) for other in used):
             continue  # quicker than to ask for each of its networks
-        for subnet in pool.subnets(new_prefix=30):
+        for subnet in pool.subnets(new_prefix=PREFIX):
             if not any(subnet.overlaps(other) for other in used):
                 return subnet
     covering = sorted(str(other) for other in used if any(pool.subnet_of(other) for pool in within))

@@ -125,7 +125,7 @@ def send(pid: int, number: int, meant: Callable[[int], bool]) -> bool:
 
 def every() -> Iterator[int]:
     """Return the ids of all processes that are seen here."""
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208 - names are enough
+    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
 def in_network_namespace(pid: int, namespace: os.stat_result) -> bool:
@@ -136,7 +136,7 @@ def in_network_namespace(pid: int, namespace: os.stat_result) -> bool:
         namespace: What stat(2) gives for the namespace's file.
     """
     try:
-        return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), namespace)  # noqa: PTH116 - called for every process
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), namespace)
     except OSError:
         return False
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
@@ -288,14 +288,14 @@ class StartedSandbox(ABC):
     def _take_network(self) -> None:
         """Create the network; what it is called must be on disk before, and which one it is afterwards."""
         with machine.lock():
-            self._claim(network=network.choose(self.workdir.name))
+            self._claim(replace(self._record, network=network.choose(self.workdir.name)))
             made = network.create(self.network, self._opened)
-        self._claim(network=made)
+        self._claim(replace(self._record, network=made))
 
-    def _claim(self, **changes: Any) -> None:  # noqa: ANN401 - fields of a record
-        """Write down what belongs to the sandbox, before it is made."""
-        self._record = replace(self._record, **changes)
-        machine.claim(self.workdir, self._record)
+    def _claim(self, record: machine.Owner) -> None:
+        """Record on disk what belongs to the sandbox, before it is made."""
+        self._record = record
+        machine.claim(self.workdir, record)
 
     def _take_groups(self) -> list[str]:
         """Make control groups that limit the sandbox, where the machine has them; say where it has none."""
@@ -303,13 +303,13 @@ class StartedSandbox(ABC):
         planned = tuple(str(parent / self.name) for parent in self._places.parents)
         if not planned:
             return []
-        self._claim(cgroups=planned)
+        self._claim(replace(self._record, cgroups=planned))
         try:
             return [str(group) for group in groups.make(self._places.parents, self.name, self.limits)]
         except OSError as error:
             why = f"{error.filename or self._places.parents[0]}: {error.strerror}"
             self.unlimited = dict.fromkeys(groups.CONTROLLERS, why) | self.unlimited
-            self._claim(cgroups=())
+            self._claim(replace(self._record, cgroups=()))
             return []
 
     def _reached(self) -> str | None:

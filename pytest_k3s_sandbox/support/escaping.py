@@ -25,12 +25,14 @@ UNSEEN = (
 FILE_NAME = 120
 """Characters of a file's name that the inside has chosen."""
 
+SUFFIX = 9
+"""Characters of an extension that a shortened file name keeps."""
+
 PLOT = 60
 """Characters of a name in a figure."""
 
 _UNSEEN = re.compile(f"[{UNSEEN}]")
 _UNSEEN_OR_BREAK = re.compile(f"[{UNSEEN}\t\n]")
-_SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     # Braces by name: BibTeX counts them, also behind a backslash.
@@ -71,11 +73,7 @@ def line(text: str) -> str:
 
 
 def _escape(found: re.Match[str]) -> str:
-    character = found[0]
-    code = ord(character)
-    if character in _SHORT:
-        return _SHORT[character]
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004 - as Python writes them
+    return found[0].encode("unicode_escape").decode()
 
 
 def xml(text: str) -> str:
@@ -174,6 +172,6 @@ def file_name(name: str) -> str:
     import hashlib
 
     stem, dot, suffix = made.rpartition(".")
-    ending = f"{dot}{suffix}" if stem and len(suffix) < 10 else ""  # noqa: PLR2004 - an extension
+    ending = f"{dot}{suffix}" if stem and len(suffix) <= SUFFIX else ""
     mark = f"~{hashlib.sha256(raw.encode()).hexdigest()[:16]}{ending}"
     return made[: FILE_NAME - len(mark)] + mark

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 PROBE_SECONDS = 10.0
+FSTYPE = 2
+"""The index of ``fs_vfstype`` in a line of /proc/mounts, fstab(5)."""
 
 FILESYSTEMS = {
     0x01021997: "9p",
@@ -102,7 +104,7 @@ def cgroup_mode(mounts: str) -> str:
     Returns:
         ``v1``, ``v2``, ``hybrid`` (cgroups(7)) or ``none``.
     """
-    types = {line.split()[2] for line in mounts.splitlines() if len(line.split()) > 2}  # noqa: PLR2004 - fs_vfstype is the third field, fstab(5)
+    types = {words[FSTYPE] for line in mounts.splitlines() if len(words := line.split()) > FSTYPE}
     return {(True, True): "hybrid", (True, False): "v1", (False, True): "v2"}.get(
         ("cgroup" in types, "cgroup2" in types), "none"
     )

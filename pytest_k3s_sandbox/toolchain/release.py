@@ -12,9 +12,9 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from pytest_k3s_sandbox.errors import ProvisionError
 from pytest_k3s_sandbox.support import clock
@@ -50,7 +50,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, *, loopback: bool) -> None:
         self._loopback = loopback
 
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:  # noqa: ANN401 - the base class'
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         _require_https(newurl, loopback=self._loopback)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -66,19 +74,25 @@ def _require_https(url: str, *, loopback: bool) -> None:
     )
 
 
-def open_url(request: urllib.request.Request, *, loopback: bool = False) -> Any:  # noqa: ANN401 - urllib's answers have no type
-    """Open a https address; redirects stay on https.
+def open_url(
+    url: str, *, headers: Mapping[str, str] | None = None, loopback: bool = False
+) -> http.client.HTTPResponse:
+    """Open an https address; redirects stay on https.
 
     Args:
-        request: What is asked for.
+        url: The address.
+        headers: The headers of the request.
         loopback: Whether http to this machine itself is fine.
 
     Raises:
         UnusableReleaseError: The address, or one that it leads to, is not https.
         OSError: The network failed.
     """
-    _require_https(request.full_url, loopback=loopback)
-    return urllib.request.build_opener(_Redirects(loopback=loopback)).open(request, timeout=READ_SECONDS)
+    _require_https(url, loopback=loopback)
+    request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310 - checked in the line above
+    opener = urllib.request.build_opener(_Redirects(loopback=loopback))
+    response: http.client.HTTPResponse = opener.open(request, timeout=READ_SECONDS)
+    return response
 
 
 class Hosts:
@@ -176,11 +190,8 @@ def _too_large(url: str, size: int) -> UnusableReleaseError:
 
 def _fetch(url: str, part: Path, work: Work, *, loopback: bool) -> None:
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url)  # noqa: S310 - open_url takes https only
-    if have:
-        request.add_header("Range", f"bytes={have}-")
     try:
-        response = open_url(request, loopback=loopback)
+        response = open_url(url, headers={"Range": f"bytes={have}-"} if have else None, loopback=loopback)
     except urllib.error.HTTPError as error:
         if error.code == RANGE_NOT_SATISFIABLE:  # it was complete already
             return
@@ -266,8 +277,7 @@ def published(release: Release, *, loopback: bool = False) -> str:
         OSError: The network failed.
     """
     filename = urllib.parse.unquote(release.url.rpartition("/")[2])
-    request = urllib.request.Request(release.checksum_url)  # noqa: S310 - open_url takes https only
-    with open_url(request, loopback=loopback) as response:
+    with open_url(release.checksum_url, loopback=loopback) as response:
         text = response.read(CHECKSUM_LIMIT).decode(errors="replace")
     expected = checksum_in(text, filename, release.algorithm)
     if expected is None:

@@ -49,12 +49,20 @@ class Mirror:
         self.files[f"/{name}.sha256"] = hashlib.sha256(data).hexdigest().encode()
 
 
+class Service(http.server.ThreadingHTTPServer):
+    """A server of one mirror."""
+
+    mirror: Mirror
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers for the mirror that its server has."""
 
+    server: Service
+
     def do_GET(self) -> None:
         """Send a file, a redirect, or more than anybody wants."""
-        mirror: Mirror = self.server.mirror  # type: ignore[attr-defined]
+        mirror = self.server.mirror
         if self.path in mirror.redirects:
             self.send_response(302)
             self.send_header("Location", mirror.redirects[self.path])
@@ -83,8 +91,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror() -> Iterator[Mirror]:
     """A mirror that serves while the test goes on."""
-    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    service.mirror = made = Mirror(f"http://127.0.0.1:{service.server_port}")  # type: ignore[attr-defined]
+    service = Service(("127.0.0.1", 0), Handler)
+    service.mirror = made = Mirror(f"http://127.0.0.1:{service.server_port}")
     thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield made

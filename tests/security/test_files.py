@@ -30,7 +30,7 @@ from pytest_k3s_sandbox.sandbox.resolve import RefusedError
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-SECRET = "what only root of the machine may read"  # noqa: S105 - it is searched for
+MARKER = "what only root of the machine may read"
 ELSE = 65534
 
 pytestmark = [pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(240)]
@@ -47,7 +47,7 @@ def attacked() -> Iterator[StartedSandbox]:
 def secret(tmp_path: Path) -> Path:
     """A file of the machine that its root alone can read."""
     path = tmp_path / "secret"
-    path.write_text(SECRET)
+    path.write_text(MARKER)
     path.chmod(0o600)
     return path
 
@@ -92,7 +92,7 @@ def test_a_log_that_is_no_regular_file_is_not_read(
             assert "evil.log" not in found or "not copied" in found["evil.log"]
         else:
             assert "not copied" in found["evil.log"]
-        assert SECRET not in "".join(found.values())
+        assert MARKER not in "".join(found.values())
         with pytest.raises(OSError, match=r"something inside|directory|device|No such"):
             (attacked.logs / "evil.log").read_text()
     finally:
@@ -121,10 +121,10 @@ def test_a_folder_of_logs_that_leads_elsewhere_gives_nothing(
 ) -> None:
     machines = tmp_path / "machines"
     machines.mkdir()
-    (machines / "kubelet.log").write_text(SECRET)
+    (machines / "kubelet.log").write_text(MARKER)
     inside(attacked, f"mv {STATE_DIR}/logs {STATE_DIR}/aside; ln -s {machines} {STATE_DIR}/logs")
     try:
-        assert SECRET not in "".join(copied(attacked, tmp_path).values())
+        assert MARKER not in "".join(copied(attacked, tmp_path).values())
         with pytest.raises(RefusedError):
             (attacked.logs / "kubelet.log").read_text()
     finally:
@@ -132,7 +132,7 @@ def test_a_folder_of_logs_that_leads_elsewhere_gives_nothing(
         folder = attacked.workdir / "var" / STATE_DIR.removeprefix("/var/")
         (folder / "logs").unlink()
         (folder / "aside").rename(folder / "logs")
-    assert (machines / "kubelet.log").read_text() == SECRET
+    assert (machines / "kubelet.log").read_text() == MARKER
 
 
 @pytest.mark.parametrize("name", ["kubelet.json", "pki", "cni/net.d", "runtime"])
@@ -153,7 +153,7 @@ def test_a_write_of_the_machine_lands_inside_or_nowhere(
     inside(attacked, f"rm -rf {path}; mkfifo {path}")
     attacked.files.write(path, "again")  # and does not wait for a reader of the FIFO
     attacked.files.remove(path)
-    assert secret.read_text() == SECRET
+    assert secret.read_text() == MARKER
     assert list(machines.iterdir()) == []
 
 
@@ -229,12 +229,12 @@ POD = """
 set -e
 cd /node
 mkdir -p evil/pki
-for name in kubelet.json containerd.toml; do rm -f $name; ln -s SECRET $name; done
+for name in kubelet.json containerd.toml; do rm -f $name; ln -s MARKER $name; done
 rm -rf pki.old; mv pki pki.old
 ln -s SECRET_FOLDER pki
 find . -name '*.kubeconfig' -exec cp /evil/kubeconfig {} ';'
 cp /evil/kubeconfig admin.kubeconfig
-for log in logs/*.log; do mv $log $log.old; ln -s SECRET $log; done
+for log in logs/*.log; do mv $log $log.old; ln -s MARKER $log; done
 mkfifo logs/fifo.log
 ln -s /dev/zero logs/endless.log
 ln logs/kubelet.log.old logs/twice.log
@@ -266,7 +266,7 @@ def test_a_pod_that_can_write_the_nodes_folder_does_not_become_root_of_the_machi
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
         }
     )
-    script = POD.replace("SECRET_FOLDER", str(tmp_path / "machines")).replace("SECRET", str(secret))
+    script = POD.replace("SECRET_FOLDER", str(tmp_path / "machines")).replace("MARKER", str(secret))
     pod = {
         "metadata": {"name": "attacker"},
         "spec": {
@@ -319,8 +319,8 @@ def test_a_pod_that_can_write_the_nodes_folder_does_not_become_root_of_the_machi
             assert not any(path.is_symlink() for path in logs.values())
     assert not ran.exists()
     assert list((tmp_path / "machines").iterdir()) == []
-    assert secret.read_text() == SECRET
-    seen = subprocess.run(["grep", "-rl", SECRET, str(run)], capture_output=True, text=True, check=False)
+    assert secret.read_text() == MARKER
+    seen = subprocess.run(["grep", "-rl", MARKER, str(run)], capture_output=True, text=True, check=False)
     assert seen.stdout == ""
 
 

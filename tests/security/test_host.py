@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-SECRET = "a-token-of-the-user"  # noqa: S105 - it is searched for
+MARKER = "a-token-of-the-user"
 REFUSED = {str(errno.EPERM), str(errno.ENOSYS)}  # a kernel may have no modules
 
 pytestmark = [pytest.mark.k3s_requires("root", "gvisor"), pytest.mark.timeout(120)]
@@ -44,9 +44,9 @@ def prefix() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="k3s-sandbox-test-", dir="/srv"))
     for name in ("pip.conf", ".netrc", ".pypirc", ".env", "uv.toml", ".aws/credentials", ".ssh/id_ed25519"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(SECRET)
+        (folder / name).write_text(MARKER)
     (folder / "elsewhere").mkdir()
-    (folder / "elsewhere" / "tokens").write_text(SECRET)
+    (folder / "elsewhere" / "tokens").write_text(MARKER)
     (folder / ".npmrc").symlink_to("elsewhere/tokens")
     (folder / ".git-credentials").symlink_to("/etc/shadow")
     (folder / "module.py").write_text("seen = True\n")
@@ -60,8 +60,8 @@ def sandbox(request: pytest.FixtureRequest, prefix: Path) -> Iterator[StartedSan
     with pytest.MonkeyPatch.context() as patch:
         binds = [*layout.python_binds(), Bind(prefix, str(prefix))]
         patch.setattr(layout, "python_binds", lambda: binds)
-        patch.setenv("PIP_INDEX_URL", f"https://user:{SECRET}@index.example")
-        patch.setenv("GITHUB_TOKEN", SECRET)
+        patch.setenv("PIP_INDEX_URL", f"https://user:{MARKER}@index.example")
+        patch.setenv("GITHUB_TOKEN", MARKER)
         runsc = Toolchain().get("runsc").path
         made = HostSandbox() if request.param == "host" else GvisorSandbox(runsc)
     with made:
@@ -86,7 +86,7 @@ def here(program: Path) -> Iterator[HostSandbox]:
 
 
 def test_settings_with_tokens_in_shown_folders_cannot_be_read(sandbox: StartedSandbox, prefix: Path) -> None:
-    found = sandbox.run(["grep", "-r", SECRET, str(prefix)], check=False)
+    found = sandbox.run(["grep", "-r", MARKER, str(prefix)], check=False)
     assert found.stdout == ""
     assert sandbox.run(["cat", f"{prefix}/module.py"]).stdout == "seen = True\n"
     for name in ("pip.conf", ".netrc", ".npmrc"):
@@ -102,7 +102,7 @@ def test_the_environment_of_who_started_it_cannot_be_read(sandbox: StartedSandbo
     script = "cat /proc/[0-9]*/environ; cat /proc/[0-9]*/cmdline; env"
     said = sandbox.run(["sh", "-c", script], check=False).stdout
     assert "PATH=" in said
-    assert SECRET not in said
+    assert MARKER not in said
 
 
 def test_a_program_that_is_changed_inside_stays_as_it_is_in_the_cache(

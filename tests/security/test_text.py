@@ -10,8 +10,9 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -51,6 +52,9 @@ def unseen(text: str) -> list[str]:
     return sorted(found - {"\n", "\t"})
 
 
+Check = Callable[[object], bool]
+
+
 class Page(html.parser.HTMLParser):
     """Collects what a browser would run or load."""
 
@@ -68,27 +72,37 @@ class Page(html.parser.HTMLParser):
                 self.bad.append(f"{name}={value}")
 
 
-def poisoned(value: Any, check: Any) -> Any:  # noqa: ANN401 - JSON
+def at_index(check: Check, values: list[object], index: int) -> Check:
+    """Return a check of one element of a list, by the check of the list."""
+    return lambda new: check([*values[:index], new, *values[index + 1 :]])
+
+
+def at_key(check: Check, values: dict[str, object], key: str) -> Check:
+    """Return a check of one value of a dictionary, by the check of the dictionary."""
+    return lambda new: check({**values, key: new})
+
+
+def poisoned(value: object, check: Check) -> object:
     """Put the text in the place of every text in a value, and into every name, where a check lets it."""
 
-    def tried(made: Any, other: Any) -> Any:  # noqa: ANN401 - JSON
+    def tried(made: object, other: object) -> object:
         return made if check(made) else other
 
     if isinstance(value, str):
         return tried(HOSTILE, value)
     if isinstance(value, list):
         for number, each in enumerate(value):
-            value[number] = poisoned(each, lambda new, at=number: check([*value[:at], new, *value[at + 1 :]]))
+            value[number] = poisoned(each, at_index(check, value, number))
     elif isinstance(value, dict):
         for name, each in list(value.items()):
-            value[name] = poisoned(each, lambda new, at=name: check({**value, at: new}))
+            value[name] = poisoned(each, at_key(check, value, name))
             renamed = {f"{HOSTILE}{name}": value[name], **{k: v for k, v in value.items() if k != name}}
             if check(renamed):
                 value[f"{HOSTILE}{name}"] = value.pop(name)
     return value
 
 
-def valid(record: Any) -> bool:  # noqa: ANN401 - JSON
+def valid(record: object) -> bool:
     try:
         RECORD.validate_json(json.dumps(record))
     except (ValidationError, ValueError):
@@ -187,7 +201,7 @@ def test_the_terminal_obeys_nothing(hostile_run: Path, capsys: pytest.CaptureFix
         display.update(course)
         display.close()
     row = inventory.Running(HOSTILE, "s", "host", "1", 1, HOSTILE, True, 1.0, HOSTILE, None, None)
-    print(inventory.table([row, row]))  # noqa: T201 - as `ps` does
+    sys.stdout.write(inventory.table([row, row]) + "\n")
     captured = capsys.readouterr()
     for text in (captured.out, captured.err):
         assert BEGIN in text

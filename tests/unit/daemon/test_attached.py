@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,7 +107,9 @@ def test_the_cluster_is_one_like_its_owners(cluster: Cluster) -> None:
         lambda _cluster: cast("Any", RecordedReadiness(Path())).stop(),
     ],
 )
-def test_what_is_the_owners_is_refused_with_the_remedy(cluster: Cluster, refused: Any) -> None:  # noqa: ANN401
+def test_what_is_the_owners_is_refused_with_the_remedy(
+    cluster: Cluster, refused: Callable[[Cluster], object]
+) -> None:
     with pytest.raises(ConfigError, match="run this test without --k3s-share"):
         refused(cluster)
 

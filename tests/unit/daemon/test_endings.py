@@ -174,8 +174,9 @@ def test_who_comes_to_a_shared_cluster_later_is_told(tmp_path: Path) -> None:
         each.leave(failed=False)
 
 
-def sandbox() -> Any:  # noqa: ANN401 - a sandbox that was not started
-    made: Any = HostSandbox.__new__(HostSandbox)
+def sandbox() -> HostSandbox:
+    """Return a sandbox that was not started."""
+    made = HostSandbox.__new__(HostSandbox)
     made.workdir = Path("/sandboxes/0011aabb")
     made.ended, made.on_end, made._closed, made._client = None, None, False, None
     return made

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import cast
 
 import pytest
 
 from pytest_k3s_sandbox.daemon import process as keeper
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.errors import StartError
+from pytest_k3s_sandbox.node.session import NodeSession
 from pytest_k3s_sandbox.sandbox import locks, machine
+from pytest_k3s_sandbox.sandbox.client import AgentClient
 from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.limits import Limits
 from pytest_k3s_sandbox.sandbox.processes import Identity
@@ -35,22 +37,23 @@ class FakeClient:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - a sandbox that is none
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSandbox]:
     """A sandbox that was not started."""
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
-    made: Any = HostSandbox.__new__(HostSandbox)
-    made.workdir, made._life, made._record = machine.new_workdir("host")
-    made._owner, made._client, made._watcher = forks.Owner(), FakeClient(), None
+    made = HostSandbox.__new__(HostSandbox)
+    made.workdir, life, made._record = machine.new_workdir("host")
+    made._life = life
+    made._owner, made._client, made._watcher = forks.Owner(), cast("AgentClient", FakeClient()), None
     made._closed = made.handed_over = False
     made.limits, made.ended = Limits(), None
     made._record = replace(made._record, network=replace(made._record.network, address="192.0.2.1"))
     monkeypatch.setattr(HostSandbox, "shell_argv", lambda _self, argv: ["env", *argv])
     yield made
-    made._life.release()
+    life.release()
 
 
 @pytest.fixture
-def up(sandbox: Any, tmp_path: Path) -> Any:  # noqa: ANN401 - likewise
+def up(sandbox: HostSandbox, tmp_path: Path) -> NodeSession:
     """A cluster around it."""
     cluster = SimpleNamespace(
         kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
@@ -58,7 +61,8 @@ def up(sandbox: Any, tmp_path: Path) -> Any:  # noqa: ANN401 - likewise
     stack = SimpleNamespace(sandbox=sandbox, names=())
     process = SimpleNamespace(distribution=SimpleNamespace(name="embedded"))
     writer = SimpleNamespace(zero=0.0)
-    return SimpleNamespace(cluster=cluster, process=process, stack=stack, folder=tmp_path, writer=writer)
+    made = SimpleNamespace(cluster=cluster, process=process, stack=stack, folder=tmp_path, writer=writer)
+    return cast("NodeSession", made)
 
 
 @pytest.fixture
@@ -81,8 +85,8 @@ def taker(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 @pytest.mark.parametrize("why", [KeyboardInterrupt(), SystemExit(1), OSError("no state can be read")])
 def test_ctrl_c_during_a_hand_over_leaves_the_sandbox_to_its_owner(
-    sandbox: Any,  # noqa: ANN401 - likewise
-    up: Any,  # noqa: ANN401 - likewise
+    sandbox: HostSandbox,
+    up: NodeSession,
     taker: list[subprocess.Popen[bytes]],
     why: BaseException,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,8 +106,8 @@ def test_ctrl_c_during_a_hand_over_leaves_the_sandbox_to_its_owner(
 
 
 def test_one_that_does_not_take_over_in_time_is_ended(
-    sandbox: Any,  # noqa: ANN401 - likewise
-    up: Any,  # noqa: ANN401 - likewise
+    sandbox: HostSandbox,
+    up: NodeSession,
     taker: list[subprocess.Popen[bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,12 +117,13 @@ def test_one_that_does_not_take_over_in_time_is_ended(
     stays(sandbox, taker)
 
 
-def stays(sandbox: Any, taker: list[subprocess.Popen[bytes]]) -> None:  # noqa: ANN401 - likewise
+def stays(sandbox: HostSandbox, taker: list[subprocess.Popen[bytes]]) -> None:
     """Check that a sandbox is this process' own, and that the other one has ended and was waited for."""
     assert [process.returncode for process in taker] == [-9]
     owner = machine.read_owner(sandbox.workdir)
     assert owner is not None
     assert owner.process == Identity.own()
     assert locks.held(sandbox.workdir / machine.LIFE_FILE)
-    assert (sandbox.handed_over, sandbox._closed, sandbox._client.given) == (False, False, False)
+    given = cast("FakeClient", sandbox._client).given
+    assert (sandbox.handed_over, sandbox._closed, given) == (False, False, False)
     assert registry.states() == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from pytest_k3s_sandbox.cluster.embedded import CONTROL_PLANE
 from pytest_k3s_sandbox.cluster.logs import copy_logs, written_since
 from pytest_k3s_sandbox.sandbox import rotation
+from pytest_k3s_sandbox.sandbox.base import Reachable
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 from pytest_k3s_sandbox.sandbox.rotation import FOLDER, cut, rotate
@@ -154,6 +156,6 @@ def test_the_copy_in_the_report_has_the_older_part_too(tmp_path: Path, logs: Pat
     (logs / "sandbox.log").write_bytes(b"forged\n")
     report = tmp_path / "report"
     report.mkdir()
-    copy_logs(Sandbox(), report)  # type: ignore[arg-type] # a part of one
+    copy_logs(cast("Reachable", Sandbox()), report)
     assert (report / "logs" / "kubelet.log").read_bytes() == b"old\nnew\n"
     assert (report / "logs" / "sandbox.log").read_bytes() == b"the machine's own\n"
