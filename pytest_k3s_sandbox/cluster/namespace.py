@@ -115,7 +115,8 @@ class Namespace(str):
         """Wait until an object is what it should be.
 
         It ends early, with the reason, when that cannot come any more: a pod has ended, a job has failed, an
-        image is missing, a rollout has given up, or a part of the cluster has died.
+        image is missing, a rollout has given up, or a program of the cluster has ended for good. In users'
+        tests a program that ends is started again, five times within a minute at most.
 
         Args:
             what: ``KIND/NAME``; with a selector ``KIND``.

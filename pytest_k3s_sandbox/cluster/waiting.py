@@ -130,7 +130,8 @@ def wait(access: Access, of: One | Several, goal: Goal, deadline: Deadline) -> N
         deadline: When to give up.
 
     Raises:
-        WaitError: The deadline passed, they cannot become it any more, or a part of the cluster has ended.
+        WaitError: The deadline passed, they cannot become it any more, or a program of the cluster has ended
+            for good.
     """
     pods = _Pods(access, goal)
 

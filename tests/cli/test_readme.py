@@ -63,7 +63,7 @@ def virtual_environment(folder: Path, wheel: Path, *, dependencies: bool) -> str
         (site,) = (folder / "lib").glob("python3*/site-packages")
         (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
         pytest_command = folder / "bin" / "pytest"  # which pip would have made
-        pytest_command.write_text(f"#!/bin/sh\nexec {python} -m pytest \"$@\"\n")
+        pytest_command.write_text(f'#!/bin/sh\nexec {python} -m pytest "$@"\n')
         pytest_command.chmod(0o755)
     return str(python)
 
