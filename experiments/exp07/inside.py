@@ -26,13 +26,13 @@ LIMIT = 10.0
 
 def read(path: str) -> str:
     """Return a file's content."""
-    with open(path, encoding="ascii") as file:  # noqa: PTH123  # as small as can be
+    with open(path, encoding="ascii") as file:
         return file.read()
 
 
 def write(path: str, text: str) -> None:
     """Give a file one line."""
-    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123  # likewise
+    with open(path, "w", encoding="ascii") as file:
         file.write(text)
 
 
@@ -40,12 +40,12 @@ def write(path: str, text: str) -> None:
 def group(controller: str, name: str = "exp07-inside") -> Iterator[str]:
     """Make a group, and remove it when its processes are gone."""
     folder = f"{ROOT}/{controller}/{name}"
-    os.mkdir(folder)  # noqa: PTH102  # likewise
+    os.mkdir(folder)
     try:
         yield folder
     finally:
         until(lambda: not read(f"{folder}/cgroup.procs"))
-        os.rmdir(folder)  # noqa: PTH106  # likewise
+        os.rmdir(folder)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -187,7 +187,7 @@ def magic() -> dict[str, int]:
     libc = ctypes.CDLL(None, use_errno=True)
     answer = (ctypes.c_long * 32)()
     found = {}
-    for controller in sorted(os.listdir(ROOT)):  # noqa: PTH208  # likewise
+    for controller in sorted(os.listdir(ROOT)):
         folder = f"{ROOT}/{controller}"
         if libc.statfs(folder.encode(), answer) == 0:
             found[controller] = int(answer[0])
@@ -207,4 +207,4 @@ STEPS: dict[str, Callable[..., object]] = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(STEPS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201  # its answer
+    sys.stdout.write(json.dumps(STEPS[sys.argv[1]](*sys.argv[2:])))

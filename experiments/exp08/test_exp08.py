@@ -139,8 +139,8 @@ def test_pod_runs(k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim, timeout_s
 def test_logs_and_exec(k3s: Cluster, pod: dict[str, Any], k3s_claim: Claim) -> None:
     """``kubectl logs`` and ``kubectl exec`` reach the pod."""
     namespace = ("-n", pod["namespace"])
-    token = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
-    words = ("exec", *namespace, "hello", "--", "sh", "-c", f"test -s {token} && echo token; exit 7")
+    mounted = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    words = ("exec", *namespace, "hello", "--", "sh", "-c", f"test -s {mounted} && echo token; exit 7")
     with (
         k3s_claim.together() as claim,
         claim.of(

@@ -43,7 +43,7 @@ SHARE, MEMORY, GROWTH = 15.0, 60.0, 1.5
 INTERVALS = {"kubelet": 10.0, "cadvisor": 1.0}
 """Seconds between two passes: what the kubelet sets, and cAdvisor's own default."""
 
-_AT = "/tmp/cgroupfs-bench"  # noqa: S108  # inside a sandbox
+_AT = "/tmp/cgroupfs-bench"  # noqa: S108 - in a sandbox, where no other user is
 
 
 def bench(count: int, say: Say) -> Result:
@@ -195,7 +195,7 @@ def _ratios(ours: list[float], other: list[float]) -> float:
     return statistics.median(mine / its for mine, its in zip(ours, other, strict=True))
 
 
-def _ask(sandbox: StartedSandbox, step: str, **arguments: Any) -> Any:  # noqa: ANN401  # each step has its own
+def _ask(sandbox: StartedSandbox, step: str, **arguments: object) -> Any:  # noqa: ANN401 - each step answers in its own form
     argv = [sys.executable, "-I", "-S", cgroupfs_reader.__file__, step, json.dumps(arguments)]
     done = sandbox.run(argv, timeout=300)
     return json.loads(done.stdout)

@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 BUFFER = 4096
+LEAST_PASSES = 3
+"""How often the groups are read at least: a single pass says little."""
+
 CADVISOR = {
     "blkio": [
         "blkio.bfq.io_serviced_recursive",
@@ -186,7 +189,7 @@ def housekeeping(
             ]
             files = sum(read(path) >= 0 for path in paths)  # caches fill
             passes, cpu, begun = 0, used(pid), time.perf_counter()
-            while passes < 3 or time.perf_counter() - begun < seconds:  # noqa: PLR2004  # no single pass decides
+            while passes < LEAST_PASSES or time.perf_counter() - begun < seconds:
                 for path in paths:
                     read(path)
                 passes += 1
@@ -221,4 +224,4 @@ STEPS: dict[str, Callable[..., Any]] = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(STEPS[sys.argv[1]](**json.loads(sys.argv[2]))))  # noqa: T201  # its answer
+    sys.stdout.write(json.dumps(STEPS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
@@ -77,7 +78,8 @@ def stop(session: NodeSession, names: list[str]) -> None:
         core.delete_namespaced_pod(name, "default")
 
     def gone() -> bool:
-        return all(found(lambda n=name: core.read_namespaced_pod(n, "default")) is None for name in names)
+        reads = [functools.partial(core.read_namespaced_pod, name, "default") for name in names]
+        return all(found(read) is None for read in reads)
 
     session.cluster.wait(gone, f"pods {', '.join(names)} to be gone", Deadline.after(PATIENCE))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
 from pytest_k3s_sandbox.settings import BY_NAME, Given, Option, Place, Settings, resolve
@@ -24,15 +24,16 @@ STDOUT = Path("-")
 """``--json -``: the result as JSON on standard output, in the place of the text."""
 
 
-def _option(name: str) -> Any:  # noqa: ANN401 - typer's own function is declared so
+def _option(name: str) -> OptionInfo:
     """Return the command line's form of one of :data:`~pytest_k3s_sandbox.settings.OPTIONS`."""
     option = BY_NAME[name]
-    return typer.Option(
+    made: OptionInfo = typer.Option(
         f"--{name}",
         help=f"{option.help[0].upper()}{option.help[1:]} (environment: {option.variable}).",
         metavar="|".join(option.choices) or name.upper(),
         show_default=option.default,
     )
+    return made
 
 
 SandboxOption = Annotated[str | None, _option("sandbox")]
@@ -56,7 +57,7 @@ JsonOption = Annotated[
 
 def say(line: str) -> None:
     """Write a line about the progress to standard error."""
-    print(escaping.visible(line), file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
+    typer.echo(escaping.visible(line), err=True)
 
 
 def verbosity(*, quiet: bool, verbose: bool) -> Verbosity:
@@ -72,7 +73,7 @@ def verbosity(*, quiet: bool, verbose: bool) -> Verbosity:
     return Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
 
 
-def give(text: str, result: Any, json_file: Path | None) -> None:  # noqa: ANN401 - any JSON value
+def give(text: str, result: object, json_file: Path | None) -> None:
     """Print a command's result, and write it as JSON where ``--json`` says.
 
     Args:

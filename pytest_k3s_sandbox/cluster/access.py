@@ -149,10 +149,7 @@ class Access:
         Raises:
             ApiUnavailable: The API server does not answer.
         """
-        found: dict[str, Any] | None = self.reader.read(
-            reference.resource.path(self.namespace, reference.name)
-        )
-        return found
+        return self.reader.read(reference.resource.path(self.namespace, reference.name))
 
     def items(self, path: str, **query: str) -> list[dict[str, Any]]:
         """Return the objects of a list as JSON, :data:`ITEMS` at most.

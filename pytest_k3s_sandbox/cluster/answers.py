@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import TypeVar
 
 from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
+
+Read = TypeVar("Read")
 
 
 def patient(condition: Callable[[], bool]) -> Callable[[], bool]:
@@ -56,7 +58,7 @@ def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
     return ask
 
 
-def found(read: Any) -> Any:  # noqa: ANN401 - the kubernetes package publishes no types
+def found(read: Callable[[], Read]) -> Read | None:
     """Return what a read of the API gives, or None when the object does not exist."""
     from kubernetes.client import ApiException
 

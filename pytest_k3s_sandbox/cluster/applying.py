@@ -177,7 +177,7 @@ def _items(result: dict[str, Any]) -> list[dict[str, Any]]:
     return list(listed) if result.get("kind") == "List" and isinstance(listed, list) else [result]
 
 
-def _name(item: Any) -> str:  # noqa: ANN401 - JSON
+def _name(item: Mapping[str, Any]) -> str:
     return str((item.get("metadata") or {}).get("name"))
 
 

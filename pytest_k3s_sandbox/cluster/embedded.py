@@ -277,4 +277,4 @@ def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:
 def listening_ports(table: str) -> set[int]:
     """Return the TCP ports in state LISTEN (0A) of /proc/net/tcp and tcp6 (proc(5))."""
     rows = (line.split() for line in table.splitlines())
-    return {int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == "0A"}  # noqa: PLR2004 - columns
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3:4] == ["0A"]}

@@ -35,6 +35,8 @@ BUSYBOX = Path("/bin/busybox")
 PAUSE_SCRIPT = "trap 'exit 0' TERM INT; while :; do /bin/busybox sleep 2147483647 & wait \"$!\"; done"
 """What the pause container runs: it sleeps until SIGTERM or SIGINT, then exits with 0."""
 
+_ELF32_HEADER = 52
+_ELFCLASS64 = 2
 _PT_INTERP = 3
 # ELF's e_machine (elf.h) by the name that Go, and so the OCI configuration, gives the architecture.
 _ARCHITECTURES = {3: "386", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64"}
@@ -86,10 +88,10 @@ def elf_architecture(image: bytes) -> str | None:
         The architecture in Go's words (``amd64``), or None when it is no ELF program, asks for an
         interpreter (and so for shared libraries), or is for a machine that is not known here.
     """
-    if len(image) < 52 or image[:4] != b"\x7fELF":  # noqa: PLR2004 - the ELF32 header's size
+    if len(image) < _ELF32_HEADER or image[:4] != b"\x7fELF":
         return None
     order = "<" if image[5] == 1 else ">"
-    wide = image[4] == 2  # noqa: PLR2004 - ELFCLASS64
+    wide = image[4] == _ELFCLASS64
     machine = struct.unpack_from(f"{order}H", image, 18)[0]
     offset = struct.unpack_from(f"{order}Q" if wide else f"{order}I", image, 32 if wide else 28)[0]
     size, count = struct.unpack_from(f"{order}HH", image, 54 if wide else 42)

@@ -132,7 +132,7 @@ def is_empty(text: str) -> bool:
 
 def _said(text: str) -> dict[str, Any]:
     # As texts: every value is compared as it is written.
-    content = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506 - it makes nothing but texts
+    content = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506 - this loader makes only texts, lists and dicts
     return {key: value for key, value in content.items() if value}
 
 
@@ -206,9 +206,8 @@ def _without(node: yaml.Node | None, name: str, also: yaml.Node | None = None) -
     )
 
 
-def _node(value: Any) -> yaml.Node:  # noqa: ANN401 - YAML
-    node = yaml.SafeDumper(io.StringIO()).represent_data(value)
-    assert isinstance(node, yaml.Node)  # noqa: S101 - for the types
+def _node(value: object) -> yaml.Node:
+    node: yaml.Node = yaml.SafeDumper(io.StringIO()).represent_data(value)
     return node
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,17 +57,17 @@ def names_in(tar: Path) -> tuple[str, ...] | None:
         return None
     try:
         if "oci-layout" in found:
-            return _of_layout(found.get("index.json"))
+            return _of_layout(found.get("index.json", {}))
         return None if "manifest.json" not in found else _of_docker(found["manifest.json"])
     except (AttributeError, TypeError):
         return None  # containerd says what is wrong with it
 
 
-def _of_docker(manifests: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON of another's
+def _of_docker(manifests: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for each in manifests for name in each.get("RepoTags") or ()))
 
 
-def _of_layout(index: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON of another's
+def _of_layout(index: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [each.get("annotations") or {} for each in index.get("manifests") or ()]
     names = [note.get(NAME) or note.get(REF_NAME) or "" for note in notes]
     # A name of an OCI layout is stored as it is: one that is not a full name is never found.

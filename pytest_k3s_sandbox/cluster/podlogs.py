@@ -7,7 +7,7 @@ import selectors
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlencode
 
 from pytest_k3s_sandbox.cluster.access import Access, short
@@ -219,9 +219,9 @@ def _lines(argv: list[str], environment: dict[str, str], what: str, deadline: De
         process = subprocess.Popen(
             argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, bufsize=0
         )
-        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        lines = cast("IO[bytes]", process.stdout)  # a pipe
         try:
-            for line in _split(process.stdout, what, deadline):
+            for line in _split(lines, what, deadline):
                 yield line.decode("utf-8", "replace")
             if process.wait() != 0:
                 errors.seek(0)
@@ -231,7 +231,7 @@ def _lines(argv: list[str], environment: dict[str, str], what: str, deadline: De
         finally:
             process.kill()
             process.wait()
-            process.stdout.close()
+            lines.close()
 
 
 def _split(stream: IO[bytes], what: str, deadline: Deadline) -> Iterator[bytes]:

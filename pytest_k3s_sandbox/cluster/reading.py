@@ -114,14 +114,15 @@ class ApiReader:
         self._lock = threading.RLock()
         self._drop()
 
-    def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
+    def read(self, path: str) -> dict[str, Any] | None:
         """Return what is at a path, as parsed JSON, or None if nothing is.
 
         Raises:
             ApiUnavailable: The API server did not give an answer.
         """
         body = self._content(path)
-        return None if body is None else json.loads(body)
+        found: dict[str, Any] | None = None if body is None else json.loads(body)
+        return found
 
     def text(self, path: str) -> str | None:
         """Return what is at a path as text, as the log of a container is, or None if nothing is.
@@ -147,8 +148,7 @@ class ApiReader:
         Raises:
             ApiUnavailable: The API server did not give an answer.
         """
-        found: list[dict[str, Any]] = (self.read(path) or {}).get("items") or []
-        return found
+        return (self.read(path) or {}).get("items") or []
 
     def answers(self, path: str = "/readyz") -> bool:
         """Tell whether a path is answered with 200 OK; ``/readyz`` is when everything has started."""

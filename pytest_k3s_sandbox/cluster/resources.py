@@ -7,7 +7,7 @@ need be. The core group comes first, then the groups in the API server's own ord
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]*")
 class Reader(Protocol):
     """Reads the API as parsed JSON; see :class:`~.reading.ApiReader`."""
 
-    def read(self, path: str) -> Any:  # noqa: ANN401 - JSON
+    def read(self, path: str) -> dict[str, Any] | None:
         """Return what is at a path; None if nothing is."""
 
 
@@ -186,7 +186,7 @@ class Resources:
                     # Its own server is away; what other groups have can be found all the same.
 
 
-def _resources(base: str, listed: Any) -> list[Resource]:  # noqa: ANN401 - JSON
+def _resources(base: str, listed: Mapping[str, Any] | None) -> list[Resource]:
     """Return the resources of a group's ``APIResourceList``; subresources are left out."""
     _, _, rest = base.partition("/apis/")
     group, _, version = rest.partition("/")

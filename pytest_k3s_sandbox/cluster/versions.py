@@ -6,12 +6,14 @@ Its sources are each version's own ``pkg/kubelet/apis/config/v1beta1/defaults.go
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_k3s_sandbox.errors import ConfigError
 
 OLDEST = "1.34"
+_NUMBERS = re.compile(r"v?([0-9]+)\.([0-9]+)(\..*)?", re.DOTALL)
 """The first minor release that a node in a sandbox was seen with."""
 
 Release = tuple[int, int]
@@ -67,14 +69,14 @@ def release(version: str) -> Release:
     Raises:
         ConfigError: It is no version, or older than :data:`OLDEST`.
     """
-    numbers = version.removeprefix("v").split(".")[:2]
-    if len(numbers) < 2 or not all(each.isascii() and each.isdecimal() for each in numbers):  # noqa: PLR2004 - major and minor
+    numbers = _NUMBERS.fullmatch(version)
+    if numbers is None:
         raise ConfigError(
             f"Kubernetes version {version!r}",
             cause="it does not begin with two numbers",
             remedy=f"name a version such as {OLDEST}",
         )
-    found = (int(numbers[0]), int(numbers[1]))
+    found = (int(numbers[1]), int(numbers[2]))
     if version != OLDEST and found < release(OLDEST):
         raise ConfigError(
             f"Kubernetes version {version!r}",

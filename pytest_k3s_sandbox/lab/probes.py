@@ -96,9 +96,11 @@ def look(
     seen: dict[Question, str] = {}
     for line in done.stdout.splitlines():
         call, path, *answer = line.split(" ", 2)
-        assert (call, path) not in seen, f"{program.name}: two answers to {call} {path}: {done.stdout}"  # noqa: S101 - see Raises
+        if (call, path) in seen:
+            raise AssertionError(f"{program.name}: two answers to {call} {path}: {done.stdout}")
         seen[call, path] = " ".join(answer)
-    assert set(seen) == set(questions), f"{program.name}: {done.stdout}{done.stderr}"  # noqa: S101 - likewise
+    if set(seen) != set(questions):
+        raise AssertionError(f"{program.name}: {done.stdout}{done.stderr}")
     return seen
 
 

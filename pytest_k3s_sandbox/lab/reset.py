@@ -6,9 +6,6 @@ the cgroups that stay; ``remove``, folders to empty. The answer is a JSON object
 same for equal states. It uses the standard library alone, because it runs once for every trial.
 """
 
-# pathlib is dear to import, and this starts with every trial.
-# ruff: noqa: PTH103, PTH106, PTH108, PTH118, PTH123, PTH208
-
 from __future__ import annotations
 
 import ctypes

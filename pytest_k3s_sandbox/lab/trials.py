@@ -7,6 +7,7 @@ left in the sandbox and in the API server is removed, and that this is so is che
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 import signal
@@ -236,7 +237,7 @@ class Trials:
         leases, storage = CoordinationV1Api(self.cluster.client), StorageV1Api(self.cluster.client)
         for pod in core.list_pod_for_all_namespaces().items:
             where = (pod.metadata.name, pod.metadata.namespace)
-            found(lambda where=where: core.delete_namespaced_pod(*where, grace_period_seconds=0))
+            found(functools.partial(core.delete_namespaced_pod, *where, grace_period_seconds=0))
         found(lambda: core.delete_node(name))
         found(lambda: leases.delete_namespaced_lease(name, "kube-node-lease"))
         # Not parsed: the client refuses what the server answers, a CSINode whose drivers are null.

@@ -73,7 +73,7 @@ class NodeSpec:
         ):
             if not 0 < number <= LAST_PORT:
                 raise ConfigError(f"{name} {number}", cause=f"a TCP port is between 1 and {LAST_PORT}")
-        self.limits  # noqa: B018 - raises for a limit that cannot be read
+        _ = self.limits  # raises ConfigError for a limit that cannot be read
 
     @property
     def limits(self) -> Wanted:

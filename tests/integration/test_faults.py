@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -136,9 +137,9 @@ class Faulty:
         unready = sum(sample.node_ready is False for sample in samples)
         silent = sum(not sample.api_reachable for sample in samples)
         assert self.lost() is None
-        print(  # noqa: T201 - the row for docs/faults.md
+        sys.stdout.write(
             f"| {fault} | {seconds:.1f} s | {self.restarts() - restarts} | 0 of {len(before)} | "
-            f"{unready} of {len(samples)} | {silent} of {len(samples)} |"
+            f"{unready} of {len(samples)} | {silent} of {len(samples)} |\n"
         )
         self.core.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=1)
         self.wait(lambda: found(lambda: self.pod(name)) is None, f"pod {name} to be gone")

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from kubernetes.client import AppsV1Api
@@ -25,6 +25,9 @@ from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
 from support.outside import outside
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1ContainerStateWaiting, V1Pod, V1PodStatus
 
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(240)]
 
@@ -96,11 +99,11 @@ class World:
             finally:
                 process.kill()
 
-    def status(self, pod: str) -> Any:  # noqa: ANN401 - the kubernetes package publishes no types
+    def status(self, pod: str) -> V1PodStatus:
         """Return a pod's status."""
         return self.core.read_namespaced_pod(pod, NAMESPACE).status
 
-    def container(self, pod: str, name: str = "it") -> Any:  # noqa: ANN401 - as above
+    def container(self, pod: str, name: str = "it") -> Any:  # noqa: ANN401 - a status in most tests, which only waits see as None
         """Return the status of a container of a pod; None while there is none."""
         status = self.status(pod)
         every = [*(status.init_container_statuses or []), *(status.container_statuses or [])]
@@ -121,7 +124,7 @@ class World:
         return self.kubectl("get", "pods", check=False).stdout + "\n".join(warnings[-10:])
 
 
-def condition(status: Any, name: str) -> str | None:  # noqa: ANN401 - as above
+def condition(status: V1PodStatus, name: str) -> str | None:
     """Return the status of a pod's condition."""
     return next((each.status for each in status.conditions or [] if each.type == name), None)
 
@@ -380,12 +383,18 @@ def test_a_private_image_is_loaded_without_a_registry(world: World) -> None:
 
 
 def test_an_image_that_nobody_loaded_is_refused_by_name(world: World) -> None:
-    def waiting() -> Any:  # noqa: ANN401 - as above
+    def waiting() -> V1ContainerStateWaiting | None:
         status = world.container("crasher", "unknown")
         return status and status.state.waiting
 
-    world.wait(lambda: waiting() and waiting().reason == "ErrImageNeverPull", "the image to be refused")
-    assert "example.org/unknown:1" in waiting().message
+    def refused() -> bool:
+        seen = waiting()
+        return seen is not None and seen.reason == "ErrImageNeverPull"
+
+    world.wait(refused, "the image to be refused")
+    seen = waiting()
+    assert seen is not None
+    assert "example.org/unknown:1" in seen.message
 
 
 def test_a_file_that_is_no_image_is_refused(world: World, tmp_path: Path) -> None:
@@ -418,11 +427,17 @@ def test_a_daemon_set_has_a_pod_on_the_node(world: World) -> None:
 def test_a_static_pod_comes_and_goes_with_its_file(world: World) -> None:
     name = f"static-{world.cluster.node.name}"
 
-    def mirror() -> Any:  # noqa: ANN401 - as above
+    def mirror() -> V1Pod | None:
         return found(lambda: world.core.read_namespaced_pod(name, NAMESPACE))
 
-    world.wait(lambda: mirror() and condition(mirror().status, "Ready") == "True", f"{name} to be Ready")
-    assert mirror().metadata.annotations["kubernetes.io/config.source"] == "file"
+    def ready() -> bool:
+        pod = mirror()
+        return pod is not None and condition(pod.status, "Ready") == "True"
+
+    world.wait(ready, f"{name} to be Ready")
+    pod = mirror()
+    assert pod is not None
+    assert pod.metadata.annotations["kubernetes.io/config.source"] == "file"
     (outside(world.cluster.sandbox, MANIFESTS) / "static.json").unlink()
     world.wait(lambda: mirror() is None, f"{name} to be gone", 60)
 

@@ -6,13 +6,18 @@ import os
 
 import pytest
 
-# pytester forgets the modules that an inner run imported first, but not where packages refer to
-# them: what inner runs share with this one has to be there before.
-from pytest_k3s_sandbox.node import session  # noqa: F401 - see above
-from pytest_k3s_sandbox.report import finalize  # noqa: F401 - see above
+from pytest_k3s_sandbox.node import session
+from pytest_k3s_sandbox.report import finalize
 from pytest_k3s_sandbox.settings import OPTIONS
-from pytest_k3s_sandbox.toolchain import capabilities  # noqa: F401 - see above
+from pytest_k3s_sandbox.toolchain import capabilities
 from support.project import Project
+
+IMPORTED_FIRST = (session, finalize, capabilities)
+"""Modules that inner runs share with this one.
+
+After an inner run pytester forgets the modules that this run has imported first, but their packages still
+refer to them. So they are imported here, before any inner run.
+"""
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree as ET
 
 import pytest
 
 from pytest_k3s_sandbox.report.headline import is_ok, outcome, summarize
+from support.own_xml import parsed
 from support.result_formats import cases, documents, ends
 
 if TYPE_CHECKING:
@@ -318,5 +318,5 @@ def test_a_skipped_test_is_shown_with_its_reason(project: Project) -> None:
 
 def test_junit_still_parses(project: Project) -> None:
     project.run(HEAD + WRONG["a session's teardown that breaks"][0], "--junitxml=junit.xml")
-    suite = next(iter(ET.parse(project.pytester.path / "junit.xml").getroot()))  # noqa: S314 - our own file
+    suite = next(iter(parsed((project.pytester.path / "junit.xml").read_text())))
     assert int(suite.get("errors", "0")) == 1

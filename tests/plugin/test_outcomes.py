@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 
 from pytest_k3s_sandbox.pytestplugin.results import is_broken, mend_junit
+from support.own_xml import parsed
 from support.project import Project
 from support.result_formats import attachments, cases, documents, ends, properties, steps_of
 
@@ -118,7 +118,7 @@ def test_allure_gets_what_was_recorded_until_a_failure(project: Project) -> None
     assert attachments(results["held"]) == attachments(results["without_node"]) == {}
     found = attachments(results["disproved"])
     assert set(found) == {"readiness.svg", "samples.csv", "records.jsonl"}
-    assert ET.parse(folder / found["readiness.svg"]).getroot().tag.endswith("svg")  # noqa: S314 - our own file
+    assert parsed((folder / found["readiness.svg"]).read_text()).tag.endswith("svg")
     assert len((folder / found["samples.csv"]).read_text().splitlines()) == 4
     last = json.loads((folder / found["records.jsonl"]).read_text().splitlines()[-1])
     assert (last["type"], last["name"], last["held"]) == ("verdict", "faster", False)
@@ -177,7 +177,7 @@ def test_workers_hand_over_figures_and_results(project: Project) -> None:
     )
     folder = project.pytester.path
     cases(folder / "junit.xml")
-    tags = [ends(case) for case in ET.parse(folder / "junit.xml").getroot().iter("testcase")]  # noqa: S314 - our own file
+    tags = [ends(case) for case in parsed((folder / "junit.xml").read_text()).iter("testcase")]
     assert sorted(tags) == sorted([[], ["failure"], ["error"], ["error"], ["skipped"], ["failure"]] * 2)
     statuses = sorted(one["status"] for one in documents(folder / "allure", "result"))
     assert statuses == sorted(["passed", "failed", "broken", "broken", "skipped", "broken"] * 2)

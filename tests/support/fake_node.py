@@ -125,7 +125,7 @@ class FakeCluster:
         self.lost = None
         self.namespaces: list[str] = []
 
-    def reader(self, _seconds: float = 10.0) -> Any:  # noqa: ANN401 - as much of one as is asked
+    def reader(self, _seconds: float = 10.0) -> SimpleNamespace:
         """Read events: a warning in each namespace, with a text that a pod has chosen."""
         if os.environ.get("FAKE_API_ENDS"):
             raise OSError("connection refused")
@@ -161,7 +161,7 @@ def open_node(
     run: RunWriter,
     *,
     experiment: str,
-    process: Any,  # noqa: ANN401 - a fake one
+    process: object,
 ) -> Iterator[session.NodeSession]:
     """Record where this is, and give a cluster."""
     run.append(

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_k3s_sandbox.cli import experiments
 from pytest_k3s_sandbox.cli.experiments import Outcome
+from pytest_k3s_sandbox.cli.options import say
 from pytest_k3s_sandbox.errors import ConfigError
 
 GOOD = """
@@ -134,7 +135,7 @@ def test_what_pytest_refuses_is_the_message(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_lines_go_where_standard_error_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    experiments.run("exp01", [], tmp_path / "reports", lambda line: print(line, file=sys.stderr))  # noqa: T201 - as the command line says
+    experiments.run("exp01", [], tmp_path / "reports", say)
     assert "... pod runs" in capsys.readouterr().err
 
 

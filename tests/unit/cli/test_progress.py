@@ -21,7 +21,7 @@ def phase(name: str, start: float, end: float | None = None) -> dict[str, Any]:
     return {"type": "phase", "name": name, "start": start, "end": end}
 
 
-def sample(t: float, *, ready: bool | None = True, **changed: Any) -> dict[str, Any]:  # noqa: ANN401 - any field
+def sample(t: float, *, ready: bool | None = True, **changed: object) -> dict[str, Any]:
     pods = {"a/b": {"phase": "Running"}, "a/c": {"phase": "Pending"}}
     plain = {"type": "sample", "t": t, "node_ready": ready, "reason": "KubeletNotReady", "pods": pods}
     return {**plain, "api_reachable": True, "errors": {"cadvisor": 2, "other": 1}, **changed}

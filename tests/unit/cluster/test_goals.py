@@ -14,15 +14,17 @@ from pytest_k3s_sandbox.errors import ConfigError
 READY = {"type": "Ready", "status": "True"}
 
 
-def item(kind: str = "Pod", generation: int = 1, spec: Any = None, **status: Any) -> Any:  # noqa: ANN401 - JSON
+def item(
+    kind: str = "Pod", generation: int = 1, spec: dict[str, Any] | None = None, **status: object
+) -> dict[str, Any]:
     return {"kind": kind, "metadata": {"generation": generation}, "spec": spec or {}, "status": status}
 
 
-def met(text: str, it: Any) -> bool:  # noqa: ANN401 - JSON
+def met(text: str, it: goals.Item) -> bool:
     return goals.parse(text, it["kind"]).met(it)
 
 
-def hopeless(text: str, it: Any) -> str | None:  # noqa: ANN401 - JSON
+def hopeless(text: str, it: goals.Item) -> str | None:
     return goals.parse(text, it["kind"]).hopeless(it)
 
 
@@ -189,7 +191,7 @@ def test_every_key_can_be_named(content: dict[str, Any]) -> None:
 
 
 @given(st.text(), json_values)
-def test_a_path_is_one_or_is_refused(text: str, content: Any) -> None:  # noqa: ANN401 - JSON
+def test_a_path_is_one_or_is_refused(text: str, content: object) -> None:
     try:
         path = jsonpath.parse(text)
     except ConfigError:

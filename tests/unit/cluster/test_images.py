@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -55,7 +56,9 @@ class Unpacked:
         """Take the image apart."""
         with tarfile.open(fileobj=io.BytesIO(image)) as tar:
             self.members = tar.getmembers()
-            self.files = {m.name: tar.extractfile(m).read() for m in self.members if m.isfile()}  # type: ignore[union-attr] # None is for folders
+            self.files = {
+                m.name: file.read() for m in self.members if (file := tar.extractfile(m)) is not None
+            }
         assert json.loads(self.files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
         self.index = json.loads(self.files["index.json"])
         (self.described,) = self.index["manifests"]
@@ -111,7 +114,7 @@ entries = st.dictionaries(
 
 
 @given(entries, st.randoms(use_true_random=False))
-def test_the_same_content_in_any_order_gives_the_same_bytes(files: dict[str, bytes], random: Any) -> None:  # noqa: ANN401 - hypothesis hands out its own Random
+def test_the_same_content_in_any_order_gives_the_same_bytes(files: dict[str, bytes], random: Random) -> None:
     root = [ImageFile(path, content=content) for path, content in files.items()]
     first = one("a:1", root, ImageConfig())
     random.shuffle(root)

@@ -79,8 +79,9 @@ class Fake:
         """Say how it ended."""
         return self.status
 
-    def stop(self, grace: float = 5.0) -> int:  # noqa: ARG002 - the Protocol's
+    def stop(self, grace: float = 5.0) -> int:
         """End it."""
+        assert grace >= 0
         return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 import yaml
@@ -23,9 +23,9 @@ def names(given: Manifest, *folders: Path) -> list[str]:
     return [each.content["metadata"]["name"] for each in read(given, "ns", folders).documents]
 
 
-def refusal(given: Manifest, *folders: Path) -> str:
+def refusal(given: object, *folders: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        read(given, "ns", folders)
+        read(cast("Manifest", given), "ns", folders)
     assert caught.value.cause
     assert caught.value.remedy
     return str(caught.value)
@@ -109,7 +109,7 @@ def test_a_text_that_does_not_parse_is_told_with_its_line(tmp_path: Path) -> Non
         ({**POD, "metadata": None}, "apply needs metadata.name"),
     ],
 )
-def test_what_is_no_object_of_the_namespace_is_refused(manifest: Any, words: str, tmp_path: Path) -> None:  # noqa: ANN401 - also wrong types
+def test_what_is_no_object_of_the_namespace_is_refused(manifest: object, words: str, tmp_path: Path) -> None:
     assert words in refusal(manifest, tmp_path / "none")
 
 

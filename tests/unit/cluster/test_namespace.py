@@ -100,7 +100,7 @@ def namespace(cluster: Cluster, tmp_path: Path) -> Namespace:
     return Namespace("ns", cluster, [tmp_path])
 
 
-def pod(name: str, phase: str = "Running", *states: dict[str, Any], **metadata: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+def pod(name: str, phase: str = "Running", *states: dict[str, Any], **metadata: object) -> dict[str, Any]:
     states = states or ({"running": {}},)
     names = [f"c{number}" for number in range(len(states))]
     statuses = [{"name": each, "state": state} for each, state in zip(names, states, strict=True)]
@@ -118,7 +118,7 @@ def put(cluster: Cluster, *pods: dict[str, Any]) -> None:
         cluster.there[f"{PODS}/{each['metadata']['name']}"] = each
 
 
-def deployment(cluster: Cluster, **status: Any) -> None:  # noqa: ANN401 - JSON
+def deployment(cluster: Cluster, **status: object) -> None:
     cluster.there["/apis/apps/v1/namespaces/ns/deployments/it"] = {
         "kind": "Deployment",
         "metadata": {"name": "it"},
@@ -135,9 +135,9 @@ def test_it_is_a_text(namespace: Namespace) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "30", None, True])
-def test_a_time_that_is_none_is_refused(namespace: Namespace, timeout: Any) -> None:  # noqa: ANN401 - wrong ones
+def test_a_time_that_is_none_is_refused(namespace: Namespace, timeout: object) -> None:
     with pytest.raises(ConfigError, match=r"neither a number of seconds nor a Deadline"):
-        namespace.wait("pod/x", "Ready", timeout=timeout)
+        namespace.wait("pod/x", "Ready", timeout=cast("float", timeout))
     deadline = Deadline.after(3)
     assert deadline_of(deadline) is deadline
 
@@ -323,9 +323,9 @@ def test_a_forward_that_ends_is_started_again_and_an_error_has_its_words(
 
 
 @pytest.mark.parametrize("port", [0, 65536, -1, True, "", "A", "a b", "0", "--x", "x" * 16, 1.5])
-def test_no_port(namespace: Namespace, port: Any) -> None:  # noqa: ANN401 - wrong ones
+def test_no_port(namespace: Namespace, port: object) -> None:
     with pytest.raises(ConfigError, match="neither a TCP port"):
-        namespace.port_forward("pod/a", port)
+        namespace.port_forward("pod/a", cast("int", port))
 
 
 def test_exec_without_a_command(namespace: Namespace) -> None:
@@ -341,7 +341,7 @@ def test_following_what_has_ended(namespace: Namespace, cluster: Cluster) -> Non
     with pytest.raises(ClusterError, match="following the log of pod/a: error: gone"):
         list(namespace.logs("a", follow=True))
     with pytest.raises(ConfigError):
-        namespace.logs("a", follow=True, previous=True)  # type: ignore[call-overload] # they exclude each other
+        namespace.logs("a", follow=True, previous=True)  # type: ignore[call-overload] # the types refuse it, too
     with pytest.raises(ConfigError):
         namespace.logs("a", tail=-1)
 

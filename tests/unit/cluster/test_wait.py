@@ -44,6 +44,12 @@ class Part:
         return self._code
 
 
+class LostPart(Part):
+    """A process that ended with its sandbox, as an AgentProcess says it."""
+
+    lost = "its first process has ended"
+
+
 def test_it_returns_as_soon_as_the_condition_holds() -> None:
     answers = iter([False, False, True])
     began = time.monotonic()
@@ -128,8 +134,7 @@ def test_error_lines_are_told_rather_than_the_lines_after_them(tmp_path: Path) -
 
 
 def test_a_sandbox_that_is_lost_is_not_taken_for_the_end_of_a_process(tmp_path: Path) -> None:
-    part = Part(tmp_path, "kubelet", polls=0, code=-9)
-    part.lost = "its first process has ended"  # type: ignore[attr-defined] # as AgentProcess has it
+    part = LostPart(tmp_path, "kubelet", polls=0, code=-9)
     words = "the sandbox of kubelet was lost while waiting for x: its first process has ended"
     with pytest.raises(ClusterError, match=words):
         wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})

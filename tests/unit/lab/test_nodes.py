@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pytest_k3s_sandbox.lab.nodes import ISOLATION, VAR_MOUNT, NodeTrials
 from pytest_k3s_sandbox.lab.observe import Observation
+from pytest_k3s_sandbox.lab.trials import Trials
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import RunWriter, Stage, read_run
 
@@ -21,15 +22,15 @@ class Played(NodeTrials):
 
     asked: list[dict[str, Any]]
 
-    def _begin(self, stack: contextlib.ExitStack) -> Any:  # noqa: ANN401 - played
+    def _begin(self, stack: contextlib.ExitStack) -> tuple[Trials, RunWriter]:
         writer = stack.enter_context(self._record("trials"))
 
-        def run(words: tuple[str, ...], **more: Any) -> Observation:  # noqa: ANN401 - played
+        def run(words: tuple[str, ...], **more: object) -> Observation:
             self.asked.append({"words": words, **more})
             return Observation(Stage.STARTED, exit_code=1)
 
         cluster = SimpleNamespace(settings=SimpleNamespace(kubernetes="1.34.4"))
-        return SimpleNamespace(run=run, cluster=cluster), writer
+        return cast("Trials", SimpleNamespace(run=run, cluster=cluster)), writer
 
 
 def played(folder: Path, *, one_root: bool = True) -> Played:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes.client import ApiException
 
+from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.lab.observe import (
     POD_FAILURE,
     Limits,
@@ -101,7 +102,7 @@ class Played:
         dies: After how many questions the kubelet ends.
     """
 
-    def __init__(  # noqa: D107 - the class says it
+    def __init__(
         self,
         folder: Path,
         ready: list[str | None],
@@ -109,6 +110,7 @@ class Played:
         summary: ApiException | None = None,
         dies: int = 10**6,
     ) -> None:
+        """Begin with the first state."""
         self.logs = folder
         (folder / "kubelet.log").write_text("")
         self.settings = SimpleNamespace(node="n")
@@ -176,7 +178,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watch(played: Played) -> Observation:
-    return Watch(played, {"metadata": {"name": "trial"}}, QUICK).follow()  # type: ignore[arg-type] # played
+    return Watch(cast("Cluster", played), {"metadata": {"name": "trial"}}, QUICK).follow()
 
 
 def test_a_node_that_reaches_all(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_kubelet_that_never_registers_has_started(tmp_path: Path) -> None:
     assert (seen.reached, seen.exit_code) == (Stage.STARTED, None)
 
 
-def test_a_pod_is_tried_twice(tmp_path: Path) -> None:
+def test_a_pod_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(tmp_path, ["ready"], ("Pending",))
     log = tmp_path / "kubelet.log"
     create = played.create_namespaced_pod
@@ -228,7 +230,7 @@ def test_a_pod_is_tried_twice(tmp_path: Path) -> None:
         create(namespace, pod)
         log.write_text(log.read_text() + attempt(f"failure {len(played.created)}") + "\n")
 
-    played.create_namespaced_pod = fail  # type: ignore[method-assign,assignment] # played
+    monkeypatch.setattr(played, "create_namespaced_pod", fail)
     seen = watch(played)
     assert played.created == ["trial-1", "trial-2"]
     assert seen.reached is Stage.READY
