@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from pytest_k3s_sandbox import settings
 from pytest_k3s_sandbox.cli import main
+from pytest_k3s_sandbox.layers.folders import FOLDERS
 from pytest_k3s_sandbox.pytestplugin import fixtures, markers
 
 
@@ -55,6 +56,11 @@ def fixture_lines() -> Iterator[str]:
     """Yield a section for each public fixture, from its source."""
     tree = ast.parse(Path(inspect.getfile(fixtures)).read_text())
     for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "_layer_fixture":
+            for fixture in FOLDERS.values():
+                yield f"## `{fixture.name}`\n"
+                yield "Gives `Layer`; scope: as `--k3s-scope` says.\n"
+                yield literal(fixture.text) + "\n"
         if not isinstance(node, ast.FunctionDef) or node.name not in fixtures.__all__:
             continue
         text = ast.unparse(node.decorator_list[0])

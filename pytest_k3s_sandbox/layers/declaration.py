@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # declarations are imported in every project with the plugin
+if TYPE_CHECKING:  # declarations are imported where options are parsed
     from pytest_k3s_sandbox.layers.base import Layer
     from pytest_k3s_sandbox.sandbox.base import Sandbox
 
@@ -20,7 +20,6 @@ class Declaration:
 
     Attributes:
         name: The layer's name as in ``--k3s-layers`` and in reports.
-        fixture: The name of the pytest fixture that brings the layer up.
         make: Returns the layer bound to a sandbox, not up yet. It is called with the sandbox and the
             variant, None for the usual one.
         check_variant: Raises ConfigError for an unknown variant; None for a layer without variants.
@@ -31,7 +30,6 @@ class Declaration:
     """
 
     name: str
-    fixture: str
     make: Callable[[Sandbox, str | None], Layer]
     check_variant: Callable[[str], None] | None = None
     needs: tuple[str, ...] = ()

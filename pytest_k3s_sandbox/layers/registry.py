@@ -1,18 +1,11 @@
-"""Every layer by its name: a layer is a folder with a ``declaration.py``, and a line here."""
+"""Every layer by its name: a layer is a folder with a ``declaration.py``, and an entry in :mod:`.folders`."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
 from pytest_k3s_sandbox.layers.declaration import Declaration
-
-FOLDERS = (
-    "workarounds",
-    "cgroupfs",
-    "interceptor",
-    "cni",
-)
-"""The layers' folders, in the order in which a full stack has the layers."""
+from pytest_k3s_sandbox.layers.folders import FOLDERS
 
 
 def declared(folder: str) -> Declaration:
@@ -22,4 +15,7 @@ def declared(folder: str) -> Declaration:
 
 
 LAYERS = {layer.name: layer for layer in map(declared, FOLDERS)}
-"""The declarations by the layers' names, in the order of :data:`FOLDERS`."""
+"""The declarations by the layers' names, in the order of :data:`~.folders.FOLDERS`."""
+
+FIXTURES = {declared(folder).name: fixture.name for folder, fixture in FOLDERS.items()}
+"""The names of the layers' fixtures by the layers' names."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from pytest_k3s_sandbox.layers.folders import FOLDERS, Fixture
 from pytest_k3s_sandbox.pytestplugin import options
 from pytest_k3s_sandbox.pytestplugin.activation import activate
 from pytest_k3s_sandbox.pytestplugin.stash import LINES, SHARE, SPEC
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "k3s",
-    "k3s_cgroupfs",
     "k3s_claim",
-    "k3s_fake_cni",
-    "k3s_interceptor",
     "k3s_layers",
     "k3s_namespace",
     "k3s_namespaces",
@@ -49,8 +47,8 @@ __all__ = [
     "k3s_toolchain",
     "k3s_up",
     "k3s_wish",
-    "k3s_workarounds",
 ]
+__all__ += [fixture.name for fixture in FOLDERS.values()]
 
 
 def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature for dynamic scopes
@@ -142,16 +140,17 @@ def k3s_sandbox(
 
 
 def _layer(
-    name: str, sandbox: StartedSandbox, run: RunWriter, spec: NodeSpec
+    folder: str, sandbox: StartedSandbox, run: RunWriter, spec: NodeSpec
 ) -> contextlib.AbstractContextManager[Layer]:
     from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse
-    from pytest_k3s_sandbox.layers.registry import LAYERS
+    from pytest_k3s_sandbox.layers.registry import declared
     from pytest_k3s_sandbox.layers.stack import entered, make, split
     from pytest_k3s_sandbox.node.diagnostics import explained
 
+    name = declared(folder).name
     word = next((word for word in spec.layers or () if split(word)[0] == name), name)  # with its variant
     if isinstance(sandbox, AttachedSandbox):
-        refuse(f"the fixture {LAYERS[name].fixture}")
+        refuse(f"the fixture {FOLDERS[folder].name}")
 
     @contextlib.contextmanager
     def up() -> Iterator[Layer]:
@@ -163,32 +162,19 @@ def _layer(
     return up()
 
 
-@pytest.fixture(scope=_scope)
-def k3s_workarounds(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
-    """The layer of the older workarounds, up in the sandbox: kmsg, kernel tunables, OCI spec."""
-    with _layer("workarounds", k3s_sandbox, k3s_run, k3s_spec) as layer:
-        yield layer
+def _layer_fixture(folder: str, fixture: Fixture) -> object:
+    """Return the fixture that brings up the layer of a folder."""
+
+    def layer(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
+        with _layer(folder, k3s_sandbox, k3s_run, k3s_spec) as up:
+            yield up
+
+    layer.__doc__ = fixture.text
+    return pytest.fixture(scope=_scope, name=fixture.name)(layer)
 
 
-@pytest.fixture(scope=_scope)
-def k3s_cgroupfs(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
-    """The layer of the FUSE cgroup v1 filesystem, up in the sandbox."""
-    with _layer("fuse_cgroupfs", k3s_sandbox, k3s_run, k3s_spec) as layer:
-        yield layer
-
-
-@pytest.fixture(scope=_scope)
-def k3s_interceptor(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
-    """The layer of the ptrace interceptor, proven in the sandbox."""
-    with _layer("ptrace_interceptor", k3s_sandbox, k3s_run, k3s_spec) as layer:
-        yield layer
-
-
-@pytest.fixture(scope=_scope)
-def k3s_fake_cni(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
-    """The layer of the fake CNI plugin, installed in the sandbox."""
-    with _layer("fake_cni", k3s_sandbox, k3s_run, k3s_spec) as layer:
-        yield layer
+for _folder, _fixture in FOLDERS.items():
+    globals()[_fixture.name] = _layer_fixture(_folder, _fixture)
 
 
 @pytest.fixture(scope=_scope)
@@ -200,7 +186,7 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     ``k3s_layers`` does, it is that stack in a fresh sandbox
     of its own, so that nothing of another stack is left in it.
     """
-    from pytest_k3s_sandbox.layers.registry import LAYERS
+    from pytest_k3s_sandbox.layers.registry import FIXTURES
     from pytest_k3s_sandbox.layers.stack import parse, split
     from pytest_k3s_sandbox.node.session import open_control_plane, open_sandbox, open_stack
     from pytest_k3s_sandbox.node.start import default_layers
@@ -224,7 +210,7 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
             words = default_layers(sandbox) if spec.layers is None else spec.layers
 
             def layers() -> Sequence[Layer]:
-                return [request.getfixturevalue(LAYERS[split(word)[0]].fixture) for word in words]
+                return [request.getfixturevalue(FIXTURES[split(word)[0]]) for word in words]
 
         # The control plane comes up beside the layers, if a test wants a cluster.
         wanted = "k3s_session" in request.fixturenames

@@ -51,7 +51,7 @@ def test_dynamic(request): assert request.getfixturevalue("layers") == 7
 PLUGIN = ("activation", "fixtures", "markers", "options", "plugin", "stash", "workers")
 SETTINGS = ("options", "parsing", "resolved")
 INERT = {
-    *("errors", "pytestplugin", "settings", "support", "support.escaping"),
+    *("errors", "layers", "layers.folders", "pytestplugin", "settings", "support", "support.escaping"),
     *(f"pytestplugin.{name}" for name in PLUGIN),
     *(f"settings.{name}" for name in SETTINGS),
 }

@@ -19,7 +19,6 @@ def _make(sandbox: Sandbox, _variant: str | None) -> Layer:
 
 LAYER = Declaration(
     name="fuse_cgroupfs",
-    fixture="k3s_cgroupfs",
     make=_make,
     needs=("workarounds",),  # they change how mounts propagate
     processes=("cgroupfs",),

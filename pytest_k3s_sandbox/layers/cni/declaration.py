@@ -19,7 +19,6 @@ def _make(sandbox: Sandbox, _variant: str | None) -> Layer:
 
 LAYER = Declaration(
     name="fake_cni",
-    fixture="k3s_fake_cni",
     make=_make,
     native=True,  # a node is not Ready without a CNI plugin
 )

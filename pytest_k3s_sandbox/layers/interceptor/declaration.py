@@ -26,7 +26,6 @@ def _check_variant(variant: str) -> None:
 
 LAYER = Declaration(
     name="ptrace_interceptor",
-    fixture="k3s_interceptor",
     make=_make,
     check_variant=_check_variant,
     needs=("workarounds",),  # they make the tree that redirected paths lead to

@@ -25,7 +25,6 @@ def _check_variant(variant: str) -> None:
 
 LAYER = Declaration(
     name="workarounds",
-    fixture="k3s_workarounds",
     make=_make,
     check_variant=_check_variant,
     native=True,  # it protects the machine's kernel tunables

@@ -127,7 +127,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def make(_sandbox: Sandbox, _variant: str | None) -> Layer:
             return Noted(name, said, broken=name.startswith("broken"))
 
-        return Declaration(name=name, fixture="", make=make, needs=needs)
+        return Declaration(name=name, make=make, needs=needs)
 
     layers = [
         declared("a"),
