@@ -117,7 +117,7 @@ def up(
     if state is None or state.pid != process.pid:
         raise SandboxError(
             "the cluster did not come up",
-            cause=said or f"its keeper ended with {process.returncode}",
+            cause=said or f"its daemon process ended with {process.returncode}",
             log=None if "\nDetails: " in said else folder,
         )
     restarts = restarts_text(read_run(folder))
@@ -172,9 +172,9 @@ def _remove_remains() -> None:
 
     if os.geteuid() == 0:
         reaper.reap()
-        registry.sweep()
-        sharing.sweep()
-        endings.sweep()
+        registry.remove_stale_states()
+        sharing.remove_stale_folders()
+        endings.remove_old()
         kubeconfigs.sweep()
 
 

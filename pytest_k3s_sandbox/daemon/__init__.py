@@ -1,1 +1,1 @@
-"""Clusters that outlive a command, and the processes that keep them."""
+"""Clusters that outlive a command, and the daemon processes that keep them."""

@@ -1,7 +1,7 @@
-"""A cluster that another process keeps, as the fixtures hand it out: everything that its API gives.
+"""A cluster that another process keeps, as the fixtures hand it out.
 
-What belongs to its owner alone (starting and ending parts of it, checking its layers) is refused
-with a reason.
+Only the owner can start and end its parts and check its layers. These calls are refused here, with the
+reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import Settings
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.daemon import endings
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, StartError
@@ -48,11 +48,11 @@ def refuse(what: str) -> NoReturn:
 
 
 def refuse_the_rest(owner: type, what: str) -> Callable[[object, str], NoReturn]:
-    """Return a ``__getattr__`` that refuses what the owner's class has and the attached one has not.
+    """Return a ``__getattr__`` that refuses names that only the owner's class has.
 
     Args:
-        owner: The class that the owner has an object of.
-        what: What that object is, for the message.
+        owner: The class of the owner's object.
+        what: A name of that object, for the message.
     """
 
     def find(_self: object, name: str) -> NoReturn:
@@ -64,7 +64,7 @@ def refuse_the_rest(owner: type, what: str) -> Callable[[object, str], NoReturn]
 
 
 def public_names(owner: type) -> frozenset[str]:
-    """Return the public attributes of a class: its methods, and what it declares in its annotations."""
+    """Return the public attributes of a class: its methods, and the names in its annotations."""
     declared = {name for base in owner.__mro__ for name in vars(base).get("__annotations__", {})}
     return frozenset(name for name in {*dir(owner), *declared} if not name.startswith("_"))
 
@@ -93,7 +93,7 @@ class AttachedSandbox:
 
     @property
     def control(self) -> Path:
-        """The folder of what the machine itself uses; see :attr:`.sandbox.base.Sandbox.control`."""
+        """The folder of the files that only the machine uses; see :attr:`.sandbox.base.Sandbox.control`."""
         return control(self.workdir)
 
     def run(
@@ -139,7 +139,7 @@ class AttachedSandbox:
     def spawn(
         self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: str = "/"
     ) -> Process:
-        """Refuse: who starts a process inside has to end it, too."""
+        """Refuse: a process inside must be ended by the process that started it."""
         del argv, env, cwd
         refuse(f"starting {name} in a shared sandbox")
 
@@ -148,7 +148,7 @@ class AttachedSandbox:
         refuse("the usage of a shared sandbox")
 
     def close(self) -> None:
-        """Do nothing: it is not this process' to end."""
+        """Do nothing: only the owner ends the sandbox."""
 
     __getattr__ = refuse_the_rest(StartedSandbox, "a shared sandbox")
 
@@ -161,16 +161,16 @@ class AttachedProcess:
         pid: Its id inside.
         log: Its log on the machine.
         state: The cluster's state.
-        users: Where its end is told.
+        clients: The clients of its cluster, where its exit code is written.
     """
 
-    def __init__(self, name: str, pid: int, log: InsidePath, state: State, users: Users) -> None:
+    def __init__(self, name: str, pid: int, log: InsidePath, state: State, clients: Clients) -> None:
         """Keep the arguments."""
         self.name = name
         self.pid = pid
         self.log = log
         self._state = state
-        self._users = users
+        self._clients = clients
 
     @property
     def lost(self) -> str | None:
@@ -178,10 +178,10 @@ class AttachedProcess:
         return endings.why(self._state)
 
     def poll(self) -> int | None:
-        """Return the exit code, or None while it runs; the owner's end is that of all."""
+        """Return the exit code, or None while it runs; all processes end with the owner."""
         if self.lost is not None or not self._state.alive:
             return -signal.SIGKILL
-        return self._users.ended().get(self.name)
+        return self._clients.ended().get(self.name)
 
     def wait(self, deadline: Deadline) -> int | None:
         """Wait for its end."""
@@ -204,14 +204,14 @@ class AttachedParts:
 
     Args:
         state: The cluster's state.
-        users: Where the ends of its processes are told.
+        clients: The clients of the cluster, where exit codes are written.
         logs: The folder of its logs.
     """
 
-    def __init__(self, state: State, users: Users, logs: InsidePath) -> None:
+    def __init__(self, state: State, clients: Clients, logs: InsidePath) -> None:
         """Keep the processes' names and ids."""
         self.processes: Mapping[str, Process] = {
-            name: AttachedProcess(name, pid, logs / f"{name}.log", state, users)
+            name: AttachedProcess(name, pid, logs / f"{name}.log", state, clients)
             for name, pid in state.processes.items()
         }
 
@@ -226,28 +226,28 @@ class AttachedParts:
         return 0
 
     def trouble(self) -> str | None:
-        """Return None: the owner's records have what ended."""
+        """Return None: the owner records which programs ended."""
         return None
 
 
-def attached_cluster(state: State, users: Users, kubectl: Path) -> Cluster:
+def attached_cluster(state: State, clients: Clients, kubectl: Path) -> Cluster:
     """Return a cluster that another process owns.
 
     Args:
         state: The cluster's state.
-        users: Where the ends of its processes are told.
+        clients: The clients of the cluster, where exit codes are written.
         kubectl: The kubectl program on the machine.
     """
     sandbox = AttachedSandbox(state)
     settings = Settings(node=state.node, address=state.address, api_port=state.api_port)
     return Cluster(
-        AttachedParts(state, users, sandbox.logs), sandbox, settings, FORMS[state.distribution], kubectl
+        AttachedParts(state, clients, sandbox.logs), sandbox, settings, FORMS[state.distribution], kubectl
     )
 
 
 @dataclass(frozen=True)
 class AttachedStack(LayerStack):
-    """The layers of a shared cluster; the objects are its owner's, and here are only their names.
+    """The layers of a shared cluster, by their names; the objects exist in the owner.
 
     Attributes:
         words: The names.
@@ -290,20 +290,20 @@ class RecordedReadiness:
         return [line for line in self.error_lines if line.kind == kind]
 
 
-def attach(state: State, users: Users, kubectl: Path) -> NodeSession:
-    """Return a cluster that another process keeps, with all that the fixtures hand out.
+def attach(state: State, clients: Clients, kubectl: Path) -> NodeSession:
+    """Return a cluster that another process keeps, as the fixtures hand it out.
 
     Args:
         state: Its state.
-        users: Its users, of which this process is one.
+        clients: Its clients, of which this process is one.
         kubectl: The kubectl program on the machine.
     """
     folder = Path(state.folder)
-    cluster = attached_cluster(state, users, kubectl)
+    cluster = attached_cluster(state, clients, kubectl)
     return NodeSession(
         stack=AttachedStack(cast("Sandbox", cluster.sandbox), (), state.layers),
         cluster=cluster,
         writer=RunWriter(folder, zero=state.zero, joined=True),
-        readiness=cast("Sampler", RecordedReadiness(folder)),  # all of it that tests use
+        readiness=cast("Sampler", RecordedReadiness(folder)),  # tests use only these members
         folder=folder,
     )

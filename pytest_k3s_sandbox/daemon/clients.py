@@ -1,7 +1,7 @@
-"""Who uses a shared cluster: a count that the kernel keeps, so that it is right whoever is killed.
+"""The clients of a shared cluster, counted by locks of the kernel.
 
-Every user holds a shared flock(2) on one file. The kernel drops it with the process, however
-that ends; who can get the exclusive lock knows that there is no user.
+Every client holds a shared flock(2) on one file. The kernel drops the lock when the process ends, also when
+it is killed. A process that gets the exclusive lock knows that the cluster has no clients.
 """
 
 from __future__ import annotations
@@ -20,56 +20,56 @@ import filelock
 from pytest_k3s_sandbox.support import files, forks
 
 OURS = re.compile(r"(users|start\.lock|launched|log|stay|failed|failure|ended)(\.[0-9a-f]{8})?")
-"""The names of the files in a folder of users."""
+"""The names of the files in the folder of a cluster's clients; ``users`` is the file with their locks."""
 
 
-class Users:
-    """The users of one shared cluster.
+class Clients:
+    """The clients of one shared cluster.
 
     Args:
-        folder: A folder of their own; made by the first one.
+        folder: The folder for their files; the first client makes it.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Keep the folder's name; nothing is made yet."""
+        """Keep the folder's name, and make nothing."""
         self.folder = folder
         self._fd: int | None = None
         self._alone = False
         forks.watch(self)
 
     def forked(self) -> None:
-        """Close the lock in a forked process: it would count as a user after its parent's end."""
+        """Close the lock in a forked process: it would count as a client after its parent's end."""
         self.leave()
 
     @property
     def start_lock(self) -> filelock.FileLock:
-        """Held by the one who starts the cluster while the others wait for it."""
+        """The lock that a client holds while it starts the cluster; the others wait for it."""
         return filelock.FileLock(self.folder / "start.lock")
 
     def enter(self) -> None:
-        """Count as a user until :meth:`leave` or this process' end; waits while a cluster is ended."""
+        """Count as a client until :meth:`leave` or this process' end; wait while the cluster ends."""
         while self._fd is None:
-            # Another one may remove it, before mkdir looks why it was there and after.
+            # Another process may remove the folder, before or after mkdir finds that it exists.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._fd = self._locked(fcntl.LOCK_SH)
 
     def leave(self) -> None:
-        """Count no longer."""
+        """Stop counting as a client."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def gone(self, until: contextlib.ExitStack) -> bool:
-        """Tell whether there is no user; new ones have to wait then, until a stack of exits is closed.
+        """Return whether all clients are gone; if so, lock new ones out until a stack of exits is closed.
 
         Args:
-            until: Whoever ends the cluster closes it when that is done.
+            until: The caller closes it when the cluster has ended.
         """
         try:
             fd = self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
-            # Another one removes it, or has: then a new user can come before this one has looked.
+            # Another process removes the folder or has removed it; meanwhile a new client can make it again.
             return not self.folder.exists()
         except BlockingIOError:
             return False
@@ -84,9 +84,9 @@ class Users:
         os.close(fd)
 
     def remove(self) -> None:
-        """Remove the folder, while :meth:`gone` keeps new users out; else there is nothing of ours to remove.
+        """Remove the folder if :meth:`gone` locks new clients out; otherwise do nothing.
 
-        What is not ours in it stays, and so does the folder then.
+        Other files in the folder stay, and the folder with them.
         """
         if not self._alone:
             return
@@ -97,7 +97,7 @@ class Users:
             self.folder.rmdir()
 
     def _locked(self, how: int) -> int | None:
-        """Return the locked file's descriptor; None when it is not the folder's file any more."""
+        """Return the descriptor of the locked file; None when another file has taken its place."""
         path = self.folder / "users"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -112,22 +112,22 @@ class Users:
 
     @property
     def stay(self) -> bool:
-        """Whether the cluster goes on without users: a test failed, and somebody wants to look at it."""
+        """Whether the cluster goes on without clients, for a look at it after a test failed."""
         return (self.folder / "stay").exists()
 
     def note(self, word: str, text: str = "") -> None:
-        """Leave a word for the other users: ``stay``, ``failed`` or ``failure``."""
+        """Write a file for the other clients, such as ``stay``, ``failed`` or ``launched``."""
         files.write_text(self.folder / word, text, temporary=f"{word}.{secrets.token_hex(4)}")
 
     def read(self, word: str) -> str | None:
-        """Return what was left under a word; None when nothing was."""
+        """Return the content of a file that :meth:`note` wrote; None when it does not exist."""
         try:
             return (self.folder / word).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
     def write_ended(self, codes: Mapping[str, int]) -> None:
-        """Tell the exit codes of processes that have ended."""
+        """Write the exit codes of processes that have ended."""
         if codes and codes != self.ended():
             self.note("ended", json.dumps(codes))
 

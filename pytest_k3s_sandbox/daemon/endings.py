@@ -1,7 +1,7 @@
-"""Why the sandboxes of kept clusters were ended before their time, for all that use them.
+"""Why the sandboxes of kept clusters were ended before their time.
 
-Only the process that keeps a cluster sees that it has reached a limit. It leaves the reason in a file
-beside the cluster's state, and that file can stay longer than the state.
+Only the process that keeps a cluster sees that its sandbox has reached a limit. It writes the reason to a
+file beside the cluster's state, for the clients. That file can stay longer than the state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.support import clock, escaping
 
 TOLD_SECONDS = 86400.0
-"""How long the end of a cluster is told that has no state any more."""
+"""How long the end of a cluster is shown after its state file is gone."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Ending:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:
-        """Return the end that fields of JSON tell.
+        """Return the end of fields that come from JSON.
 
         Raises:
-            TypeError: They are others than those of an end, or of other types.
+            TypeError: A field is missing, unknown or of another type.
         """
         found = cls(**fields)
         words, numbers = (found.name, found.why, found.folder), (found.pid, found.start)
@@ -59,7 +59,7 @@ def file(name: str) -> Path:
 
 
 def note(state: State, why: str) -> None:
-    """Leave word of the end of a cluster's sandbox, atomically; a full disk prevents only the word.
+    """Write the end of a cluster's sandbox, atomically; an OSError, as of a full disk, is ignored.
 
     Args:
         state: The cluster.
@@ -71,7 +71,7 @@ def note(state: State, why: str) -> None:
 
 
 def forget(name: str) -> None:
-    """Remove the word of a cluster's end."""
+    """Remove the file of a cluster's end."""
     file(name).unlink(missing_ok=True)
 
 
@@ -94,7 +94,7 @@ def check(name: str) -> None:
     """Refuse a cluster whose sandbox was ended before its time.
 
     Raises:
-        ClusterError: It is such a one.
+        ClusterError: Its sandbox was ended.
     """
     found = read(name)
     if found is None:
@@ -113,8 +113,8 @@ def lines() -> list[str]:
     return [escaping.line(f"ended: {each.name}: {each.why}; records: {each.folder}") for each in found]
 
 
-def sweep() -> None:
-    """Remove the ends of clusters that have no state any more, a day after they came."""
+def remove_old() -> None:
+    """Remove the ends of clusters without a state file that are more than a day old."""
     for path in registry.folder().glob("*.ended"):
         with contextlib.suppress(OSError):
             old = clock.wall() - path.stat().st_mtime > TOLD_SECONDS

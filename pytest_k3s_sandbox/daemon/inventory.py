@@ -39,8 +39,8 @@ class Running:
         kept: Whether it is kept for people: ``k3s-sandbox stop`` ends such a one.
         age: Seconds since it was started.
         node: ``Ready``, ``NotReady``, ``no node`` or ``no answer``; ``none`` if there is no
-            cluster in it, ``ended`` if it was ended for a limit, ``?`` if nobody asked.
-        kubeconfig: The administrator's kubeconfig on the machine; None if there is no cluster in it.
+            cluster in it, ``ended`` if it was ended for a limit, ``?`` if the API was not asked.
+        kubeconfig: The administrator's kubeconfig on the machine; None without a cluster.
         folder: The folder of its records, if it is known.
         ended: Why it was ended before its time; None if it was not.
     """
@@ -141,7 +141,7 @@ def node_state(config: Path) -> str:
 
 
 def ready(nodes: list[Any]) -> str:
-    """Return ``Ready`` if every node is, ``NotReady`` if one is not, ``no node`` if there is none."""
+    """Return ``Ready`` if every node is, ``NotReady`` if one is not, ``no node`` for an empty list."""
     if not nodes:
         return "no node"
     return "Ready" if all(is_ready(node.status.conditions) for node in nodes) else "NotReady"
@@ -178,7 +178,8 @@ def strange() -> list[str]:
     """Return a line for each file or folder among the sandboxes' folders that does not bear our mark."""
     return [
         escaping.line(
-            f"not ours, and left alone: {path}: {reason} (if nobody needs it: rm -r {shlex.quote(str(path))})"
+            f"not ours, and left alone: {path}: {reason} "
+            f"(if it is not needed: rm -r {shlex.quote(str(path))})"
         )
         for path, reason in machine.strangers().items()
     ]

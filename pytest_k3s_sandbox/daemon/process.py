@@ -1,7 +1,7 @@
-"""The processes that keep a cluster: one brings it up itself, the other takes over a test's sandbox.
+"""The daemon processes: one brings a cluster up and keeps it, the other takes over the sandbox of a test.
 
 ``python -m pytest_k3s_sandbox.daemon.process keep|hold ORDER``, the order as JSON; see :class:`Keep` and
-:class:`Hold`. What others need to reach the cluster is in its state file (:mod:`.kept`).
+:class:`Hold`. The state file (:mod:`.registry`) tells other processes how to reach the cluster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_k3s_sandbox.daemon import endings, registry
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.errors import SandboxError, StartError
 from pytest_k3s_sandbox.sandbox import locks, machine, reaper, watch
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 STOP = {signal.SIGTERM, signal.SIGINT}
 POLL_SECONDS = 0.5
 HOLD_SECONDS = 30.0
-"""How long the process that takes over may need to start."""
+"""How long the process that takes a sandbox over may take to start."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Bring a cluster up and keep it until a signal, or until its last user is gone.
+    """Bring a cluster up and keep it until a signal, or until its last client is gone.
 
     Attributes:
         name: The cluster's name.
@@ -48,8 +48,8 @@ class Keep:
         spec: The fields of its :class:`~.spec.NodeSpec`.
         experiment: The experiment's name, for the records.
         folder: The run's folder.
-        users: The folder of its :class:`~.users.Users`; without one it waits for a signal only.
-        keep: Whether the run's folder is kept when it has users: ``never``, ``failed`` or ``always``.
+        clients: The folder of its :class:`~.clients.Clients`; without it the process waits only for a signal.
+        keep: Whether the run's folder is kept when it has clients: ``never``, ``failed`` or ``always``.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Keep:
     spec: dict[str, Any]
     experiment: str
     folder: str
-    users: str | None = None
+    clients: str | None = None
     keep: str = "always"
 
 
@@ -66,10 +66,10 @@ class Hold:
     """Own a sandbox that another process started, until a signal.
 
     Attributes:
-        state: The fields of its :class:`~.kept.State` but those that tell the process.
+        state: The fields of its :class:`~.registry.State`, without those of the process.
         workdir: The sandbox's folder.
         channel: The descriptor of the socket that leads to process 1.
-        lock: The descriptor of the lock that says that the sandbox has an owner.
+        lock: The descriptor of the lock that an owner of the sandbox holds.
         limits: The fields of its :class:`~.sandbox.limits.Limits`.
     """
 
@@ -100,7 +100,7 @@ def launch(order: Keep | Hold, log: Path) -> subprocess.Popen[bytes]:
 
 
 def disown(process: subprocess.Popen[bytes]) -> None:
-    """Let a process that outlives this one go without a warning that nobody has waited for it."""
+    """Forget a process that outlives this one, without the ResourceWarning of an open Popen."""
     process.returncode = 0
 
 
@@ -110,7 +110,7 @@ def started(session: NodeSession) -> StartedSandbox:
 
 
 def described(session: NodeSession, *, name: str, origin: str) -> dict[str, Any]:
-    """Return the fields of a cluster's state but those that tell the process."""
+    """Return the fields of a cluster's state, without those of the process."""
     cluster, sandbox = session.cluster, started(session)
     return {
         "name": name,
@@ -131,14 +131,14 @@ def described(session: NodeSession, *, name: str, origin: str) -> dict[str, Any]
 
 
 def hand_over(session: NodeSession, origin: str) -> State:
-    """Let a running cluster outlive this process: another one owns its sandbox from then on.
+    """Give the sandbox of a running cluster to another process, so that it outlives this one.
 
     Args:
-        session: The cluster; nothing can be run in its sandbox by this process afterwards.
+        session: The cluster; afterwards this process can run nothing in its sandbox.
         origin: Why it is kept, in a few words.
 
     Raises:
-        StartError: The other process did not take over; the sandbox is still this one's.
+        StartError: The other process did not take the sandbox over; this process still owns it.
     """
     sandbox = started(session)
     name = sandbox.workdir.name
@@ -152,14 +152,14 @@ def hand_over(session: NodeSession, origin: str) -> State:
             registry.wait_for(
                 lambda: registry.read_state(name) is not None or process.poll() is not None, HOLD_SECONDS
             )
-        except BaseException:  # Ctrl-C: the sandbox stays this process' own
+        except BaseException:  # such as Ctrl-C: this process still owns the sandbox
             process.kill()
             process.wait()
             raise
         if registry.read_state(name) is None:
             process.kill()
             process.wait()
-            registry.sweep()  # it may have written its state in the last moment
+            registry.remove_stale_states()  # the killed process may have written one
             raise StartError("the cluster cannot be kept", cause=log.read_text(errors="replace")[-2000:])
         disown(process)
         log.unlink()
@@ -183,8 +183,8 @@ def keep(order: Keep) -> None:
     from pytest_k3s_sandbox.toolchain import Toolchain
 
     spec = NodeSpec(**registry.tuples(order.spec))
-    users = Users(Path(order.users)) if order.users is not None else None
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # during the bring-up: unwind
+    clients = Clients(Path(order.clients)) if order.clients is not None else None
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # unwind a bring-up
     with contextlib.ExitStack() as last:
         name = registry.take_name(order.name)
         last.callback(name.release, remove=True)
@@ -200,42 +200,42 @@ def keep(order: Keep) -> None:
                 state = _state(described(session, name=order.name, origin=order.origin))
                 registry.write_state(state)
                 tell_ends(started(session), state)
-                _wait(users, lambda: session.process.unsupervised, last)
+                _wait(clients, lambda: session.process.unsupervised, last)
             finally:
                 registry.state_file(order.name).unlink(missing_ok=True)
                 endings.forget(order.name)
-        if users is not None:
-            finalize(Path(order.folder), keep=order.keep, failed=users.read("failed") is not None)
+        if clients is not None:
+            finalize(Path(order.folder), keep=order.keep, failed=clients.read("failed") is not None)
 
 
 def tell_ends(sandbox: StartedSandbox, state: State) -> None:
-    """Let all that use a cluster know why its sandbox was ended, if that comes or has come.
+    """Write down for the clients of a cluster why its sandbox was ended, now or later.
 
     Args:
-        sandbox: The cluster's.
-        state: What its users know of it.
+        sandbox: The cluster's sandbox.
+        state: The cluster's state.
     """
-    endings.forget(state.name)  # what is told of an earlier one of that name
+    endings.forget(state.name)  # the end of an earlier cluster of that name
     sandbox.on_end = lambda why: endings.note(state, why)
     if sandbox.ended is not None:
         endings.note(state, sandbox.ended)
 
 
 def _wait(
-    users: Users | None, final: Callable[[], Mapping[str, Process]], last: contextlib.ExitStack
+    clients: Clients | None, final: Callable[[], Mapping[str, Process]], last: contextlib.ExitStack
 ) -> None:
-    """Return after a signal, or when nobody uses the cluster; who comes then waits for ``last``."""
+    """Return after a signal, or when no client is left; new clients then wait until ``last`` is closed."""
     # Another thread may take a signal that comes before the wait; its handler runs between two waits.
     while signal.sigtimedwait(STOP, POLL_SECONDS) is None:
-        if users is None:
+        if clients is None:
             continue
-        users.write_ended(
+        clients.write_ended(
             {name: code for name, process in final().items() if (code := process.poll()) is not None}
         )
         with contextlib.ExitStack() as alone:
-            # Who wants it to stay says so before leaving.
-            if users.gone(alone) and not users.stay:
-                alone.callback(users.remove)
+            # A client writes ``stay`` before it leaves.
+            if clients.gone(alone) and not clients.stay:
+                alone.callback(clients.remove)
                 last.enter_context(alone.pop_all())
                 return
 
@@ -255,7 +255,7 @@ def hold(order: Hold) -> None:
     name = registry.take_name(state.name)
     machine.claim(workdir, owner)
     endings.forget(state.name)
-    registry.write_state(state)  # what fails until here leaves the sandbox to the process that gave the order
+    registry.write_state(state)  # after a failure until here, the other process keeps the sandbox
     watcher = watch.Watcher(
         workdir,
         Limits(**order.limits),
@@ -275,7 +275,7 @@ def hold(order: Hold) -> None:
         watcher.stop()
         registry.state_file(state.name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # process 1 has ended
-            # The end of its input is the end of process 1, and of everything.
+            # Process 1 ends at the end of its input, and the sandbox with it.
             channel.shutdown(socket.SHUT_WR)
         until = clock.monotonic() + machine.LOCK_SECONDS / 6
         while clock.monotonic() < until and not _drained(channel, POLL_SECONDS):
@@ -292,7 +292,7 @@ def _end_for(why: str, state: State, workdir: Path, owner: machine.Owner) -> Non
 
 
 def _tell(why: str, state: State) -> None:
-    """Leave the reason for a sandbox's end to those that use its cluster, and in the run's folder."""
+    """Write the reason for a sandbox's end for the clients of its cluster, and to the run's folder."""
     said = f"the sandbox k3ssb-{state.sandbox}: {why}"
     endings.note(state, said)
     with contextlib.suppress(OSError):
@@ -300,7 +300,7 @@ def _tell(why: str, state: State) -> None:
 
 
 def _drained(channel: socket.socket, seconds: float) -> bool:
-    """Take what process 1 says, which nobody needs any more; return whether it has ended."""
+    """Read and drop messages from process 1; return whether it has ended."""
     readable, _, _ = select.select([channel], [], [], seconds)
     try:
         return bool(readable) and not channel.recv(65536)
@@ -309,7 +309,7 @@ def _drained(channel: socket.socket, seconds: float) -> bool:
 
 
 def main() -> None:
-    """Carry out an order; an error of ours is one message, for who gave it, and exit code 2."""
+    """Carry out an order; a SandboxError becomes one message and exit code 2."""
     mode, text = sys.argv[1:]
     order = json.loads(text)
     try:

@@ -1,8 +1,8 @@
-"""The clusters that a process of their own keeps: what is known of them, and how they end.
+"""The clusters that daemon processes keep: their state files, their names and their ends.
 
-A sandbox lives as long as the process that owns it. A cluster that has to outlive the command or
-the test that started it is therefore kept by another process (see :mod:`.keeper`), and a state file
-says how to reach both. It exists exactly while the cluster can be used.
+A sandbox ends with the process that owns it. When a cluster has to outlive the command or the test that
+started it, a daemon process keeps it (see :mod:`.process`). A state file says how to reach the cluster and
+that process. The file exists exactly while the cluster can be used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pytest_k3s_sandbox.support import files
 END_SECONDS = 40.0
 UP_ORIGIN = "k3s-sandbox up"
 UP = "up"
-"""The name of the cluster of ``k3s-sandbox up`` when it is given no other."""
+"""The default name of the cluster of ``k3s-sandbox up``."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
@@ -40,7 +40,7 @@ class State:
         name: Its name.
         origin: Why it is kept, in a few words.
         pid: The process that keeps it.
-        start: That process' start time, which tells it from a later process of the same number.
+        start: That process' start time; a later process with the same id has another one.
         boot: The boot in which that process runs (:func:`.processes.boot_id`).
         pid_namespace: The pid namespace in which ``pid`` means it.
         folder: The run's folder.
@@ -78,16 +78,16 @@ class State:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the state of fields that have been JSON.
+        """Return the state of fields that come from JSON.
 
         Raises:
-            TypeError: They are others than those of a state, or of other types.
-            ValueError: The process is none that can keep a cluster, or the name is none.
+            TypeError: A field is missing, unknown or of another type.
+            ValueError: A process id, a start time, the name or the distribution is impossible.
         """
         state = cls(**tuples(fields))
         for field, kind in get_type_hints(cls).items():
             if not _is(getattr(state, field), kind):
-                raise TypeError(f"{field} is no {kind}")
+                raise TypeError(f"{field} is not of the type {kind}")
         if state.pid <= 1 or state.start <= 1 or not NAME.fullmatch(state.name):
             raise ValueError(f"process {state.pid} of start {state.start} cannot keep {state.name!r}")
         if state.distribution not in DISTRIBUTIONS:
@@ -122,15 +122,15 @@ def _is(value: object, kind: object) -> bool:
 
 
 def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields that have been JSON with tuples in the place of lists."""
+    """Return fields that come from JSON, with tuples in place of lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def check_name(name: str) -> str:
-    """Return a name that a cluster can have.
+    """Return a name if a cluster can have it.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: A cluster cannot have this name.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -188,8 +188,8 @@ def put(file: Path, fields: Mapping[str, Any]) -> None:
     files.write_text(file, json.dumps(fields))
 
 
-def sweep() -> None:
-    """Remove the state files of keepers that were killed: those that are a state's and whose name is free."""
+def remove_stale_states() -> None:
+    """Remove the state files of daemon processes that were killed; other files stay."""
     for file in sorted(folder().glob("*.json")):
         try:
             state = State.of(json.loads(file.read_text()))
@@ -200,14 +200,14 @@ def sweep() -> None:
         with contextlib.suppress(OSError):
             held = locks.take(lock_file(state.name))
             try:
-                if not state.process.alive:  # its lock is held, but by this process
+                if not state.process.alive:  # state.alive sees this process' own lock
                     file.unlink(missing_ok=True)
             finally:
                 held.release(remove=True)
 
 
 def read_state(name: str = UP) -> State | None:
-    """Return the state of a cluster that is kept now; None when there is none of that name."""
+    """Return the state of a kept cluster; None when no cluster has that name."""
     return _read(state_file(name))
 
 
@@ -220,19 +220,19 @@ def _read(file: Path) -> State | None:
 
 
 def states() -> list[State]:
-    """Return the clusters that are kept now, by their names."""
+    """Return the kept clusters, sorted by their names."""
     found = (_read(file) for file in sorted(folder().glob("*.json")))
     return [state for state in found if state is not None]
 
 
 def find(name: str | None = None) -> State:
-    """Return a cluster that is kept now.
+    """Return a kept cluster.
 
     Args:
-        name: Its name; without one that of ``k3s-sandbox up``, or the only one that there is.
+        name: Its name; without it, the default cluster of ``k3s-sandbox up``, or the only one.
 
     Raises:
-        ConfigError: There is none, or several could be meant.
+        ConfigError: No cluster has the name, or several clusters are up and none was named.
     """
     there = {state.name: state for state in states()}
     if name is None and UP not in there and len(there) > 1:
@@ -252,13 +252,13 @@ def find(name: str | None = None) -> State:
 
 
 def made_by_up(name: str | None = None) -> State:
-    """Return a cluster of ``k3s-sandbox up``, which is what ``k3s-sandbox down`` ends.
+    """Return a cluster of ``k3s-sandbox up``, for ``k3s-sandbox down`` to end.
 
     Args:
-        name: The name that ``up`` was given; None when it was given none.
+        name: The ``--name`` of ``up``; None for the default.
 
     Raises:
-        ConfigError: There is none: neither another one of ``up`` nor one of another origin is meant.
+        ConfigError: No cluster of ``up`` has that name.
     """
     there = {state.name: state for state in states()}
     found = there.get(name or UP)
@@ -295,10 +295,10 @@ def _none_up() -> ConfigError:
 
 
 def refuse_another(name: str) -> None:
-    """Make sure that no cluster of that name is up, or on its way up.
+    """Refuse a name when a cluster of that name is up or on its way up.
 
     Raises:
-        ConfigError: One is.
+        ConfigError: The name is taken.
     """
     state = read_state(name)
     if state is not None:

@@ -1,7 +1,6 @@
 """One cluster for all workers of pytest-xdist: the first one that needs it starts it, the last one ends it.
 
-It is kept by a process of its own, so that no worker takes it away from the others, whichever
-ends first or is killed.
+A daemon process keeps it. So the end of one worker does not end the cluster of the others.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.daemon import endings, registry
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
 from pytest_k3s_sandbox.sandbox import locks, machine, processes
 from pytest_k3s_sandbox.support import forks
@@ -25,28 +24,28 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 START_SECONDS = 600.0
-"""How long the others wait for the one that starts the cluster; what it does has limits of its own."""
+"""How long workers wait for the worker that starts the cluster."""
 
 
 class Share:
     """A worker's part in the cluster that it shares.
 
     Args:
-        run: What all workers of one run of pytest have in common, and others have not.
+        run: The id of the run of pytest, which all its workers share.
         report: The folder of runs.
-        keep: Whose run folders are kept.
+        keep: Which run folders are kept.
     """
 
     def __init__(self, run: str, report: Path, keep: str) -> None:
-        """Count as a user from now on, whether it will need the cluster or not."""
+        """Count as a client from now on, also before the worker needs the cluster."""
         self.name = f"share-{run[:8]}"
         self._report = report
         self._keep = keep
         self._up: NodeSession | None = None
         self._owner = forks.Owner()
         machine.private_folder(machine.home() / "shared")
-        self.users = Users(machine.home() / "shared" / run)
-        self.users.enter()
+        self.clients = Clients(machine.home() / "shared" / run)
+        self.clients.enter()
 
     def up(self, spec: NodeSpec, toolchain: Toolchain) -> NodeSession:
         """Return the cluster; the first one that asks starts it, and the others wait for that.
@@ -57,19 +56,19 @@ class Share:
 
         Raises:
             ClusterError: It did not come up, or it has ended.
-            ConfigError: Somebody else wished for something else.
+            ConfigError: Another worker started it with another specification.
         """
         if self._up is None:
             from pytest_k3s_sandbox.daemon.attached import attach
 
             self._up = attach(
-                self._state(spec, toolchain.kubernetes), self.users, toolchain.get("kubectl").path
+                self._state(spec, toolchain.kubernetes), self.clients, toolchain.get("kubectl").path
             )
         return self._up
 
     def _state(self, spec: NodeSpec, version: str | None) -> registry.State:
         wanted = json.loads(json.dumps(asdict(replace(spec, version=version))))
-        with self.users.start_lock:
+        with self.clients.start_lock:
             launched = self._launched() or self._launch(spec, wanted)
         if launched["spec"] != wanted:
             raise ConfigError(
@@ -83,7 +82,7 @@ class Share:
         )
         state = registry.read_state(self.name)
         if state is None:
-            said = self.users.read("log") or ""
+            said = self.clients.read("log") or ""
             raise ClusterError(
                 "the shared cluster did not come up, or has ended",
                 cause=said.strip()[-3000:] or "the process that keeps it has ended",
@@ -101,91 +100,91 @@ class Share:
         return None if found is None else found.why
 
     def _launched(self) -> dict[str, Any] | None:
-        text = self.users.read("launched")
+        text = self.clients.read("launched")
         return None if text is None else dict(json.loads(text))
 
     def _launch(self, spec: NodeSpec, wanted: dict[str, Any]) -> dict[str, Any]:
-        from pytest_k3s_sandbox.daemon import process as keeper
+        from pytest_k3s_sandbox.daemon import process as daemon
         from pytest_k3s_sandbox.node.session import run_folder
 
         folder = run_folder(self._report, "test", spec.sandbox, "shared")
-        order = keeper.Keep(
+        order = daemon.Keep(
             name=self.name,
             origin="shared by workers of pytest-xdist",
             spec=wanted,
             experiment="test",
             folder=str(folder),
-            users=str(self.users.folder),
+            clients=str(self.clients.folder),
             keep="always" if self._keep == "running" else self._keep,
         )
-        process = keeper.launch(order, self.users.folder / "log")
+        process = daemon.launch(order, self.clients.folder / "log")
         launched = {
             "name": self.name,
             "pid": process.pid,
             "start": processes.start_time(process.pid),
             "folder": str(folder),
-            "users": str(self.users.folder),
+            "users": str(self.clients.folder),
             "spec": wanted,
         }
-        keeper.disown(process)
-        self.users.note("launched", json.dumps(launched))
+        daemon.disown(process)
+        self.clients.note("launched", json.dumps(launched))
         return launched
 
     def leave(self, *, failed: bool) -> dict[str, Any] | None:
-        """Count no longer; the cluster ends with its last user.
+        """Stop counting as a client; the cluster ends with its last client.
 
         Args:
             failed: Whether a test of this worker failed.
 
         Returns:
-            What :func:`wait_ended` takes; None when nobody has started a cluster, and in a forked process.
+            The argument of :func:`wait_ended`; None when no cluster was started, and in a forked process.
         """
         if not self._owner.mine:
             return None
         if self._up is not None:
             self._up.writer.close()
             if failed:
-                self.users.note("failed")
+                self.clients.note("failed")
                 if self._keep == "running":
-                    self.users.note("stay")
+                    self.clients.note("stay")
         launched = self._launched()
-        self.users.leave()
-        if launched is None:  # there is no process that would remove the folder with its cluster
+        self.clients.leave()
+        if launched is None:  # no daemon process will remove the folder
             with contextlib.ExitStack() as last:
-                if self.users.gone(last):
-                    last.callback(self.users.remove)
+                if self.clients.gone(last):
+                    last.callback(self.clients.remove)
         return launched
 
 
 def _over(launched: Mapping[str, Any]) -> bool:
-    """Tell whether the process that keeps the cluster has ended."""
+    """Return whether the process that keeps the cluster has ended."""
     start = launched["start"]  # None when it had ended at once
     return start is None or bool(processes.start_time(launched["pid"]) != start)
 
 
 def wait_ended(launched: Mapping[str, Any]) -> bool:
-    """Wait until a shared cluster has ended after its last user; return False if it goes on instead.
+    """Wait until a shared cluster has ended after its last client; return False if it goes on.
 
     Args:
-        launched: What :meth:`Share.leave` returned.
+        launched: The result of :meth:`Share.leave`.
     """
-    users = Users(Path(launched["users"]))
-    registry.wait_for(lambda: _over(launched) or users.stay, registry.END_SECONDS)
+    clients = Clients(Path(launched["users"]))
+    registry.wait_for(lambda: _over(launched) or clients.stay, registry.END_SECONDS)
     return _over(launched)
 
 
-def sweep() -> None:
-    """Remove what workers left that were killed together with the process that kept their cluster."""
+def remove_stale_folders() -> None:
+    """Remove the folders of runs whose workers and daemon process were killed."""
     for folder in (machine.home() / "shared").glob("*"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if folder.is_symlink() or not (folder / "users").is_file():
                 continue
-            users = Users(folder)
-            launched = json.loads(users.read("launched") or "null")
+            clients = Clients(folder)
+            launched = json.loads(clients.read("launched") or "null")
             if launched is not None and (
                 not _over(launched) or locks.held(registry.lock_file(registry.check_name(launched["name"])))
             ):
                 continue
             with contextlib.ExitStack() as last:
-                if users.gone(last):
-                    last.callback(users.remove)
+                if clients.gone(last):
+                    last.callback(clients.remove)

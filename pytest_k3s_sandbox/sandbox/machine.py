@@ -218,7 +218,7 @@ def forget(folder: Path) -> None:
         folder.rmdir()
 
 
-def sweep_partial() -> None:
+def remove_unfinished() -> None:
     """Remove what starts and removals that were killed half-way left in :func:`partial`."""
     if not partial().is_dir() or not any(partial().iterdir()):
         return

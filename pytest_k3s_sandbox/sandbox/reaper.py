@@ -161,7 +161,7 @@ def reap(seconds: float = REAP_SECONDS) -> list[str]:
     for thread in threads:
         thread.join(deadline.remaining())
     with contextlib.suppress(OSError):
-        machine.sweep_partial()
+        machine.remove_unfinished()
     return sorted(reaped)
 
 

@@ -47,7 +47,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def up(cli: Cli, home: Path, config: Path, tmp_path: Path) -> Iterator[Done]:
-    """A cluster that was merged into the user's kubeconfig; its keeper has ended when the test has."""
+    """A cluster in the user's kubeconfig; its daemon process ends with the test."""
     done = cli(
         "up", "--report", "reports", "--merge", "--kubeconfig", str(tmp_path / "copy"), timeout=UP_SECONDS
     )
@@ -129,7 +129,9 @@ def cli_kubectl() -> str:
     return str(Toolchain().get("kubectl").path)
 
 
-def test_a_keeper_that_is_killed_is_taken_out_by_the_next_command(cli: Cli, up: Done, config: Path) -> None:
+def test_the_cluster_of_a_killed_daemon_is_taken_out_by_the_next_command(
+    cli: Cli, up: Done, config: Path
+) -> None:
     assert up.returncode == 0
     state = registry.find()
     os.kill(state.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A cluster to play with: up, used, down, and what remains when its keeper is killed."""
+"""A cluster to play with: up, used, down, and what remains when its daemon process is killed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Cli = Callable[..., Done]
 
 UP_SECONDS = 240.0
 ENDS_BY_ITSELF = 5.0
-"""Seconds that a sandbox may outlive a keeper that was killed."""
+"""Seconds that a sandbox may outlive a daemon process that was killed."""
 
 
 @pytest.fixture
 def nothing_kept(home: Path) -> Iterator[None]:
-    """End what a test leaves up in its home, whatever the test did, also a keeper that is not Ready yet."""
+    """End what a test leaves up in its home, whatever the test did, also a cluster that is not Ready yet."""
     yield
     owners = [machine.read_owner(folder) for folder in (home / "sandboxes").glob("*")]
     for owner in owners:
@@ -164,7 +164,7 @@ def test_up_use_and_down(cli: Cli, up: Done, home: Path, tmp_path: Path) -> None
     assert cli("down").returncode == 2
 
 
-def test_keeper_that_is_killed(cli: Cli, up: Done, home: Path) -> None:
+def test_daemon_that_is_killed(cli: Cli, up: Done, home: Path) -> None:
     assert up.returncode == 0
     state = registry.find()
     keys = [folder.name for folder in (home / "sandboxes").glob("*")]

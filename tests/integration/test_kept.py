@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import process as daemon
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.daemon.attached import AttachedSandbox
 from pytest_k3s_sandbox.daemon.registry import State
@@ -56,9 +56,9 @@ def hold(sandbox: StartedSandbox, log: Path) -> State:
     more = {"shell": sandbox.shell_argv([]), "api_port": 1, "layers": [], "processes": {}, "zero": 0.0}
 
     def receive(channel: int) -> None:
-        order = keeper.Hold({**fields, **more}, str(sandbox.workdir), channel, sandbox.lock_fd)
-        process = keeper.launch(order, log)
-        keeper.disown(process)
+        order = daemon.Hold({**fields, **more}, str(sandbox.workdir), channel, sandbox.lock_fd)
+        process = daemon.launch(order, log)
+        daemon.disown(process)
         assert registry.wait_for(lambda: registry.read_state(name) is not None, 30), log.read_text()
 
     sandbox.hand_over(receive)
@@ -82,7 +82,7 @@ def test_it_goes_on_without_the_process_that_started_it(started: StartedSandbox,
     started.close()
     started.close()
 
-    # It has not: another process owns it, who starts the next sandbox leaves it alone, and it can be used.
+    # It has not: another process owns it, the next start leaves it alone, and it can be used.
     claimed = machine.read_owner(started.workdir)
     assert owner is not None
     assert claimed is not None
@@ -123,9 +123,9 @@ def test_it_ends_when_the_process_that_took_over_is_killed(started: StartedSandb
 
 def test_one_that_cannot_be_taken_over_stays_its_owners(started: StartedSandbox) -> None:
     def receive(_channel: int) -> None:
-        raise StartError("nobody there")
+        raise StartError("nothing listens")
 
-    with pytest.raises(StartError, match="nobody there"):
+    with pytest.raises(StartError, match="nothing listens"):
         started.hand_over(receive)
     assert started.run(["echo", "mine"]).stdout == "mine\n"
     process = started.spawn(["sleep", "100"], name="sleeper")
@@ -147,9 +147,11 @@ def test_a_hand_over_that_fails_leaves_the_sandbox_to_a_living_owner(
         kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
     )
     stack = SimpleNamespace(sandbox=started, names=())
-    up: Any = SimpleNamespace(cluster=cluster, stack=stack, folder=tmp_path, writer=SimpleNamespace(zero=0.0))
+    process = SimpleNamespace(distribution=SimpleNamespace(name="embedded"))
+    writer = SimpleNamespace(zero=0.0)
+    up: Any = SimpleNamespace(cluster=cluster, process=process, stack=stack, folder=tmp_path, writer=writer)
     with pytest.raises(StartError, match="the cluster cannot be kept"):
-        keeper.hand_over(up, "a test")
+        daemon.hand_over(up, "a test")
     owner = machine.read_owner(started.workdir)
     assert owner is not None
     assert owner.process == Identity.own()

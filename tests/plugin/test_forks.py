@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.pytestplugin.children import ended_here
 from pytest_k3s_sandbox.report.records import RunWriter
@@ -250,21 +250,21 @@ def test_a_process_that_comes_back_ends_with_the_code_of_what_it_did() -> None:
 
 def test_a_child_that_goes_on_does_not_count_as_a_user(tmp_path: Path) -> None:
     """flock(2) locks belong to the open file, which a child has, too."""
-    users = Users(tmp_path / "users")
-    users.enter()
+    clients = Clients(tmp_path / "users")
+    clients.enter()
     pid = os.fork()
     if pid == 0:
         time.sleep(30)
         os._exit(0)
     try:
-        fd = users._fd
+        fd = clients._fd
         assert fd is not None
         os.close(fd)  # as with SIGKILL: nothing is unlocked
-        users._fd = None
+        clients._fd = None
         deadline = time.monotonic() + 5
         while True:
             with contextlib.ExitStack() as last:
-                if Users(tmp_path / "users").gone(last):
+                if Clients(tmp_path / "users").gone(last):
                     break
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -19,9 +19,9 @@ from types import SimpleNamespace
 import pytest
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from support import fake_keeper
-from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import process as daemon
 
-keeper.launch = fake_keeper.launch
+daemon.launch = fake_keeper.launch
 
 @pytest.fixture(scope="session")
 def k3s_toolchain():

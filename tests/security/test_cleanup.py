@@ -279,7 +279,7 @@ def test_sandboxes_that_hang_do_not_keep_the_next_start(home: Path, runsc: Path,
         assert all(sandbox.folder.exists() for sandbox in sandboxes)  # so they did hang
 
 
-def test_a_state_of_a_keeper_that_cannot_be(home: Path, bystander: int) -> None:
+def test_a_state_of_an_impossible_process(home: Path, bystander: int) -> None:
     """``stop --all`` of a forged state: process -1 that began at no time was alive, and is everybody."""
     kept = home / "kept"
     kept.mkdir(mode=0o700)

@@ -33,7 +33,7 @@ ENDS_BY_ITSELF = 15.0  # the median is under 0.1 s; a machine with both cores bu
 NEXT_SECONDS = 2.0
 """How long the next command may take, at the median of the kills: the machine may be busy."""
 
-VICTIMS = ("pytest", "keeper", "sandbox", "gofer", "launcher", "agent")
+VICTIMS = ("pytest", "daemon", "sandbox", "gofer", "launcher", "agent")
 KIND = {"sandbox": "gvisor", "gofer": "gvisor", "agent": "host"}
 """The kind of sandbox that has such a process."""
 
@@ -59,7 +59,7 @@ def test_it(k3s_sandbox):
 HAND_OVER = """
 import sys
 from pathlib import Path
-from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import process as daemon
 from pytest_k3s_sandbox.daemon import registry as kept
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox
@@ -71,12 +71,12 @@ with (GvisorSandbox(Path(runsc)) if kind == "gvisor" else HostSandbox()) as sand
     fields |= {"layers": [], "processes": {}, "zero": 0.0}
 
     def receive(channel):
-        order = keeper.Hold(fields, str(sandbox.workdir), channel, sandbox.lock_fd)
-        process = keeper.launch(order, Path("/dev/null"))
+        order = daemon.Hold(fields, str(sandbox.workdir), channel, sandbox.lock_fd)
+        process = daemon.launch(order, Path("/dev/null"))
         kept.wait_for(lambda: kept.read_state(name) is not None or process.poll() is not None, 30)
         if kept.read_state(name) is None:
             sys.exit("it was killed")
-        keeper.disown(process)
+        daemon.disown(process)
 
     sandbox.hand_over(receive)
 """
@@ -220,7 +220,7 @@ def victim_of(what: str, processes: dict[int, list[str]]) -> int | None:
     """Return the process that is to be killed, if there is one at this moment."""
     for pid, words in processes.items():
         found = {
-            "keeper": "pytest_k3s_sandbox.daemon.process" in words,
+            "daemon": "pytest_k3s_sandbox.daemon.process" in words,
             "sandbox": words[:1] == ["runsc-sandbox"],
             "gofer": words[:1] == ["runsc-gofer"],
             "launcher": words[0].endswith("/runsc") or words[0] == "unshare",
@@ -276,8 +276,8 @@ class Harness:
             self.env.pop(name, None)
 
     def start(self, what: str, kind: str) -> subprocess.Popen[bytes]:
-        """Start a run: pytest with a sandbox, or a process that hands one over to a keeper."""
-        if what == "keeper":
+        """Start a run: pytest with a sandbox, or a process that hands one over to a daemon."""
+        if what == "daemon":
             argv = [sys.executable, "-c", HAND_OVER, kind, str(self.runsc)]
         else:
             argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--k3s-sandbox={kind}"]
@@ -316,7 +316,7 @@ class Harness:
                 keys |= self.keys_until(0)
         keys |= self.keys_until(time.monotonic() + self.random.uniform(*MOMENTS[what]))
         victim = run.pid if what == "pytest" else victim_of(what, ours(self.home))
-        return (victim if run.poll() is None or what == "keeper" else None), time.monotonic() - began, keys
+        return (victim if run.poll() is None or what == "daemon" else None), time.monotonic() - began, keys
 
     def kill_one(self, what: str, beside: Bystanders) -> bool:
         """Kill one process at a random moment of a run, and see what becomes of all others.
@@ -325,7 +325,7 @@ class Harness:
             Whether one was killed: it may have ended before its moment.
         """
         kind = (
-            self.random.choice(("gvisor", "host")) if what in {"pytest", "keeper", "launcher"} else KIND[what]
+            self.random.choice(("gvisor", "host")) if what in {"pytest", "daemon", "launcher"} else KIND[what]
         )
         with self.start(what, kind) as run:
             victim, moment, keys = self.choose(what, run)
@@ -335,12 +335,12 @@ class Harness:
                 os.kill(victim, signal.SIGKILL)
             began = time.monotonic()
             run.wait(timeout=60)  # if it was not the victim, it notices
-            keeper = victim_of("keeper", ours(self.home))
-            if keeper is not None:  # the sandbox had been handed over just before; it would stay for ever
-                os.kill(keeper, signal.SIGKILL)
+            daemon = victim_of("daemon", ours(self.home))
+            if daemon is not None:  # the sandbox had been handed over just before; it would stay for ever
+                os.kill(daemon, signal.SIGKILL)
                 began = time.monotonic()
             assert wait_until(lambda: not ours(self.home), ENDS_BY_ITSELF), (said, ours(self.home))
-            if what in {"pytest", "keeper"} and victim is not None and owned:
+            if what in {"pytest", "daemon"} and victim is not None and owned:
                 self.figures.ended.append(time.monotonic() - began)
         sys.stdout.write(f"{said}{'' if victim else ': it had ended'}\n")
         self.look(said, keys | self.keys_until(0), beside)

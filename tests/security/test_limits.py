@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import process as daemon
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError, StartError
@@ -195,9 +195,9 @@ def test_who_takes_a_sandbox_over_watches_it(kind: str, tmp_path: Path) -> None:
         )
 
         def receive(channel: int) -> None:
-            order = keeper.Hold(fields, str(sandbox.workdir), channel, sandbox.lock_fd, limits)
-            process = keeper.launch(order, tmp_path / "log")
-            keeper.disown(process)
+            order = daemon.Hold(fields, str(sandbox.workdir), channel, sandbox.lock_fd, limits)
+            process = daemon.launch(order, tmp_path / "log")
+            daemon.disown(process)
             assert registry.wait_for(lambda: registry.read_state(name) is not None, 30), (
                 tmp_path / "log"
             ).read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_k3s_sandbox.daemon import endings, process, registry
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.report.finalize import finalize
 from pytest_k3s_sandbox.report.records import Environment, Event, EventKind, Machine, RunWriter, Sample
 from pytest_k3s_sandbox.sandbox.processes import Identity
@@ -39,7 +39,7 @@ def note(line: str) -> None:
 def main(order: dict[str, Any]) -> None:
     """Keep nothing, as ordered."""
     note("shared cluster up")
-    users, folder = Users(Path(order["users"])), Path(order["folder"])
+    clients, folder = Clients(Path(order["clients"])), Path(order["folder"])
     if order["spec"]["api_port"] == 6666:
         sys.exit("it broke")
     own = asdict(Identity.own())
@@ -68,17 +68,17 @@ def main(order: dict[str, Any]) -> None:
                     writer.append(Event(t=writer.now(), kind=kind, what=why, component="kubelet"))
             writer.append(Sample(t=writer.now(), node_ready=True, api_reachable=True))
             registry.write_state(state)
-            while not users.gone(last):
+            while not clients.gone(last):
                 if (limit := os.environ.get("FAKE_LIMIT")) and len(list(Path.cwd().glob("began-*"))) > 1:
                     endings.note(state, limit)
                 time.sleep(0.1)
-            if users.stay:
+            if clients.stay:
                 note("shared cluster stays")
                 os._exit(0)
-            last.callback(users.remove)
+            last.callback(clients.remove)
             registry.state_file(order["name"]).unlink()
             endings.forget(order["name"])
-        finalize(folder, keep=order["keep"], failed=users.read("failed") is not None)
+        finalize(folder, keep=order["keep"], failed=clients.read("failed") is not None)
         note("shared cluster down")
 
 

@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.daemon.attached import (
     attached_cluster,
     public_names,
 )
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.layers.stack import LayerStack
@@ -44,7 +44,7 @@ class FakeState:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
-    return attached_cluster(cast("State", FakeState()), Users(tmp_path / "users"), Path("/none"))
+    return attached_cluster(cast("State", FakeState()), Clients(tmp_path / "users"), Path("/none"))
 
 
 def answer(thing: object, name: str) -> str:
@@ -61,7 +61,7 @@ def test_images_are_loaded_as_in_a_cluster_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, ctr: str
 ) -> None:
     monkeypatch.setattr(FakeState, "distribution", distribution)
-    cluster = attached_cluster(cast("State", FakeState()), Users(tmp_path / "users"), Path("/none"))
+    cluster = attached_cluster(cast("State", FakeState()), Clients(tmp_path / "users"), Path("/none"))
     folder = tmp_path / "sandbox"
     (folder / STATE_DIR.removeprefix("/")).mkdir(parents=True)
     ran = []

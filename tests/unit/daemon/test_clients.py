@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.daemon import registry
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.daemon.registry import wait_for
 from pytest_k3s_sandbox.pytestplugin import sharing
 from pytest_k3s_sandbox.sandbox import machine
@@ -24,9 +24,9 @@ from pytest_k3s_sandbox.sandbox.processes import Identity
 USER = """
 import sys, time
 from pathlib import Path
-from pytest_k3s_sandbox.daemon.clients import Users
-users = Users(Path(sys.argv[1]))
-users.enter()
+from pytest_k3s_sandbox.daemon.clients import Clients
+clients = Clients(Path(sys.argv[1]))
+clients.enter()
 print("in", flush=True)
 time.sleep(100)
 """
@@ -45,31 +45,31 @@ def another(folder: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def is_gone(users: Users) -> bool:
+def is_gone(clients: Clients) -> bool:
     with contextlib.ExitStack() as last:
-        if gone := users.gone(last):
-            last.callback(users.remove)
+        if gone := clients.gone(last):
+            last.callback(clients.remove)
         return gone
 
 
 def test_a_user_that_is_killed_counts_no_longer(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
-    keeper = Users(folder)
+    daemon = Clients(folder)
     with another(folder) as first, another(folder) as second:
-        assert not is_gone(keeper)
+        assert not is_gone(daemon)
         first.kill()
         first.wait()
-        assert not is_gone(keeper)
+        assert not is_gone(daemon)
         second.kill()
         second.wait()
-    assert is_gone(keeper)
+    assert is_gone(daemon)
     assert not folder.exists()
-    assert is_gone(keeper)  # also when another one has found it out before
+    assert is_gone(daemon)  # also when another one has found it out before
 
 
 def test_who_comes_while_the_cluster_ends_waits_and_finds_nothing_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
-    first, late = Users(folder), Users(folder)
+    first, late = Clients(folder), Clients(folder)
     first.enter()
     first.note("launched", "it")
     first.leave()
@@ -89,15 +89,15 @@ def test_who_comes_while_the_cluster_ends_waits_and_finds_nothing_of_it(tmp_path
 
 
 def test_leaving_twice_or_without_having_come_is_no_error(tmp_path: Path) -> None:
-    users = Users(tmp_path)
-    users.leave()
-    users.enter()
-    users.leave()
-    users.leave()
+    clients = Clients(tmp_path)
+    clients.leave()
+    clients.enter()
+    clients.leave()
+    clients.leave()
 
 
 def test_words_are_left_for_the_others(tmp_path: Path) -> None:
-    one, other = Users(tmp_path), Users(tmp_path)
+    one, other = Clients(tmp_path), Clients(tmp_path)
     assert (other.read("failed"), other.stay, other.ended()) == (None, False, {})
     one.note("failed")
     one.note("stay")
@@ -109,7 +109,7 @@ def test_words_are_left_for_the_others(tmp_path: Path) -> None:
 
 def test_what_a_new_user_has_made_is_not_removed_by_one_that_saw_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
-    last, user = Users(folder), Users(folder)
+    last, user = Clients(folder), Clients(folder)
     with contextlib.ExitStack() as stack:
         assert last.gone(stack)
         user.enter()
@@ -124,7 +124,7 @@ def test_a_folder_that_is_just_removed_counts_as_gone_only_when_it_is(
 ) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()
-    users = Users(folder)
+    clients = Clients(folder)
     gone_too: list[Path] = []
 
     def removed(_fd: int, _how: int) -> None:
@@ -134,24 +134,24 @@ def test_a_folder_that_is_just_removed_counts_as_gone_only_when_it_is(
 
     monkeypatch.setattr(fcntl, "flock", removed)
     with contextlib.ExitStack() as stack:
-        assert not users.gone(stack)
+        assert not clients.gone(stack)
         gone_too.append(folder)
-        assert users.gone(stack)
+        assert clients.gone(stack)
 
 
-def test_a_race_of_users_and_keepers_ends_with_nothing(tmp_path: Path) -> None:
+def test_a_race_of_clients_and_daemons_ends_with_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     failures: list[BaseException] = []
 
     def come_and_go() -> None:
         try:
             for _ in range(30):
-                users = Users(folder)
-                users.enter()
-                users.note("launched", "x")
-                assert users.read("launched") == "x"
-                users.leave()
-                is_gone(users)
+                clients = Clients(folder)
+                clients.enter()
+                clients.note("launched", "x")
+                assert clients.read("launched") == "x"
+                clients.leave()
+                is_gone(clients)
         except BaseException as error:  # noqa: BLE001 - told by the test
             failures.append(error)
 
@@ -161,15 +161,15 @@ def test_a_race_of_users_and_keepers_ends_with_nothing(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert wait_for(lambda: is_gone(Users(folder)), 5)
+    assert wait_for(lambda: is_gone(Clients(folder)), 5)
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_the_one_who_starts_is_one(tmp_path: Path, *, held: bool) -> None:
-    users = Users(tmp_path)
-    with users.start_lock if held else contextlib.nullcontext():
-        lock = Users(tmp_path).start_lock
+    clients = Clients(tmp_path)
+    with clients.start_lock if held else contextlib.nullcontext():
+        lock = Clients(tmp_path).start_lock
         got = False
         with contextlib.suppress(TimeoutError), lock.acquire(timeout=0.1):
             got = True
@@ -179,27 +179,27 @@ def test_the_one_who_starts_is_one(tmp_path: Path, *, held: bool) -> None:
 def test_what_killed_workers_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path))
     shared = tmp_path / "shared"
-    for name in ("left", "used", "kept", "keeper lives", "theirs", "mixed"):
+    for name in ("left", "used", "kept", "daemon lives", "theirs", "mixed"):
         (shared / name).mkdir(parents=True)
         if name != "theirs":
             (shared / name / "users").touch()
     (shared / "theirs" / "thesis.txt").write_text("mine")
     (shared / "mixed" / "thesis.txt").write_text("mine")
     launched = {"name": "share-1", "pid": 2**22 + 1, "start": 7}
-    Users(shared / "left").note("launched", json.dumps({**launched, "name": "share-2"}))
-    Users(shared / "kept").note("launched", json.dumps(launched))
+    Clients(shared / "left").note("launched", json.dumps({**launched, "name": "share-2"}))
+    Clients(shared / "kept").note("launched", json.dumps(launched))
     own = asdict(Identity.own())
-    Users(shared / "keeper lives").note("launched", json.dumps({**launched, **own}))
+    Clients(shared / "daemon lives").note("launched", json.dumps({**launched, **own}))
     (shared / "link").symlink_to(shared / "left")
-    keeper = registry.take_name("share-1")  # by a process of another pid namespace
+    taken = registry.take_name("share-1")  # by a process of another pid namespace
     with another(shared / "used"):
-        sharing.sweep()
-    stay = {"keeper lives", "theirs", "mixed", "link"}
+        sharing.remove_stale_folders()
+    stay = {"daemon lives", "theirs", "mixed", "link"}
     assert {path.name for path in shared.iterdir()} == {*stay, "used", "kept"}
     assert (shared / "theirs" / "thesis.txt").read_text() == "mine"
     assert [path.name for path in (shared / "mixed").iterdir()] == ["thesis.txt"]
-    keeper.release(remove=True)
-    sharing.sweep()
+    taken.release(remove=True)
+    sharing.remove_stale_folders()
     assert {path.name for path in shared.iterdir()} == stay
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from pytest_k3s_sandbox.cli import main
 from pytest_k3s_sandbox.daemon import endings, inventory, process, registry
 from pytest_k3s_sandbox.daemon.attached import attached_cluster
-from pytest_k3s_sandbox.daemon.clients import Users
+from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, StartError
@@ -81,7 +81,7 @@ def test_what_does_not_tell_an_end_tells_nothing(up: State, forged: str | dict[s
     assert endings.lines() == []
     os.utime(endings.file("up"), (1, 1))
     registry.state_file("up").unlink()
-    endings.sweep()
+    endings.remove_old()
     assert endings.file("up").exists()  # it is not known to be ours
 
 
@@ -92,19 +92,19 @@ def test_a_folder_that_is_gone_prevents_the_word_alone() -> None:
 
 def test_what_is_told_goes_a_day_after_its_cluster(up: State) -> None:
     endings.note(up, LIMIT)
-    endings.sweep()
+    endings.remove_old()
     os.utime(endings.file("up"), (1, 1))
-    endings.sweep()
+    endings.remove_old()
     assert endings.file("up").exists()
     registry.state_file("up").unlink()
-    endings.sweep()
+    endings.remove_old()
     assert not endings.file("up").exists()
 
 
 def test_who_is_attached_is_told(up: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    users = Users(tmp_path / "users")
-    users.enter()
-    cluster = attached_cluster(up, users, Path("/none"))
+    clients = Clients(tmp_path / "users")
+    clients.enter()
+    cluster = attached_cluster(up, clients, Path("/none"))
     kubelet = cluster.processes["kubelet"]
     assert (kubelet.poll(), cluster.lost) == (None, None)
     assert cluster.sandbox.run(["false"], check=False).returncode == 1
@@ -125,7 +125,7 @@ def test_who_is_attached_is_told(up: State, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(outside, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cluster.sandbox.run(["false"])
-    users.leave()
+    clients.leave()
 
 
 def sandboxes_folder(key: str) -> None:
@@ -157,7 +157,7 @@ def test_who_comes_to_a_shared_cluster_later_is_told(tmp_path: Path) -> None:
     launched: dict[str, Any] = {"pid": own.pid, "start": own.start, "folder": str(tmp_path / "run")}
     spec = NodeSpec()
     launched["spec"] = json.loads(json.dumps(asdict(spec)))
-    mine.users.note("launched", json.dumps(launched))
+    mine.clients.note("launched", json.dumps(launched))
     RunWriter(tmp_path / "run").close()
     shared = state(mine.name, folder=str(tmp_path / "run"))
     registry.write_state(shared)

@@ -71,7 +71,7 @@ def test_what_is_not_ours_is_named_with_the_reason(home: Path) -> None:
     sandbox(home, "00000001", age=1)
     (home / "sandboxes" / "notes.txt").write_text("a user's")
     (line,) = inventory.strange()
-    assert "notes.txt: its name is not that of a sandbox's folder (if nobody needs it: rm -r " in line
+    assert "notes.txt: its name is not that of a sandbox's folder (if it is not needed: rm -r " in line
 
 
 def test_a_cluster_that_does_not_answer_says_so(home: Path) -> None:

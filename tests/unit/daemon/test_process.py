@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from pytest_k3s_sandbox.daemon import process as keeper
+from pytest_k3s_sandbox.daemon import process as daemon
 from pytest_k3s_sandbox.daemon import registry
 from pytest_k3s_sandbox.errors import StartError
 from pytest_k3s_sandbox.node.session import NodeSession
@@ -70,7 +70,7 @@ def taker(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     """The processes that were to take over; each one claims the sandbox, and comes no further."""
     launched: list[subprocess.Popen[bytes]] = []
 
-    def launch(order: keeper.Hold, log: Path) -> subprocess.Popen[bytes]:
+    def launch(order: daemon.Hold, log: Path) -> subprocess.Popen[bytes]:
         log.write_text("it came no further")
         launched.append(subprocess.Popen(["sleep", "100"]))
         workdir = Path(order.workdir)
@@ -79,7 +79,7 @@ def taker(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
         machine.claim(workdir, owner.owned_by(replace(Identity.own(), pid=launched[0].pid)))
         return launched[0]
 
-    monkeypatch.setattr(keeper, "launch", launch)
+    monkeypatch.setattr(daemon, "launch", launch)
     return launched
 
 
@@ -100,7 +100,7 @@ def test_ctrl_c_during_a_hand_over_leaves_the_sandbox_to_its_owner(
 
     monkeypatch.setattr(registry, "wait_for", wait_for)
     with pytest.raises(type(why)) as raised:
-        keeper.hand_over(up, "a test")
+        daemon.hand_over(up, "a test")
     assert raised.value is why
     stays(sandbox, taker)
 
@@ -111,9 +111,9 @@ def test_one_that_does_not_take_over_in_time_is_ended(
     taker: list[subprocess.Popen[bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keeper, "HOLD_SECONDS", 0.1)
+    monkeypatch.setattr(daemon, "HOLD_SECONDS", 0.1)
     with pytest.raises(StartError, match="the cluster cannot be kept: it came no further"):
-        keeper.hand_over(up, "a test")
+        daemon.hand_over(up, "a test")
     stays(sandbox, taker)
 
 

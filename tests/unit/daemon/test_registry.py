@@ -97,7 +97,7 @@ def test_a_forged_state_is_refused(forged: dict[str, object], home: Path) -> Non
         State.of({**fields, **forged})
     (home / "kept" / "up.json").write_text(json.dumps({**fields, **forged}))
     assert registry.states() == []
-    registry.sweep()
+    registry.remove_stale_states()
     assert registry.state_file().exists()  # it is not known to be ours
 
 
@@ -118,7 +118,7 @@ def test_a_state_that_names_every_process_has_none_signalled(
     for refused in (registry.find, registry.made_by_up):
         with pytest.raises(ConfigError, match="no cluster is up"):
             refused("up")
-    registry.sweep()
+    registry.remove_stale_states()
     with contextlib.suppress(ClusterError):  # and if it had come that far
         registry.end(replace(state("up"), pid=pid, start=cast("int", start)))
     assert not processes.send(pid, signal.SIGKILL, lambda _pid: True)
@@ -132,33 +132,33 @@ def test_a_state_under_another_name_is_none(home: Path) -> None:
     assert registry.states() == []
 
 
-def test_a_keeper_of_another_pid_namespace_lives_while_it_has_its_name(home: Path) -> None:
+def test_a_daemon_of_another_pid_namespace_lives_while_it_has_its_name(home: Path) -> None:
     away = replace(state("away"), pid_namespace="pid:[1]", pid=2**22 + 1)
     registry.write_state(away)
     assert registry.states() == []
     held = registry.take_name("away")
     assert registry.states() == [away]
-    registry.sweep()
+    registry.remove_stale_states()
     with pytest.raises(
         ConfigError,
         match=r"'away' cannot be ended .*another pid namespace.*\nRemedy: run `k3s-sandbox .*away`",
     ):
         registry.end(away)
     held.release()
-    registry.sweep()
+    registry.remove_stale_states()
     assert list((home / "kept").iterdir()) == []
 
 
-def test_after_a_reboot_no_keeper_lives(home: Path) -> None:
+def test_after_a_reboot_no_daemon_lives(home: Path) -> None:
     held = registry.take_name("up")
     registry.write_state(replace(state("up"), boot="another"))
     assert registry.states() == []
     held.release(remove=True)
-    registry.sweep()
+    registry.remove_stale_states()
     assert list((home / "kept").iterdir()) == []
 
 
-def test_a_name_is_one_keepers(home: Path) -> None:
+def test_a_name_belongs_to_one_daemon(home: Path) -> None:
     held = registry.take_name("mine")
     for refused in (registry.take_name, registry.refuse_another):
         with pytest.raises(ConfigError, match="the name 'mine' is taken"):

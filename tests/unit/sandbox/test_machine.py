@@ -244,7 +244,7 @@ def test_orphans_are_those_whose_owner_is_gone(home: Path) -> None:
 def test_without_a_home_there_are_no_orphans(home: Path) -> None:
     assert reaper.orphans() == []
     assert machine.strangers() == {}
-    machine.sweep_partial()
+    machine.remove_unfinished()
     assert not home.exists()
 
 
