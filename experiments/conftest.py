@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.pytestplugin.recording import Claim, claims, experiment_
 from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, SETTINGS
 
 if TYPE_CHECKING:
+    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.pytestplugin.openruns import Uses
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -85,6 +86,31 @@ def trials(_shared: NodeTrials) -> NodeTrials:
 def claim(trials: NodeTrials) -> Claim:
     """Record whether a claim held, then assert it."""
     return claims(trials.writer)
+
+
+@pytest.fixture(scope="session")
+def one_root_spec(request: pytest.FixtureRequest) -> NodeSpec:
+    """The node that the options ask for, in a sandbox whose root is a single 9p mount."""
+    from pytest_k3s_sandbox.node.spec import NodeSpec
+
+    spec = NodeSpec.of(request.config.stash[SETTINGS])
+    return replace(spec, layers=None, distribution="embedded", one_root=spec.sandbox == "gvisor")
+
+
+@pytest.fixture
+def hold(request: pytest.FixtureRequest, k3s_session: NodeSession, k3s_claim: Claim) -> Callable[[], None]:
+    """Claim that the node is Ready in every sample for as long as ``--k3s-duration`` says."""
+    from pytest_k3s_sandbox.lab.survival import follow
+
+    def judge() -> None:
+        need_9p(k3s_session.stack.sandbox)  # on plain Linux the kubelet would set the machine's own tunables
+        settings = request.config.stash[SETTINGS]
+        text = f"The node is Ready in every sample of a hold of {settings.duration:g} s"
+        with k3s_claim.of("stays-ready", text, limit=f"{settings.duration:g} s") as claim:
+            fate = follow(k3s_session, settings.duration, settings.timeout_scale)
+            claim.judge(fate.ready_seconds >= settings.duration and fate.losses == 0, fate.sentence())
+
+    return judge
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,34 +6,29 @@ nothing else is changed; then what it does for a worker node.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.lab.places import need_9p, placed
+from pytest_k3s_sandbox.lab.places import placed
 from pytest_k3s_sandbox.lab.probes import ONLOOKERS, build_all, compared, look
-from pytest_k3s_sandbox.lab.survival import follow
+from pytest_k3s_sandbox.lab.rules import FUSE, INTERCEPTOR, OWN, STATISTICS, Fate
 from pytest_k3s_sandbox.layers.stack import parse
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.pytestplugin.claims import Claims
 from pytest_k3s_sandbox.pytestplugin.recording import claims
-from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 from pytest_k3s_sandbox.report.records import RunWriter, Stage
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.lab.nodes import NodeTrials
-    from pytest_k3s_sandbox.node.session import NodeSession
     from pytest_k3s_sandbox.pytestplugin.recording import Claim
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
     from pytest_k3s_sandbox.toolchain import Toolchain
 
 pytestmark = [pytest.mark.exp06, pytest.mark.k3s_requires("root", "ptrace")]
 
-MODULE = "pytest_k3s_sandbox.layers.interceptor"
 RULES_FILE = f"{STATE_DIR}/exp06.toml"
 MAGICS = {"ext4": 0xEF53, "xfs": 0x58465342, "btrfs": 0x9123683E, "overlayfs": 0x794C7630}  # linux/magic.h
 ELSEWHERE = ("/proc", "/dev/shm", "/tmp")  # noqa: S108 - file systems of other types, which no rule is about
@@ -70,7 +65,7 @@ def test_programs_see_the_magic(place: StartedSandbox, k3s_run: RunWriter, name:
         original = int(plain["statfs", "/"], 16)
         rule = f"[[statfs]]\noriginal = {original}\nreplacement = {MAGICS[magic]}\n"
         place.files.write(RULES_FILE, rule)
-        wrap = [sys.executable, "-m", MODULE, "--rules", RULES_FILE, "--"]
+        wrap = [*INTERCEPTOR, "--rules", RULES_FILE, "--"]
         under = look(place, program, questions, threads=16 if program.words else 1, wrap=wrap)
         same = [question for question in questions if int(plain[question], 16) == original]
         assert "/" in {path for _, path in same}
@@ -78,61 +73,39 @@ def test_programs_see_the_magic(place: StartedSandbox, k3s_run: RunWriter, name:
         one.judge(*compared(plain, under, dict.fromkeys(same, hex(MAGICS[magic]))))
 
 
-# The worker node, in the same places as in experiment 04.
-OWN = "workarounds:cgroups+kmsg+oci+private+tree,fake_cni"
-FUSE = "workarounds:kmsg+oci+private+tree,fuse_cgroupfs,fake_cni"
+# The worker node, with the same layers as in experiment 04; lab/rules.py names them.
 RULES = "ptrace_interceptor:exp06"
-STATISTICS = "unable to find data in memory cache"
-FATES = {
-    (OWN, False): (Stage.STARTED, STATISTICS),
-    (OWN, True): (Stage.STARTED, STATISTICS),
-    (FUSE, True): (Stage.READY, "cgroup"),
-}
-"""How far the node gets and what stops it then, with the sandbox's own cgroups or those of experiment 07,
-without and with the rules: as it was found with Kubernetes 1.34."""
+FATES = (
+    Fate(OWN, None, Stage.STARTED, STATISTICS),
+    Fate(OWN, RULES, Stage.STARTED, STATISTICS),
+    Fate(FUSE, RULES, Stage.READY, "cgroup"),
+)
 
 
 @pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    ("base", "rules"),
-    [pytest.param(*key, marks=pytest.mark.nightly) for key in FATES],  # each needs a control plane of its own
-    ids=lambda value: {OWN: "own", FUSE: "fuse", True: "rules", False: "none"}[value],
-)
-def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, base: str, rules: bool) -> None:
+@pytest.mark.nightly  # each needs a control plane of its own
+@pytest.mark.parametrize("fate", FATES, ids=lambda fate: fate.name)
+def test_how_far_the_node_gets(trials: NodeTrials, claim: Claim, fate: Fate) -> None:
     """The node gets no further than with experiment 04's rules: the file system's type is not in its way."""
-    stage, words = FATES[base, rules]
-    text = (
-        f"{'With' if rules else 'Without'} the rules a node of {base} gets as far as '{stage}', "
-        f"and the error speaks of '{words}'"
-    )
-    with claim.of(f"fate-{'fuse' if base == FUSE else 'own'}-{'rules' if rules else 'none'}", text) as fate:
-        seen = trials.run(parse([*base.split(","), *([RULES] if rules else [])]))
-        fate.judge(seen.reached is stage and seen.speaks_of(words), f"{seen.reached}: {seen.said}")
+    with claim.of(f"fate-{fate.name}", fate.text) as found:
+        seen = trials.run(fate.layers)
+        found.judge(fate.holds(seen), f"{seen.reached}: {seen.said}")
 
 
 @pytest.fixture(scope="session")
-def k3s_spec(request: pytest.FixtureRequest) -> NodeSpec:
+def k3s_spec(one_root_spec: NodeSpec) -> NodeSpec:
     """A sandbox whose root is a single 9p mount, as for the trials above."""
-    settings = request.config.stash[SETTINGS]
-    spec = NodeSpec.of(settings)
-    return replace(spec, layers=None, distribution="embedded", one_root=spec.sandbox == "gvisor")
+    return one_root_spec
 
 
 @pytest.mark.nightly
 @pytest.mark.k3s_requires("gvisor", "fuse")
 @pytest.mark.timeout(1200)
 @pytest.mark.k3s_layers(*FUSE.split(","), RULES)
-def test_how_long_it_stays_ready(
-    request: pytest.FixtureRequest, k3s_session: NodeSession, k3s_claim: Claim
-) -> None:
-    """The research's nodes were lost after 30 to 60 seconds; this one has what they lacked, and is held."""
-    need_9p(k3s_session.stack.sandbox)  # on plain Linux the kubelet would set the machine's own tunables
-    settings = request.config.stash[SETTINGS]
-    text = f"The node is Ready in every sample of a hold of {settings.duration:g} s"
-    with k3s_claim.of("stays-ready", text, limit=f"{settings.duration:g} s") as claim:
-        fate = follow(k3s_session, settings.duration, settings.timeout_scale)
-        claim.judge(fate.ready_seconds >= settings.duration and fate.losses == 0, fate.sentence())
+def test_how_long_it_stays_ready(hold: Callable[[], None]) -> None:
+    """The research's nodes were lost after 30 to 60 seconds; this one has the layers that they lacked."""
+    hold()
 
 
 @pytest.mark.nightly
