@@ -273,7 +273,7 @@ STARTS = {
     ("crun", "linux", False): None,
     ("crun", "linux", True): None,
 }
-"""Who starts a container on it, as it was found; the words of those who do not.
+"""Which runtimes start a container on it, as it was found; for the others the words of their error.
 
 By the magic runc tells where the cgroups' root ends, and without it makes no parent of a group in
 cpuset: the magic is the interceptor's share. crun asks statx(2) for a file's type alone, and gVisor's

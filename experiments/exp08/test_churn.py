@@ -134,7 +134,8 @@ def test_the_node_is_stable(
 
         changes = transitions(samples)[1:]
         always.judge(
-            not changes and all(sample.node_ready for sample in samples),  # one without an answer is none
+            # A sample without an answer does not count as Ready.
+            not changes and all(sample.node_ready for sample in samples),
             f"{sum(sample.node_ready or False for sample in samples)} of {len(samples)} samples, "
             f"{len(changes)} transitions",
         )

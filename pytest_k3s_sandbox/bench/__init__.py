@@ -1,4 +1,4 @@
-"""The measurements, each runnable alone: ratios of what is measured side by side in one run.
+"""The measurements, each runnable alone: ratios of values that are measured side by side in one run.
 
 A benchmark is a module of this package with a function ``bench(count, say)`` that
 returns a :class:`Result`, and an entry in :data:`BENCHMARKS`.
@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
         figures: Everything that was measured, as JSON values.
@@ -50,7 +50,7 @@ class Benchmark:
     """An entry of the registry.
 
     Attributes:
-        about: What is measured, in a few words.
+        about: The measured thing, in a few words.
         count: How often each case is measured unless the user says otherwise.
     """
 
@@ -92,7 +92,7 @@ def record(result: Result, folder: Path) -> Path:
     """Write a result's records as a run, and its page.
 
     Args:
-        result: What a benchmark returned.
+        result: The benchmark's result.
         folder: The run's folder, which is new.
 
     Returns:

@@ -1,6 +1,6 @@
 """Run a program behind a seccomp filter that lets everything pass: ``python -m ... CMD``.
 
-No tracer, no rule: what remains is the kernel's own price of a filter, below which no other can go.
+Without a tracer and rules, only the kernel's own cost of a filter remains. No other tracer can cost less.
 """
 
 from __future__ import annotations

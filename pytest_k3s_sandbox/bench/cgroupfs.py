@@ -1,4 +1,4 @@
-"""What the FUSE cgroupfs costs, beside the kernel's and lxcfs', natively and in gVisor, in one run.
+"""The cost of the FUSE cgroupfs beside the kernel's and lxcfs', natively and in gVisor, in one run.
 
 Every figure is measured by the same reader (``cgroupfs_reader.py``) in the same sandbox; the file
 systems take turns, and ratios are those of neighbours. lxcfs runs natively only: gVisor has no
@@ -29,7 +29,7 @@ OURS = "ours"
 KERNEL = "kernel"
 LXCFS = "lxcfs"
 FILES = ("cpu/cpu.shares", "cpuacct/cpuacct.usage")
-"""What all of them have, gVisor's own cgroups and lxcfs too."""
+"""The controllers that all of them have, gVisor's own cgroups and lxcfs too."""
 
 READS = 300
 READERS = 4
@@ -41,7 +41,7 @@ SHARE, MEMORY, GROWTH = 15.0, 60.0, 1.5
 """The targets: percent of a core with 110 groups, MiB with 1,000, and how far from linear."""
 
 INTERVALS = {"kubelet": 10.0, "cadvisor": 1.0}
-"""Seconds between two passes: what the kubelet sets, and cAdvisor's own default."""
+"""Seconds between two passes: the kubelet's setting, and cAdvisor's own default."""
 
 _AT = "/tmp/cgroupfs-bench"  # noqa: S108 - in a sandbox, where no other user is
 
@@ -61,7 +61,7 @@ def bench(count: int, say: Say) -> Result:
 
 
 def verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each target with what was measured in one kind of sandbox, and whether it holds."""
+    """Return each target, its value in one kind of sandbox, and whether it holds."""
     largest = found["housekeeping"][str(SIZES[-1])]
     measured = [
         ("growth", "a group of 110, times one of 10", linearity(found["housekeeping"]), GROWTH),
@@ -126,19 +126,19 @@ def measure(sandbox: StartedSandbox, count: int, say: Say) -> dict[str, Any]:
 
 
 def shares(found: dict[str, float]) -> dict[str, float]:
-    """Return what a pass is of a core, in percent, at each interval."""
+    """Return the share of a core that a pass takes, in percent, at each interval."""
     return {f"percent_{name}": 100 * found["cpu"] / seconds for name, seconds in INTERVALS.items()}
 
 
 def linearity(passes: dict[str, dict[str, float]]) -> float:
-    """Return what a group costs in the largest pass, divided by what it costs in the second smallest."""
+    """Return a group's cost in the largest pass, divided by its cost in the second smallest."""
     per_group = {int(size): found["cpu"] / int(size) for size, found in passes.items()}
     return per_group[SIZES[-1]] / per_group[SIZES[1]]
 
 
 @contextlib.contextmanager
 def neighbours(sandbox: StartedSandbox) -> Iterator[dict[str, str]]:
-    """Bring up what is compared with: the kernel's own cgroups, and natively lxcfs.
+    """Bring up the other sides of the comparison: the kernel's own cgroups, and natively lxcfs.
 
     Yields:
         The folder with one folder for each controller, by name.

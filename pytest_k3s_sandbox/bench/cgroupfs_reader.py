@@ -64,7 +64,7 @@ CADVISOR = {
     ],
     "pids": ["pids.current", "pids.max"],
 }
-"""What cAdvisor 0.52.1 opens in one housekeeping of one group, by strace; some of it is not there."""
+"""The files that cAdvisor 0.52.1 opens in one housekeeping of one group, by strace. Some do not exist."""
 
 
 def read(path: str) -> int:
@@ -177,7 +177,7 @@ def _write(path: str, text: str) -> None:
 def housekeeping(
     root: str, controllers: list[str], pid: int, sizes: list[int], seconds: float
 ) -> dict[int, Any]:
-    """Return what one pass over groups costs the server, and how long it takes the reader, for each size."""
+    """Return for each size the server's cost of one pass over the groups, and the reader's time."""
     result = {}
     for size in sizes:
         with groups(root, controllers, size, living=True):

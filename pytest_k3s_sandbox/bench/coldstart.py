@@ -56,7 +56,7 @@ class Start:
 def cold_start(kind: str, toolchain: Toolchain) -> Start:
     """Start a sandbox with all its layers and a cluster, run a pod, end everything.
 
-    What goes wrong is part of the result, so that one bad start does not take away the others.
+    A failure is recorded in the result, so that the other starts still count.
     """
     ready = pod = None
     phases: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A tracer of plain python-ptrace that stops at every system call: what the research's interceptor was.
+"""A tracer of plain python-ptrace that stops at every system call, as the research's interceptor did.
 
 ``python -m pytest_k3s_sandbox.bench.every_call CMD``. It looks at the call's number and changes nothing, so
 that its cost is a lower bound.

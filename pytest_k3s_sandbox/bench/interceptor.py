@@ -1,4 +1,4 @@
-"""What the interceptor costs, beside other tracers: calls, processes, a build, a node.
+"""The cost of the interceptor beside that of other tracers: calls, processes, a build, a node.
 
 Every tracer runs the same program (``sources/calls.c``), which times itself, so that a
 tracer's own start is in no figure. The tracers take turns within every repetition, and
@@ -57,7 +57,7 @@ WHOLE = (NATIVE, FILTER, OURS, "strace --seccomp-bpf")
 
 FOLDER = f"{STATE_DIR}/bench"
 SHARED = "/srv/bench"
-SPOOFED = 0x1CE  # nobody's f_type
+SPOOFED = 0x1CE  # an f_type that no file system has
 MODULE = "pytest_k3s_sandbox.layers.interceptor"
 
 GO_ENVIRONMENT = {"GOTOOLCHAIN": "local", "GOTELEMETRY": "off", "CGO_ENABLED": "0"}
@@ -74,8 +74,8 @@ class Tracer:
     """A way to run a program.
 
     Attributes:
-        name: What the table calls it.
-        words: What comes before the program's own command line.
+        name: Its name in the table.
+        words: The words before the program's own command line.
         f_type: Whether it makes statfs answer something else.
         redirects: Whether it leads an open to another file.
     """
@@ -115,7 +115,7 @@ def tracers(magic: int) -> tuple[list[Tracer], dict[str, str]]:
 
 @contextlib.contextmanager
 def place(kind: str, toolchain: Toolchain, shared: Path) -> Iterator[StartedSandbox]:
-    """Start a sandbox with what is measured in it, and nothing of Kubernetes."""
+    """Start a sandbox with the measured programs, and nothing of Kubernetes."""
     programs = [build("calls", toolchain), build("nothing", toolchain)]
     go_root = find_go(toolchain).path.resolve().parents[1]
     binds = [Bind(shared, SHARED, writable=True), Bind(go_root, str(go_root))]
@@ -129,16 +129,16 @@ def place(kind: str, toolchain: Toolchain, shared: Path) -> Iterator[StartedSand
 
 
 def read_calls(sandbox: StartedSandbox, tracer: Tracer, magic: int, *, spawn: bool = True) -> dict[str, Any]:
-    """Return one reading of every call: seconds by case, and what the tracer used.
+    """Return one reading of every call: seconds by case, and the tracer's processor time.
 
     Args:
         sandbox: Where.
-        tracer: Under what.
+        tracer: The tracer that the program runs under.
         magic: ``f_type`` of the root.
         spawn: Whether to start programs, too; some tracer hangs then.
 
     Raises:
-        StartError: The program failed under the tracer, or saw what it should not.
+        StartError: The program failed under the tracer, or got a wrong answer.
     """
     files = [f"{FOLDER}/{name}" for name in ("miss", "source")]
     program = [f"{BIN_DIR}/calls", str(SECONDS), "/", *files, f"{BIN_DIR}/nothing" if spawn else "-"]
@@ -157,7 +157,7 @@ def read_build(
 
     Args:
         sandbox: Where.
-        tracer: Under what.
+        tracer: The tracer that the program runs under.
         go: The Go command.
         number: Which of the files.
         whole: Whether all packages are built, too.
@@ -198,7 +198,7 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
             magic = sandbox.root_magic()
             compared, rules = tracers(magic)
             put_files(sandbox, rules)
-            hung: set[str] = set()  # what did not end once is not waited for again
+            hung: set[str] = set()  # the cases that did not end once; they are not tried again
             for number in range(count):
                 for tracer in turned(compared, number):
                     read = functools.partial(
@@ -222,7 +222,7 @@ def measure(kind: str, count: int, toolchain: Toolchain, say: Say) -> list[Readi
 
 
 def put_files(sandbox: StartedSandbox, rules: Mapping[str, str]) -> None:
-    """Write the rules, and what is opened."""
+    """Write the rules, and the files that are opened."""
     sandbox.files.mkdir(FOLDER)
     for name, text in {**rules, "source": "S", "target": "T", "miss": "M"}.items():
         sandbox.files.write(f"{FOLDER}/{name}", text)
@@ -235,7 +235,7 @@ def turned(compared: Sequence[Tracer], number: int) -> list[Tracer]:
 
 
 def attempt(kind: str, tracer: Tracer, number: int, read: Callable[[], dict[str, Any]]) -> Reading:
-    """Return a reading, or one that says why there is none: not every tracer can everything everywhere."""
+    """Return a reading; where a tracer cannot run, the reading has the reason and no figures."""
     try:
         return Reading(kind, tracer.name, number, **read())
     except SandboxError as error:

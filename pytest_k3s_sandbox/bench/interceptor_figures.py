@@ -14,13 +14,13 @@ FILTER = "an empty filter"
 """A program without a tracer, behind a filter that lets everything pass: the kernel's price of filters."""
 OURS = "ours"
 OTHERS = "ours, rules for others"
-"""The same rules, for programs that do not run: what they cost those that they are not for."""
+"""The same rules, for programs that do not run. They show the cost for all other programs."""
 RIVALS = ("strace --seccomp-bpf", "proot")
-"""What ours has to be faster than wherever it traps."""
+"""The tracers that ours has to beat wherever it traps."""
 
 CASES = {
-    "untrapped": "a call that nobody traps (getppid)",
-    "read": "a read of 4 KiB, which nobody traps",
+    "untrapped": "a call that no tracer traps (getppid)",
+    "read": "a read of 4 KiB, which no tracer traps",
     "statfs": "statfs, its answer changed by ours",
     "open": "open and close of a file that no rule is about",
     "open-match": "open and close of a file that ours and proot lead elsewhere",
@@ -32,7 +32,7 @@ TRAPPED = ("statfs", "open", "open-match")
 PLACES = {"host": "natively", "gvisor": "in gVisor"}
 
 LIMITS = {"untrapped": 1.05, "read": 1.05, "once": 1.3, "whole": 1.3}
-"""What ours may cost at the most, as ratios to native."""
+"""The most that ours may cost, as ratios to native."""
 RSS_LIMIT_MIB = 40.0
 NODE_LIMIT_PERCENT = 2.0
 POD_LIMIT_SECONDS = 0.5
@@ -48,7 +48,7 @@ class Reading:
         repetition: Which repetition; ratios are taken within one.
         cases: Seconds a call, by case.
         rss_kib: The tracer's resident memory at the end.
-        failure: Why there are no cases.
+        failure: The reason if there are no cases.
     """
 
     place: str
@@ -64,8 +64,8 @@ class Target:
     """A figure that was aimed at.
 
     Attributes:
-        text: What is asked.
-        measured: What came out; None: nothing did.
+        text: The question.
+        measured: The measured value; None if the measurement failed.
         limit: The most that it may be.
         unit: Of both.
     """
@@ -108,7 +108,7 @@ def summary(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> dict
 
     Args:
         readings: All readings.
-        node: What :mod:`~.interceptor_node` measured; None: it was not.
+        node: The figures of :mod:`~.interceptor_node`; None if they were not measured.
     """
     places: dict[str, Any] = {}
     for place in dict.fromkeys(reading.place for reading in readings):
@@ -142,7 +142,7 @@ def summary(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> dict
 
 
 def targets(readings: Sequence[Reading], node: Mapping[str, Any] | None) -> Iterator[Target]:
-    """Yield what was aimed at; a rival that failed somewhere is not compared there."""
+    """Yield the targets. Where another tracer failed, ours is not compared with it."""
 
     def middle(place: str, case: str, to: str = NATIVE, tracer: str = OURS) -> float | None:
         found = ratios(readings, place, case, tracer, to)

@@ -1,4 +1,4 @@
-"""What the tracers of a node's kubelet and containerd use: while a pod runs, and while pods come and go."""
+"""The processor time of the kubelet's and containerd's tracers, with one pod and while pods come and go."""
 
 from __future__ import annotations
 

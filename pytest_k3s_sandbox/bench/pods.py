@@ -42,7 +42,7 @@ class Crowd:
         ready: Seconds from the first one's creation until all were Ready; None when they never were.
         gone: Seconds from the first one's deletion until the API had none; None when it still had some.
         firsts: Seconds until half of them were Ready.
-        left: What of them is left on the node afterwards.
+        left: Their remains on the node afterwards.
         cpu: Seconds of processor time by program or layer, from the first creation to all Ready.
         failure: Why it could not be measured, if so.
     """
@@ -67,7 +67,7 @@ def spent(session: NodeSession) -> dict[str, float]:
 
 
 def left(session: NodeSession) -> tuple[str, ...]:
-    """Return what deleted pods have left on a node: shims, network namespaces, groups, folders."""
+    """Return the remains of deleted pods on a node: shims, network namespaces, groups, folders."""
     shims = [f"process {row.name}" for row in session.stack.sandbox.usage() if row.name.startswith(SHIM)]
     look = "ls -d /run/netns/* /var/lib/kubelet/pods/* /run/containerd/io.containerd.runtime.v2.task/k8s.io/*"
     paths = session.stack.sandbox.run(["sh", "-c", f"{look} 2>/dev/null"], check=False).stdout.split()
@@ -123,7 +123,7 @@ def crowd(session: NodeSession, count: int = PODS) -> Crowd:
 
 
 def run(kind: str, toolchain: Toolchain) -> Crowd:
-    """Bring a node up, and look at one crowd on it; what goes wrong is part of the result."""
+    """Bring a node up, and look at one crowd on it. A failure is recorded in the result."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             with open_session(
@@ -157,7 +157,7 @@ def summary(crowds: Sequence[Crowd]) -> dict[str, Any]:
 
 
 def records(crowds: Sequence[Crowd], result: Mapping[str, Any]) -> tuple[Measurement | Verdict, ...]:
-    """Return what was measured and what was aimed at, as a report shows them."""
+    """Return the measurements and the targets as a report shows them."""
     found: list[Measurement | Verdict] = []
     for kind in KINDS:
         fine = [each for each in crowds if each.sandbox == kind and each.failure is None]

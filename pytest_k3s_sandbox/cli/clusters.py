@@ -139,7 +139,7 @@ def shell(context: typer.Context, name: NameOption = None) -> None:
     argv = [*state.shell, "/usr/bin/env", config, *(context.args or ["/bin/bash"])]
     if sys.stdout.isatty() and sys.stderr.isatty():
         os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted on the way
-    # runsc writes to a file at an offset of its own, over what is there; to a pipe it appends.
+    # runsc writes to a file at an offset of its own, over the file's content; to a pipe it appends.
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as inside:
         copies = [
             threading.Thread(target=shutil.copyfileobj, args=streams)
@@ -165,7 +165,7 @@ def ps(json_file: JsonOption = None) -> None:
 
 
 def _remove_remains() -> None:
-    """Remove what runs that were killed left."""
+    """Remove the leftovers of runs that were killed."""
     from pytest_k3s_sandbox.daemon import endings, registry
     from pytest_k3s_sandbox.pytestplugin import sharing
     from pytest_k3s_sandbox.sandbox import reaper

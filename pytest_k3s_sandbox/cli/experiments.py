@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.pytestplugin.stash import REPORTS
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of an experiment left.
+    """The outcome of a run of an experiment.
 
     Attributes:
         code: pytest's exit code.
@@ -49,7 +49,7 @@ def require(name: str) -> None:
     """Make sure that there is an experiment of that name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No report was found.
     """
     known = names()
     if name not in known:
@@ -82,7 +82,7 @@ def judged(summary: dict[str, Any], code: int) -> dict[str, Any]:
     A test can fail that no run knows of, because the programs could not be had, for instance.
 
     Args:
-        summary: What :func:`~pytest_k3s_sandbox.report.headline.summarize` made of the run.
+        summary: The run's summary by :func:`~pytest_k3s_sandbox.report.headline.summarize`.
         code: pytest's exit code.
     """
     ok = summary["ok"] and code == 0
@@ -103,7 +103,7 @@ class Watcher:
         self.pages: tuple[Path, ...] = ()
 
     def pytest_runtest_logstart(self, location: tuple[str, int | None, str]) -> None:
-        """Say what is asked now."""
+        """Show the current question."""
         self._say(f"... {location[2].removeprefix('test_').replace('_', ' ')}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

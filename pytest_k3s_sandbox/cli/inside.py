@@ -46,7 +46,7 @@ def load(
 def kubectl(context: typer.Context, name: NameOption = None) -> None:
     """Run kubectl as the administrator of a kept cluster: [--name NAME] -- ARGS; its exit code is passed on.
 
-    Nothing of the user's changes what it does: neither ~/.kube nor variables that begin with KUBE.
+    The user's settings do not change it: neither ~/.kube nor variables that begin with KUBE.
     """
     from pytest_k3s_sandbox.cluster.direct import kubectl_environment
     from pytest_k3s_sandbox.sandbox import machine
@@ -67,7 +67,7 @@ def kept(name: str | None) -> State:
         name: Its name; None for that of ``up``, or the only one.
 
     Raises:
-        ConfigError: There is none, or several could be meant.
+        ConfigError: No kept cluster was found, or several fit.
         ClusterError: Its sandbox was ended before its time; says why.
     """
     from pytest_k3s_sandbox.daemon import endings, registry

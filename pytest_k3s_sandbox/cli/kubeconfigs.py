@@ -28,7 +28,7 @@ MergeOption = Annotated[
 
 
 def check(copy: Path | None, *, merge: bool) -> None:
-    """Refuse what cannot be written, before a cluster starts for it.
+    """Refuse a file that cannot be written, before a cluster starts.
 
     Args:
         copy: The file of ``--kubeconfig``.
@@ -42,7 +42,7 @@ def check(copy: Path | None, *, merge: bool) -> None:
         cause = (
             "it is a folder"
             if copy.is_dir()
-            else f"{folder} is no folder that can be written"
+            else f"{folder} is not a folder that can be written"
             if not folder.is_dir() or not os.access(folder, os.W_OK)
             else None
         )
@@ -56,7 +56,7 @@ def check(copy: Path | None, *, merge: bool) -> None:
 
 
 def put(state: State, copy: Path | None, *, merge: bool) -> list[str]:
-    """Write what was asked for.
+    """Write the files that the options name.
 
     Args:
         state: The cluster.

@@ -67,7 +67,7 @@ def _root(
 
 @app.command()
 def doctor(json_file: JsonOption = None) -> None:
-    """Say what this machine can do, a line each with its remedy; exit 1 if the main job cannot run."""
+    """Check this machine, a line for each check with its remedy; exit 1 if the main job cannot run."""
     from pytest_k3s_sandbox.cli import doctor as checkup
 
     check_json(json_file)

@@ -1,4 +1,4 @@
-"""What the commands have in common: their options, and checks before anything starts."""
+"""The common part of the commands: their options, and checks before anything starts."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def provisioned(
     for_tests: bool = False,
     unpinned: bool = False,
 ) -> list[Program]:
-    """Put programs in place and return them; shows what takes long.
+    """Put programs in place and return them; shows the progress of long steps.
 
     Args:
         programs: Their names; by default all that the embedded parts need.
         quiet: Whether to show nothing.
         version: The version of Kubernetes; None for the default.
-        for_tests: Whether to get what only the project's own tests need, too.
+        for_tests: Whether to get also the programs that only the project's own tests need.
         unpinned: Whether to take releases whose digest is not pinned.
     """
     from pytest_k3s_sandbox.toolchain import Toolchain

@@ -53,7 +53,7 @@ class Step:
 
 @dataclass
 class Course:
-    """What is known of a run so far.
+    """The known state of a run so far.
 
     Attributes:
         duration: Seconds for which the node is to be held; None if it is not held.
@@ -108,7 +108,7 @@ class Course:
 
 
 class Follower:
-    """Reads what is new in a run's records, which somebody writes meanwhile.
+    """Reads new records of a run while another process writes them.
 
     Args:
         file: The records' file; it may not exist yet.
@@ -133,7 +133,7 @@ class Follower:
 
 
 class Display(Protocol):
-    """Somebody who shows the course of a run."""
+    """Shows the course of a run."""
 
     def line(self, text: str) -> None:
         """Show a line that stays."""
@@ -142,7 +142,7 @@ class Display(Protocol):
         """Show how it goes now; called several times a second."""
 
     def close(self) -> None:
-        """Leave what stays, and show no more."""
+        """Leave the last state on the screen, and show no more."""
 
 
 class PlainDisplay:
@@ -167,7 +167,7 @@ class PlainDisplay:
             print(escaping.visible(text), file=self._stream, flush=True)
 
     def update(self, course: Course) -> None:
-        """Write what is new."""
+        """Write the changes."""
         for key, step in course.steps.items():
             if key not in self._begun:
                 self._begun.add(key)
@@ -264,7 +264,7 @@ def shown(
     """Show the latest of some runs while the enclosed code goes on.
 
     Args:
-        display: Who shows it.
+        display: The display that shows it.
         folders: Called again and again for the runs' folders, the latest last.
         duration: Seconds for which the node is to be held.
     """

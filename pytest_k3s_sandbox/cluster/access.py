@@ -121,7 +121,7 @@ class Access:
 
     @functools.cached_property
     def reader(self) -> ApiReader:
-        """What reads the API, over one connection."""
+        """The reader of the API, over one connection."""
         return self.cluster.reader()
 
     def kubectl(

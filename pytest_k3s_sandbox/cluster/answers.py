@@ -1,4 +1,4 @@
-"""What an API server's answers mean for those that wait: it is away, it is busy, there is no such object."""
+"""The meaning of an API server's answers for a wait: it is away, it is busy, the object does not exist."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def answered(hint: Callable[[], str | None]) -> Callable[[], str | None]:
 
 
 def found(read: Callable[[], Read]) -> Read | None:
-    """Return what a read of the API gives, or None when the object does not exist."""
+    """Return the result of a read of the API; None if the object does not exist."""
     from kubernetes.client import ApiException
 
     try:

@@ -31,7 +31,7 @@ _REFERENCE = re.compile(r"[A-Za-z][A-Za-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9.:_-]*")
 
 @dataclass(frozen=True)
 class Applied:
-    """What was applied.
+    """The result of an apply.
 
     Attributes:
         references: The objects, as ``deployment.apps/greeter``.
@@ -52,7 +52,7 @@ def apply(access: Access, manifest: Manifest, folders: Sequence[Path], deadline:
         deadline: When to give up.
 
     Raises:
-        ConfigError: It is no manifest for this namespace.
+        ConfigError: It is not a manifest for this namespace.
         ClusterError: The API server refused it.
     """
     found = manifests.read(manifest, access.namespace, folders_of(*folders))
@@ -60,7 +60,7 @@ def apply(access: Access, manifest: Manifest, folders: Sequence[Path], deadline:
     done = access.kubectl(
         "apply",
         "--server-side",
-        "--force-conflicts",  # a test says what is to be, whoever had said something else
+        "--force-conflicts",  # the test's manifest wins over other field managers
         "--field-manager=k3s-sandbox",
         "--output=json",
         "--filename=-",
@@ -109,7 +109,7 @@ def delete(
         folders: Where relative paths are looked for, before the working directory.
         deadline: When to give up.
         grace: Seconds that pods have for their end.
-        missing_ok: Whether an object that does not exist is no error.
+        missing_ok: Whether to accept that an object does not exist.
 
     Raises:
         ConfigError: It is neither a reference nor a manifest.
@@ -143,7 +143,7 @@ def leave(access: Access, references: Sequence[str]) -> None:
 
     Args:
         access: The namespace that they were applied from.
-        references: The objects; one that is gone already is no error.
+        references: The objects. Those that are gone already are skipped.
 
     Raises:
         ClusterError: The API server refused it.
@@ -167,7 +167,7 @@ def is_reference(text: str, folders: Sequence[Path]) -> bool:
 
 
 def _said(done: Completed) -> str:
-    """Return kubectl's message, which may quote what the inside has chosen."""
+    """Return kubectl's message, which may quote text from inside the sandbox."""
     lines = done.stderr.strip().splitlines()
     return "\n".join(short(line, 1000) for line in lines[:SAID_LINES]) or f"exit code {done.returncode}"
 

@@ -58,7 +58,7 @@ class Parts(Protocol):
         """Return how often a program was started again after an end of its own."""
 
     def trouble(self) -> str | None:
-        """Return what ended lately and how often it was started again; None if nothing did."""
+        """Return which programs ended lately and how often they were started again; None if none did."""
 
 
 class Distribution(ImageLoader, Protocol):
@@ -78,17 +78,17 @@ class Distribution(ImageLoader, Protocol):
 
     @property
     def processes(self) -> dict[str, Process]:
-        """What it started, by name, in the order in which the parts need each other."""
+        """Its processes, by name, in the order in which the parts need each other."""
 
     attendant: Attendant | None
-    """What starts programs again that end during a start; without one, each end is final."""
+    """Starts programs again that end during a start; without one, each end is final."""
 
     @property
     def traced(self) -> set[str]:
         """The names of those whose process is a layer's, and whose program is that one's child."""
 
     def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
-        """Start what needs no layer, and return at once: it comes up while the layers do.
+        """Start the processes that need no layer, and return at once: they come up while the layers do.
 
         Raises:
             ClusterError: A port that it needs is occupied.
@@ -97,7 +97,7 @@ class Distribution(ImageLoader, Protocol):
     def start_node(
         self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
     ) -> None:
-        """Start the worker node with what the layers do to it.
+        """Start the worker node with the overrides of the layers.
 
         Returns when the API server answers and the kubelet runs. Can be called again after
         :meth:`stop_node`.
@@ -126,8 +126,8 @@ class Distribution(ImageLoader, Protocol):
             settings: The node's name, ports and so on.
             name: The program.
             deadline: When to give up.
-            leave: Do not end what still runs by that name: a tracer that goes on with the descendants of
-                a program that has ended, as containerd's does with the shims of pods.
+            leave: Do not end a process that still runs by that name: a tracer that goes on with the
+                descendants of a program that has ended, as containerd's does with the shims of pods.
             wait: Return only when it does its work, where that can be told.
 
         Raises:
@@ -135,15 +135,15 @@ class Distribution(ImageLoader, Protocol):
         """
 
     def stop(self) -> None:
-        """End what was started; the node's part first."""
+        """End all processes; the node's part first."""
 
 
 class Supervised(Protocol):
-    """What the supervisor uses of a cluster."""
+    """The part of a cluster that the supervisor uses."""
 
     @property
     def distribution(self) -> Distribution:
-        """What runs Kubernetes' parts."""
+        """The distribution that runs Kubernetes' parts."""
 
     @property
     def processes(self) -> Mapping[str, Process]:

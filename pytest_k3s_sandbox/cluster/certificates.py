@@ -75,15 +75,15 @@ class Pki:
     Attributes:
         folder: The folder that holds them all.
         ca: The authority of the cluster; clients and servers trust it.
-        apiserver: What the API server serves with.
-        apiserver_kubelet_client: What the API server shows to kubelets.
+        apiserver: The API server's serving certificate.
+        apiserver_kubelet_client: The API server's certificate for kubelets.
         front_proxy_ca: The certificate of the aggregation layer's own authority.
-        front_proxy_client: What the API server shows to extension API servers.
+        front_proxy_client: The API server's certificate for extension API servers.
         admin: A client that may do everything.
         controller_manager: The controller-manager's client certificate.
         scheduler: The scheduler's client certificate.
-        kubelet_client: What the kubelet shows to the API server.
-        kubelet_serving: What the kubelet serves logs, exec and statistics with.
+        kubelet_client: The kubelet's certificate for the API server.
+        kubelet_serving: The kubelet's serving certificate, for logs, exec and statistics.
         service_account_key: The private key that signs service account tokens.
         service_account_public: The public key that verifies them.
     """

@@ -46,7 +46,7 @@ class Cluster:
         parts: The running programs of Kubernetes.
         sandbox: The sandbox that they run in.
         settings: The node's name, ports and so on.
-        images: Returns what loads images into the node.
+        images: Returns the loader of images into the node.
         kubectl: The kubectl program on the machine.
         records: The run's folder, which gets copies of the logs when a wait fails.
     """
@@ -115,7 +115,7 @@ class Cluster:
         return CoreV1Api(self.client)
 
     def kubectl_command(self, *words: str) -> tuple[list[str], dict[str, str]]:
-        """Return what :meth:`kubectl` runs, for those that have to run it beside other work.
+        """Return the command of :meth:`kubectl`, for callers that run it beside other work.
 
         Args:
             words: kubectl's arguments.
@@ -132,7 +132,7 @@ class Cluster:
     ) -> Completed:
         """Run kubectl on the machine, as the administrator.
 
-        Nothing of the user's changes what it does: neither ``~/.kube`` nor variables that begin with KUBE. It
+        The user's settings do not change it: neither ``~/.kube`` nor variables that begin with KUBE. It
         reaches the API server directly, and other hosts by the proxy that the environment names.
 
         Args:
@@ -313,7 +313,7 @@ class Node:
         """Wait until the node is Ready.
 
         Raises:
-            ClusterError: It is not after ``seconds``, or a process ended; says what is known.
+            ClusterError: It is not after ``seconds``, or a process ended. The message has the known state.
         """
 
         def hint() -> str | None:

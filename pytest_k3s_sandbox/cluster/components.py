@@ -50,7 +50,7 @@ ON_9P = ImageStore("/var/lib/containerd", "native")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the components' configuration depends on.
+    """The values that the components' configuration depends on.
 
     Attributes:
         node: The node's name.
@@ -152,7 +152,7 @@ def kube_controller_manager() -> list[str]:
         f"--service-account-private-key-file={PKI_DIR}/service-account.key",
         "--use-service-account-credentials=true",
         # Its own limit of 20 a second makes its controllers start one after another, for 4 s, and a
-        # namespace go in 9 s; nobody else needs the API server here.
+        # namespace go in 9 s; no other client loads the API server here.
         "--kube-api-qps=1000",
         "--kube-api-burst=1000",
         "--allocate-node-cidrs=true",
@@ -186,7 +186,7 @@ def containerd_config(
 
     Args:
         settings: The images, folders and runtime to use.
-        state: The folder of what ends with containerd.
+        state: The folder of the state that ends with containerd.
         socket: Where it is reached.
     """
     text = json.dumps  # a JSON string is a TOML basic string
@@ -270,7 +270,7 @@ def kubelet_config(settings: Settings) -> dict[str, Any]:
 
 
 def kubelet_tuning(settings: Settings) -> dict[str, Any]:
-    """Return what every kubelet in a sandbox is told, whoever configures the rest of it.
+    """Return the settings of every kubelet in a sandbox, also of one that k3s configures.
 
     It is a whole KubeletConfiguration, as a file beside another one has to be.
     """

@@ -1,4 +1,4 @@
-"""A datastore on which the control plane has been started once: what every first start writes.
+"""A datastore on which the control plane has been started once: the objects that every first start writes.
 
 An API server writes some 300 objects into an empty datastore (roles, priority classes, flow
 schemas, namespaces), and the controller manager one service account for each of its controllers.
@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.errors import ClusterError
 
 FILE = "state.db"
 FORMAT = 1
-"""Counts changes to what :func:`clean` leaves, so that older seeds are not used."""
+"""Counts changes of the result of :func:`clean`, so that older seeds are not used."""
 
 OF_ONE_RUN = (
     "/registry/masterleases/%",  # which API servers live, by address
@@ -29,7 +29,7 @@ OF_ONE_RUN = (
     "/registry/configmaps/%/kube-root-ca.crt",  # likewise
     "/registry/events/%",
 )
-"""Keys, as SQL patterns, of what belongs to the run that wrote it; each is written anew at a start."""
+"""Keys, as SQL patterns, that belong to the run that wrote them; each is written anew at a start."""
 
 
 def identity(programs: Iterable[Path]) -> str:
@@ -48,7 +48,7 @@ def identity(programs: Iterable[Path]) -> str:
 
 
 def clean(database: Path) -> int:
-    """Take out of a stopped datastore what belongs to the run that wrote it, into one file.
+    """Remove the keys of its own run from a stopped datastore, and leave one file.
 
     Args:
         database: kine's SQLite file; its write-ahead log is merged into it.

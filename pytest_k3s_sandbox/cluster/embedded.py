@@ -30,7 +30,7 @@ grep -q " $0 " /proc/self/mountinfo ||
 """
 """Makes a folder a shared mount, unless it is a mount: for the kubelet's.
 
-A kubelet does so itself where nobody has (DoMakeRShared in k8s.io/mount-utils), while it already renames a
+Otherwise a kubelet does so itself (DoMakeRShared in k8s.io/mount-utils), while it already renames a
 socket in there, and ends if the mount comes in between (``invalid cross-device link``).
 """
 LISTENERS = "cd /proc/net; cat tcp; test ! -e tcp6 || cat tcp6"
@@ -38,7 +38,7 @@ LISTENERS = "cd /proc/net; cat tcp; test ! -e tcp6 || cat tcp6"
 POLL_SECONDS = 0.03
 """Between two questions while the control plane starts: they go over one connection and cost little."""
 CONTAINERD_SERVES = b"containerd successfully booted"
-"""What containerd logs when its socket serves; its log can be read without starting a program inside."""
+"""containerd's log line when its socket serves. Its log can be read without starting a program inside."""
 
 
 class Embedded(Programs):
@@ -98,7 +98,7 @@ class Embedded(Programs):
             self._spawn(sandbox, "containerd", argv, overrides)
             share_kubelet_root(sandbox)
             if not self._images_loaded:
-                # In one archive: in gVisor the program that imports it costs more than what it imports.
+                # In one archive: in gVisor the program that imports it costs more than the import.
                 with staged(files, STATE_DIR) as folder:
                     each = [images.pause(settings.pause_image), images.busybox()]
                     images.write_images(folder / IMAGES, each)
@@ -131,7 +131,7 @@ class Embedded(Programs):
         self._stop(NODE)
 
     def stop(self) -> None:
-        """End what was started: the node's part, then the control plane, each part at once."""
+        """End the processes: the node's part, then the control plane, each part at once."""
         self.stop_node()
         self._stop(CONTROL_PLANE)
         self._starting.close()
@@ -194,7 +194,7 @@ def after_socket(socket: str, argv: Sequence[str]) -> list[str]:
 
 
 def with_overrides(settings: Settings, overrides: NodeOverrides) -> Settings:
-    """Return the settings with what the layers put into them."""
+    """Return the settings with the layers' overrides."""
     return replace(
         settings,
         cni_bin_dir=overrides.cni_bin_dir or settings.cni_bin_dir,
@@ -218,7 +218,7 @@ def load_image(
         sandbox: Where containerd runs.
         tar: A docker-archive or OCI layout, a path inside.
         deadline: When to give up.
-        snapshotter: What unpacks it, the one that containerd is configured with.
+        snapshotter: The snapshotter that containerd is configured with.
         ctr: containerd's command-line client, a path inside.
         socket: containerd's socket.
 
@@ -252,7 +252,7 @@ def image_names(
 
 
 def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:
-    """Make sure that nobody listens where the control plane and the kubelet will.
+    """Make sure that the ports of the control plane and the kubelet are free.
 
     Raises:
         ClusterError: A port is taken; the message names it.

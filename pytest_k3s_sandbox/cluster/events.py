@@ -1,4 +1,4 @@
-"""What a cluster says has happened to its objects."""
+"""The events of a cluster's objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Event:
         type: ``Normal`` or ``Warning``.
         reason: One word for it, as ``FailedMount``.
         about: The object, as ``pod/greeter``.
-        message: What happened, for people.
+        message: The event in words.
         count: How often.
         namespace: The namespace of the object.
     """

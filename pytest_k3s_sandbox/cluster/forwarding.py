@@ -64,7 +64,7 @@ def check_port(port: int | str) -> str:
         port: A number, or the name of a port.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is not a port.
     """
     number = int(port) if isinstance(port, str) and port.isascii() and port.isdigit() else port
     if isinstance(number, int) and not isinstance(number, bool) and number in PORTS:
@@ -86,13 +86,13 @@ def forward(
 
     Args:
         access: The namespace.
-        reference: A pod, or what has pods.
+        reference: A pod, or an object that has pods.
         port: The port, as the pod or the service has it.
         deadline: When to give up waiting for a pod that runs.
-        scheme: What the URL begins with.
+        scheme: The URL's scheme.
 
     Raises:
-        ConfigError: It is no port.
+        ConfigError: It is not a port.
         ClusterError: There is no such pod, or kubectl cannot forward to it; in its own words.
     """
     owner = forks.Owner()
@@ -115,7 +115,7 @@ class _Forward:
 
     Args:
         access: The namespace.
-        reference: What it forwards to.
+        reference: The target.
         port: The port there.
     """
 
@@ -154,7 +154,7 @@ class _Forward:
         self._said.close()
 
     def trouble(self) -> str | None:
-        """Return what kubectl has said of connections that came to nothing; None if it has not."""
+        """Return kubectl's message about connections that failed; None if there is no message."""
         size = os.fstat(self._said.fileno()).st_size
         text = self._text(max(0, size - SAID_BYTES)).decode(errors="replace")
         lines = [line for line in text.splitlines() if "rror" in line or "lost connection" in line]
@@ -181,7 +181,7 @@ class _Forward:
                 self._over.wait(AGAIN_SECONDS)
 
     def _text(self, offset: int = 0) -> bytes:
-        """Return what kubectl has written, without moving where it writes: both share one offset."""
+        """Return kubectl's output without moving the file offset, which kubectl shares."""
         return os.pread(self._said.fileno(), SAID_BYTES, offset)
 
     def _failed(self, *, ended: bool) -> ClusterError:

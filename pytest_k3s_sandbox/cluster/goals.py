@@ -1,4 +1,4 @@
-"""What an object is waited to become, and when it cannot become that any more; all of it pure.
+"""The conditions that a wait for an object can have: when one is met, and when it cannot be met any more.
 
 Goals are written as for ``kubectl wait``: a condition (``Available``, ``Ready=False``), a phase
 (``Running``), ``jsonpath={.status.readyReplicas}=3``, ``created`` and ``deleted``. Kinds that report no
@@ -36,11 +36,11 @@ STATUSES = ("True", "False", "Unknown")
 
 
 class Goal(Protocol):
-    """What is waited for."""
+    """A condition that a wait has."""
 
     @property
     def text(self) -> str:
-        """What it is in words, behind the object's name, as ``to be Ready``."""
+        """The condition in words, behind the object's name, as ``to be Ready``."""
 
     def met(self, item: Item | None) -> bool:
         """Tell whether an object is so; None if it does not exist."""
@@ -120,7 +120,7 @@ class Met:
         return f"to be {self.type}" if self.status == "True" else f"to have {self.type}={self.status}"
 
     def met(self, item: Item | None) -> bool:
-        """Tell whether it is so, and by what the object is now: not by what it was before a change."""
+        """Tell whether the current object has it; a status from before a change does not count."""
         if item is None or not _observed(item):
             return False
         rolled_out = ROLLED_OUT.get(self.kind)
@@ -177,20 +177,20 @@ class Value:
         )
 
     def hopeless(self, item: Item | None) -> str | None:
-        """Return nothing: what is at a path may come late."""
+        """Return None: the value at a path may come late."""
         del item
         return None
 
 
 def parse(text: str, kind: str) -> Goal:
-    """Return what a user waits for.
+    """Return the condition that a text names.
 
     Args:
         text: Like ``Available``, ``Ready=False``, ``Running``, ``deleted``, ``jsonpath={.data.x}=1``.
         kind: The object's kind, which tells phases from conditions.
 
     Raises:
-        ConfigError: It is nothing that can be waited for.
+        ConfigError: It is not a condition.
     """
     words = text.strip().removeprefix("condition=")
     if words.startswith("jsonpath="):
@@ -202,7 +202,7 @@ def parse(text: str, kind: str) -> Goal:
     if not name.strip() or any(character.isspace() for character in words):
         raise ConfigError(
             f"the condition {text!r}",
-            cause="it is none",
+            cause="it is not a condition",
             remedy="write 'Available', 'Ready=False', a phase like 'Running', 'created', 'deleted', or "
             "'jsonpath={.status.readyReplicas}=3'",
         )
@@ -249,7 +249,7 @@ def _told(found: Mapping[str, Any] | None) -> str:
 
 
 def _observed(item: Item) -> bool:
-    """Tell whether an object's status is about what the object is now; those without a mark are."""
+    """Tell whether an object's status describes its current generation. Without a generation it does."""
     generation = (item.get("metadata") or {}).get("generation", 0)
     seen = (item.get("status") or {}).get("observedGeneration", generation)
     return bool(seen >= generation)
@@ -277,7 +277,7 @@ ROLLED_OUT: dict[str, Callable[[Item], bool]] = {
     "ReplicationController": _replicas,
     "StatefulSet": _replicas,
 }
-"""What ``Ready`` and ``Available`` mean for those that report no such condition."""
+"""The meaning of ``Ready`` and ``Available`` for kinds without such conditions."""
 
 
 def pod_trouble(item: Item | None) -> str | None:

@@ -33,7 +33,7 @@ BUSYBOX = Path("/bin/busybox")
 
 # Two processes, for ash cannot sleep by itself; and the sleep by its full name, for the image has no links.
 PAUSE_SCRIPT = "trap 'exit 0' TERM INT; while :; do /bin/busybox sleep 2147483647 & wait \"$!\"; done"
-"""What the pause container runs: it sleeps until SIGTERM or SIGINT, then exits with 0."""
+"""The pause container's program: it sleeps until SIGTERM or SIGINT, then exits with 0."""
 
 _ELF32_HEADER = 52
 _ELFCLASS64 = 2
@@ -61,7 +61,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """What a container of an image runs, and on what.
+    """The program that a container of an image runs, its environment and its machine.
 
     Attributes:
         entrypoint: The words that a pod's ``command`` replaces.
@@ -85,7 +85,7 @@ def elf_architecture(image: bytes) -> str | None:
         image: The program's bytes.
 
     Returns:
-        The architecture in Go's words (``amd64``), or None when it is no ELF program, asks for an
+        The architecture in Go's words (``amd64``), or None if it is not an ELF program, asks for an
         interpreter (and so for shared libraries), or is for a machine that is not known here.
     """
     if len(image) < _ELF32_HEADER or image[:4] != b"\x7fELF":
@@ -112,7 +112,7 @@ def find_busybox(path: Path | None = None) -> Path:
         The program.
 
     Raises:
-        MissingCapability: There is none, or it needs shared libraries that an image does not have.
+        MissingCapability: No busybox was found, or it needs shared libraries that an image does not have.
     """
     found = shutil.which("busybox")
     candidates = [path] if path is not None else [BUSYBOX, *([Path(found)] if found else [])]
@@ -134,7 +134,7 @@ class Image:
     Attributes:
         reference: Its full name, e.g. ``docker.io/library/busybox:1.36``.
         root: The root's content; the order does not matter.
-        program: What a container of it runs.
+        program: The program that a container of it runs.
     """
 
     reference: str
@@ -248,7 +248,7 @@ def archive(images: Sequence[Image]) -> bytes:
 
 
 def _described(image: Image, blobs: dict[str, bytes]) -> dict[str, Any]:
-    """Return an image's entry in the index; what it consists of is put into ``blobs``."""
+    """Return an image's entry in the index; its parts are put into ``blobs``."""
     program = image.program
     layer = _tar(image.root)
     config = _json(

@@ -67,7 +67,7 @@ def _below(value: object, step: str | int | tuple[str, str] | None) -> Iterable[
 
 
 def text_of(value: object) -> str:
-    """Return a value as kubectl compares and prints it: ``true`` for a boolean, JSON for what has parts.
+    """Return a value as kubectl compares and prints it: ``true`` for a boolean, JSON for lists and objects.
 
     Args:
         value: Parsed JSON.
@@ -84,7 +84,7 @@ def parse(text: str) -> Path:
         text: Like ``{.status.phase}``.
 
     Raises:
-        ConfigError: It is none, or has something that only kubectl knows.
+        ConfigError: It is not a path, or uses syntax that only kubectl knows.
     """
     inner = text.strip()
     if inner.startswith("{") and inner.endswith("}"):

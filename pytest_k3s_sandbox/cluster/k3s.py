@@ -1,6 +1,6 @@
 """k3s itself: the official binary, server and node in one process, or a server and an agent.
 
-Flags: the reference pages of ``k3s server`` and ``k3s agent``, and k3s' source for what these leave open:
+Flags: the reference pages of ``k3s server`` and ``k3s agent``, and k3s' source for the rest:
 ``--kubelet-arg=config=FILE`` is merged over k3s' own KubeletConfiguration (since v1.32, k3s issue 2116);
 a ``config-v3.toml.tmpl`` replaces containerd's configuration (pkg/agent/containerd/config.go); tar files
 in ``agent/images`` are imported before the node starts ("Air-Gap Install").
@@ -152,7 +152,7 @@ class K3s(Programs):
         self._data = AGENT_DATA if apart else DATA
 
     def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
-        """Write what k3s reads; start the server if it is one of its own."""
+        """Write the files that k3s reads; start the server if it is one of its own."""
         with phase("configuration"):
             assert_ports_free(sandbox, settings)
             self._configure(sandbox, settings)
@@ -162,7 +162,7 @@ class K3s(Programs):
     def start_node(
         self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
     ) -> None:
-        """Start k3s, or the agent, under what wraps the kubelet: the node is in that process."""
+        """Start k3s or the agent, which is the node, under the layer that wraps the kubelet."""
         settings = with_overrides(settings, overrides)
         self._write_node_files(sandbox, settings)
         share_kubelet_root(sandbox)
@@ -294,11 +294,11 @@ def adopt(written: bytes, pki: Path, settings: Settings) -> bool:
 
 
 def _certificate(text: str) -> bytes:
-    """Return a certificate, written anew; raises ValueError if the Base64 text is none."""
+    """Return a certificate, written anew; raises ValueError if the Base64 text has no such content."""
     return load_pem_x509_certificate(base64.b64decode(text, validate=True)).public_bytes(Encoding.PEM)
 
 
 def _key(text: str) -> bytes:
-    """Return a private key, written anew; raises ValueError if the Base64 text is none."""
+    """Return a private key, written anew; raises ValueError if the Base64 text has no such content."""
     key = load_pem_private_key(base64.b64decode(text, validate=True), password=None)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -44,7 +44,7 @@ class Merged:
 
 
 def check(text: str, where: str) -> None:
-    """Refuse what is no kubeconfig.
+    """Refuse a text that is not a kubeconfig.
 
     Args:
         text: The content of a file.
@@ -69,7 +69,7 @@ def merge(text: str, config: Mapping[str, Any], name: str, where: str) -> Merged
         where: The user's file, for messages.
 
     Raises:
-        ConfigError: The user's file is no kubeconfig.
+        ConfigError: The user's file is not a kubeconfig.
     """
     root = _root(text, where)
     entries = {
@@ -100,7 +100,7 @@ def remove(text: str, name: str, where: str) -> str:
         where: The user's file, for messages.
 
     Raises:
-        ConfigError: The user's file is no kubeconfig.
+        ConfigError: The user's file is not a kubeconfig.
     """
     root = _root(text, where)
     for section in SECTIONS:
@@ -166,7 +166,7 @@ def _check(node: yaml.Node | None, section: str, where: str) -> None:
     if entries is None or not all(
         isinstance(each, yaml.MappingNode) and _scalar(_get(each, "name")) is not None for each in entries
     ):
-        raise _broken(where, f"its {section} are no list of entries with names")
+        raise _broken(where, f"its {section} are not a list of entries with names")
 
 
 def _broken(where: str, cause: str) -> ConfigError:

@@ -26,16 +26,16 @@ def load_archive(images: ImageLoader, sandbox: Reachable, tar: Path, deadline: D
         deadline: When to give up.
 
     Returns:
-        The names by which a pod can use what was loaded.
+        The names by which a pod can use the loaded image.
 
     Raises:
-        ConfigError: It is no tar archive, or names no image.
+        ConfigError: It is not a tar archive, or it names no image.
         ClusterError: containerd refused it, in its own words; nothing of it is left.
     """
     if not (tar.is_file() and tarfile.is_tarfile(tar)):
         raise ConfigError(
             f"image {tar}",
-            cause="it is no tar archive" if tar.is_file() else "there is no such file",
+            cause="it is not a tar archive" if tar.is_file() else "there is no such file",
             remedy="make one, for example with `docker save IMAGE --output FILE`",
         )
     named = names_in(tar)

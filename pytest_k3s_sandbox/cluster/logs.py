@@ -47,7 +47,7 @@ def log_of(sandbox: Reachable, component: str) -> InsidePath:
 
 
 def written_since(log: InsidePath, seen: int) -> bytes:
-    """Return what a log got after its first ``seen`` bytes; nothing while there is none."""
+    """Return the bytes of a log after the first ``seen`` ones; empty while there are no more."""
     try:
         with log.open("rb") as file:
             # One that has become shorter was rotated.
@@ -60,7 +60,7 @@ def written_since(log: InsidePath, seen: int) -> bytes:
 def copy_logs(sandbox: Reachable, folder: Path) -> None:
     """Copy every process' log to the ``logs`` of a run's folder.
 
-    Of a log that is no regular file the copy says so; of a long one it has the end.
+    If a log is not a regular file, the copy says so. Of a long log the copy has the end.
 
     Args:
         sandbox: Whose logs.

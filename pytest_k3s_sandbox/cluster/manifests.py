@@ -1,4 +1,4 @@
-"""What a user gives to be applied or deleted: files, texts and objects, checked before kubectl gets them.
+"""Manifests that a user gives: files, texts and objects, checked before kubectl gets them.
 
 kubectl gets texts and files as they were written. They are parsed here for the checks only, because PyYAML
 reads some values in another way than Go does (times, ``12:30``).
@@ -27,7 +27,7 @@ SEPARATOR = "---\n"
 
 @dataclass(frozen=True)
 class Document:
-    """An object that was found in what the user gave.
+    """An object of the user's manifest.
 
     Attributes:
         where: Where it stands, for messages, as ``greeter.yaml, document 2``.
@@ -40,7 +40,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Manifests:
-    """What the user gave, checked.
+    """The user's manifest, checked.
 
     Attributes:
         text: All of it as a stream of YAML for ``kubectl -f -``.
@@ -57,13 +57,13 @@ def is_path(text: str) -> bool:
     A manifest has several lines, a colon with a space behind it, or begins with a brace.
 
     Args:
-        text: What the user gave.
+        text: The user's text.
     """
     return bool(text.strip()) and not ("\n" in text or ": " in text or text.lstrip().startswith("{"))
 
 
 def read(given: Manifest, namespace: str, folders: Sequence[Path]) -> Manifests:
-    """Read and check what a user gave.
+    """Read and check a user's manifest.
 
     Args:
         given: The manifests.
@@ -74,7 +74,7 @@ def read(given: Manifest, namespace: str, folders: Sequence[Path]) -> Manifests:
         The stream for kubectl, and the objects in it.
 
     Raises:
-        ConfigError: A file does not exist, a text does not parse, or a document is no object of
+        ConfigError: A file does not exist, a text does not parse, or a document is not an object of
             that namespace.
     """
     texts: list[str] = []
@@ -187,7 +187,7 @@ def _documents(where: str, text: str) -> Iterator[Document]:
         if not isinstance(content, Mapping):
             raise ConfigError(
                 place,
-                cause=f"it is no object but {_kind_of(content)}: {str(content)[:60]!r}",
+                cause=f"it is not an object but {_kind_of(content)}: {str(content)[:60]!r}",
                 remedy="an object has apiVersion, kind and metadata; `---` alone on a line is between two",
             )
         yield from _unpacked(place, content)
@@ -237,7 +237,7 @@ def _quoted(text: str, line: int | None) -> str:
 
 
 def _check(document: Document, namespace: str) -> None:
-    """Refuse what kubectl would refuse without the place, or what belongs elsewhere."""
+    """Refuse an object that kubectl would refuse without naming the place, and one of another namespace."""
     content, where = document.content, document.where
     for field in ("apiVersion", "kind"):
         if not isinstance(content.get(field), str):
@@ -265,7 +265,7 @@ def _check(document: Document, namespace: str) -> None:
         raise ConfigError(
             what,
             cause=f"it names the namespace {named!r}, and this is {str(namespace)!r}",
-            remedy="leave metadata.namespace out; what belongs elsewhere is applied by `k3s.kubectl`",
+            remedy="leave metadata.namespace out; apply objects of other namespaces by `k3s.kubectl`",
         )
 
 

@@ -40,7 +40,7 @@ def full(name: str) -> str:
 
 
 def names_in(tar: Path) -> tuple[str, ...] | None:
-    """Return the names in an archive that a pod can use; None when it is no image archive.
+    """Return the names in an archive that a pod can use; None if it is not an image archive.
 
     Args:
         tar: The archive, which may be compressed.
@@ -60,7 +60,7 @@ def names_in(tar: Path) -> tuple[str, ...] | None:
             return _of_layout(found.get("index.json", {}))
         return None if "manifest.json" not in found else _of_docker(found["manifest.json"])
     except (AttributeError, TypeError):
-        return None  # containerd says what is wrong with it
+        return None  # containerd's own message names the fault
 
 
 def _of_docker(manifests: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

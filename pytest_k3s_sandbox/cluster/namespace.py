@@ -79,7 +79,7 @@ class Namespace(str):
             The objects, as the other methods take them.
 
         Raises:
-            ConfigError: It is no manifest for this namespace; the message names the file, document and line.
+            ConfigError: It is not a manifest for this namespace. The message has file, document and line.
             ClusterError: The API server refused it, in its own words.
         """
         done = applying.apply(self._access, manifest, self._folders, deadline_of(timeout))
@@ -94,13 +94,13 @@ class Namespace(str):
         grace: float | None = None,
         missing_ok: bool = False,
     ) -> None:
-        """Delete objects, and wait until they are gone with what they own, as the pods of a deployment.
+        """Delete objects, and wait until they and the objects that they own are gone, as a deployment's pods.
 
         Args:
             what: ``KIND/NAME``, or what :meth:`apply` takes.
             timeout: How long it may take.
             grace: Seconds that pods have for their end; their own ``terminationGracePeriodSeconds`` if None.
-            missing_ok: Whether an object that does not exist is no error.
+            missing_ok: Whether to accept that an object does not exist.
 
         Raises:
             ConfigError: It is neither a reference nor a manifest.
@@ -112,7 +112,7 @@ class Namespace(str):
     def wait(
         self, what: str, condition: str, *, timeout: Timeout = SECONDS, selector: str | None = None
     ) -> None:
-        """Wait until an object is what it should be.
+        """Wait until an object meets a condition.
 
         It ends early, with the reason, when that cannot come any more: a pod has ended, a job has failed, an
         image is missing, a rollout has given up, or a program of the cluster has ended for good. In users'
@@ -128,7 +128,7 @@ class Namespace(str):
                 which there has to be one.
 
         Raises:
-            ConfigError: There is no such kind, or it is no condition.
+            ConfigError: There is no such kind, or no such condition.
             WaitError: It did not come. The message has the object's conditions, its pods, events, and the
                 last lines of their logs.
         """
@@ -172,9 +172,9 @@ class Namespace(str):
         follow: bool = False,
         timeout: Timeout = SECONDS,
     ) -> str | Iterator[str]:
-        """Return what all containers of all pods have written; what has not started has written nothing.
+        """Return the output of all containers of all pods; a container that has not started has none.
 
-        The text is as it was written: a test that prints it prints what a container has chosen.
+        The text is not escaped: a test that prints it prints the container's own bytes.
 
         Args:
             what: A pod, or what has pods: ``deployment/greeter``, ``job/once``, ``service/greeter``.
@@ -197,7 +197,7 @@ class Namespace(str):
         reference = self._access.resources.find(what)
         if tail is not None and (isinstance(tail, bool) or tail < 0):
             raise ConfigError(
-                f"tail={tail!r}", cause="it is no number of lines", remedy="write it like tail=10"
+                f"tail={tail!r}", cause="it is not a number of lines", remedy="write it like tail=10"
             )
         if not follow:
             return podlogs.read(
@@ -206,7 +206,7 @@ class Namespace(str):
         if previous:
             raise ConfigError(
                 "follow=True with previous=True",
-                cause="what has ended writes nothing more",
+                cause="a container that has ended writes nothing more",
                 remedy="drop one",
             )
         deadline = deadline_of(timeout)
@@ -234,7 +234,7 @@ class Namespace(str):
             timeout: How long it may take.
 
         Returns:
-            What it wrote, and its exit code.
+            Its output and its exit code.
 
         Raises:
             ConfigError: There is no such kind, or no command.
@@ -275,7 +275,7 @@ class Namespace(str):
         Args:
             what: A pod, or what has pods.
             port: The pod's port, or that of the service; a number or a name.
-            scheme: What the URL begins with.
+            scheme: The URL's scheme.
             timeout: How long to wait until a pod runs.
 
         Returns:
@@ -283,7 +283,7 @@ class Namespace(str):
             ``port`` as attributes.
 
         Raises:
-            ConfigError: There is no such kind, or it is no port.
+            ConfigError: There is no such kind, or the port is not valid.
             ClusterError: The object does not exist, has no such port, or none of its pods runs.
         """
         forwarding.check_port(port)
@@ -291,7 +291,7 @@ class Namespace(str):
         return forwarding.forward(self._access, reference, port, deadline_of(timeout), scheme)
 
     def events(self, what: str | None = None) -> list[Event]:
-        """Return what has happened in the namespace, the last event last.
+        """Return the events of the namespace, the latest one last.
 
         Args:
             what: Only events about this object.
@@ -319,7 +319,7 @@ class Namespace(str):
             The names by which a pod can use it.
 
         Raises:
-            ConfigError: It is no archive of an image.
+            ConfigError: It is not an archive of an image.
             ClusterError: containerd refused it.
         """
         tried = [folder / tar for folder in folders_of(*self._folders)]
@@ -327,7 +327,9 @@ class Namespace(str):
         return self.cluster.load_image(file, deadline_of(timeout).remaining())
 
     def leave(self) -> None:
-        """Delete what was applied from here and is in no namespace; what deletes the namespace calls it.
+        """Delete the objects outside of namespaces that were applied from here.
+
+        :meth:`.Cluster.namespace` calls it before it deletes the namespace.
 
         Raises:
             ClusterError: The API server refused it.

@@ -1,4 +1,4 @@
-"""What the containers of pods have written: read to its present end, or followed."""
+"""The output of pods' containers: read to its present end, or followed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def read(
     previous: bool = False,
     prefix: bool | None = None,
 ) -> str:
-    """Return what has been written so far; see :meth:`.Namespace.logs`."""
+    """Return the output so far; see :meth:`.Namespace.logs`."""
     pods = access.pods(access.there(reference))
     pairs = chosen(pods, reference.shown, container)
     by_name = {pod["metadata"]["name"]: pod for pod in pods}
@@ -117,7 +117,7 @@ def read(
 def of_container(
     access: Access, pod: str, container: str, *, tail: int | None = None, previous: bool = False
 ) -> str:
-    """Return what one container has written.
+    """Return the output of one container.
 
     Args:
         access: The namespace.
@@ -146,7 +146,7 @@ def of_container(
 
 
 def tails(access: Access, pods: Sequence[Item], lines: int, most: int) -> list[str]:
-    """Return the last lines of pods' containers, each in one harmless line; what cannot be read is left out.
+    """Return the last lines of pods' containers, each escaped. Logs that cannot be read are left out.
 
     Args:
         access: The namespace.
@@ -179,7 +179,7 @@ def follow(
     tail: int | None = None,
     prefix: bool | None = None,
 ) -> Iterator[str]:
-    """Return what is written, line by line, while it is; see :meth:`.Namespace.logs`."""
+    """Yield the output line by line while it is written; see :meth:`.Namespace.logs`."""
     pods: list[dict[str, Any]] = []
 
     def can_be_read() -> bool:

@@ -36,16 +36,16 @@ class ClusterProcess:
 
     Attributes:
         sandbox: The sandbox that the programs run in.
-        distribution: What starts and ends them.
+        distribution: Starts and ends them.
         settings: The node's name, ports and so on; a change counts at the next start.
         layers: The layers around the node, in the order of the stack.
-        supervisor: Starts again what has ended; None for a cluster without supervision.
+        supervisor: Starts programs again that have ended; None for a cluster without supervision.
         changing: Held while programs are started and ended, on purpose or by the supervisor.
         cluster: The cluster, as its users see it.
 
     Args:
         sandbox: The sandbox.
-        distribution: What brings Kubernetes up.
+        distribution: Brings Kubernetes up.
         settings: The node's name, ports and so on.
         kubectl: The kubectl program on the machine.
         phase: Called for every step of the bring-up.
@@ -144,5 +144,5 @@ class ClusterProcess:
         return 0 if self.supervisor is None else self.supervisor.restarts(name)
 
     def trouble(self) -> str | None:
-        """Return what ended lately and how often it was started again; None if nothing did."""
+        """Return which programs ended lately and how often they were started again; None if none did."""
         return None if self.supervisor is None else self.supervisor.trouble()

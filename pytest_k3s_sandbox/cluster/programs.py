@@ -18,16 +18,16 @@ STOP_SECONDS = 2.0
 AGAIN_SECONDS = 0.25
 """After which SIGTERM is sent once more, to whatever is left. The API server and kine wait for their clients
 at the first one, and end at the second; so does a tracer whose program has ended, instead of staying with
-the shims of pods. Nothing needs longer for an orderly end: SQLite keeps what was acknowledged in any case."""
+the shims of pods. Nothing needs longer for an orderly end: SQLite keeps acknowledged writes in any case."""
 
 
 class Programs:
     """Starts programs by name, ends them, and starts one again as it was started before.
 
     Attributes:
-        processes: What runs or should run, by name, in the order of the first starts.
+        processes: The processes that run or should run, by name, in the order of the first starts.
         traced: The names of those that were started as descendants of a layer's process.
-        attendant: What starts programs again during a start; without one, each end is final.
+        attendant: Starts programs again during a start; without one, each end is final.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Programs:
         try:
             self._serves(sandbox, settings, name, seen, deadline)
         except BaseException:
-            self.processes[name].stop(grace=0.0)  # so that who supervises sees that it does not run
+            self.processes[name].stop(grace=0.0)  # so that a supervisor sees that it does not run
             raise
 
     def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
@@ -82,7 +82,7 @@ class Programs:
     def _spawn(
         self, sandbox: Sandbox, name: str, argv: list[str], overrides: NodeOverrides | None = None
     ) -> None:
-        """Start a program; overrides are given for those of the node, whose ``argv`` has what wraps them."""
+        """Start a program. The node's programs have overrides; their ``argv`` begins with the wrapper."""
         environment = dict(overrides.environment) if overrides is not None else {}
         self.traced.discard(name)
         if overrides is not None and any(overrides.wrap.values()):

@@ -1,8 +1,8 @@
-"""Reads of the API as plain JSON, for what is asked while a node starts.
+"""Reads of the API as plain JSON, for questions while a node starts.
 
-Importing the ``kubernetes`` package's models takes 0.4 s of processor time, which a node that starts
-beside it on two cores has to wait for (docs/findings.md). So who watches a start asks with the standard
-library, and the package is imported by those who work with objects.
+Importing the ``kubernetes`` package's models takes 0.4 s of processor time. On two cores a node that starts
+beside it has to wait for that (docs/findings.md). So the code that watches a start uses the standard library,
+and only code that works with objects imports the package.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ApiUnavailable(ClusterError):
     """
 
     def __init__(self, url: str, cause: str, status: int | None = None) -> None:
-        """Say what was asked, and what came instead of an answer."""
+        """Keep the URL and the cause."""
         super().__init__(f"reading {url}", cause=cause)
         self.status = status
 
@@ -47,7 +47,7 @@ class Condition:
     """A condition of an object (``metav1.Condition`` and its like).
 
     Attributes:
-        type: What it is about, as ``Ready``.
+        type: Its name, as ``Ready``.
         status: ``True``, ``False`` or ``Unknown``.
         reason: One word for why.
         message: Why, for people.
@@ -110,12 +110,12 @@ class ApiReader:
         forks.watch(self)
 
     def forked(self) -> None:
-        """Leave the connection to the parent: what a forked process sends would break it for both."""
+        """Leave the connection to the parent: a request of a forked process would break it for both."""
         self._lock = threading.RLock()
         self._drop()
 
     def read(self, path: str) -> dict[str, Any] | None:
-        """Return what is at a path, as parsed JSON, or None if nothing is.
+        """Return the parsed JSON at a path; None if the server answers 404.
 
         Raises:
             ApiUnavailable: The API server did not give an answer.
@@ -125,7 +125,7 @@ class ApiReader:
         return found
 
     def text(self, path: str) -> str | None:
-        """Return what is at a path as text, as the log of a container is, or None if nothing is.
+        """Return the text at a path, as of a container's log; None if the server answers 404.
 
         Raises:
             ApiUnavailable: The API server did not give an answer.
@@ -181,7 +181,7 @@ class ApiReader:
             self._connection = HTTPSConnection(
                 self._settings.address, self._settings.api_port, timeout=self._seconds, context=context
             )
-            # Also when nobody calls close().
+            # It is closed with this object, also without a call of close().
             self._closing = weakref.finalize(self, self._connection.close)
         self._connection.request("GET", path, headers={"Accept": "application/json"})
         answer = self._connection.getresponse()

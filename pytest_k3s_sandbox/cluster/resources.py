@@ -1,4 +1,4 @@
-"""Which resources an API server has, and what ``deployment/greeter`` means there.
+"""The resources that an API server has, and the meaning of ``deployment/greeter`` there.
 
 A word is looked up as kubectl does: plural, singular, short name or kind, with the group behind a dot if
 need be. The core group comes first, then the groups in the API server's own order.
@@ -24,7 +24,7 @@ class Reader(Protocol):
     """Reads the API as parsed JSON; see :class:`~.reading.ApiReader`."""
 
     def read(self, path: str) -> dict[str, Any] | None:
-        """Return what is at a path; None if nothing is."""
+        """Return the parsed JSON at a path; None if the server answers 404."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Resource:
         kind: The kind, as in manifests.
         base: Where its group is, as ``/apis/apps/v1``.
         namespaced: Whether its objects are in a namespace.
-        words: What it may be called, in small letters.
+        words: Its names, in small letters.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Reference:
     """An object as a user names it, found out.
 
     Attributes:
-        resource: What it is.
+        resource: Its kind.
         name: Its name.
     """
 
@@ -92,7 +92,7 @@ def split(text: str) -> tuple[str, str]:
         text: Like ``deployment/greeter``.
 
     Raises:
-        ConfigError: It is no reference.
+        ConfigError: It is not a reference.
     """
     found = _REFERENCE.fullmatch(text)
     if found is not None:
@@ -120,13 +120,13 @@ class Resources:
         self._sources: Iterator[list[Resource]] | None = None
 
     def find(self, text: str) -> Reference:
-        """Return what a reference means.
+        """Return the object that a text refers to.
 
         Args:
             text: Like ``deployment/greeter``.
 
         Raises:
-            ConfigError: It is no reference, or the API server has no such kind.
+            ConfigError: It is not a reference, or the API server has no such kind.
             ApiUnavailable: The API server does not answer.
         """
         word, name = split(text)
@@ -162,7 +162,7 @@ class Resources:
         )
 
     def _all(self) -> Iterator[Resource]:
-        """Yield what is known, then what is still to be read."""
+        """Yield the known resources, then read the others."""
         yield from list(self._known)
         if self._sources is None:
             self._sources = self._read()
@@ -183,7 +183,7 @@ class Resources:
                 except ApiUnavailable as error:
                     if error.status is None:
                         raise
-                    # Its own server is away; what other groups have can be found all the same.
+                    # The server of this group is away. The other groups can still be found.
 
 
 def _resources(base: str, listed: Mapping[str, Any] | None) -> list[Resource]:

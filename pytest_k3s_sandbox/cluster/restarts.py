@@ -1,4 +1,4 @@
-"""When what has ended is started again, and when no more: a pure policy."""
+"""The policy of restarts: when a program that has ended is started again, and when no more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Policy:
-    """Restart with a pause that grows, and give up on what ends again and again.
+    """Restart with a pause that grows, and give up on a program that ends again and again.
 
     The first end within the window is answered at once: a single crash shall cost as little as it can.
 

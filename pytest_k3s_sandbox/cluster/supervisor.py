@@ -126,7 +126,7 @@ class Supervisor:
         return self._final(starting=False)
 
     def attend(self) -> Mapping[str, Process]:
-        """Restart what is due while the node starts; see :class:`.wait.Attendant`."""
+        """Restart the programs that are due while the node starts; see :class:`.wait.Attendant`."""
         self.step(clock.monotonic(), starting=True)
         return self._final(starting=True)
 
@@ -164,7 +164,7 @@ class Supervisor:
         return "; ".join(f"{name}: {case.lost}" for name, case in self._cases.items() if case.lost) or None
 
     def step(self, now: float, *, starting: bool = False) -> None:
-        """Look for faults once, and restart what is due.
+        """Look for faults once, and restart the programs that are due.
 
         Args:
             now: The time, on the clock of :func:`time.monotonic`.

@@ -25,7 +25,7 @@ PRIVATE = 0o600
 
 @dataclass(frozen=True)
 class Merge:
-    """What was done to a user's file, so that it can be undone.
+    """A change of a user's file, as its undo needs it.
 
     Attributes:
         file: The user's file, with no link in its path.
@@ -71,7 +71,7 @@ def user_file(environ: Mapping[str, str]) -> Path:
 
 
 def check(file: Path) -> None:
-    """Refuse a file that is no kubeconfig or cannot be changed, before anything is started for it.
+    """Refuse a file that is not a kubeconfig or cannot be changed, before anything starts.
 
     Args:
         file: The user's file, which need not exist.
@@ -98,7 +98,7 @@ def merge(file: Path, config: Path, name: str) -> Merge:
         name: The name of its entries there.
 
     Returns:
-        What was done, for :func:`undo`.
+        The change, for :func:`undo`.
 
     Raises:
         ConfigError: The user's file is broken, or another program changes it; it is as it was.
@@ -115,13 +115,13 @@ def merge(file: Path, config: Path, name: str) -> Merge:
 
 
 def undo(done: Merge) -> str | None:
-    """Take a cluster out of a user's file again; a file that is as it was left becomes what it was before.
+    """Take a cluster out of a user's file. A file without other changes gets its former content.
 
     Args:
-        done: What :func:`merge` did.
+        done: The change by :func:`merge`.
 
     Returns:
-        What could not be done, and why; None if all was.
+        The failed part and its cause; None if all was undone.
     """
     file = Path(done.file)
     try:
@@ -158,7 +158,7 @@ def write(file: Path, text: str, *, like: Path | None = None) -> None:
     Args:
         file: The file; its folder is made if need be, for its owner alone.
         text: Its content.
-        like: A file whose owner and mode it gets; if there is none, it belongs to the owner of its folder.
+        like: A file whose owner and mode it gets; without such a file it belongs to the owner of its folder.
     """
     if not file.parent.exists():
         above = next(folder for folder in file.parents if folder.exists()).stat()
@@ -188,7 +188,7 @@ def _give(file: Path | int, own: os.stat_result, pattern: os.stat_result) -> Non
 
 
 def _read(file: Path) -> str | None:
-    """Return a file's content; None if there is none.
+    """Return a file's content; None if the file does not exist.
 
     Raises:
         ConfigError: It cannot be read.
@@ -228,7 +228,7 @@ def _locked(file: Path) -> Iterator[None]:
             raise ConfigError(
                 f"the kubeconfig {file}",
                 cause=f"another program has locked it by {lock}",
-                remedy=f"wait for that program; if there is none, remove {lock}",
+                remedy=f"wait for that program; if no program changes it, remove {lock}",
             ) from None
     try:
         yield

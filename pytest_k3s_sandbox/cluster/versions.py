@@ -1,4 +1,4 @@
-"""What each version of Kubernetes has to be told: the one table of differences.
+"""The settings that each version of Kubernetes needs: the one table of differences.
 
 Its sources are each version's own ``pkg/kubelet/apis/config/v1beta1/defaults.go``,
 ``pkg/kubelet/apis/config/validation`` and ``pkg/features/kube_features.go``.
@@ -27,7 +27,7 @@ class Difference:
         since: The first minor release that needs it.
         field: The field.
         value: Its value.
-        why: What happens without it.
+        why: The effect of its absence.
     """
 
     since: str
@@ -67,7 +67,7 @@ def release(version: str) -> Release:
         version: Such as ``1.36``, ``1.36.3`` or ``v1.34.1+k3s1``.
 
     Raises:
-        ConfigError: It is no version, or older than :data:`OLDEST`.
+        ConfigError: It is not a version, or older than :data:`OLDEST`.
     """
     numbers = _NUMBERS.fullmatch(version)
     if numbers is None:
@@ -90,10 +90,10 @@ def kubelet_fields(version: str) -> dict[str, Any]:
     """Return the fields of the KubeletConfiguration that a version needs.
 
     Args:
-        version: The version of Kubernetes; one after the table's last is told what the last is told.
+        version: The version of Kubernetes; one after the table's last gets the settings of the last.
 
     Raises:
-        ConfigError: It is no version that can be served; see :func:`release`.
+        ConfigError: It is not a version that can be served; see :func:`release`.
     """
     wanted = release(version)
     return {each.field: each.value for each in TABLE if release(each.since) <= wanted}

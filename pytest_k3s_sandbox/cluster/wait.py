@@ -22,7 +22,7 @@ ERROR = re.compile(r"[EF]\d{4} |.*level=(error|fatal)")  # klog's header, and lo
 
 
 def tail(process: Process) -> str:
-    """Return what a process' log says last: its last error lines if it has any, else its last lines."""
+    """Return the last error lines of a process' log; its last lines if no line is an error."""
     try:
         lines = process.log.tail(TAIL_BYTES).decode(errors="replace").splitlines()
     except OSError:
@@ -32,7 +32,7 @@ def tail(process: Process) -> str:
 
 
 def last_error(process: Process) -> str:
-    """Return the last error line of a process' log, shortened; its last line if there is none."""
+    """Return the last error line of a process' log, shortened; its last line if no line is an error."""
     return tail(process).rpartition("\n")[2].strip()[:LAST_CHARACTERS]
 
 
@@ -40,13 +40,13 @@ class Attendant(Protocol):
     """Starts programs again that end while others wait for them."""
 
     def attend(self) -> Mapping[str, Process]:
-        """Do what is due, and return the processes whose end is final."""
+        """Start the programs that are due, and return the processes whose end is final."""
 
     def restarts(self, name: str) -> int:
         """Return how often a program was started again after an end of its own."""
 
     def trouble(self) -> str | None:
-        """Return what ended lately and how often it was started again; None if nothing did."""
+        """Return which programs ended lately and how often they were started again; None if none did."""
 
 
 def ended_at_start(process: Process, how: str) -> str:
@@ -97,10 +97,10 @@ def until(
         condition: Asked again and again; its exceptions are not caught.
         what: What is waited for, as in "timed out waiting for WHAT".
         deadline: When to give up.
-        alive: Processes whose end ends the wait, or what tells them again and again.
+        alive: The processes whose end ends the wait, or a function that returns them.
         poll: Seconds between two questions.
         restarts: Tells how often a process was started again, by its name.
-        hint: Asked at the deadline for what was last seen.
+        hint: Called at the deadline; returns the last known state.
 
     Raises:
         WaitError: A process ended, or the deadline passed.

@@ -1,4 +1,4 @@
-"""Waiting for objects, and what a reader has to know when one does not become what it should."""
+"""Waiting for objects, and the report when one does not meet its condition."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class One:
         return [] if found is None else [found]
 
     def missing(self) -> str:
-        """Return that it does not exist, and what does."""
+        """Return that it does not exist, and the names of those that do."""
         return self.access.missing(self.reference)
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Several:
 
     Attributes:
         access: Their namespace.
-        resource: What they are.
+        resource: Their kind.
         selector: The label selector.
     """
 
@@ -90,16 +90,16 @@ class Several:
         return self.access.items(path, labelSelector=self.selector)
 
     def missing(self) -> str:
-        """Return that there is none."""
+        """Return that no object fits."""
         return f"no {self.resource.name} have the labels {self.selector}"
 
     def __str__(self) -> str:
-        """Return what they are."""
+        """Return them in words."""
         return f"all {self.resource.name} with {self.selector}"
 
 
 def target(access: Access, what: str, selector: str | None) -> One | Several:
-    """Return what is to be waited for.
+    """Return the objects of a wait.
 
     Args:
         access: The namespace.
@@ -121,12 +121,12 @@ def target(access: Access, what: str, selector: str | None) -> One | Several:
 
 
 def wait(access: Access, of: One | Several, goal: Goal, deadline: Deadline) -> None:
-    """Wait until objects are what they should be.
+    """Wait until objects meet a condition.
 
     Args:
         access: Their namespace.
         of: The objects.
-        goal: What they should become, all of them.
+        goal: The condition that all of them have to meet.
         deadline: When to give up.
 
     Raises:
@@ -161,7 +161,7 @@ def wait(access: Access, of: One | Several, goal: Goal, deadline: Deadline) -> N
     try:
         access.cluster.wait(reached, f"{of} {goal.text} (namespace {access.namespace})", deadline, seen)
     except WaitError as error:
-        raise error.with_traceback(None) from None  # the way through what waits tells a reader nothing
+        raise error.with_traceback(None) from None  # the frames of the wait tell a reader nothing
 
 
 class _Pods:
@@ -174,7 +174,7 @@ class _Pods:
         self._since: dict[str, float] = {}
 
     def trouble(self, item: Item) -> str | None:
-        """Return what is wrong with a pod of a workload, if it has stayed so."""
+        """Return the fault of a workload's pod that has had it for a while; None without one."""
         now = clock.monotonic()
         if not self._wanted or item.get("kind") in {"Pod", "Service"} or now < self._next:
             return None
@@ -202,9 +202,9 @@ def _lacks_image(pod: Item) -> str | None:
 
 
 def state(access: Access, items: list[dict[str, Any]]) -> list[str]:
-    """Return what is known of objects: conditions, pods, events, the last lines of logs; a line each.
+    """Return the known state of objects: conditions, pods, events, the last lines of logs; a line each.
 
-    Every line is bounded and escaped: what runs inside has chosen most of the words.
+    Every line is bounded and escaped, because most of the text comes from inside the sandbox.
 
     Args:
         access: Their namespace.
@@ -259,7 +259,7 @@ def _conditions(item: Item) -> list[str]:
 
 
 def described(pod: Item) -> str:
-    """Return a pod's phase and what its containers do, in one harmless line.
+    """Return a pod's phase and its containers' states, in one escaped line.
 
     Args:
         pod: The pod.

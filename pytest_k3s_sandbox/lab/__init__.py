@@ -1,1 +1,1 @@
-"""What only experiments and benchmarks need: nodes that may fail, and what becomes of them."""
+"""Code for experiments and benchmarks alone: nodes that may fail, and records of how far they get."""

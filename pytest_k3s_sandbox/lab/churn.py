@@ -63,7 +63,7 @@ class Churn:
     lives: list[Life] = field(default_factory=list)
 
     def step(self, *, create: bool = True) -> None:
-        """Look at the pods once, and do what is due; call it about twice a second.
+        """Look at the pods once, and create or delete those that are due; call it about twice a second.
 
         An API server that does not answer is tried again with the next step.
 
@@ -107,7 +107,7 @@ class Churn:
 def advance(
     lives: list[Life], seen: Mapping[str, bool], now: float, timeout: float, stay: float = 0.0
 ) -> list[Life]:
-    """Write what is seen into the lives, and return those whose pods are to be deleted now.
+    """Write the observed states into the lives, and return those whose pods are to be deleted now.
 
     Args:
         lives: All pods so far.

@@ -29,7 +29,7 @@ class NodeTrials:
     """Tries nodes on one control plane, which starts when it is first asked for; see :class:`.Trials`.
 
     Args:
-        spec: What was asked for; its distribution must be ``embedded``.
+        spec: The specification; its distribution must be ``embedded``.
         toolchain: Where the programs come from.
         record: Opens a run's records; called with further words of its folder's name.
         experiment: Names the experiment, when a run begins.

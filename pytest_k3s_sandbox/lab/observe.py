@@ -22,11 +22,11 @@ POD_NAMESPACE = "default"
 LOG_BYTES = 16 << 20
 TAIL = 500  # characters of a log without an error line
 POD_FAILURE = "Error syncing pod"
-"""What the kubelet logs once for each failed attempt to run a pod (``pod_workers.go``)."""
+"""The kubelet's log line for each failed attempt to run a pod (``pod_workers.go``)."""
 
 
 class Milestone(StrEnum):
-    """What a node reaches, in this order."""
+    """The milestones of a node, in this order."""
 
     CONTAINERD = "containerd serves"
     KUBELET = "the kubelet started"
@@ -75,7 +75,7 @@ class Observation:
     Attributes:
         reached: Its stage.
         milestones: When it reached what, in seconds from the kubelet's start.
-        error: What kept it from the next milestone; None when it reached all.
+        error: The error that kept it from the next milestone; None if it reached all.
         exit_code: The kubelet's, if it ended by itself (minus the signal's number).
     """
 
@@ -111,7 +111,7 @@ class Observation:
             layers: The layers' words.
             version: The version of Kubernetes.
             settings: The kubelet's settings that are not as usual.
-            variant: What else is not as usual.
+            variant: Any other unusual condition.
         """
         return Ablation(
             layers=tuple(layers),
@@ -130,8 +130,8 @@ def stage_of(milestones: Mapping[Milestone, float], *, ended: bool = False) -> S
     """Return how far a node got.
 
     Args:
-        milestones: What it reached.
-        ended: Whether a part of it ended by itself: what is left then is its object at most.
+        milestones: The milestones that it reached.
+        ended: Whether a part of it ended by itself. Then only its object can be left.
     """
     reached = [STAGES[each] for each in Milestone if each in milestones and each in STAGES]
     last = reached[-1] if reached else Stage.NOTHING

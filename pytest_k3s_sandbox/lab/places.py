@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def need_9p(sandbox: Sandbox) -> None:
-    """Skip the running test where the root is no 9p mount.
+    """Skip the running test where the root is not a 9p mount.
 
-    What statfs(2) tells inside decides, not the sandbox's kind: a gvisor sandbox makes sure of its 9p root by
-    itself, and on a machine that is a gVisor sandbox ``host`` has one, too.
+    The answer of statfs(2) inside decides, not the sandbox's kind: a gvisor sandbox makes sure of its 9p root
+    by itself, and on a machine that is a gVisor sandbox ``host`` has one, too.
     """
     magic = root_magic(sandbox)
     if magic != V9FS_MAGIC:
@@ -52,7 +52,7 @@ def placed(
         experiment: The experiment's name.
         programs: The programs that appear inside.
         toolchain: Where runsc comes from.
-        spec: What was asked for.
+        spec: The specification.
         writer: The run's records.
     """
     from pytest_k3s_sandbox.node.fingerprint import fingerprint

@@ -28,7 +28,7 @@ class Onlooker:
     """A program.
 
     Attributes:
-        name: What the tests call it.
+        name: Its name in the tests.
         calls: The calls that it can make.
         words: Its command line without threads and questions; empty: a script of busybox.
         built: The name in :data:`~.programs.RECIPES` of the program to be built, if any.
@@ -84,7 +84,7 @@ def look(
     Args:
         sandbox: Where it runs.
         program: Which.
-        questions: What it asks.
+        questions: The questions.
         threads: How many threads ask.
         wrap: Words before its command line: a tracer.
 
@@ -105,7 +105,7 @@ def look(
 
 
 def changed(plain: Mapping[Question, str], answers: Mapping[Question, str]) -> dict[Question, str]:
-    """Return what is expected under rules: the plain answers, with those that the rules change replaced.
+    """Return the answers expected under rules: the plain answers, with those that the rules change replaced.
 
     A call that the kernel does not have stays one.
     """
@@ -121,9 +121,9 @@ def compared(
     """Return whether a program under rules saw what they say and nothing else changed, and that in words.
 
     Args:
-        plain: What it saw without rules.
-        under: What it saw with them.
-        answers: What the rules change, which must be something.
+        plain: Its answers without rules.
+        under: Its answers with them.
+        answers: The answers that the rules change; at least one.
     """
     wanted = changed(plain, answers)
     if wanted == plain:

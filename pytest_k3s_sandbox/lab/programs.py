@@ -46,7 +46,7 @@ def find_go(toolchain: Toolchain) -> golang.Go:
     """Return a Go toolchain that is on this machine.
 
     Raises:
-        MissingCapability: There is none.
+        MissingCapability: It was not found.
     """
     go = golang.find_go(toolchain.pins.go, GO_VERSION, toolchain.cache, toolchain.environ)
     if go is None:

@@ -118,7 +118,7 @@ def removed(group: str) -> bool:
 
 
 def empty(folder: str) -> None:
-    """Remove what is in a folder, and the folder."""
+    """Remove a folder with its content."""
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:

@@ -21,7 +21,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Survival:
-    """What became of a node.
+    """The fate of a node.
 
     Attributes:
         seen: How far it got, and what stopped it.
@@ -57,7 +57,7 @@ def follow(session: NodeSession, hold: float, timeout_scale: float = 1.0) -> Sur
     """Follow a node that was just started; its end is a finding, and so is a pod that does not run.
 
     Args:
-        session: The node; what is found goes into its records.
+        session: The node; the findings go into its records.
         hold: For how many seconds a node that is Ready is watched.
         timeout_scale: How much slower than usual the machine is.
     """

@@ -49,7 +49,7 @@ LEFT = (
     "/var/log/pods",
     *(f"{STATE_DIR}/{name}" for name in ("cni", "runtime", "tree")),
 )
-"""What a node and the layers leave, besides mounts, processes and :data:`CONTAINERD_ROOT`."""
+"""Folders that a node and the layers leave, besides mounts, processes and :data:`CONTAINERD_ROOT`."""
 
 State = Mapping[str, Sequence[str]]
 
@@ -171,7 +171,7 @@ class Trials:
         cluster, process = self.cluster, self.process
         process.settings = replace(process.settings, local_storage_isolation=isolation)
         try:
-            # What the interceptor's redirects lead to need not be there, but their folder has to.
+            # The targets of the interceptor's redirects need not exist, but their folder has to.
             self._sandbox.files.mkdir(f"{TREE}/proc/sys")
             with contextlib.ExitStack() as layers:
                 stack = layers.enter_context(bring_up(self._sandbox, words))
@@ -193,7 +193,7 @@ class Trials:
         return f"{STATE_DIR}/{name}"
 
     def _start_node(self, layers: Sequence[Layer]) -> None:
-        """Start the node; that it ends meanwhile is for those who watch it."""
+        """Start the node. If it ends meanwhile, its observer sees that."""
         try:
             self.process.start_node(layers)
         except ClusterError:
@@ -244,7 +244,7 @@ class Trials:
         found(lambda: storage.delete_csi_node(name, _preload_content=False))
 
     def _keep_logs(self) -> None:
-        """Move the logs of what has ended out of the way: who reads one next must find a new one."""
+        """Move the logs of ended processes away, so that the next reader finds a new log."""
         running = set(self.cluster.processes)
         folder = self._folder / f"trial-{self._number:02}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a bring-up that breaks leaves for its reader: logs, mounts, cgroups, processes, API objects."""
+"""Diagnostics of a bring-up that fails: logs, mounts, cgroups, processes, API objects."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
                 objects[kind] = str(error)
             else:
                 for each in found:
-                    each["metadata"].pop("managedFields", None)  # as long as the rest, and nobody reads it
+                    each["metadata"].pop("managedFields", None)  # as long as the rest, of no use here
     (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
 
 

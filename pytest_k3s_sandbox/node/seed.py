@@ -78,7 +78,7 @@ def _cached(toolchain: Toolchain, key: str) -> Path | None:
 
 
 def _write(toolchain: Toolchain, target: Path) -> None:
-    """Start a control plane on an empty datastore, end it, and keep what it wrote."""
+    """Start a control plane on an empty datastore, end it, and keep its content."""
     distribution = Embedded()
     deadline = Deadline.after(SECONDS)
     try:

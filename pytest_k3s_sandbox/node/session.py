@@ -70,7 +70,7 @@ class NodeSession:
         writer: The run's records.
         readiness: The sampler.
         folder: The run's folder.
-        own: What starts and ends the cluster's programs; None if another process owns them.
+        own: Starts and ends the cluster's programs; None if another process owns them.
     """
 
     stack: LayerStack
@@ -82,7 +82,7 @@ class NodeSession:
 
     @property
     def process(self) -> ClusterProcess:
-        """What starts and ends the cluster's programs.
+        """The object that starts and ends the cluster's programs.
 
         Raises:
             ConfigError: Another process owns them.
@@ -305,7 +305,7 @@ def run_folder(base: Path, *words: str) -> Path:
     """Return a new, empty folder for a run below ``base``: the time in UTC and the words.
 
     Making it takes its name: of runs that begin in the same second, the later ones get a number.
-    Where it cannot be made, the name is returned all the same; who records there says why.
+    If it cannot be made, the name is returned all the same; the first record there fails with the cause.
     """
     stamp = clock.now().strftime("%Y%m%dT%H%M%S")
     name = "-".join((stamp, *words))

@@ -1,4 +1,4 @@
-"""The specification of a node, and what it needs of the toolchain."""
+"""The specification of a node, and the programs that it needs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import minor_of
 
 FORMS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
-"""What runs each of the forms in which Kubernetes comes."""
+"""The distribution of each form in which Kubernetes comes."""
 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What to bring up; fields that are options, too, have the options' names.
+    """A node to bring up. Fields that are options, too, have the options' names.
 
     Attributes:
         sandbox: The sandbox's kind, one of :data:`~pytest_k3s_sandbox.settings.KINDS`.
@@ -77,7 +77,7 @@ class NodeSpec:
 
     @property
     def limits(self) -> Wanted:
-        """What the sandbox may take of the machine."""
+        """The limits of the sandbox on the machine."""
         return Wanted(self.memory, self.disk, self.processes)
 
     @classmethod

@@ -124,7 +124,7 @@ def test_intercept_forwards_a_signal(tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         process.terminate()
         assert process.wait(timeout=30) == -signal.SIGTERM
-        assert process.stdout.read() == ""  # the program has ended, too: nobody holds the pipe
+        assert process.stdout.read() == ""  # the program has ended, too: no process holds the pipe
 
 
 @pytest.mark.k3s_requires("ptrace")

@@ -145,7 +145,7 @@ def test_the_cluster_of_a_killed_daemon_is_taken_out_by_the_next_command(
     ("words", "said"),
     [
         (["--merge"], ["the kubeconfig ", "line 1: it is not YAML", "it was left as it is"]),
-        (["--kubeconfig", "none/copy"], ["--kubeconfig none/copy", "is no folder that can be written"]),
+        (["--kubeconfig", "none/copy"], ["--kubeconfig none/copy", "is not a folder that can be written"]),
         (["--kubeconfig", "."], ["--kubeconfig .", "it is a folder"]),
     ],
 )

@@ -19,7 +19,7 @@ from support.blocks import ROOT, blocks
 pytestmark = [
     pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not applicable: this is no checkout"),
+    pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not applicable: this is not a checkout"),
 ]
 
 CACHE = cache_folder(os.environ)

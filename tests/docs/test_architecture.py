@@ -106,7 +106,7 @@ def upward(drawn: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def circle(drawn: Mapping[str, Collection[str]]) -> list[str]:
-    """Return modules that import each other in a circle; an empty list if there is none."""
+    """Return modules that import each other in a circle; an empty list without one."""
     try:
         TopologicalSorter(drawn).prepare()
     except CycleError as error:

@@ -23,7 +23,7 @@ from support.blocks import ROOT, Block, blocks, pages, split
 from support.own_xml import parsed
 
 if not (ROOT / "docs").is_dir():
-    pytest.skip("not applicable: this is no checkout", allow_module_level=True)
+    pytest.skip("not applicable: this is not a checkout", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Each section of README, docs and experiments that states a figure says where the figure comes from.
 
-A line that begins with ``Source:`` names a command that measures it, a published record, who measured it by
-hand, or says that it is no measurement: a limit or a setting of the code.
+A line that begins with ``Source:`` names a command that measures it, a published record,
+or the person that measured it by hand. Or it says that the figure is a limit or a setting of the code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 if not (ROOT / "docs").is_dir():
-    pytest.skip("not applicable: this is no checkout", allow_module_level=True)
+    pytest.skip("not applicable: this is not a checkout", allow_module_level=True)
 
 UNITS = "s|ms|us|MiB|KiB|GiB|%|seconds|minutes|times|cores?"
 FIGURE = re.compile(rf"(?<![\w.`/:-])\d[\d,]*(?:\.\d+)?\s?(?:{UNITS})(?![\w-])")

@@ -15,7 +15,7 @@ from pytest_k3s_sandbox.pytestplugin import fixtures
 from support.blocks import ROOT
 
 if not (ROOT / "docs").is_dir():
-    pytest.skip("not applicable: this is no checkout", allow_module_level=True)
+    pytest.skip("not applicable: this is not a checkout", allow_module_level=True)
 
 TEXT = (ROOT / "README.md").read_text()
 GROUP: Any = typer.main.get_command(main.app)

@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "security.md"
 TESTS = ROOT / "tests"
 
 if not PAGE.is_file():
-    pytest.skip("not applicable: this is no checkout", allow_module_level=True)
+    pytest.skip("not applicable: this is not a checkout", allow_module_level=True)
 
 CODE = re.compile(r"`([^`]+)`")
 BETWEEN = re.compile(r"(?<!\\)\|")

@@ -196,7 +196,7 @@ def test_more_that_is_killed_is_started_again_and_nothing_is_lost(fault: str, no
 
 @pytest.mark.nightly
 def test_a_killed_shim_costs_its_container_and_nothing_else(node: Faulty) -> None:
-    """Nobody of ours supervises shims: containerd sees the end, and the kubelet starts the pod again."""
+    """Our supervisor does not watch shims: containerd sees the end, and the kubelet starts the pod again."""
     restarts, began = node.restarts(), node.up.writer.now()
     with node.observed("shim"):
         node.inside(signal.SIGKILL, node.shim())
@@ -206,7 +206,7 @@ def test_a_killed_shim_costs_its_container_and_nothing_else(node: Faulty) -> Non
 
 @pytest.mark.nightly
 def test_a_kubelet_that_is_stopped_for_30_s_goes_on(node: Faulty) -> None:
-    """SIGSTOP is no end: nothing is restarted; the API server waits 50 s for a heartbeat."""
+    """A stopped process has not ended: nothing is restarted; the API server waits 50 s for a heartbeat."""
     restarts, began = node.restarts(), node.up.writer.now()
     pid = node.program("kubelet")
     with node.observed("kubelet-stopped"):

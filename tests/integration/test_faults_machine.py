@@ -135,7 +135,7 @@ def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_p
 
 
 def test_the_clock_cannot_jump(k3s_toolchain: Toolchain) -> None:
-    """Nobody in gVisor can set its clock, and natively it is the machine's: it cannot be made to jump."""
+    """No process in gVisor can set its clock, and natively it is the machine's clock."""
     with start_sandbox(NodeSpec(), k3s_toolchain) as sandbox:
         done = sandbox.run(["date", "--set", "+1 hour"], check=False)
         assert done.returncode != 0

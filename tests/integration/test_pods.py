@@ -104,7 +104,7 @@ class World:
         return self.core.read_namespaced_pod(pod, NAMESPACE).status
 
     def container(self, pod: str, name: str = "it") -> Any:  # noqa: ANN401 - a status in most tests, which only waits see as None
-        """Return the status of a container of a pod; None while there is none."""
+        """Return the status of a container of a pod; None while it has none."""
         status = self.status(pod)
         every = [*(status.init_container_statuses or []), *(status.container_statuses or [])]
         return next((each for each in every if each.name == name), None)
@@ -382,7 +382,7 @@ def test_a_private_image_is_loaded_without_a_registry(world: World) -> None:
     assert "OF=the image" in done.stdout.splitlines()
 
 
-def test_an_image_that_nobody_loaded_is_refused_by_name(world: World) -> None:
+def test_an_image_that_was_not_loaded_is_refused_by_name(world: World) -> None:
     def waiting() -> V1ContainerStateWaiting | None:
         status = world.container("crasher", "unknown")
         return status and status.state.waiting

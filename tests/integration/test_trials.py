@@ -82,7 +82,7 @@ mkdir -p /sys/fs/cgroup/cpu/left/behind
 setsid sleep 1000 </dev/null >/dev/null 2>&1 &
 mkdir -p /var/lib/kubelet/pods /run/containerd && touch /dev/kmsg
 """
-"""What nodes leave, and worse, except for the folder that nobody knows to be removable."""
+"""What nodes leave, and worse, except for the folder that the trials may not remove."""
 
 
 def test_a_trial_does_not_profit_from_the_one_before(trials: Trials, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A test that forks: the child ends nothing and records nothing of its parent's, and is no second pytest."""
+"""A test that forks: the child ends and records nothing of its parent's, and does not act as pytest."""
 
 from __future__ import annotations
 

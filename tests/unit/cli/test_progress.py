@@ -1,4 +1,4 @@
-"""How a run goes, shown by the records that somebody writes meanwhile."""
+"""The progress of a run, from records that another process writes meanwhile."""
 
 from __future__ import annotations
 

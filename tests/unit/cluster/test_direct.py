@@ -28,7 +28,7 @@ from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 ADDRESS = "127.77.0.1"
-"""Of nobody; Go takes 127.0.0.0/8 for local, so that kubectl gets another one."""
+"""An address of no machine; Go takes 127.0.0.0/8 for local, so that kubectl gets another one."""
 
 NOWHERE = "192.0.2.1"
 """An address for documentation (RFC 5737); nothing answers there."""
@@ -241,6 +241,6 @@ def test_a_kubectl_that_hangs_is_killed(tmp_path: Path) -> None:
         cluster(tmp_path, tmp_path / "kubectl", NOWHERE).kubectl("logs", timeout=0.2)
 
 
-def test_the_address_of_nobody_is_nobodys() -> None:
+def test_no_interface_has_the_made_up_address() -> None:
     with socket.socket() as one, pytest.raises(ConnectionRefusedError):
         one.connect((ADDRESS, 6443))

@@ -92,9 +92,9 @@ def test_a_jsonpath(text: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "it is none"),
-        ("to be ready", "it is none"),
-        ("=True", "it is none"),
+        ("", "it is not a condition"),
+        ("to be ready", "it is not a condition"),
+        ("=True", "it is not a condition"),
         ("Ready=maybe", "a condition's status is True, False, Unknown"),
         ("phase=Running", "jsonpath={.status.FIELD}=VALUE"),
         ("jsonpath=", "it is empty"),

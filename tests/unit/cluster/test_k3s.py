@@ -106,7 +106,7 @@ class Folder:
         return self.folder / inside.lstrip("/")
 
     def run(self, argv: Sequence[str], **_options: object) -> Completed:
-        """Say that nobody listens, and note whether the kubelet's folder is shared in time."""
+        """Say that all ports are free, and note whether the kubelet's folder is shared in time."""
         assert argv[-1] in {LISTENERS, KUBELET_ROOT}
         self.shared_first = argv[-1] == KUBELET_ROOT and "k3s" not in {name for name, *_ in self.spawned}
         return Completed(tuple(argv), 0, "", "")

@@ -127,9 +127,9 @@ def test_any_kubeconfig_keeps_what_it_has(
         ("just words", "it has no fields"),
         ("- a", "it has no fields"),
         ("kind: Pod", "its kind is Pod"),
-        ("clusters: {}", "its clusters are no list"),
-        ("users: [{user: {}}]", "its users are no list of entries with names"),
-        ("contexts: [x]", "its contexts are no list"),
+        ("clusters: {}", "its clusters are not a list"),
+        ("users: [{user: {}}]", "its users are not a list of entries with names"),
+        ("contexts: [x]", "its contexts are not a list"),
     ],
 )
 def test_a_broken_one_is_refused(text: str, words: str) -> None:
@@ -155,7 +155,7 @@ def test_which_file_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert userfile.user_file({"KUBECONFIG": f"{tmp_path}/link"}) == tmp_path / "real"
 
 
-def test_a_file_that_nobody_touched_is_the_same_bytes_again(tmp_path: Path, ours: Path) -> None:
+def test_a_file_without_other_changes_is_the_same_bytes_again(tmp_path: Path, ours: Path) -> None:
     file = tmp_path / "config"
     file.write_text(USERS)
     file.chmod(0o640)

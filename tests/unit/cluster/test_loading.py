@@ -72,7 +72,7 @@ def test_the_archive_is_shown_inside_while_it_is_imported_and_gone_afterwards(
     assert [path for path in inside.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize(("content", "cause"), [(None, "no such file"), (b"no tar", "no tar archive")])
+@pytest.mark.parametrize(("content", "cause"), [(None, "no such file"), (b"no tar", "not a tar archive")])
 def test_what_is_no_archive_is_refused_before_anything_is_copied(
     tmp_path: Path, inside: Path, content: bytes | None, cause: str
 ) -> None:

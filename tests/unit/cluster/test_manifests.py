@@ -1,4 +1,4 @@
-"""Manifests: what kubectl gets, and what a user is told who gave something else."""
+"""Manifests: the text that kubectl gets, and the errors about other input."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_text_that_does_not_parse_is_told_with_its_line(tmp_path: Path) -> Non
     [
         ({"apiVersion": "v1", "metadata": {"name": "x"}}, "it has no kind; it has apiVersion, metadata"),
         ({"kind": "Deployment", "metadata": {"name": "x"}}, "add it, as in `apiVersion: apps/v1`"),
-        ("- one\n- two\n", "it is no object but a list"),
+        ("- one\n- two\n", "it is not an object but a list"),
         ("just words: of\n", "it has no apiVersion"),
         ("# nothing\n", "it has no object"),
         ("", "it has no object"),

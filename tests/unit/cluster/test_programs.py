@@ -118,7 +118,7 @@ def test_a_program_starts_again_as_it_was_started_and_keeps_its_place(
     assert list(programs.processes) == ["kine", "kubelet"]
     assert [each.poll() for each in programs.processes.values()] == [None, None]
     assert programs.traced == {"kubelet"}
-    assert sandbox.parts[1].code == -15  # who ran was told to end
+    assert sandbox.parts[1].code == -15  # the running process was told to end
 
 
 def test_what_is_left_goes_on_until_the_programs_are_ended(programs: Two, sandbox: FakeSandbox) -> None:
@@ -203,9 +203,7 @@ def test_a_wait_outlives_a_program_that_is_started_again(programs: Two, sandbox:
     assert len(sandbox.spawned) == 3
 
 
-def test_a_wait_with_somebody_who_attends_fails_with_what_is_known(
-    programs: Two, sandbox: FakeSandbox
-) -> None:
+def test_a_wait_with_an_attendant_fails_with_the_known_state(programs: Two, sandbox: FakeSandbox) -> None:
     programs.attendant = Attending(programs, lambda: None)
     with pytest.raises(WaitError, match="timed out waiting for x: kubelet ended"):
         programs.wait_for(lambda: False, seconds=0.05)

@@ -185,7 +185,7 @@ def test_a_question_that_took_too_long_is_not_asked_once_more(api: Api) -> None:
     impatient.close()
 
 
-def test_nobody_has_to_close_it(api: Api) -> None:
+def test_it_is_closed_without_a_call_of_close(api: Api) -> None:
     forgotten = ApiReader(api.settings, api.folder)
     assert forgotten.answers()
     del forgotten
