@@ -1,4 +1,4 @@
-"""What the experiments about a node's walls share: a control plane, and nodes that are tried on it."""
+"""The fixtures that experiments share: a control plane, nodes that are tried on it, and a hold."""
 
 from __future__ import annotations
 

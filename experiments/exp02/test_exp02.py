@@ -32,14 +32,14 @@ ALONE = {
     "oci": CGROUPS,
     "cgroups": KMSG,
 }
-"""What stops a node with one workaround: only the sandbox's own cgroups change it."""
+"""The error that stops a node with one workaround: only the sandbox's own cgroups change it."""
 
 TOGETHER = (
     ("cgroups+kmsg", True, CACHE, "fuse_cgroupfs"),
     ("cgroups+kmsg", False, TUNABLES, "workarounds:sysctl"),
     ("cgroups+kmsg+sysctl+oci+shared", True, CACHE, "fuse_cgroupfs"),
 )
-"""What stops a node with several, with and without ``localStorageCapacityIsolation``, and what takes it away.
+"""The error that stops a node with several, with and without ``localStorageCapacityIsolation``.
 
 The last one is all that the research had, and the error is the one that it could not get past.
 """

@@ -1,7 +1,7 @@
 """Experiment 04: /proc/sys from a tree of files, by ptrace, and nothing else.
 
 First that programs of every kind see the tree, whatever call they read it by and however many
-threads ask; then what it does for a worker node.
+threads ask; then how far a worker node gets with it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def place(
 @pytest.mark.parametrize("threads", [1, 16])
 @pytest.mark.parametrize("name", ONLOOKERS)
 def test_programs_see_the_tree(place: StartedSandbox, k3s_run: RunWriter, name: str, threads: int) -> None:
-    """What the tree has, comes from the tree; everything else is as without the interceptor."""
+    """Files of the tree are read from the tree; every other answer is as without the interceptor."""
     program = ONLOOKERS[name]
     if threads > 1 and not program.words:
         pytest.skip("not applicable: busybox has no threads")

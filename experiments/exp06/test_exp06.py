@@ -1,7 +1,7 @@
 """Experiment 06: as experiment 04, and statfs says another file system.
 
 First that programs of every kind see it, whatever call they ask by and however many threads ask, and that
-nothing else is changed; then what it does for a worker node.
+nothing else is changed; then how far a worker node gets with it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def place(
 )
 @pytest.mark.parametrize("name", ONLOOKERS)
 def test_programs_see_the_magic(place: StartedSandbox, k3s_run: RunWriter, name: str, magic: str) -> None:
-    """The root's file system is what the rule says, in 16 threads at once; all others are what they are."""
+    """The root's file system has the rule's type, in 16 threads at once; all others keep theirs."""
     if MAGICS[magic] == place.root_magic():
         pytest.skip(f"not applicable: the root's file system is {magic} here")
     program = ONLOOKERS[name]

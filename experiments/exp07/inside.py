@@ -1,4 +1,4 @@
-"""Runs inside the sandbox, for experiment 07: does something in a cgroup and says what its files said.
+"""Runs inside the sandbox, for experiment 07: does something in a cgroup and prints the values of its files.
 
 ``python -I -S inside.py STEP [ARGUMENT...]``; the answer is JSON. The standard library only.
 """
@@ -49,7 +49,7 @@ def group(controller: str, name: str = "exp07-inside") -> Iterator[str]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for what takes a sample to be seen."""
+    """Wait for a value that takes a sample to change."""
     end = time.monotonic() + LIMIT
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
@@ -87,7 +87,7 @@ def times(folder: str) -> dict[str, float]:
 
 
 def burn() -> dict[str, dict[str, float]]:
-    """Let a process in a group use processor time; return what it used and what each file grew by."""
+    """Let a process in a group use processor time; return its own use and the growth of each file."""
     with group("cpuacct") as folder:
         before = times(folder)
         receive, send = os.pipe()
@@ -111,7 +111,7 @@ def burn() -> dict[str, dict[str, float]]:
 
 
 def memory_files(folder: str) -> dict[str, int]:
-    """Return the bytes that each file of a memory group shows for what its processes have."""
+    """Return the bytes that each file of a memory group shows for its processes."""
     lines = dict(line.split() for line in read(f"{folder}/memory.stat").splitlines())
     return {
         "memory.usage_in_bytes": int(read(f"{folder}/memory.usage_in_bytes")),
@@ -122,7 +122,7 @@ def memory_files(folder: str) -> dict[str, int]:
 
 
 def allocate() -> dict[str, dict[str, float]]:
-    """Let a process in a group take memory and give it back; return what each file said."""
+    """Let a process in a group take memory and give it back; return the values of each file."""
     with group("memory") as folder:
         told, tell = os.pipe()
         hear, heard = os.pipe()
@@ -155,7 +155,7 @@ def allocate() -> dict[str, dict[str, float]]:
 
 
 def fork() -> dict[str, int]:
-    """Let a process in a group have children; return what pids.current, tasks and cgroup.procs said."""
+    """Let a process in a group have children; return the values of pids.current, tasks and cgroup.procs."""
     with group("pids") as folder:
         held, hold = os.pipe()
         joined, join = os.pipe()

@@ -64,7 +64,7 @@ class Place:
 
     Attributes:
         sandbox: The sandbox.
-        system: What its kernel is, ``gvisor`` or ``linux``: as statfs tells, not as the sandbox's kind is.
+        system: Its kernel by statfs, ``gvisor`` or ``linux``; the sandbox's kind does not decide it.
         names: The layers' names.
         under: The words before a command that runs under the interceptor.
     """
@@ -80,7 +80,7 @@ class Place:
         sandbox.files.write(INSIDE, inside)
 
     def ask(self, *words: str, wrap: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - each step has its own answer
-        """Return what a step inside found; each is done once."""
+        """Return the answer of a step inside; each step runs once."""
         key = (*wrap, *words)
         if key not in self.answers:
             argv = [*wrap, sys.executable, "-I", "-S", INSIDE, *words]

@@ -32,7 +32,7 @@ FATES = {
 }
 """How far a node of Kubernetes 1.34 gets with the filesystem alone, with experiment 06, and with everything.
 
-What stops it without the magic is runc, which is why a pod does not run; cAdvisor accepts the filesystem.
+Without the magic runc refuses it, so that a pod does not run; cAdvisor accepts the filesystem.
 """
 
 ALONE = next(iter(FATES))

@@ -9,7 +9,7 @@ import pytest
 from pytest_k3s_sandbox.pytestplugin.stash import SETTINGS
 
 HOUR = 3600.0
-TO_END = 900.0  # for what comes before and after, so that the teardown and the report are never cut off
+TO_END = 900.0  # for the start and the end, so that the teardown and the report are never cut off
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -25,5 +25,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def timeout_scale(request: pytest.FixtureRequest) -> float:
-    """The factor of ``--k3s-timeout-scale``; the claims' texts and limits are what was really asked for."""
+    """The factor of ``--k3s-timeout-scale``; the claims' texts and limits are not scaled."""
     return request.config.stash[SETTINGS].timeout_scale

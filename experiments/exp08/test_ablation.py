@@ -35,10 +35,10 @@ WITHOUT = {
     "ptrace_interceptor": (Stage.READY, "/sys/fs/cgroup"),
     "fake_cni": (Stage.REGISTERED, "cni plugin not initialized"),
 }
-"""How far a node of Kubernetes 1.34 gets without one of the layers, and what the error speaks of."""
+"""How far a node of Kubernetes 1.34 gets without one of the layers, and a part of the error."""
 
 LATER = {"ptrace_interceptor": (Stage.STARTED, "cannot find filesystem info for device")}
-"""What is different from 1.36 on, where cAdvisor knows no 9p."""
+"""The differences from 1.36 on, where cAdvisor knows no 9p."""
 
 REST = "kmsg+sysctl+oci+private"
 OTHERS = "fuse_cgroupfs,ptrace_interceptor,fake_cni"
@@ -98,7 +98,7 @@ def column(request: pytest.FixtureRequest, trials_with: Callable[..., NodeTrials
 
 
 def every(column: NodeTrials, stacks: Iterable[tuple[str, ...]], so_far: list[Ablation]) -> None:
-    """Try stacks with and without the isolation of local storage, and add what was recorded."""
+    """Try stacks with and without the isolation of local storage, and add the records."""
     from pytest_k3s_sandbox.report.records import read_run
 
     stacks = list(stacks)
@@ -117,7 +117,7 @@ def words_of(found: Iterable[frozenset[str]]) -> str:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("column", [(v, r) for v in VERSIONS for r in ROOTS], indirect=True, ids="-".join)
 def test_every_subset(request: pytest.FixtureRequest, column: NodeTrials) -> None:
-    """All layers together give a node with a pod and statistics; fewer give what they gave before."""
+    """All layers together give a node with a pod and statistics; fewer give the known results."""
     from pytest_k3s_sandbox.pytestplugin.recording import claims
     from pytest_k3s_sandbox.report.ablation import matrix, sets
 
@@ -153,7 +153,7 @@ def test_every_subset(request: pytest.FixtureRequest, column: NodeTrials) -> Non
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("column", [(v, "one-root") for v in VERSIONS], indirect=True, ids="-".join)
 def test_parts_of_the_workarounds(column: NodeTrials) -> None:
-    """Of the workarounds, those that stand for what the kubelet or runc demand cannot be left out."""
+    """The workarounds for demands of the kubelet or runc cannot be left out."""
     from pytest_k3s_sandbox.pytestplugin.recording import claims
 
     cells: list[Ablation] = []

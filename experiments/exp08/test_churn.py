@@ -39,7 +39,7 @@ MINUTE = 60.0
 SETTLE = (
     0.25  # the part of a run before memory is looked at: caches fill, the garbage collector finds its pace
 )
-SHARE, LEAST = 0.05, 2.0**20  # what memory may gain over the rest: 5 %, or a MiB
+SHARE, LEAST = 0.05, 2.0**20  # the growth of memory that is allowed over the rest: 5 %, or a MiB
 REALISTIC = 600.0  # the research's words: "realistic" is ten minutes and more
 
 
@@ -64,7 +64,7 @@ def _start_steady(k3s: Cluster, namespace: str, timeout_scale: float) -> None:
 
 
 def _ask(k3s: Cluster, namespace: str, name: str) -> str | None:
-    """Ask for logs and exec; return what went wrong."""
+    """Ask for logs and exec; return the failures."""
     logs = k3s.kubectl("logs", "-n", namespace, name, check=False)
     done = k3s.kubectl("exec", "-n", namespace, name, "--", "sh", "-c", "echo out; exit 3", check=False)
     if logs.stdout != "hello\n":
@@ -97,7 +97,7 @@ def test_the_node_is_stable(
         timeout=READY_SECONDS * timeout_scale,
     )
     before = len(k3s_readiness.error_lines)
-    # Not the cluster's first: others may have used it before, and what it did then is not this test's.
+    # Not the cluster's first sample: other tests may have used the cluster before.
     begin = max(number for number, sample in enumerate(k3s_readiness.samples) if sample.node_ready)
     questions = 0
     trouble: list[str] = []

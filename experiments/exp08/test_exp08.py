@@ -84,7 +84,7 @@ def test_root_is_9p(k3s_session: NodeSession, k3s_claim: Claim) -> None:
 
 @pytest.mark.timeout(180)
 def test_layers_are_healthy(k3s_session: NodeSession, k3s_claim: Claim) -> None:
-    """Every layer does what it is for while the cluster runs."""
+    """Every layer passes its check while the cluster runs."""
     with k3s_claim.together() as claim, contextlib.ExitStack() as opened:
         open_claims = {
             name: opened.enter_context(claim.of(f"layer-{name}", f"The layer {name} is healthy"))

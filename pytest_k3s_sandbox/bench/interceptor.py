@@ -2,7 +2,7 @@
 
 Every tracer runs the same program (``sources/calls.c``), which times itself, so that a
 tracer's own start is in no figure. The tracers take turns within every repetition, and
-a ratio is that of two neighbours: of a tracer's figure to the native one of the same repetition.
+a ratio divides a tracer's figure by the native figure of the same repetition.
 """
 
 from __future__ import annotations

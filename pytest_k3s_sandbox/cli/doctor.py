@@ -1,4 +1,4 @@
-"""What this machine can do, one line a question, each with its remedy."""
+"""Checks of this machine, a line for each, with its remedy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Check:
     """One answer.
 
     Attributes:
-        name: What was asked.
+        name: The checked thing.
         ok: Whether it is as it should be.
         required: Whether the main job cannot run otherwise.
-        detail: What was found.
-        remedy: What to do if it is not ok.
+        detail: The finding.
+        remedy: The remedy if it is not ok.
     """
 
     name: str
@@ -127,7 +127,7 @@ def _kernel() -> list[Check]:
 
 
 def _isolation() -> Check:
-    """Say what programs in a sandbox could reach on this machine."""
+    """Check which parts of this machine programs in a sandbox could reach."""
     try:
         why = gateway.load(
             gateway.rules("192.0.2.1", "192.0.2.2", ())
@@ -145,7 +145,7 @@ def _isolation() -> Check:
 
 
 def _limits() -> Check:
-    """Say what a sandbox may take of this machine."""
+    """Show the limits of a sandbox on this machine."""
     places = groups.find()
     folder = machine.home()
     while not folder.exists():
@@ -158,7 +158,7 @@ def _limits() -> Check:
         ok=not lacking,
         required=False,
         detail=f"{applies}{'' if not why else f' ({why})'}",
-        remedy="start a container with --privileged; or limit what this runs in, for example by "
+        remedy="start a container with --privileged; or limit this container, for example by "
         "`docker run --memory` or `systemd-run -p MemoryMax=`",
     )
 
@@ -267,7 +267,7 @@ def checks(toolchain: Toolchain | None = None) -> list[Check]:
 
 
 def _strangers() -> list[Check]:
-    """Name what lies among the sandboxes' folders and is not ours: nothing ever removes it."""
+    """Name foreign files among the sandboxes' folders, which nothing removes."""
     return [
         Check(
             "sandboxes' folder",

@@ -64,7 +64,7 @@ def kept(name: str | None) -> State:
     """Return a kept cluster that can be used.
 
     Args:
-        name: Its name; None for that of ``up``, or the only one.
+        name: Its name; None for the cluster of ``up``, or the only one.
 
     Raises:
         ConfigError: No kept cluster was found, or several fit.

@@ -136,7 +136,7 @@ def run_experiment(
     verbose: VerboseOption = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Run an experiment and say what held; exit 0 only if everything did."""
+    """Run an experiment and print its claims; exit 0 only if all of them held."""
     from pytest_k3s_sandbox.cli import experiments
     from pytest_k3s_sandbox.cli.progress import for_terminal, shown
     from pytest_k3s_sandbox.node.spec import programs_of

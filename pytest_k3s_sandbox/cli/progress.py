@@ -1,6 +1,6 @@
 """Showing how a run goes, by the records that it writes: phases, and then the node's state.
 
-Whoever writes the records, another process or a test in this one, needs to know nothing of it.
+The writer of the records, another process or a test in this one, does not know of it.
 """
 
 from __future__ import annotations

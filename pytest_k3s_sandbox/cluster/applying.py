@@ -35,7 +35,7 @@ class Applied:
 
     Attributes:
         references: The objects, as ``deployment.apps/greeter``.
-        outside: Those that are in no namespace, and were new.
+        outside: The new objects that are in no namespace.
     """
 
     references: tuple[str, ...]

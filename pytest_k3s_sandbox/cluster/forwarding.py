@@ -32,7 +32,7 @@ _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?")
 
 
 class Url(str):
-    """The URL of a forwarded port; a text, with its parts for those that speak no HTTP.
+    """The URL of a forwarded port; a text, with its parts for protocols other than HTTP.
 
     Attributes:
         host: The address on the machine, ``127.0.0.1``.

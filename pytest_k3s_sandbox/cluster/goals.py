@@ -61,7 +61,7 @@ class Existence:
 
     @property
     def text(self) -> str:
-        """It in words."""
+        """The condition in words."""
         return "to be created" if self.wanted else "to be deleted"
 
     def met(self, item: Item | None) -> bool:
@@ -88,7 +88,7 @@ class Phase:
 
     @property
     def text(self) -> str:
-        """It in words."""
+        """The condition in words."""
         return f"to be {self.phase}"
 
     def met(self, item: Item | None) -> bool:
@@ -116,7 +116,7 @@ class Met:
 
     @property
     def text(self) -> str:
-        """It in words."""
+        """The condition in words."""
         return f"to be {self.type}" if self.status == "True" else f"to have {self.type}={self.status}"
 
     def met(self, item: Item | None) -> bool:
@@ -166,7 +166,7 @@ class Value:
 
     @property
     def text(self) -> str:
-        """It in words."""
+        """The condition in words."""
         return f"to have {self.path.text}" + ("" if self.value is None else f" = {self.value}")
 
     def met(self, item: Item | None) -> bool:

@@ -248,7 +248,7 @@ def containerd_template(settings: Settings, data: str) -> str:
 
 
 def adopt(written: bytes, pki: Path, settings: Settings) -> bool:
-    """Make what reaches the cluster from outside of the kubeconfig that k3s wrote.
+    """Make the files that reach the cluster from outside, out of the kubeconfig that k3s wrote.
 
     Whatever runs inside can have written it. So nothing of it is used but two certificates and a key,
     and only if they are that; a kubeconfig may name programs to run. Its server is 127.0.0.1, too,

@@ -274,7 +274,7 @@ class Namespace(str):
 
         Args:
             what: A pod, or what has pods.
-            port: The pod's port, or that of the service; a number or a name.
+            port: The port of the pod or service; a number or a name.
             scheme: The URL's scheme.
             timeout: How long to wait until a pod runs.
 

@@ -152,7 +152,7 @@ def tails(access: Access, pods: Sequence[Item], lines: int, most: int) -> list[s
         access: The namespace.
         pods: The pods.
         lines: How many of each container.
-        most: How many containers; those that have ended come first.
+        most: The number of containers; ended ones come first.
     """
     pairs = [(pod, name) for pod in pods for name in containers(pod) if started(pod, name)]
     said = []

@@ -26,7 +26,7 @@ class Programs:
 
     Attributes:
         processes: The processes that run or should run, by name, in the order of the first starts.
-        traced: The names of those that were started as descendants of a layer's process.
+        traced: The names of the processes that were started as descendants of a layer's process.
         attendant: Starts programs again during a start; without one, each end is final.
     """
 
@@ -95,7 +95,7 @@ class Programs:
         return ApiReader(settings, pki(sandbox.control), ASK_SECONDS)
 
     def _stop(self, names: Sequence[str]) -> None:
-        """End programs side by side, and those that were left by earlier ones."""
+        """End programs side by side, and the processes that earlier ones left."""
         stop_all([self.processes.pop(name) for name in names if name in self.processes])
         while self._left:
             self._left.pop().stop(grace=0.0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Policy:
     """Restart with a pause that grows, and give up on a program that ends again and again.
 
-    The first end within the window is answered at once: a single crash shall cost as little as it can.
+    The first end within the window is answered at once, so that a single crash costs little.
 
     Attributes:
         pause: Seconds before the second restart within the window; each further one waits twice as long.

@@ -36,7 +36,7 @@ AGENT = 1  # the process id of the sandbox's agent, which spawns all programs
 
 
 EACH = 200
-"""The number of lines that are recorded each, of those that differ in numbers only; more are counted."""
+"""The number of recorded lines among lines that differ only in numbers; further ones are counted."""
 
 KINDS = 2000
 """The number of distinct lines that are counted each; others are counted by component and kind."""

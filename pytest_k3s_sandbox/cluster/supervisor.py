@@ -31,7 +31,7 @@ LOOK_SECONDS = 1.0
 START_LOOK_SECONDS = 5.0
 """The same before the node was Ready, because a read slows the start."""
 RESTART_SECONDS = 20.0
-UNDER_TRACER = "ended under its tracer, which goes on with what descends from it"
+UNDER_TRACER = "ended under its tracer, which goes on with its descendants"
 
 
 @dataclass(frozen=True)

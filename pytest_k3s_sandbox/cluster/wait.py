@@ -77,7 +77,7 @@ def after_restarts(number: int) -> str:
 
 
 def times(number: int) -> str:
-    """Return how often, in words."""
+    """Return a number of times in words."""
     return "once" if number == 1 else f"{number} times"
 
 

@@ -85,7 +85,7 @@ class Several:
         return self.resource.kind
 
     def look(self) -> list[dict[str, Any]]:
-        """Return those that there are."""
+        """Return the objects that exist."""
         path = self.resource.path(self.access.namespace)
         return self.access.items(path, labelSelector=self.selector)
 
@@ -156,7 +156,7 @@ def wait(access: Access, of: One | Several, goal: Goal, deadline: Deadline) -> N
         if not found:
             return "\n".join([of.missing(), *last_events(access, set(), warnings=True)])
         unmet = [each for each in found if not goal.met(each)] or found
-        return "\n".join(["what the cluster says:", *state(access, unmet)])
+        return "\n".join(["the state of the cluster:", *state(access, unmet)])
 
     try:
         access.cluster.wait(reached, f"{of} {goal.text} (namespace {access.namespace})", deadline, seen)

@@ -63,7 +63,7 @@ class Churn:
     lives: list[Life] = field(default_factory=list)
 
     def step(self, *, create: bool = True) -> None:
-        """Look at the pods once, and create or delete those that are due; call it about twice a second.
+        """Look at the pods once, and create or delete the ones that are due; call it about twice a second.
 
         An API server that does not answer is tried again with the next step.
 

@@ -77,7 +77,7 @@ class NodeTrials:
         return self.cluster.settings.kubernetes
 
     def start(self) -> tuple[Trials, RunWriter]:
-        """Return what nodes are tried with and where that is recorded; starts both if need be.
+        """Return the trials and their records; starts both if need be.
 
         Raises:
             SandboxError: The control plane did not come up; nothing is left.

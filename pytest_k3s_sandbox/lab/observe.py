@@ -1,4 +1,4 @@
-"""How far a kubelet gets, and what stops it: an end of the kubelet is an observation here, no failure."""
+"""How far a kubelet gets, and the error that stops it. An end of the kubelet is recorded, not raised."""
 
 from __future__ import annotations
 

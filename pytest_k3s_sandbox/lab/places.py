@@ -48,7 +48,7 @@ def placed(
     """Start a sandbox with nothing of Kubernetes in it, and record where that is.
 
     Args:
-        kind: ``gvisor`` or ``host``. The run's environment is that of the gvisor sandbox, if there is one.
+        kind: ``gvisor`` or ``host``. The run's environment describes the gvisor sandbox, if the run has one.
         experiment: The experiment's name.
         programs: The programs that appear inside.
         toolchain: Where runsc comes from.

@@ -1,4 +1,4 @@
-"""Programs of several kinds that say what they see, for the experiments with the interceptor's rules.
+"""Programs of several kinds that print the kernel's answers, for experiments with the interceptor.
 
 A static C program and one with glibc, a Go program, Python and busybox ask a kernel in different ways:
 by raw calls, through libc, by a runtime of their own.
@@ -79,7 +79,7 @@ def look(
     threads: int = 1,
     wrap: Sequence[str] = (),
 ) -> dict[Question, str]:
-    """Return what a program sees.
+    """Return the answers that a program gets.
 
     Args:
         sandbox: Where it runs.
@@ -105,7 +105,7 @@ def look(
 
 
 def changed(plain: Mapping[Question, str], answers: Mapping[Question, str]) -> dict[Question, str]:
-    """Return the answers expected under rules: the plain answers, with those that the rules change replaced.
+    """Return the answers expected under rules: the plain answers, with the rules' changes.
 
     A call that the kernel does not have stays one.
     """
@@ -118,7 +118,7 @@ def changed(plain: Mapping[Question, str], answers: Mapping[Question, str]) -> d
 def compared(
     plain: Mapping[Question, str], under: Mapping[Question, str], answers: Mapping[Question, str]
 ) -> tuple[bool, str]:
-    """Return whether a program under rules saw what they say and nothing else changed, and that in words.
+    """Return whether only the answers of the rules changed for a program, and the count in words.
 
     Args:
         plain: Its answers without rules.

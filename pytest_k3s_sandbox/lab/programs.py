@@ -1,4 +1,4 @@
-"""Small programs that ask a kernel something, built on this machine and cached by what they are made of."""
+"""Small programs that ask a kernel something, built on this machine and cached by source and flags."""
 
 from __future__ import annotations
 

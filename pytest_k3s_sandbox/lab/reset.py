@@ -1,4 +1,4 @@
-"""Run inside a sandbox: ends and removes what a node left there, and says what there is then.
+"""Run inside a sandbox: ends a node's processes, removes its remains, and prints the state.
 
 ``python -I -S reset.py REQUEST``, with a JSON object: ``keep``, the processes that go on (with their
 descendants); ``mounts``, the ids of the mounts that stay, null to change nothing at all; ``groups``,
@@ -32,7 +32,7 @@ VALUES = "/proc/sys/vm /proc/sys/kernel"
 
 
 def main(argv: list[str]) -> int:
-    """Do what the request says, and print the state."""
+    """Carry out the request, and print the state."""
     request = json.loads(argv[1])
     if request["mounts"] is not None:
         kill(others(set(request["keep"])))
@@ -71,7 +71,7 @@ def kill(pids: list[int]) -> None:
 
 
 def unmount(keep: set[str]) -> None:
-    """Take off all mounts but those with these ids, the latest first; make what stays private again."""
+    """Take off all mounts but those with these ids, the latest first; make the others private again."""
     libc = ctypes.CDLL(None, use_errno=True)
     for fields in reversed(mountinfo()):
         if fields[0] not in keep:
@@ -128,7 +128,7 @@ def empty(folder: str) -> None:
 
 
 def state(keep: Collection[int]) -> dict[str, list[str]]:
-    """Return what a node can find, as text in an order of its own."""
+    """Return the state that a node can find, as sorted text."""
     rows = [" ".join(fields[2:]) for fields in mountinfo()]
     with open("/proc/cgroups", encoding="ascii") as table:
         found = {"mounts": sorted(rows), "cgroups": table.read().splitlines()}

@@ -24,7 +24,7 @@ class Survival:
     """The fate of a node.
 
     Attributes:
-        seen: How far it got, and what stopped it.
+        seen: How far it got, and the error that stopped it.
         ready_seconds: From the first sample in which it was Ready to the last one; 0 if it never was.
         losses: How often it was Ready no more.
     """

@@ -55,7 +55,7 @@ State = Mapping[str, Sequence[str]]
 
 
 def differences(before: State, after: State) -> dict[str, list[str]]:
-    """Return what differs between two states of a sandbox, by where: ``+`` what came, ``-`` what went.
+    """Return the differences between two states of a sandbox, by place: ``+`` for new, ``-`` for missing.
 
     Args:
         before: A state as :mod:`.sweep` tells it.
@@ -123,7 +123,7 @@ class Trials:
         """Wait for the control plane, and load the images into a containerd that every trial begins with.
 
         Raises:
-            ClusterError: The control plane or containerd does not come up, or a node leaves what cannot
+            ClusterError: The control plane or containerd does not come up, or a node leaves files that cannot
                 be removed.
         """
         program = self._inside("reset.py")
@@ -135,7 +135,7 @@ class Trials:
         process.settings = replace(process.settings, store=ON_9P)
         self._distribution.wait_control_plane(self._sandbox, process.settings, deadline)
         self._sandbox.files.mkdir(CONTAINERD_ROOT)
-        self._sandbox.run(["rm", "-rf", "/run/mount"])  # what mount(8) has left is not a trial's
+        self._sandbox.run(["rm", "-rf", "/run/mount"])  # files of mount(8), not of a trial
         self.first = self._state(change=False)
         self._start_node(())
         if (dead := ended({"containerd": process.processes["containerd"]})) is not None:
@@ -152,7 +152,7 @@ class Trials:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove what was kept for the next trial."""
+        """Remove the state that was kept for the next trial."""
         shutil.rmtree(self._pristine, ignore_errors=True)
 
     def run(self, words: Sequence[str], *, isolation: bool = True, also: Sequence[Layer] = ()) -> Observation:
@@ -165,7 +165,7 @@ class Trials:
 
         Raises:
             LayerError: A layer did not come up.
-            ClusterError: The node left what cannot be removed, or the control plane ended.
+            ClusterError: The node left files that cannot be removed, or the control plane ended.
         """
         self._number += 1
         cluster, process = self.cluster, self.process
@@ -209,7 +209,7 @@ class Trials:
         self.process.stop_node()
 
     def _clean(self) -> None:
-        """Remove what the last node left, everywhere, and make sure that nothing of it is there any more.
+        """Remove the remains of the last node everywhere, and make sure that they are gone.
 
         Raises:
             ClusterError: Something is.
@@ -230,7 +230,7 @@ class Trials:
             )
 
     def _forget(self) -> None:
-        """Remove the node and what belongs to it from the API server."""
+        """Remove the node and its objects from the API server."""
         from kubernetes.client import CoordinationV1Api, StorageV1Api
 
         core, name = self.cluster.core, self.cluster.node.name
@@ -240,7 +240,7 @@ class Trials:
             found(functools.partial(core.delete_namespaced_pod, *where, grace_period_seconds=0))
         found(lambda: core.delete_node(name))
         found(lambda: leases.delete_namespaced_lease(name, "kube-node-lease"))
-        # Not parsed: the client refuses what the server answers, a CSINode whose drivers are null.
+        # Not parsed: the client refuses the server's answer, a CSINode whose drivers are null.
         found(lambda: storage.delete_csi_node(name, _preload_content=False))
 
     def _keep_logs(self) -> None:

@@ -27,7 +27,7 @@ def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
 
 
 def diagnose(cluster: Cluster, folder: Path) -> None:
-    """Write what helps to understand a failure: logs, mounts, cgroups, processes, API objects."""
+    """Write the material to understand a failure: logs, mounts, cgroups, processes, API objects."""
     look_inside(cluster.sandbox, folder)
     objects: dict[str, object] = {}
     with contextlib.closing(cluster.reader()) as api:
@@ -43,7 +43,7 @@ def diagnose(cluster: Cluster, folder: Path) -> None:
 
 
 def look_inside(sandbox: Reachable, folder: Path) -> None:
-    """Write what a sandbox itself tells: its logs, mounts, cgroups and processes."""
+    """Write the state of the sandbox: its logs, mounts, cgroups and processes."""
     copy_logs(sandbox, folder)
     inside = {
         "mountinfo.txt": ["cat", "/proc/self/mountinfo"],

@@ -48,7 +48,7 @@ def fingerprint(stack: LayerStack, spec: NodeSpec, toolchain: Toolchain, experim
 
 
 def described_network(sandbox: Sandbox, spec: NodeSpec) -> str | None:
-    """Return what programs inside can reach, in words; None where that is not known."""
+    """Return the addresses that programs inside can reach, in words; None if unknown."""
     found = getattr(sandbox, "network", None)
     if found is None:
         return None
@@ -57,7 +57,7 @@ def described_network(sandbox: Sandbox, spec: NodeSpec) -> str | None:
 
 
 def described_limits(sandbox: Sandbox) -> str | None:
-    """Return what a sandbox may take of the machine, in words; None where that is not known."""
+    """Return the limits of a sandbox on the machine, in words; None if unknown."""
     limits: Limits | None = getattr(sandbox, "limits", None)
     if limits is None:
         return None

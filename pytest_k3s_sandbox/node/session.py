@@ -52,7 +52,7 @@ class RecordedStack(LayerStack):
     process: ClusterProcess | None = None
 
     def check(self) -> dict[str, Health]:
-        """Probe every layer now, and record what was found."""
+        """Probe every layer now, and record the findings."""
         found = super().check()
         for name, health in found.items():
             state = LayerState(t=self.run.now(), name=name, ok=health.ok, details=dict(health.details))

@@ -82,7 +82,7 @@ class NodeSpec:
 
     @classmethod
     def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:
-        """Return what the settings of a run ask for."""
+        """Return the specification that the settings of a run ask for."""
         return cls(
             sandbox=settings.sandbox,
             layers=settings.layers,

@@ -1,5 +1,7 @@
 # ruff: noqa: INP001 - a program that is started by its file; no package
-"""Says what a Python program sees: ``probe.py THREADS CALL PATH [CALL PATH ...]``, as probe.c does for C.
+"""Prints the kernel's answers to a Python program: ``probe.py THREADS CALL PATH [CALL PATH ...]``.
+
+probe.c does so for C.
 
 CALL is ``statfs`` or ``fstatfs`` (by way of libc, because ``os.statvfs`` leaves f_type out) or ``open``.
 """
@@ -17,7 +19,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def answer(call: str, path: str) -> str:
-    """Return what one call gives, as text."""
+    """Return the answer to one call, as text."""
     buffer = (ctypes.c_long * 15)()  # struct statfs begins with f_type: asm-generic/statfs.h
     if call == "open":
         with Path(path).open(encoding="utf-8", errors="replace") as file:
@@ -47,7 +49,7 @@ def work(questions: list[str], seen: set[str]) -> None:
 
 
 def main() -> None:
-    """Run the threads, and print what they saw."""
+    """Run the threads, and print their answers."""
     seen: set[str] = set()
     threads = [threading.Thread(target=work, args=(sys.argv[2:], seen)) for _ in range(int(sys.argv[1]))]
     for thread in threads:
