@@ -2,7 +2,7 @@
 
 It speaks JSON lines over its standard input, a socket, in both directions: requests come in, answers and
 exits go out. The end of what comes in is the end of the sandbox, so that a pytest that was killed takes
-its sandbox with it. A request that is none ends it, too. Standard library only, and as little of that
+its sandbox with it. A malformed request ends it, too. Standard library only, and as little of that
 as possible, because it is on the way of every start.
 
 Requests: ``{"id", "op": "spawn", "argv", "env", "cwd", "stdout", "stderr"}``,
@@ -30,7 +30,7 @@ LINE_BYTES = 4 << 20
 """The longest line, in both directions; :mod:`.messages` has the same limit."""
 ERROR_CHARACTERS = 4000
 USAGE_ROWS = 16384
-"""As many processes are told of at most, so that the line stays within its limit: 200 bytes each."""
+"""The most processes in an answer, so that the line stays within its limit: 200 bytes each."""
 PR_SET_DUMPABLE = 4  # prctl(2)
 BY_GROUP = "by-group"
 
@@ -43,7 +43,7 @@ FORMS: dict[str, dict[str, type]] = {
 
 
 class BrokenError(Exception):
-    """The other side said something that is no request."""
+    """The other side sent something that is not a request."""
 
 
 class Agent:
@@ -59,7 +59,7 @@ class Agent:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def serve(self) -> None:
-        """Answer requests until there are no more, then end everything."""
+        """Answer requests until the end of the input, then end everything."""
         try:
             self._serve()
         except (BrokenError, OSError) as error:
@@ -150,7 +150,7 @@ class Agent:
                 self._say({"exit": pid, "status": child.returncode})
 
     def _end_all(self) -> None:
-        """End every process: politely first, so that containers and mounts can go."""
+        """End every process: by SIGTERM first, so that containers and mounts can go."""
         for number, seconds in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 1.0)):
             try:
                 os.kill(-1, number)
@@ -174,11 +174,11 @@ def parse(line: bytes) -> dict[str, Any]:
     try:
         request = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BrokenError(f"a line is no JSON: {error}") from None
+        raise BrokenError(f"a line is not JSON: {error}") from None
     op = request.get("op") if isinstance(request, dict) else None
     form = FORMS.get(op) if isinstance(op, str) else None
     if form is None or request.keys() != form.keys():
-        raise BrokenError(f"a line is no request: {line[:200]!r}")
+        raise BrokenError(f"a line is not a request: {line[:200]!r}")
     if any(type(request[key]) is not kind for key, kind in form.items()):
         raise BrokenError(f"a value of a request has the wrong type: {line[:200]!r}")
     if op == "spawn":
@@ -186,7 +186,7 @@ def parse(line: bytes) -> dict[str, Any]:
         if not request["argv"] or any(type(word) is not str for word in words):
             raise BrokenError(f"a command is not made of texts: {line[:200]!r}")
     if op == "signal" and not 0 < request["signal"] < signal.NSIG:
-        raise BrokenError(f"there is no signal {request['signal']}")
+        raise BrokenError(f"the signal {request['signal']} does not exist")
     return dict(request)
 
 
@@ -197,13 +197,13 @@ def open_log(path: str) -> int:
     this would wait for until the end of the sandbox, is refused.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is not a regular file.
     """
     how = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, how, 0o644)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(f"{path} is no regular file")
+        raise OSError(f"{path} is not a regular file")
     os.set_blocking(fd, True)
     return fd
 
@@ -211,7 +211,7 @@ def open_log(path: str) -> int:
 def usage() -> list[tuple[int, int, str, float, int]]:
     """Return the pid, parent, name, CPU seconds and resident bytes of processes (proc_pid_stat(5)).
 
-    Of more than ``USAGE_ROWS`` only the first ones in the order of /proc.
+    At most ``USAGE_ROWS`` of them, the first ones in the order of /proc.
     """
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     rows: list[tuple[int, int, str, float, int]] = []
@@ -229,9 +229,9 @@ def usage() -> list[tuple[int, int, str, float, int]]:
 
 
 def protect(how: list[str]) -> None:
-    """Forbid programs without CAP_SYS_PTRACE to look into this process (PR_SET_DUMPABLE, prctl(2)).
+    """Forbid programs without CAP_SYS_PTRACE to inspect this process (PR_SET_DUMPABLE, prctl(2)).
 
-    Programs that it starts are as usual, because execve(2) sets the flag again.
+    Programs that it starts are not protected, because execve(2) sets the flag again.
 
     Args:
         how: ``[BY_GROUP]`` to have the flag cleared by another effective group for a moment. In gVisor
@@ -247,7 +247,7 @@ def protect(how: list[str]) -> None:
 
 
 def main() -> None:
-    """Serve on standard input; refuses to be anything but process 1."""
+    """Serve on standard input, as process 1 only."""
     if os.getpid() != 1:  # kill(-1) in the machine's own pid namespace would end the machine
         sys.exit("the agent runs only as process 1 of a sandbox")
     protect(sys.argv[1:])

@@ -1,10 +1,10 @@
-"""The files that a sandbox can write, as the machine may use them: the only door to them.
+"""The machine's access to files that a sandbox can write; no other module opens them.
 
-Whatever runs inside can put a link, a FIFO or a device in the place of any file there, at any moment.
-So nothing here resolves a path by name alone: every step is taken beneath an open folder, and no link
+A program inside can put a link, a FIFO or a device in the place of any file there, at any moment.
+So no path is resolved by name alone: every step is taken beneath an open folder, and no link
 is followed (openat2(2), ``RESOLVE_BENEATH`` and ``RESOLVE_NO_SYMLINKS``; openat(2) with ``O_NOFOLLOW``
-step by step where the kernel lacks it, as gVisor's does). What is read must be a regular file with one
-name, and has a limit. What is written is created under a new name and renamed.
+step by step where the kernel lacks it, as gVisor's does). A file to read must be a regular file with one
+name, and has a limit. A file to write is created under a new name and renamed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Beneath:
     """
 
     def __init__(self, root: Path, shown: str = "/var") -> None:
-        """Keep the folder; nothing is opened yet."""
+        """Keep the folder, and open nothing."""
         self.root = root
         self._shown = shown
 
@@ -57,7 +57,7 @@ class Beneath:
             limit: The bytes that it may have.
 
         Raises:
-            RefusedError: It is a link, has several names, is no regular file, or is larger.
+            RefusedError: It is a link, has several names, is not a regular file, or is larger.
             OSError: It is not there or cannot be read.
         """
         with self.open(inside) as file:
@@ -91,7 +91,7 @@ class Beneath:
                 shutil.copyfileobj(Limited(source, limit), out)
 
     def exists(self, inside: str) -> bool:
-        """Tell whether something that is no link lies at a path."""
+        """Return whether a path exists and is not a link."""
         with contextlib.suppress(OSError), self._folder() as root:
             descriptor = open_beneath(root, self.relative(inside), os.O_PATH)
             try:
@@ -104,7 +104,7 @@ class Beneath:
         """Return the sorted names in a folder.
 
         Raises:
-            OSError: It is no folder, is not there, or a link is on the way.
+            OSError: It is not a folder, does not exist, or a link is on the way.
         """
         with self.opened(self.relative(inside)) as folder, os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries)
@@ -121,7 +121,7 @@ class Beneath:
             The sizes, and whether the folder has more names.
 
         Raises:
-            OSError: It is no folder, is not there, or a link is on the way.
+            OSError: It is not a folder, does not exist, or a link is on the way.
         """
         found: dict[str, int] = {}
         with self.opened(self.relative(inside)) as folder, os.scandir(folder) as entries:
@@ -132,7 +132,7 @@ class Beneath:
             return found, next(entries, None) is not None
 
     def size(self, inside: str) -> int:
-        """Return the bytes of a regular file, or 0 where there is none."""
+        """Return the size of a regular file in bytes; 0 if it does not exist."""
         try:
             with self.open(inside) as file:
                 return os.fstat(file.fileno()).st_size
@@ -195,7 +195,7 @@ class Beneath:
             keep: The bytes that are copied at most.
 
         Raises:
-            RefusedError: It is a link, has several names, or is no regular file.
+            RefusedError: It is a link, has several names, or is not a regular file.
             OSError: It is not there, or cannot be written.
         """
         relative = self.relative(inside)
@@ -217,7 +217,7 @@ class Beneath:
 
         Raises:
             FileExistsError: It exists, and ``exist_ok`` is false.
-            OSError: Something on the way is no folder, or a link.
+            OSError: Something on the way is not a folder, or a link.
         """
         parts = self.relative(inside).parts
         with self._folder() as root:
@@ -259,7 +259,7 @@ class Beneath:
             os.rename(relative.name, new, src_dir_fd=folder, dst_dir_fd=folder)
 
     def remove(self, inside: str) -> None:
-        """Remove a file, a link, or a folder with all that is in it; what is not there is no error.
+        """Remove a file, a link, or a folder with its content; do nothing if it does not exist.
 
         Raises:
             OSError: Something cannot be removed, or a link is on the way.

@@ -27,11 +27,11 @@ from pytest_k3s_sandbox.support import bounded, forks
 
 REPLY_SECONDS = 30.0
 GRACE_SECONDS = 4.0
-"""How long process 1 may need to end everything inside: two seconds, and what a busy machine adds."""
+"""How long process 1 may take to end everything inside: two seconds, and more on a busy machine."""
 ENDED = "its first process has ended"
 HANDED_OVER = "another process owns it"
 PIECES = 16
-"""So many pieces of what has come are taken in at a hand-over; the inside can say any number."""
+"""The most pieces that a hand-over reads; the inside can send any number."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ class AgentProcess:
 
     @property
     def lost(self) -> str | None:
-        """Why nothing is known of it any more; None as long as its sandbox can be asked."""
+        """Why its state is unknown; None while its sandbox answers."""
         return self._client.lost(self._child)
 
     def poll(self) -> int | None:
@@ -92,7 +92,7 @@ class AgentProcess:
         self._client.signal(self._child, number)
 
     def stop(self, grace: float = 5.0) -> int:
-        """End it politely, then by force.
+        """End it by SIGTERM, then by SIGKILL.
 
         Raises:
             StartError: It survived SIGKILL.
@@ -232,7 +232,7 @@ class AgentClient:
             self._send({"op": "signal", "pid": child.pid, "signal": int(number)})
 
     def hand_over(self, receive: Callable[[int], None]) -> None:
-        """Let another process hold the channel; to this one it is then as if the sandbox had ended.
+        """Give the channel to another process; for this one the sandbox has then ended.
 
         The ends of processes that have come by then are taken in.
 
@@ -241,12 +241,12 @@ class AgentClient:
         """
         receive(self._channel.fileno())
         with contextlib.suppress(OSError):  # the thread has come to its end meanwhile
-            self._waker.send(b"x")  # it would read what is the other's now
+            self._waker.send(b"x")  # otherwise it would read messages for the other process
         self._left.wait(5)
         self._end_with(HANDED_OVER)  # the thread has said so, unless it hangs
 
     def end_because(self, why: str) -> None:
-        """Take the sandbox for ended, for a reason that errors then name; its end begins."""
+        """Mark the sandbox as ended, with a reason for errors, and begin to end it."""
         self._end_with(why)
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
@@ -300,7 +300,7 @@ class AgentClient:
         )
 
     def _listen(self) -> None:
-        """Take messages until there are no more; whatever ends that ends the sandbox."""
+        """Take messages until the channel ends; then the sandbox ends, too."""
         why = "the thread that listens to its first process broke"
         try:
             why = self._take_messages()
@@ -315,7 +315,7 @@ class AgentClient:
                 why = self._reason() or why
             self._end_with(why)
             if why != HANDED_OVER:
-                with contextlib.suppress(OSError):  # who listens to it no longer is as good as gone
+                with contextlib.suppress(OSError):  # a launcher that has closed its end needs no word
                     self._channel.shutdown(socket.SHUT_RDWR)
             forks.forget(self)
             self.forked()
@@ -339,8 +339,8 @@ class AgentClient:
                 self._take(lines, piece)
 
     def _take_rest(self, lines: messages.Lines) -> None:
-        """Take in what has come before a hand-over; the other process may have read parts of it."""
-        with contextlib.suppress(OSError, ProtocolError):  # the sandbox is the other process' to end
+        """Read the messages from before a hand-over; the other process may have read parts of them."""
+        with contextlib.suppress(OSError, ProtocolError):  # the other process ends the sandbox
             for _ in range(PIECES):
                 self._take(lines, self._channel.recv(65536, socket.MSG_DONTWAIT))
 

@@ -31,10 +31,10 @@ exec "$@"
 
 LIMIT_FILES = {"memory": ("memory.max", "memory.limit_in_bytes"), "pids": ("pids.max",)}
 UNLIMITED = 1 << 62
-"""A limit of version 1 that is larger is none (the kernel gives the largest number of pages)."""
+"""Larger limits of version 1 mean no limit: the kernel shows the largest number of pages."""
 
 NEARLY = 0.9
-"""A group that never took this share of its limit was hit by another limit than its own."""
+"""A group that never took this share of its limit hit the limit of a group above."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Places:
 
     Attributes:
         parents: The groups below which they go; one for each hierarchy.
-        lacking: Why there is none for a controller, by the controller.
+        lacking: Why a controller has no place, by the controller.
         around: Limits of memory in bytes that this process has itself.
     """
 
@@ -119,7 +119,7 @@ def _below(top: Path, shown: str, own: str) -> Path:
 
 
 def _giving(top: Path, own: Path, controller: str) -> Path | str:
-    """Return the nearest group of version 2 that gives a controller, or why there is none."""
+    """Return the nearest group of version 2 that gives a controller, or why no group does."""
     group = own
     while True:
         if controller in _words(group / "cgroup.subtree_control"):
@@ -143,7 +143,7 @@ def _limits_above(top: Path, own: Path) -> Iterator[int]:
 
 
 def make(parents: Iterable[Path], name: str, limits: Limits) -> tuple[Path, ...]:
-    """Make groups with limits, of which nothing is left when one cannot be made.
+    """Make groups with limits, or none at all.
 
     Args:
         parents: What :func:`find` gives.
@@ -169,7 +169,7 @@ def make(parents: Iterable[Path], name: str, limits: Limits) -> tuple[Path, ...]
 
 
 def limit(group: Path, limits: Limits) -> set[str]:
-    """Write limits to a group of ours, as far as it has the files for them.
+    """Write limits to a group of ours, where it has the files for them.
 
     Args:
         group: The group.
@@ -188,8 +188,8 @@ def limit(group: Path, limits: Limits) -> set[str]:
                 (group / name).write_text(str(value))
                 done.add(controller)
     if "memory" in done:
-        # Swapped memory would count for nothing, and one process of many that is killed leaves a sandbox
-        # that no result means anything of. Kernels without swap accounting lack the files.
+        # Swap would get around the limit. After the kill of one process of many, results of the sandbox
+        # would mean nothing, so that all are killed together. Kernels without swap accounting lack the files.
         for name, text in (
             ("memory.memsw.limit_in_bytes", str(limits.memory_bytes)),
             ("memory.swap.max", "0"),
@@ -231,7 +231,7 @@ class Gauge:
             os.close(self._told.popitem()[1])
 
     def exceeded(self) -> str | None:
-        """Return which limit was reached, as what the sandbox did; None for none."""
+        """Return how the sandbox reached a limit; None if it did not."""
         return next((why for group in self._groups if (why := self._of(group)) is not None), None)
 
     def _of(self, group: Path) -> str | None:
@@ -292,7 +292,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file; None for none, for ``max``, and for what is as good as no limit."""
+    """Return the limit in a file; None for a missing file, ``max`` or a number that means no limit."""
     words = _words(path)
     if len(words) != 1 or not words[0].isdecimal():
         return None
@@ -300,7 +300,7 @@ def _number(path: Path) -> int | None:
 
 
 def _counter(path: Path, name: str) -> int:
-    """Return a number of a file with lines of a name and a number; 0 where there is none."""
+    """Return a number of a file with lines of a name and a number; 0 if the name is missing."""
     words = _words(path)
     found = dict(zip(words[::2], words[1::2], strict=False))
     return int(found[name]) if found.get(name, "").isdecimal() else 0

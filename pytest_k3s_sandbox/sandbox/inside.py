@@ -28,7 +28,7 @@ class InsidePath(PosixPath):
         """Open the file for reading.
 
         Raises:
-            RefusedError: It is no regular file of its own, or a link is on the way.
+            RefusedError: It is not a regular file of its own, or a link is on the way.
             OSError: It cannot be read.
         """
         if not set(mode) <= set("rbt"):
@@ -65,7 +65,7 @@ class InsidePath(PosixPath):
             return bytes(file.read(limit))
 
     def size(self) -> int:
-        """Return the file's bytes; 0 where there is no regular file."""
+        """Return the file's bytes; 0 where there is not a regular file."""
         try:
             with self.open("rb") as file:
                 return os.fstat(file.fileno()).st_size

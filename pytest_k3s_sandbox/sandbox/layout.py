@@ -226,7 +226,9 @@ def _check_sources(layout: Layout, workdir: Path) -> None:
     for program in layout.programs:
         if not program.is_file():
             raise ConfigError(
-                f"the program {program}", cause="there is no such file", remedy="run `k3s-sandbox provision`"
+                f"the program {program}",
+                cause="there is no such file",
+                remedy="run `k3s-sandbox provision`",
             )
         if names[program.name] > 1:
             raise ConfigError(f"the program {program}", cause=f"another one is called {program.name}, too")

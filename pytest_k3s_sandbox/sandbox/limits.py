@@ -31,7 +31,7 @@ LEAST_PROCESSES = 100
 
 WHOLE = 100.0
 PART_OF_PIDS = 0.75
-"""More of the machine's process ids than this no sandbox takes, whatever is asked for."""
+"""The largest share of the machine's process ids for one sandbox, whatever limit is set."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def parse_size(text: str, what: str, least: int = 0) -> Amount:
         return Amount()
     if found is None:
         raise ConfigError(
-            f"{what}: {text!r} is no amount",
+            f"{what}: {text!r} is not an amount",
             remedy="give bytes like 2Gi or 500M, a share like 75%, or none for no limit",
         )
     value = float(f"{found[1]}.{found[2] or 0}")
     if found[3] == "%":
         if not 0 < value <= WHOLE:
-            raise ConfigError(f"{what}: {text!r} is no share of what there is", remedy="give 1% to 100%")
+            raise ConfigError(f"{what}: {text!r} is not a share", remedy="give 1% to 100%")
         return Amount(share=value / WHOLE)
     size = int(value * UNITS[found[3]])
     if size < least:
@@ -132,7 +132,8 @@ def parse_processes(text: str, what: str) -> Amount:
         return Amount()
     if not re.fullmatch("[0-9]{1,9}", text, re.ASCII):
         raise ConfigError(
-            f"{what}: {text!r} is no number of processes", remedy=f"give a number like {PROCESSES}, or none"
+            f"{what}: {text!r} is not a number of processes",
+            remedy=f"give a number like {PROCESSES}, or none",
         )
     if int(text) < LEAST_PROCESSES:
         raise ConfigError(

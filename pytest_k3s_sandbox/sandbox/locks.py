@@ -45,7 +45,7 @@ class Lock:
         return cls(path, fd)
 
     def release(self, *, remove: bool = False) -> None:
-        """Let it go; a second time is no error.
+        """Release it; do nothing the second time.
 
         Args:
             remove: Whether the file goes, too.

@@ -1,4 +1,4 @@
-"""What a start leaves on the machine, who owns it, and what bears our mark.
+"""The folders of sandboxes on the machine, their owners and our mark.
 
 Every sandbox has a folder below :func:`home`. Its ``owner.json`` is our mark: it says which process
 started the sandbox and what was made outside the folder. The owner holds a lock in the folder for its
@@ -49,7 +49,7 @@ LOCK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Owner:
-    """Who answers for a sandbox and what belongs to it.
+    """The owner of a sandbox, and the objects that belong to the sandbox.
 
     Fields of types other than those below need a line in :func:`_parsed`.
 
@@ -135,7 +135,7 @@ def sandboxes() -> Path:
 
 
 def partial() -> Path:
-    """Return the folder of those that are half made or half removed: they hold our mark at most."""
+    """Return the folder of half made and half removed sandboxes; they hold nothing but our mark."""
     return home() / "partial"
 
 
@@ -158,7 +158,7 @@ def _locked(path: Path) -> Iterator[None]:
         raise StartError(
             f"the lock {path}",
             cause=f"another process has held it for {LOCK_SECONDS:g} s",
-            remedy=f"see who it is with `fuser {path}`",
+            remedy=f"find the process with `fuser {path}`",
         ) from error
     except OSError as error:
         if error.errno not in {errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR}:
@@ -166,7 +166,7 @@ def _locked(path: Path) -> Iterator[None]:
         raise StartError(
             f"the lock {path}",
             cause="it is a link" if error.errno == errno.ELOOP else str(error.strerror),
-            remedy=f"see what it is with `ls -l {path}`, and remove it",
+            remedy=f"look at it with `ls -l {path}`, and remove it",
         ) from error
     try:
         yield
@@ -177,7 +177,7 @@ def _locked(path: Path) -> Iterator[None]:
 def new_workdir(kind: str, runsc: str | None = None) -> tuple[Path, locks.Lock, Owner]:
     """Create a folder with a name that is unique on this machine, owned by this process.
 
-    It gets its place only when it bears the mark and is locked.
+    It is moved to its place when it bears the mark and is locked.
 
     Args:
         kind: The kind of sandbox.
@@ -211,7 +211,7 @@ def new_workdir(kind: str, runsc: str | None = None) -> tuple[Path, locks.Lock, 
 
 
 def forget(folder: Path) -> None:
-    """Remove a folder that holds nothing but our mark; any other file in it, and so the folder, stays."""
+    """Remove our mark and the empty folder; with any other file in it the folder stays."""
     for name in (LIFE_FILE, OWNER_FILE, f"{OWNER_FILE}.partial"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -219,7 +219,7 @@ def forget(folder: Path) -> None:
 
 
 def remove_unfinished() -> None:
-    """Remove what starts and removals that were killed half-way left in :func:`partial`."""
+    """Remove the folders in :func:`partial` of starts and removals that were killed."""
     if not partial().is_dir() or not any(partial().iterdir()):
         return
     with _locked(home() / "lock"):
@@ -230,7 +230,7 @@ def remove_unfinished() -> None:
 
 
 def claim(workdir: Path, owner: Owner) -> None:
-    """Write the owner file, atomically; its time stays that of the first one, the sandbox's start."""
+    """Write the owner file, atomically; it keeps the time of the first one, the sandbox's start."""
     unfinished, target = workdir / f"{OWNER_FILE}.partial", workdir / OWNER_FILE
     unfinished.unlink(missing_ok=True)
     with files.replacing(target, temporary=unfinished.name, mode=0o600) as file:
@@ -254,8 +254,8 @@ def verified_owner(workdir: Path) -> Owner:
     """Return the owner of a sandbox's folder.
 
     Raises:
-        NotOurs: The folder does not bear our mark: it is no folder, another user's, its name is none of
-            ours, or its owner file is missing, broken, of another version or about another sandbox.
+        NotOurs: The folder does not bear our mark. It is not a folder, it is another user's, its name is not
+            one of ours, or its owner file is missing, broken, of another version or about another sandbox.
     """
     if not KEY.fullmatch(workdir.name):
         raise NotOurs("its name is not that of a sandbox's folder")
@@ -326,19 +326,19 @@ def _parsed(data: Mapping[str, Any], key: str) -> Owner:
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         raise TypeError("a number is not an integer")
     if owner.pid < 1 or min(numbers) < 0 or not owner.boot or not owner.pid_namespace:
-        raise ValueError("a number or the boot is none")
+        raise ValueError("a number, the boot or the pid namespace is impossible")
     ours = network.named(key)
     if (net.netns, net.veth) != (ours.netns, ours.veth) or any(
         Path(group).name != ours.netns for group in groups
     ):
-        raise ValueError("it names what belongs to another sandbox")
+        raise ValueError("it names objects of another sandbox")
     return owner
 
 
 def strangers() -> dict[Path, str]:
-    """Return what lies among the sandboxes' folders without our mark, and why it is not ours.
+    """Return the paths among the sandboxes' folders that do not bear our mark, each with the reason.
 
-    Nothing here ever touches it.
+    This package never touches them.
     """
     found: dict[Path, str] = {}
     for folder in sorted(sandboxes().glob("*")) if sandboxes().is_dir() else ():

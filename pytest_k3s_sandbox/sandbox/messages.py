@@ -1,8 +1,8 @@
-"""What process 1 of a sandbox says, read as the words of a stranger.
+"""The messages of process 1 of a sandbox, which are not trusted.
 
 A program inside with the rights of root can take process 1 over (ptrace(2), pidfd_getfd(2)) and say
 what it likes. So every line has a limit, and every message is one of few forms with values in their ranges.
-What is none raises :class:`ProtocolError`, which ends the sandbox; see docs/security.md.
+A malformed message raises :class:`ProtocolError`, which ends the sandbox; see docs/security.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUOTED = 100
 
 
 class ProtocolError(Exception):
-    """A line from process 1 is no message."""
+    """A line from process 1 is not a message."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Used:
-    """What processes have used: the request's number and a row for each."""
+    """The usage of processes: the request's number and a row for each."""
 
     number: int
     rows: tuple[Usage, ...]
@@ -74,7 +74,7 @@ class Lines:
     """Puts lines together from pieces, and never keeps more than the longest line."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Begin without a piece."""
         self._rest = bytearray()
 
     def feed(self, piece: bytes) -> list[bytes]:
@@ -102,15 +102,15 @@ def parse(line: bytes) -> Message:
     """Return the message that a line holds.
 
     Raises:
-        ProtocolError: It holds none.
+        ProtocolError: The line is malformed.
     """
     try:
         raw = json.loads(line, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise ProtocolError(f"a line is no JSON: {quoted(line)}") from None
+        raise ProtocolError(f"a line is not JSON: {quoted(line)}") from None
     reader = READERS.get(frozenset(raw)) if isinstance(raw, dict) else None
     if reader is None:
-        raise ProtocolError(f"a line is no message: {quoted(line)}")
+        raise ProtocolError(f"a line is not a message: {quoted(line)}")
     try:
         return reader(raw)
     except ValueError as error:
@@ -134,7 +134,7 @@ def _no_constant(name: str) -> None:
 
 def _whole(value: object, least: int, most: int, what: str) -> int:
     if type(value) is not int or not least <= value <= most:  # a bool is an int, too
-        raise ValueError(f"{what} is no number from {least} to {most}")
+        raise ValueError(f"{what} is not a number from {least} to {most}")
     return value
 
 
@@ -148,7 +148,7 @@ def _number(value: object) -> int:
 
 def _text(value: object, most: int, what: str) -> str:
     if not isinstance(value, str) or len(value) > most:
-        raise ValueError(f"{what} is no text of at most {most} characters")
+        raise ValueError(f"{what} is not a text of at most {most} characters")
     return plain(value, most)
 
 
@@ -157,7 +157,7 @@ def _row(row: object) -> Usage:
         raise ValueError("a row of the usage has other fields")
     pid, parent, name, cpu, rss = row
     if type(cpu) not in {int, float} or not 0 <= cpu <= MOST_SECONDS or not math.isfinite(cpu):
-        raise ValueError("a processor time is no number of seconds")
+        raise ValueError("a processor time is not a number of seconds")
     return Usage(
         _pid(pid),
         _whole(parent, 0, MOST_PIDS, "a parent's process id"),
@@ -170,7 +170,7 @@ def _row(row: object) -> Usage:
 def _used(raw: dict[str, Any]) -> Used:
     rows = raw["usage"]
     if not isinstance(rows, list) or len(rows) > USAGE_ROWS:
-        raise ValueError(f"the usage is no list of at most {USAGE_ROWS} rows")
+        raise ValueError(f"the usage is not a list of at most {USAGE_ROWS} rows")
     return Used(_number(raw["id"]), tuple(map(_row, rows)))
 
 
@@ -190,4 +190,4 @@ READERS: dict[frozenset[str], Callable[[dict[str, Any]], Message]] = {
         _pid(raw["exit"]), _whole(raw["status"], -MOST_SIGNAL, MOST_CODE, "an exit code")
     ),
 }
-"""What reads a message with exactly these keys."""
+"""The reader of each message, by its exact keys."""

@@ -78,7 +78,7 @@ def _ip(*words: str, batch: Sequence[str] = ()) -> str:
     if shutil.which("ip") is None:
         raise MissingCapability(
             "cannot create a network namespace",
-            cause="there is no `ip` program",
+            cause="the program `ip` is not installed",
             remedy="run `k3s-sandbox provision`, or install iproute2",
         )
     argv = [*gateway.guard(), "ip", *words]
@@ -172,7 +172,7 @@ def _destination(route: dict[str, Any]) -> IPv4Network | None:
     """Return the network of a route; None for a default route, also one in halves, as VPNs set it."""
     try:
         found = IPv4Network(route["dst"])
-    except (KeyError, ValueError):  # "default", and what is no address
+    except (KeyError, ValueError):  # "default", or another text that is not an address
         return None
     return found if found.prefixlen > 1 else None
 
@@ -188,7 +188,7 @@ def choose(key: str) -> Network:
 
     Raises:
         StartError: No addresses are free.
-        MissingCapability: There is no ``ip`` program.
+        MissingCapability: The program ``ip`` is not installed.
     """
     network = named(key, *(str(host) for host in free_subnet(used_networks()).hosts()))
     if os.path.lexists(NETNS / network.netns) or _index(network.veth):
@@ -202,7 +202,7 @@ def choose(key: str) -> Network:
 
 
 def named(key: str, gateway: str = "", address: str = "") -> Network:
-    """Return the network of a key; without addresses it does for removing it."""
+    """Return the network of a key; its removal needs no addresses."""
     return Network(netns=f"k3ssb-{key}", veth=f"k3s{key}", gateway=gateway, address=address)
 
 
@@ -214,18 +214,18 @@ def create(network: Network, opened: Sequence[int] = ()) -> Network:
         opened: TCP ports of the machine that the sandbox may reach.
 
     Returns:
-        The same with its isolation and the numbers that tell it from another one of its names.
+        The same with its isolation and the numbers that identify it.
 
     Raises:
         StartError: The kernel refused; nothing is left then.
     """
     try:
         return _create_isolated(network, opened)
-    except gateway.TooSlow:  # a busy machine is no reason for a sandbox that reaches everything
+    except gateway.TooSlow:  # do not start without isolation on a busy machine
         remove(network)
         raise
     except StartError:
-        remove(network)  # a kernel without what it takes, as gVisor's
+        remove(network)  # the kernel lacks a feature, as gVisor's does
     except BaseException:
         remove(network)
         raise
@@ -271,13 +271,13 @@ def _machines_end(network: Network) -> list[str]:
 
 
 def identified(network: Network) -> Network:
-    """Return a network that exists with the numbers that tell it from another one of its names."""
+    """Return a network that exists with the numbers that identify it."""
     inode = (NETNS / network.netns).lstat().st_ino
     return replace(network, inode=inode, index=_index(network.veth))
 
 
 def _index(link: str) -> int:
-    """Return the number of an interface; 0 when there is none, or none can be told."""
+    """Return the index of an interface; 0 when it does not exist or cannot be read."""
     try:
         return socket.if_nametoindex(link)  # not from /sys, which may be that of another network namespace
     except OSError:
@@ -288,7 +288,7 @@ def verified(network: Network) -> os.stat_result | None:
     """Return what stat(2) gives for a network's namespace if that is the sandbox's, else None.
 
     A namespace whose inode was not recorded, because the start was killed just then, is the
-    sandbox's only while there is no process in it: then its removal harms none.
+    sandbox's only while it has no process; then its removal ends nothing.
     """
     return _verified(network.netns, network.inode)
 
@@ -307,10 +307,10 @@ def _verified(name: str, inode: int) -> os.stat_result | None:
 
 
 def remove(network: Network) -> bool:
-    """Remove the namespaces and the pair if they are the sandbox's; those that are gone are no error.
+    """Remove the namespaces and the pair if they are the sandbox's; missing ones are fine.
 
     Returns:
-        False if a namespace could not be told yet: a program that was to set it up still runs in it.
+        False if a namespace could not be identified: the program that sets it up still runs.
     """
     ours = _verified(network.netns, network.inode) is not None
     between = _verified(network.between, network.gateway_inode) is not None

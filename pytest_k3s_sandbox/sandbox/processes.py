@@ -43,7 +43,7 @@ def pid_namespace() -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None when there is none.
+    """Return when a process started, in clock ticks since boot; None when it has ended.
 
     proc(5): the fields after the command's closing parenthesis count from 3.
     """

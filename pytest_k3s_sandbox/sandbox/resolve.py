@@ -106,7 +106,7 @@ def open_beneath(folder: int, path: str | PurePosixPath, flags: int) -> int:
         if error.errno in {errno.ELOOP, errno.EXDEV}:
             raise RefusedError(str(path), "a link is on the way") from error
         if error.errno == errno.ENXIO:  # a socket, or a FIFO without a reader
-            raise RefusedError(str(path), "it is no regular file") from error
+            raise RefusedError(str(path), "it is not a regular file") from error
         raise
 
 
@@ -117,7 +117,7 @@ def _regular(descriptor: int, path: str | Path) -> os.stat_result:
     """
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
-        raise RefusedError(path, "it is no regular file")
+        raise RefusedError(path, "it is not a regular file")
     if found.st_nlink > 1:
         raise RefusedError(path, f"it has {found.st_nlink} names (hard links)")
     return found
@@ -132,7 +132,7 @@ def open_regular(root: int, relative: PurePosixPath, how: int = os.O_RDONLY) -> 
         how: ``O_RDWR`` for a descriptor that can be truncated, too.
 
     Raises:
-        RefusedError: It is no regular file with a single name, or a link is on the way.
+        RefusedError: It is not a regular file with a single name, or a link is on the way.
         OSError: It is not there or cannot be read.
     """
     descriptor = open_beneath(root, relative, LOOK | how)

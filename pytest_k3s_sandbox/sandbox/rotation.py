@@ -65,7 +65,7 @@ def rotate(files: Beneath, most: int, note: Callable[[str], None] = lambda _text
 
 
 def _rotated(files: Beneath, name: str, most: int) -> bool:
-    # What is no regular file with one name is not ours to truncate.
+    # Truncate only a regular file with one name.
     with contextlib.suppress(OSError):
         files.rotate(f"{FOLDER}/{name}", most)
         return True

@@ -134,7 +134,7 @@ def _copy_out(folder: int, target: Path, left: _Left, shown: str, depth: int = 1
                 seen = os.fstat(source.fileno())
                 left.size -= seen.st_size
                 if not stat.S_ISREG(seen.st_mode) or left.size < 0:
-                    raise RefusedError(f"{shown}/{name}", "it is no regular file, or all are too large")
+                    raise RefusedError(f"{shown}/{name}", "it is not a regular file, or all are too large")
                 with open(target / name, "xb", opener=private) as out:
                     shutil.copyfileobj(Limited(source, seen.st_size), out)
                     _like(out.fileno(), seen)

@@ -5,7 +5,7 @@ a text, a spreadsheet computes it, LaTeX runs it. Each place has its function he
 
 All of them write what cannot be seen as a visible escape, in the notation of Python: ESC is ``\x1b``, a
 right-to-left override is ``\u202e``. A text without such characters stays as it is, so that escaping twice
-does no harm. A backslash is not doubled: the escapes are for people, and nobody decodes them.
+does no harm. A backslash is not doubled: people read the escapes, and no program decodes them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LATEX = {
 }
 _FORMULA = re.compile("\\s*[=+\\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z", re.ASCII)
-# What CommonMark and GitHub's dialect see anywhere in a line. An underscore within a word is none of it;
+# What CommonMark and GitHub's dialect see anywhere in a line. An underscore within a word is not markup;
 # addresses become links by themselves.
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~&@]|(?<![^\W_])_|_(?![^\W_])|!(?=\[)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 _MARKDOWN_START = re.compile(r"([#+-]|\d+(?=[.)](?:\s|\Z)))", re.ASCII)
@@ -100,13 +100,13 @@ def latex(text: str) -> str:
 
 
 def csv_cell(value: object) -> object:
-    """Return a value for a cell of CSV that no spreadsheet takes for a formula.
+    """Return a value for a cell of CSV that a spreadsheet does not compute.
 
     A text that begins with ``=``, ``+``, ``-``, ``@`` (also in their wide forms), a tab or an end of line
     gets an apostrophe before it, unless it is a number. Source: OWASP, CSV Injection.
 
     Args:
-        value: The cell; what is no text stays as it is.
+        value: The cell; only texts are changed.
     """
     if not isinstance(value, str):
         return value

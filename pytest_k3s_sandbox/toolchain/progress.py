@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Someone who is told how long work goes."""
+    """An observer of the progress of work."""
 
     def start(self, what: str) -> None:
         """Work named ``what`` begins."""

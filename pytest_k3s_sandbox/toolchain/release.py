@@ -37,11 +37,11 @@ RANGE_NOT_SATISFIABLE = 416
 
 
 class ChecksumError(ProvisionError):
-    """A download is not what its publisher states; never worked around."""
+    """The checksum of a download is wrong; no fallback is tried."""
 
 
 class UnusableReleaseError(ProvisionError):
-    """A release lacks what is expected of it; the program can still be built."""
+    """A release cannot be used; the program can still be built."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -69,7 +69,7 @@ def _require_https(url: str, *, loopback: bool) -> None:
         return
     raise UnusableReleaseError(
         f"{url} is not asked",
-        cause="it is not https, so that anybody on the way could change the answer",
+        cause="it is not https, so that any host on the way could change the answer",
         remedy="a mirror on this machine's loopback may use http with K3S_SANDBOX_HTTP_LOOPBACK=1",
     )
 
@@ -82,7 +82,7 @@ def open_url(
     Args:
         url: The address.
         headers: The headers of the request.
-        loopback: Whether http to this machine itself is fine.
+        loopback: Whether http to this machine's loopback is allowed.
 
     Raises:
         UnusableReleaseError: The address, or one that it leads to, is not https.
@@ -232,8 +232,8 @@ def download(release: Release, folder: Path, work: Work, *, loopback: bool = Fal
     Args:
         release: What to get.
         folder: Where the file and its partial form are kept.
-        work: Who is told how it goes.
-        loopback: Whether http to this machine itself is fine.
+        work: The observer of the progress.
+        loopback: Whether http to this machine's loopback is allowed.
 
     Returns:
         The verified file.
@@ -245,9 +245,9 @@ def download(release: Release, folder: Path, work: Work, *, loopback: bool = Fal
         OSError: The network or the disk failed; what was received is kept.
     """
     filename = urllib.parse.unquote(release.url.rpartition("/")[2])
-    algorithm, expected, who = "sha256", release.sha256, "pinned"
+    algorithm, expected, source = "sha256", release.sha256, "pinned"
     if expected is None:
-        algorithm, expected, who = release.algorithm, published(release, loopback=loopback), "published"
+        algorithm, expected, source = release.algorithm, published(release, loopback=loopback), "published"
     folder.mkdir(parents=True, exist_ok=True)
     # Named by the checksum, so that a partial file of another version is never continued.
     part = folder / f"{expected[:16]}-{filename}.part"
@@ -263,7 +263,7 @@ def download(release: Release, folder: Path, work: Work, *, loopback: bool = Fal
         raise ChecksumError(
             f"{release.url} is not what "
             + ("is pinned in programs.toml" if release.sha256 else "its publisher states"),
-            cause=f"{algorithm} {actual}, {who} {expected}",
+            cause=f"{algorithm} {actual}, {source} {expected}",
             remedy="something between here and the publisher changes downloads; nothing of it was kept",
         )
     return part

@@ -133,7 +133,7 @@ class Toolchain:
         """Return a program that is there already; no network, no build.
 
         Raises:
-            ConfigError: There is no such program, or its environment variable names
+            ConfigError: The program is unknown, or its environment variable names
                 nothing that can be executed.
         """
         pin = self._pin(name)

@@ -1,4 +1,4 @@
-"""Whom the cache belongs to: what it holds runs as root, so nobody else may change it."""
+"""Checks of owners and modes: the cache's programs run as root, so only trusted users may change them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 MOST_LINKS = 40
-"""So many symbolic links may lead to a folder, as the kernel has it (path_resolution(7))."""
+"""The most symbolic links on the way to a folder, as in the kernel (path_resolution(7))."""
 
 
 def owners(environ: Mapping[str, str] = os.environ) -> frozenset[int]:
-    """Return the users whose files are trusted: root, this user, and the one that became root by sudo(8)."""
+    """Return the users whose files are trusted: root, this user, and the user of sudo(8)."""
     found = {0, os.geteuid()}
     sudo = environ.get("SUDO_UID", "")
     if os.geteuid() == 0 and sudo.isascii() and sudo.isdecimal():
@@ -23,13 +23,13 @@ def owners(environ: Mapping[str, str] = os.environ) -> frozenset[int]:
 
 
 def problem(status: os.stat_result, trusted: frozenset[int], *, sticky: bool = False) -> str | None:
-    """Return why a file or folder may be changed by somebody else; None if it may not.
+    """Return why an untrusted user can change a file or folder; None if none can.
 
     Args:
-        status: Of the file itself, not of what a link leads to.
-        trusted: The users that may.
-        sticky: Whether a folder in which nobody removes what is another's is fine (inode(7), S_ISVTX): one on
-            the way to what is looked at, as /tmp.
+        status: The status of the file itself; of a link, not of its target.
+        trusted: The users that may change it.
+        sticky: Whether a folder with S_ISVTX is fine (inode(7)), such as /tmp on the way to the file: users
+            cannot remove each other's files in it.
     """
     if status.st_uid not in trusted:
         return f"it belongs to the user {status.st_uid}"
@@ -41,13 +41,13 @@ def problem(status: os.stat_result, trusted: frozenset[int], *, sticky: bool = F
 
 
 def folder_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | None:
-    """Return what somebody else may change of a folder and the way to it, and why; None if there is nothing.
+    """Return the first path on the way to a folder that an untrusted user can change, and why.
 
-    The way is that of the folder itself, and that of each symbolic link that the path as given takes.
+    None if there is no such path. Both the resolved way and each symbolic link in the given path count.
 
     Args:
-        folder: The folder; what does not exist yet is fine.
-        trusted: The users that may.
+        folder: The folder; it need not exist.
+        trusted: The users that may change it.
     """
     found = _link_problem(folder, trusted)
     if found is not None:
@@ -56,7 +56,7 @@ def folder_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | 
     for path in (real, *real.parents):
         try:
             status = path.lstat()
-        except (FileNotFoundError, NotADirectoryError):  # what makes folders there says so
+        except (FileNotFoundError, NotADirectoryError):  # making the folder fails later, with the reason
             continue
         why = problem(status, trusted, sticky=path != real)
         if why is not None:
@@ -65,16 +65,16 @@ def folder_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | 
 
 
 def remedy(path: Path, folder: Path) -> str:
-    """Return what can be done about what :func:`folder_problem` found on the way to a folder."""
+    """Return the remedy for a path that :func:`folder_problem` found on the way to a folder."""
     if path.is_symlink():
         return f"remove the link {path}, or give the folder that it should lead to by a path without links"
     if not folder.resolve().is_relative_to(path):
         return f"chown root {path}; chmod go-w {path}. Or give the folder by a path without links"
-    return f"if nobody has changed it: chown -R root {path}; chmod -R go-w {path}"
+    return f"if it was not changed: chown -R root {path}; chmod -R go-w {path}"
 
 
 def _link_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | None:
-    """Return the first symbolic link on the way to a folder that somebody else can change, and why."""
+    """Return the first symbolic link on the way to a folder that an untrusted user can change, and why."""
     here, left, links = Path("/"), list(reversed(folder.absolute().parts[1:])), 0
     while left:
         part = left.pop()
@@ -83,7 +83,7 @@ def _link_problem(folder: Path, trusted: frozenset[int]) -> tuple[Path, str] | N
             continue
         try:
             status = (here / part).lstat()
-        except (FileNotFoundError, NotADirectoryError):  # nothing that exists comes after it
+        except (FileNotFoundError, NotADirectoryError):  # the rest of the path does not exist
             return None
         if not stat.S_ISLNK(status.st_mode):
             here /= part

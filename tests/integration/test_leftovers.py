@@ -173,7 +173,7 @@ def test_close_leaves_nothing(make: Maker, home: Path) -> None:
     processes = members(sandbox.workdir.name)
     sandbox.close()
     assert_gone(sandbox.workdir.name, processes, home)
-    sandbox.close()  # a second time is no error
+    sandbox.close()  # it does nothing the second time
 
 
 def test_an_ignored_sigterm_does_not_outlive_close(make: Maker, home: Path) -> None:

@@ -126,8 +126,8 @@ def test_who_takes_process_1_over_can_tell_a_false_end_and_no_more(sandbox: Star
 @pytest.mark.parametrize(
     ("word", "times", "why"),
     [
-        (b"[]\n", 1, "a line is no message"),
-        (b"\x1b]0;owned\x07\n", 1, "a line is no JSON"),
+        (b"[]\n", 1, "a line is not a message"),
+        (b"\x1b]0;owned\x07\n", 1, "a line is not JSON"),
         (b'{"exit": 99999, "status": 0}\n', 1, "the end of process 99999, which it had not started"),
         (b'{"id": 9007199254740991, "usage": []}\n', 1, "it answers request 9007199254740991"),
         (b"x" * 1024, 1 << 20, f"a line is longer than {agent.LINE_BYTES} bytes"),

@@ -1,4 +1,4 @@
-"""Somebody on the way, at the publisher or on the machine changes what we would run as root."""
+"""Attackers on the network, at the publisher or on the machine change a program that would run as root."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Service
 
     def do_GET(self) -> None:
-        """Send a file, a redirect, or more than anybody wants."""
+        """Send a file, a redirect, or more than the limit."""
         mirror = self.server.mirror
         if self.path in mirror.redirects:
             self.send_response(302)
@@ -133,7 +133,7 @@ PINNED = {"sha256": hashlib.sha256(DATA).hexdigest()}
 def test_a_release_that_is_not_pinned_is_not_used_unless_it_is_asked_for(
     tmp_path: Path, mirror: Mirror
 ) -> None:
-    mirror.offer(EVIL)  # with a checksum that fits: who changes one changes the other
+    mirror.offer(EVIL)  # with its checksum: the attacker changes both
     with pytest.raises(ProvisionError, match=r"is not pinned.*K3S_SANDBOX_RELEASES=unpinned"):
         toolchain(tmp_path, mirror).get(TOOL)
     assert kept(tmp_path) == []
@@ -348,7 +348,7 @@ def test_a_cache_below_a_folder_that_others_can_write_is_refused(filled: Path, m
 
 @pytest.mark.parametrize("what", ["program", "manifest", "entry"])
 def test_an_entry_that_others_can_change_is_obtained_again(filled: Path, mirror: Mirror, what: str) -> None:
-    """Size, time and inode are as recorded: who can write the file can see to that."""
+    """Size, time and inode are as recorded: a user who can write the file can forge them."""
     status = filled.stat()
     target = {"program": filled, "manifest": filled.with_name("manifest.json"), "entry": filled.parent}[what]
     target.chmod(0o777)

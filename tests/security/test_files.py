@@ -82,7 +82,7 @@ def test_a_log_that_is_no_regular_file_is_not_read(
     try:
         inside(attacked, trick.format(secret=secret, log=log, logs=logs))
     except StartError as error:
-        # gVisor makes no device on files that the machine can see: there is none to be read.
+        # gVisor makes no device on files that the machine can see, so there is nothing to read.
         assert "mknod" in trick
         assert "Operation not permitted" in str(error)  # noqa: PT017 - one of many tricks
         return

@@ -30,9 +30,9 @@ def shared(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def home_of_somebody(tmp_path: Path) -> Path:
+def home_of_victim(tmp_path: Path) -> Path:
     """What is to stay: a folder with a file that is called as the lock of a scratch folder."""
-    folder = tmp_path / "somebody"
+    folder = tmp_path / "victim"
     folder.mkdir()
     for name in ("lock", "1", "thesis.txt"):
         (folder / name).write_text("mine")
@@ -60,14 +60,12 @@ def intercepted(shared: Path) -> str:
 @pytest.mark.k3s_requires("ptrace")
 @pytest.mark.parametrize("owner", [SOMEBODY, 0])
 @pytest.mark.parametrize("how", ["link", "folder"])
-def test_what_is_called_as_a_scratch_folder(
-    shared: Path, home_of_somebody: Path, how: str, owner: int
-) -> None:
+def test_what_is_called_as_a_scratch_folder(shared: Path, home_of_victim: Path, how: str, owner: int) -> None:
     squat = shared / "k3s-interceptor-1-17"
     if how == "link":
-        squat.symlink_to(home_of_somebody)
+        squat.symlink_to(home_of_victim)
     else:
-        home_of_somebody.rename(squat)
+        home_of_victim.rename(squat)
     os.chown(squat, owner, owner, follow_symlinks=False)
     assert intercepted(shared) == "another\n"
     assert {path.name for path in squat.iterdir()} == {"lock", "1", "thesis.txt"}
@@ -75,10 +73,10 @@ def test_what_is_called_as_a_scratch_folder(
 
 
 @pytest.mark.k3s_requires("ptrace")
-def test_a_lock_of_a_scratch_folder_that_leads_elsewhere(shared: Path, home_of_somebody: Path) -> None:
+def test_a_lock_of_a_scratch_folder_that_leads_elsewhere(shared: Path, home_of_victim: Path) -> None:
     squat = shared / "k3s-interceptor-1-17"
     squat.mkdir()
-    (squat / "lock").symlink_to(home_of_somebody / "thesis.txt")
+    (squat / "lock").symlink_to(home_of_victim / "thesis.txt")
     (squat / "1").write_text("x")
     assert intercepted(shared) == "another\n"
     assert (squat / "1").exists()
@@ -86,11 +84,11 @@ def test_a_lock_of_a_scratch_folder_that_leads_elsewhere(shared: Path, home_of_s
 
 @pytest.mark.k3s_requires("fuse")
 @pytest.mark.parametrize("how", ["link", "folder"])
-def test_a_mount_point_of_another_user(shared: Path, home_of_somebody: Path, how: str) -> None:
+def test_a_mount_point_of_another_user(shared: Path, home_of_victim: Path, how: str) -> None:
     """The cgroupfs is mounted on no place that another user chose."""
     point = shared / "fuse-cgroup"
     if how == "link":
-        point.symlink_to(home_of_somebody)
+        point.symlink_to(home_of_victim)
     else:
         point.mkdir()
     os.chown(point, SOMEBODY, SOMEBODY, follow_symlinks=False)
@@ -105,8 +103,8 @@ def test_a_mount_point_of_another_user(shared: Path, home_of_somebody: Path, how
 
 
 @pytest.mark.k3s_requires("ptrace")
-def test_statistics_beside_a_link_of_another_user(shared: Path, home_of_somebody: Path) -> None:
-    victim = home_of_somebody / "thesis.txt"
+def test_statistics_beside_a_link_of_another_user(shared: Path, home_of_victim: Path) -> None:
+    victim = home_of_victim / "thesis.txt"
     # Where process ids come in order, the names that the old code took can be had in advance.
     for pid in range(os.getpid(), os.getpid() + 300):
         (shared / f"stats.{pid}.tmp").symlink_to(victim)
@@ -121,9 +119,9 @@ def test_statistics_beside_a_link_of_another_user(shared: Path, home_of_somebody
 
 
 @pytest.mark.parametrize("how", ["a link", "another user's"])
-def test_the_lock_of_the_machine(shared: Path, home_of_somebody: Path, how: str) -> None:
-    """/run belongs to root; where it does not, its lock is no way to another file."""
-    victim = home_of_somebody / "thesis.txt"
+def test_the_lock_of_the_machine(shared: Path, home_of_victim: Path, how: str) -> None:
+    """/run belongs to root; where it does not, its lock leads to no other file."""
+    victim = home_of_victim / "thesis.txt"
     lock = shared / "k3s-sandbox.lock"
     if how == "a link":
         lock.symlink_to(victim)
@@ -137,5 +135,5 @@ def test_the_lock_of_the_machine(shared: Path, home_of_somebody: Path, how: str)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"StartError: the lock {lock}" in done.stderr
-    assert "Remedy: see what it is" in done.stderr
+    assert "Remedy: look at it" in done.stderr
     assert victim.read_text() == "mine"

@@ -239,7 +239,11 @@ def test_a_sandbox_has_no_neighbour_by_ipv6(played: Played) -> None:
 
 
 def test_another_machine_reaches_neither_sandbox(played: Played) -> None:
-    words = [f"{kind}|{played.seen[who]}|{INNER}" for kind in ("tcp", "udp") for who in ("address", "second")]
+    words = [
+        f"{kind}|{played.seen[address]}|{INNER}"
+        for kind in ("tcp", "udp")
+        for address in ("address", "second")
+    ]
     found = played.outside(OTHER, *words)
     assert "reached" not in found.values(), found
     # The way is there: it is the sandbox's own gateway that refuses.

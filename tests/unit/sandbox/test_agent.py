@@ -198,17 +198,17 @@ def test_requests_may_arrive_in_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"hello", "a line is no JSON"),
-        (b"\xff", "a line is no JSON"),
-        (b"[" * 200_000, "a line is no JSON"),
-        (b"7", "a line is no request"),
-        (b"{}", "a line is no request"),
-        (b'{"op": ["usage"], "id": 1}', "a line is no request"),
-        (b'{"op": "usage"}', "a line is no request"),
-        (b'{"op": "usage", "id": 1, "more": 1}', "a line is no request"),
+        (b"hello", "a line is not JSON"),
+        (b"\xff", "a line is not JSON"),
+        (b"[" * 200_000, "a line is not JSON"),
+        (b"7", "a line is not a request"),
+        (b"{}", "a line is not a request"),
+        (b'{"op": ["usage"], "id": 1}', "a line is not a request"),
+        (b'{"op": "usage"}', "a line is not a request"),
+        (b'{"op": "usage", "id": 1, "more": 1}', "a line is not a request"),
         (b'{"op": "usage", "id": true}', "a value of a request has the wrong type"),
-        (b'{"op": "signal", "pid": 1, "signal": 0}', "there is no signal 0"),
-        (b'{"op": "signal", "pid": 1, "signal": 65}', "there is no signal 65"),
+        (b'{"op": "signal", "pid": 1, "signal": 0}', "the signal 0 does not exist"),
+        (b'{"op": "signal", "pid": 1, "signal": 65}', "the signal 65 does not exist"),
         (
             json.dumps(
                 {
@@ -260,7 +260,7 @@ def test_what_is_no_request_is_the_end_and_its_log_says_why(line: bytes, words: 
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: Path(path).symlink_to("/etc/hostname"), os.mkdir])
-def test_a_log_that_is_no_file_is_refused_and_waited_for_by_nobody(
+def test_a_log_that_is_not_a_file_is_refused_at_once(
     wires: Wires, tmp_path: Path, make: Callable[[str], None]
 ) -> None:
     make(str(tmp_path / "log"))
@@ -363,7 +363,7 @@ def test_waiting_threads_wake_up_when_the_sandbox_is_gone(real: AgentClient, tmp
     assert ends == [-signal.SIGKILL]
 
 
-# The client, with launchers that are no agents.
+# The client, with launchers in place of agents.
 
 
 def launched(argv: list[str], log: Path) -> AgentClient:
@@ -451,10 +451,10 @@ def test_an_agent_that_does_not_read_is_an_error_not_a_wait_for_ever(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (b"3\n", r"a line is no message: '3'"),
-        (b"[]\n", r"a line is no message: '\[\]'"),
-        (b'{"exit": 5}\n', "a line is no message"),
-        (b"\x1b[2J\n", r"a line is no JSON: '\\x1b\[2J'"),
+        (b"3\n", r"a line is not a message: '3'"),
+        (b"[]\n", r"a line is not a message: '\[\]'"),
+        (b'{"exit": 5}\n', "a line is not a message"),
+        (b"\x1b[2J\n", r"a line is not JSON: '\\x1b\[2J'"),
         (b'{"exit": 5, "status": 0}\n', "it tells the end of process 5, which it had not started"),
         (b'{"id": 7, "pid": 5}\n', "it answers request 7, which does not wait for that"),
         (READY, "it begins a second time"),

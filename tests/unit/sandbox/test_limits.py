@@ -72,14 +72,14 @@ def test_a_size_is_bytes_a_share_or_none(text: str, amount: Amount) -> None:
     ],
 )
 def test_what_is_no_size_is_refused_and_named(text: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"it: {text!r} is no ")) as caught:
+    with pytest.raises(ConfigError, match=re.escape(f"it: {text!r} is not ")) as caught:
         parse_size(text, "it")
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize("text", ["", "many", "-1", "1.5", "50%", "1k", "٢", "9" * 10])
 def test_what_is_no_number_of_processes_is_refused_and_named(text: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"it: {text!r} is no number of processes")):
+    with pytest.raises(ConfigError, match=re.escape(f"it: {text!r} is not a number of processes")):
         parse_processes(text, "it")
 
 
@@ -124,7 +124,7 @@ def test_the_options_have_the_same_defaults_and_name_where_a_wrong_value_came_fr
     settings = Settings.of({}, Path())
     assert (settings.memory, settings.disk, settings.processes) == (MEMORY, DISK, PROCESSES)
     assert NodeSpec.of(settings).limits == Wanted() == NodeSpec().limits
-    with pytest.raises(ConfigError, match=r"^environment variable K3S_DISK: .*'lots' is no amount"):
+    with pytest.raises(ConfigError, match=r"^environment variable K3S_DISK: .*'lots' is not an amount"):
         Settings.of({"disk": Given("lots", "environment variable K3S_DISK")}, Path())
-    with pytest.raises(ConfigError, match="no number of processes"):
+    with pytest.raises(ConfigError, match="not a number of processes"):
         NodeSpec(processes="all")

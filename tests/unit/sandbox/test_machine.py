@@ -1,4 +1,4 @@
-"""Who owns a sandbox, and which sandboxes are nobody's."""
+"""Owners of sandboxes, and sandboxes whose owner is gone."""
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def test_a_lock_that_is_none_is_told_and_left(home: Path, tmp_path: Path, how: s
         machine.LOCK.symlink_to(target)
     else:
         machine.LOCK.mkdir()
-    with pytest.raises(StartError, match="Remedy: see what it is with `ls -l"), machine.lock():
+    with pytest.raises(StartError, match="Remedy: look at it with `ls -l"), machine.lock():
         pass
     assert target.read_text() == "mine"
     assert not home.exists()

@@ -111,7 +111,7 @@ def test_used_networks_are_those_of_all_addresses(monkeypatch: pytest.MonkeyPatc
 
 def test_without_ip_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(MissingCapability, match=r"no `ip` program\nRemedy: .*iproute2"):
+    with pytest.raises(MissingCapability, match=r"the program `ip` is not installed\nRemedy: .*iproute2"):
         network.used_networks()
 
 
@@ -167,7 +167,7 @@ def test_a_network_verifies_only_by_its_inode_and_is_never_our_own(
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(network, "_ip", lambda *words: asked.append(words))
     net = network.named("0123abcd")
-    assert network.verified(net) is None  # there is none
+    assert network.verified(net) is None  # it does not exist
     file = tmp_path / net.netns
     file.touch()
     links[net.veth] = 17

@@ -121,7 +121,7 @@ def test_a_note_goes_to_a_log_of_the_machine(tmp_path: Path) -> None:
 
 def test_a_log_of_the_machine_keeps_its_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "sandbox.log"
-    cut(log, 100)  # there is none
+    cut(log, 100)  # it does not exist
     with log.open("ab", buffering=0) as program:
         program.write(b"x" * 6400)
         cut(log, 6400)

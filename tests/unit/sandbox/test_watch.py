@@ -66,7 +66,7 @@ def test_little_is_measured_while_little_is_written(world: World) -> None:
 
 def test_what_others_remove_meanwhile_hides_nothing_for_long(world: World) -> None:
     disk = world.disk()
-    world.used = 15 * GIB  # and somebody has made room for it
+    world.used = 15 * GIB  # and there is room for it
     found = []
     for second in range(40):
         world.time = second
