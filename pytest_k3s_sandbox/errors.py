@@ -1,4 +1,4 @@
-"""What can go wrong, said so that a reader knows what to do next.
+"""The errors of this project.
 
 Every error names the thing that failed, its cause and a remedy, and where the log
 is when there is one. The command line prints them as one message and exits with 2;
@@ -23,7 +23,7 @@ class SandboxError(Exception):
     Args:
         what: What failed, naming the input or the component.
         cause: Why, as precisely as is known.
-        remedy: What the reader can do about it.
+        remedy: The next step for the reader.
         log: The file or folder that holds the details.
 
     Attributes:
@@ -47,7 +47,7 @@ class SandboxError(Exception):
         self.reported = False
 
     def __str__(self) -> str:
-        """Return the whole message, a part a sentence; what it quotes of logs and answers is made visible."""
+        """Return the whole message, a sentence for each part, with invisible characters escaped."""
         parts = [self.what if self.cause is None else f"{self.what}: {self.cause}"]
         if self.remedy is not None:
             parts.append(f"Remedy: {self.remedy}")
@@ -69,7 +69,7 @@ class ProvisionError(SandboxError):
 
 
 class StartError(SandboxError):
-    """A sandbox did not start, or is not what it has to be."""
+    """A sandbox did not start, or failed the check of its kind."""
 
 
 class LayerError(SandboxError):
@@ -81,7 +81,7 @@ class ClusterError(SandboxError):
 
 
 class WaitError(ClusterError):
-    """What was waited for did not come: the deadline passed, or a process ended that it needs."""
+    """A condition did not come true: the deadline passed, or a process ended that it needs."""
 
 
 def missing_extra(what: str, package: str, extra: str, *, otherwise: str | None = None) -> MissingCapability:
@@ -91,7 +91,7 @@ def missing_extra(what: str, package: str, extra: str, *, otherwise: str | None 
         what: The part.
         package: The package's name on PyPI.
         extra: The extra's name in ``pyproject.toml``.
-        otherwise: What the reader can do without the package.
+        otherwise: A way without the package.
     """
     remedy = f"pip install 'pytest-k3s-sandbox[{extra}]'"
     return MissingCapability(
@@ -116,7 +116,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown word: the known one that was meant, if that can be told.
 
     Args:
-        word: What the user wrote.
+        word: The word of the user.
         known: What could have been written; the only one that contains the word goes before those
             that resemble it.
     """

@@ -98,7 +98,7 @@ def _running(folder: Path, state: State | None, *, ask: bool) -> Running | None:
 
 
 def node_of(config: Path | None, *, ask: bool) -> str:
-    """Return what is known of a cluster's node; ``none`` without one, ``?`` if it is not asked."""
+    """Return the state of a cluster's node; ``none`` without a node, ``?`` if the API is not asked."""
     if config is None:
         return "none"
     return node_state(config) if ask else "?"

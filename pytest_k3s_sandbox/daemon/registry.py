@@ -343,7 +343,7 @@ def end(state: State) -> None:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, poll: float = 0.05) -> bool:
-    """Wait until a condition holds; return False when it does not after so many seconds."""
+    """Wait until a condition holds; return False after the given seconds."""
     deadline = Deadline.after(seconds)
     while not condition():
         if deadline.expired:

@@ -1,9 +1,9 @@
 """The first process of every sandbox: starts programs, reaps them, ends them all.
 
 It speaks JSON lines over its standard input, a socket, in both directions: requests come in, answers and
-exits go out. The end of what comes in is the end of the sandbox, so that a pytest that was killed takes
-its sandbox with it. A malformed request ends it, too. Standard library only, and as little of that
-as possible, because it is on the way of every start.
+exits go out. The sandbox ends at the end of this input, so also when pytest is killed. A malformed
+request ends it, too. The agent imports little, and only from the standard library, because every start
+waits for it.
 
 Requests: ``{"id", "op": "spawn", "argv", "env", "cwd", "stdout", "stderr"}``,
 ``{"op": "signal", "pid", "signal"}`` (to the process group), ``{"id", "op": "usage"}``.
@@ -169,7 +169,7 @@ def parse(line: bytes) -> dict[str, Any]:
     """Return the request that a line holds.
 
     Raises:
-        BrokenError: It holds none.
+        BrokenError: The line is malformed.
     """
     try:
         request = json.loads(line)

@@ -36,15 +36,15 @@ class Bind:
 
 @dataclass(frozen=True)
 class Completed:
-    """What a process that ran to its end left.
+    """The result of a process that ran to its end.
 
     Attributes:
         argv: The program and its arguments.
         returncode: The exit code, or minus the signal that ended it.
-        stdout: Everything it wrote to standard output, as text; what is not UTF-8 is replaced (U+FFFD).
+        stdout: Its standard output as text; invalid UTF-8 is replaced (U+FFFD).
         stderr: Everything it wrote to standard error, likewise.
-        stdout_bytes: What it wrote to standard output, byte by byte.
-        stderr_bytes: What it wrote to standard error, byte by byte.
+        stdout_bytes: The bytes of its standard output.
+        stderr_bytes: The bytes of its standard error.
     """
 
     argv: tuple[str, ...]
@@ -56,13 +56,13 @@ class Completed:
 
     @classmethod
     def of(cls, argv: Sequence[str], returncode: int, stdout: bytes, stderr: bytes) -> Self:
-        """Return what a process left, from its bytes; the text does not depend on the locale.
+        """Return the result of a process, from its bytes; the text does not depend on the locale.
 
         Args:
             argv: The program and its arguments.
             returncode: The exit code, or minus the signal that ended it.
-            stdout: What it wrote to standard output.
-            stderr: What it wrote to standard error.
+            stdout: Its standard output.
+            stderr: Its standard error.
         """
         out, err = (output.decode("utf-8", "replace") for output in (stdout, stderr))
         return cls(tuple(argv), returncode, out, err, stdout, stderr)
@@ -70,7 +70,7 @@ class Completed:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process in a sandbox has used so far.
+    """The resources that a process in a sandbox has used so far.
 
     Attributes:
         pid: Its process id inside.
@@ -154,7 +154,7 @@ class Reachable(Protocol):
 
     @property
     def control(self) -> Path:
-        """The folder of what the machine itself uses, which the inside can neither read nor write."""
+        """The folder of files that only the machine uses; the inside can neither read nor write it."""
 
     @property
     def address(self) -> str:
@@ -168,7 +168,7 @@ class Reachable(Protocol):
         check: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Run a program inside to its end and return what it left.
+        """Run a program inside to its end and return its result.
 
         Raises:
             StartError: It could not be started, ran longer than ``timeout`` seconds

@@ -108,13 +108,13 @@ class AgentProcess:
 class AgentClient:
     """Requests to the agent, and the ends of its processes, over a socket.
 
-    What comes in is taken for the words of a stranger (:mod:`.messages`). When that ends, for whatever
-    reason, the sandbox ends: a thread sees to it.
+    The agent's messages are not trusted (:mod:`.messages`). When the socket ends, for any reason, a thread
+    ends the sandbox.
 
     Args:
         launcher: The program on the machine that becomes, or starts, process 1.
         channel: Our end of the socket; the other end is process 1's standard input.
-        what: What it launches, for messages.
+        what: The name of the sandbox, for messages.
         log: Where the launcher's output goes.
         reason: Asked when process 1 has ended, or a process was killed: why, if that is known.
     """
@@ -203,7 +203,7 @@ class AgentClient:
     def status(self, child: _Child) -> int | None:
         """Return a child's exit code; a sandbox that is gone counts as SIGKILL.
 
-        In a forked process it is what was known at the fork.
+        In a forked process it is the code that was known at the fork.
         """
         if child.status is None and self._gone:
             return -signal.SIGKILL
@@ -272,7 +272,7 @@ class AgentClient:
             with self._write:
                 self._channel.sendall(line)
         except BlockingIOError:  # part of the line may have been sent, so that nothing can follow
-            self._end_with(f"its first process has not read what was said to it for {REPLY_SECONDS:g} s")
+            self._end_with(f"its first process has not read a request for {REPLY_SECONDS:g} s")
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
             return False
@@ -323,7 +323,7 @@ class AgentClient:
             self._take_in_launcher(kill=why != HANDED_OVER)
 
     def _take_messages(self) -> str:
-        """Read until the end; return what it was."""
+        """Read until the end; return the reason for it."""
         lines = messages.Lines()
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)

@@ -34,7 +34,7 @@ REFUSED = "run `k3s-sandbox doctor`, which tells what this machine lacks for a n
 
 
 class TooSlow(StartError):
-    """A program did not end in time, which says nothing about what the kernel can do."""
+    """A program did not end in time; the kernel may still support the feature."""
 
 
 class Failed(StartError):
@@ -156,7 +156,7 @@ def make(namespace: Path, gateway: str, address: str, netns: str, opened: Sequen
         ``filtered``, or ``routed`` where no packet filter works.
 
     Raises:
-        StartError: The kernel refused; what has been made goes with the namespace.
+        StartError: The kernel refused; the rules so far go with the namespace.
     """
     try:
         run(namespace, ["sh", "-c", setup(gateway, address, netns, opened)])
@@ -178,7 +178,7 @@ def load(text: str, namespace: Path | None = None) -> str | None:
         namespace: The network namespace; without one a new namespace, which is thrown away.
 
     Returns:
-        None, or why none of the programs could.
+        None, or why every program failed.
 
     Raises:
         TooSlow: One of them did not end in time.
@@ -200,7 +200,7 @@ def load(text: str, namespace: Path | None = None) -> str | None:
 def guard() -> tuple[str, ...]:
     """Return the words before a command that has to end with this process (prctl(2), PR_SET_PDEATHSIG).
 
-    What went on after a SIGKILL would make what the clean-up has just removed.
+    A program that outlives its SIGKILL would make objects again that the clean-up has just removed.
     """
     program = shutil.which("setpriv")
     return (program, "--pdeathsig", "KILL", "--") if program else ()
@@ -238,7 +238,7 @@ def run(namespace: Path | None, argv: list[str], text: str = "") -> None:
 
 
 def said(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Return why a program has failed: what it said, or its exit code."""
+    """Return why a program has failed: its output, or its exit code."""
     return done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
 
 

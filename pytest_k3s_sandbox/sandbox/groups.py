@@ -1,4 +1,4 @@
-"""Control groups of our own, by which the machine limits what a sandbox takes: cgroup v1 and v2.
+"""Control groups of our own, by which the machine limits a sandbox: cgroup v1 and v2.
 
 A group is made below the group of this process, so that a limit that this process has holds for the sandbox,
 too. Nothing is written to a group that is not ours. A group of version 2 has only the controllers that the
@@ -110,7 +110,7 @@ def _hierarchies(
 
 
 def _below(top: Path, shown: str, own: str) -> Path:
-    """Return a group's folder; the mount's own top where the group lies outside of what is mounted."""
+    """Return a group's folder; the top of the mount where the group lies outside of it."""
     path, base = PurePosixPath(own), PurePosixPath(shown)
     if ".." in path.parts or not path.is_relative_to(base):
         return top

@@ -33,7 +33,7 @@ class GvisorSandbox(StartedSandbox):
         one_root: Whether /var is a part of the root, which is writable then: a sandbox with a single 9p
             mount, as the research's was, and not, as usual, with another one for /var.
         opened: TCP ports of the machine that programs inside may reach.
-        limits: What it may take of the machine.
+        limits: The limits of its resources on the machine.
 
     Raises:
         MissingCapability: Not root.

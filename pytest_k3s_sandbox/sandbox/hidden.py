@@ -1,4 +1,4 @@
-"""What has no use inside though it lies in a folder that a sandbox shows: settings, which may hold tokens."""
+"""Files to hide in the folders that a sandbox shows: settings, which may hold tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hidden(shown: Iterable[Path]) -> list[Path]:
 
 
 def _real(path: Path) -> Path | None:
-    """Return what has to be hidden for a path, behind links; None where there is nothing."""
+    """Return the file or folder to hide for a path, behind links; None where nothing exists."""
     try:
         real = path.resolve(strict=True)
         there = real.is_file() or (real.is_dir() and any(real.iterdir()))

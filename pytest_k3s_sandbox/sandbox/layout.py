@@ -1,4 +1,4 @@
-"""What a sandbox shows: pure descriptions that each kind of sandbox turns into mounts."""
+"""The files that a sandbox shows, as pure descriptions; each kind of sandbox turns them into mounts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/l
 """The merged-/usr links (file-hierarchy(7)) of every sandbox's root."""
 
 MANUAL = "/man/"
-"""What the paths of manual pages contain: hier(7)."""
+"""A part of the paths of manual pages: hier(7)."""
 ETC_FILES = (
     "alternatives",
     "ethertypes",
@@ -35,7 +35,7 @@ ETC_FILES = (
     "protocols",
     "services",
 )
-"""What is copied from the machine's /etc: what programs need to start, and no secrets."""
+"""Copies from the machine's /etc: files that programs need to start, without secrets."""
 
 TMPFS = ("/tmp", "/run")  # noqa: S108 - paths inside the sandbox
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EOPNOTSUPP)
@@ -108,7 +108,7 @@ def plan(
 
 
 def hiding_binds(workdir: Path) -> list[Bind]:
-    """Return binds of nothing over what the shown folders hold and the inside is not to read.
+    """Return empty binds over files in the shown folders that the inside must not read.
 
     Args:
         workdir: The sandbox's folder, which has an empty file and an empty folder for that.
@@ -144,7 +144,7 @@ def shared(workdir: Path) -> Beneath:
 
 
 def control(workdir: Path) -> Path:
-    """Return the folder of what the machine itself uses: keys, kubeconfig, logs of its own programs.
+    """Return the folder of files that only the machine uses: keys, kubeconfig, logs of its own programs.
 
     Nothing that runs inside can read or write it.
 
@@ -238,7 +238,7 @@ def _check_sources(layout: Layout, workdir: Path) -> None:
             for parent in layout.binds[:index]
             if PurePosixPath(bind.target).is_relative_to(parent.target)
         ]
-        # What is mounted on must be there: it would be made in the machine's own folder.
+        # A mount point must exist, or it would be made in the machine's own folder.
         point = over[-1].source / PurePosixPath(bind.target).relative_to(over[-1].target) if over else None
         for path in (bind.source, point):
             if path is not None and not path.is_relative_to(workdir) and not path.exists():
@@ -255,7 +255,7 @@ def _put_programs(programs: Iterable[Path], folder: Path, *, copied: bool = Fals
     A program with several names is copied once. Who can write a linked program changes the cache's.
 
     A bind mount for each would do but for runc, which runs itself from an overlay of
-    its folder, and an overlay shows what is below a mount.
+    its folder, and an overlay shows the files below a mount.
     """
     folder.mkdir()
     copies: dict[tuple[int, int], Path] = {}

@@ -47,7 +47,7 @@ class Amount:
     share: float | None = None
 
     def of(self, whole: int | None) -> int | None:
-        """Return the number that it is of a whole; None for no limit, or for a share of what is not known."""
+        """Return the number that it is of a whole; None for no limit, or for a share of an unknown whole."""
         if self.share is None:
             return self.number
         return None if whole is None else int(whole * self.share)
@@ -91,7 +91,7 @@ def in_words(size: int | None) -> str:
 
 
 def parse_size(text: str, what: str, least: int = 0) -> Amount:
-    """Return what a text like ``2Gi``, ``500M``, ``75%`` or ``none`` says.
+    """Return the amount of a text like ``2Gi``, ``500M``, ``75%`` or ``none``.
 
     Args:
         text: The text.
@@ -123,7 +123,7 @@ def parse_size(text: str, what: str, least: int = 0) -> Amount:
 
 
 def parse_processes(text: str, what: str) -> Amount:
-    """Return what a text like ``32768`` or ``none`` says.
+    """Return the number of a text like ``32768`` or ``none``.
 
     Raises:
         ConfigError: It says nothing, or too little.
@@ -144,11 +144,11 @@ def parse_processes(text: str, what: str) -> Amount:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the three options say, as text; checked when it is made.
+    """The values of the three options, as texts; the constructor checks them.
 
     Attributes:
         memory: Memory, like ``2Gi``, ``75%`` or ``none``.
-        disk: Disk, likewise; a share is one of what is free when the sandbox starts.
+        disk: Disk, likewise; a share is one of the free space when the sandbox starts.
         processes: A number of processes and threads, or ``none``.
 
     Raises:
@@ -164,7 +164,7 @@ class Wanted:
         self.amounts()
 
     def amounts(self) -> tuple[Amount, Amount, Amount]:
-        """Return what they say."""
+        """Return the parsed values."""
         return (
             parse_size(self.memory, "the limit of memory", LEAST_MEMORY),
             parse_size(self.disk, "the limit of disk", LEAST_DISK),
@@ -172,10 +172,10 @@ class Wanted:
         )
 
     def on(self, machine: Room) -> Limits:
-        """Return what they are on a machine.
+        """Return the limits on a machine.
 
         Args:
-            machine: What it has.
+            machine: The resources of the machine.
         """
         memory, disk, processes = self.amounts()
         number = processes.of(None)
@@ -189,7 +189,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Room:
-    """What a machine has.
+    """The resources of a machine.
 
     Attributes:
         memory_bytes: Memory that this process may take.

@@ -1,9 +1,9 @@
 """The folders of sandboxes on the machine, their owners and our mark.
 
 Every sandbox has a folder below :func:`home`. Its ``owner.json`` is our mark: it says which process
-started the sandbox and what was made outside the folder. The owner holds a lock in the folder for its
-life. A folder without the mark is not ours, whatever it is called, and is never touched; see
-:mod:`.reaper` for what happens to a folder whose owner is gone.
+started the sandbox and which objects were made outside the folder. The owner holds a lock in the folder
+for its life. A folder without the mark is not ours, whatever its name, and is never touched. The module
+:mod:`.reaper` removes a folder whose owner is gone.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def private_folder(folder: Path) -> None:
 
     Raises:
         ConfigError: The home or the folder is there, and another user owns it or can read or write it:
-            keys lie there, and what the machine runs as root.
+            keys lie there, and programs that the machine runs as root.
         OSError: It cannot be made.
     """
     for path in (home(), folder):

@@ -1,4 +1,4 @@
-"""How the end of a sandbox is made certain, and how what killed runs left is removed.
+"""The end of a sandbox, and the removal of the remains of killed runs.
 
 Nothing is touched that does not verify as ours: a process only in the boot and the pid namespace of the
 record and when it is in the sandbox's network namespace, in its cgroups or its runsc; a namespace only by
@@ -31,13 +31,13 @@ KILL_SECONDS = 5.0
 """How long to wait for processes that were killed."""
 
 REAP_SECONDS = 5.0
-"""How long a start waits for what killed runs left; what is not gone then is left to the next one."""
+"""How long a start waits until the remains of killed runs are gone; the next start removes the rest."""
 
 MOST_GROUPS = 20_000
-"""So many descendants of a cgroup are looked at in one round; what is removed makes room for the next."""
+"""The most descendants of a cgroup that one round removes; the next round removes more."""
 
 MOST_DEPTH = 64
-"""So deep may a descendant of a cgroup lie; each level holds a descriptor open."""
+"""The most levels of descendants of a cgroup; each level holds a descriptor open."""
 
 TOMBSTONE_SECONDS = 86400.0
 """How long a record stays for its own pid namespace, which alone can remove the rest."""
@@ -119,7 +119,7 @@ def dispose(workdir: Path, owner: Owner) -> bool:
 
 
 def _remove_folder(workdir: Path, owner: Owner) -> bool:
-    """Remove a folder, its mark last: what is left of a removal that was killed is still ours."""
+    """Remove a folder, its mark last: after a removal that was killed, the rest still bears our mark."""
     marks = {machine.OWNER_FILE, machine.LIFE_FILE}
     with contextlib.suppress(FileNotFoundError):
         paths = [str(path) for path in workdir.iterdir() if path.name not in marks]
@@ -190,7 +190,7 @@ def orphans() -> list[tuple[Path, Owner]]:
 
 
 def mounts_below(folder: Path) -> list[str]:
-    """Return what is mounted below a folder, in the order in which it was mounted."""
+    """Return the mount points below a folder, in the order in which they were mounted."""
     points = [
         mountinfo.unescape(line.split(" ")[4]) for line in processes.lines(Path("/proc/self/mountinfo"))
     ]
@@ -279,7 +279,7 @@ def _of_another_pid_namespace(group: Path) -> bool:
 
 
 def leftovers() -> list[str]:
-    """Return what is on the machine of sandboxes whose owner is gone or that have no folder any more.
+    """Return the objects on the machine of sandboxes without an owner or a folder.
 
     Only names that a sandbox of ours can have are looked at.
 

@@ -27,11 +27,11 @@ LACKING = (errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.E2BIG)
 
 
 class RefusedError(OSError):
-    """A file that the inside can write is not what the machine may use: a link, a device, too large.
+    """The machine must not use a file that the inside can write: a link, a device, a file that is too large.
 
     Args:
         path: The file.
-        cause: What it is instead.
+        cause: The reason.
     """
 
     def __init__(self, path: str | Path, cause: str) -> None:
@@ -111,7 +111,7 @@ def open_beneath(folder: int, path: str | PurePosixPath, flags: int) -> int:
 
 
 def _regular(descriptor: int, path: str | Path) -> os.stat_result:
-    """Return what a descriptor leads to, which must be a regular file with a single name.
+    """Return the file of a descriptor, which must be a regular file with a single name.
 
     A hard link would show, or change, a file of another folder by a name in this one.
     """
@@ -158,7 +158,7 @@ def private(path: str, flags: int) -> int:
 
 
 class Limited:
-    """A file of which at most so many bytes are read, though it may grow meanwhile.
+    """A file with a limit of the bytes that are read, because it may grow meanwhile.
 
     Args:
         file: The file.

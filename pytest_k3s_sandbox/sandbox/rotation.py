@@ -19,10 +19,10 @@ LOG_BYTES = 64 << 20
 """A log that is longer is rotated. An hour's log of a kubelet has a tenth of it."""
 
 LOGS = 200
-"""So many logs of other names are rotated at once; the inside can make any number, which the disk ends."""
+"""The most logs of other names that are rotated at once; the inside can make any number."""
 
 NAMES = 10_000
-"""So many names in the folder are looked at."""
+"""The most names in the folder that are looked at."""
 
 KNOWN = (
     "k3s.log",

@@ -49,14 +49,14 @@ class StartedSandbox(ABC):
         binds: Further files and folders to show.
         one_root: Whether /var is a part of the root instead of a mount of its own.
         opened: TCP ports of the machine that programs inside may reach.
-        limits: What it may take of the machine; by default what :class:`~.limits.Wanted` says.
+        limits: The limits of its resources; by default those of :class:`~.limits.Wanted`.
 
     Attributes:
-        limits: What it may take.
+        limits: The limits of its resources.
         unlimited: Why the machine does not limit its memory or processes, by the controller.
         ended: Why it was ended before its time; None if it was not.
         on_end: Called with that reason before its processes are killed.
-        handed_over: Whether another process owns it now; what is in it stays as it is then.
+        handed_over: Whether another process owns it now; then its content stays.
 
     Raises:
         MissingCapability: The machine cannot run this kind of sandbox.
@@ -209,7 +209,7 @@ class StartedSandbox(ABC):
 
     @property
     def control(self) -> Path:
-        """The folder of what the machine itself uses; see :attr:`.base.Sandbox.control`."""
+        """The folder of files that only the machine uses; see :attr:`.base.Sandbox.control`."""
         return layout.control(self.workdir)
 
     def close(self) -> None:
@@ -282,11 +282,11 @@ class StartedSandbox(ABC):
         """Raise StartError unless the sandbox is what its kind promises."""
 
     def _take(self) -> None:
-        """Make what the sandbox has on the machine outside its folder."""
+        """Make the objects of the sandbox outside its folder."""
         self._take_network()
 
     def _take_network(self) -> None:
-        """Create the network; what it is called must be on disk before, and which one it is afterwards."""
+        """Record the name of the network on disk, create it, and record its identity."""
         with machine.lock():
             self._claim(replace(self._record, network=network.choose(self.workdir.name)))
             made = network.create(self.network, self._opened)
@@ -298,7 +298,7 @@ class StartedSandbox(ABC):
         machine.claim(self.workdir, record)
 
     def _take_groups(self) -> list[str]:
-        """Make control groups that limit the sandbox, where the machine has them; say where it has none."""
+        """Make control groups that limit the sandbox, where the machine has them; note the others."""
         self.unlimited = dict(self._places.lacking or {})
         planned = tuple(str(parent / self.name) for parent in self._places.parents)
         if not planned:

@@ -17,15 +17,15 @@ from pytest_k3s_sandbox.sandbox.beneath import Beneath, make_folder, new_file
 from pytest_k3s_sandbox.sandbox.resolve import FOLDER, LOOK, Limited, RefusedError, open_beneath, private
 
 MOST_DEPTH = 100
-"""So deep may folders lie in a tree that comes out; each level holds a descriptor open."""
+"""The most levels of a tree that comes out; each level holds a descriptor open."""
 
 MOST_ENTRIES = 1_000_000
-"""So many entries may a tree that comes out have; an empty file has no byte that another limit counts."""
+"""The most entries of a tree that comes out; the limit of bytes does not count empty files."""
 
 
 @contextlib.contextmanager
 def staged(files: Beneath, inside: str) -> Iterator[Path]:
-    """Give an empty folder of the machine's own; what the block has put there is copied to a path inside.
+    """Give an empty folder of the machine's own; after the block, its content is copied to a path inside.
 
     Args:
         files: The sandbox's files.
@@ -40,7 +40,7 @@ def staged(files: Beneath, inside: str) -> Iterator[Path]:
 
 
 def copy_tree_in(source: Path, files: Beneath, inside: str) -> None:
-    """Copy a tree of the machine's own to a path inside; links stay links, and what is there is replaced.
+    """Copy a tree of the machine's own to a path inside; links stay links, and existing files are replaced.
 
     Args:
         source: A folder that the inside cannot write.
@@ -101,7 +101,7 @@ def copy_tree_out(files: Beneath, inside: str, target: Path, limit: int) -> None
 
 @dataclass
 class _Left:
-    """What a copy may still take."""
+    """The rest of the limits of a copy."""
 
     size: int
     entries: int

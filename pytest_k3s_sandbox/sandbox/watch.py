@@ -26,7 +26,7 @@ LOOK_SECONDS = 1.0
 MEASURE_SECONDS = 30.0
 """Between two measurements of the disk while little is written."""
 SLOW = 10.0
-"""So many times as long as a measurement took, nothing is measured again."""
+"""The pause between measurements, as a multiple of the time of the last one."""
 MOST_SECONDS = 60.0
 """How long a measurement may take: the inside can make millions of files."""
 
@@ -34,7 +34,7 @@ ROTATE_SECONDS = 5.0
 
 RESERVE_BYTES = 256 << 20
 RESERVE_INODES = 4096
-"""What has to stay free on the disk, whoever fills it: a sandbox that has taken more than that is ended."""
+"""The space that has to stay free on the disk; below it, a sandbox that has taken more than that is ended."""
 
 REMEDY = {
     "memory": "give it more by --k3s-memory (`k3s-sandbox up --memory`)",
@@ -47,7 +47,7 @@ def explained(why: str, what: str) -> str:
     """Return the reason for the end of a sandbox, with the remedy.
 
     Args:
-        why: What the sandbox did.
+        why: How the sandbox reached the limit.
         what: The limit: ``memory``, ``disk`` or ``processes``.
     """
     return f"{why}, and was ended; {REMEDY[what]}"
@@ -55,7 +55,7 @@ def explained(why: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Free:
-    """What is free on a file system.
+    """The free space of a file system.
 
     Attributes:
         size: Bytes.
@@ -67,7 +67,7 @@ class Free:
 
     @classmethod
     def on(cls, folder: Path) -> Free:
-        """Return what is free where a folder is."""
+        """Return the free space where a folder is."""
         found = os.statvfs(folder)
         return cls(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
 
@@ -122,14 +122,14 @@ def unlinked(pids: Iterable[int], folder: Path) -> int:
 class Disk:
     """Tells whether a sandbox has taken more of the disk than its limit.
 
-    What is free on the disk tells at once, and cheaply, that something is written; then the sandbox's own
+    The free space shows at once, and cheaply, that something was written; then the sandbox's own
     files are measured. They are measured now and then in any case, because others may remove files.
 
     Args:
-        folder: What the sandbox writes.
-        limit: Its limit in bytes; None for none.
-        free: Tells what is free.
-        measure: Tells what the folder takes.
+        folder: The folder that the sandbox writes to.
+        limit: Its limit in bytes; None for no limit.
+        free: Returns the free space.
+        measure: Returns the space that the folder takes.
         now: The clock, in seconds.
     """
 
@@ -142,7 +142,7 @@ class Disk:
         measure: Callable[[Path], int | None] = used,
         now: Callable[[], float] = clock.monotonic,
     ) -> None:
-        """Take what is free now for what was free at the start."""
+        """Note the free space at the start."""
         self._folder, self._limit = folder, limit
         self._free, self._measure, self._now = free, measure, now
         self._used = 0
@@ -151,7 +151,7 @@ class Disk:
         self._soonest = now()
 
     def exceeded(self) -> str | None:
-        """Return what the sandbox did; None while it is within its limit.
+        """Return how the sandbox reached its limit; None while it is below.
 
         Raises:
             OSError: The folder is not there any more.
@@ -226,7 +226,7 @@ class Watcher:
             self._gauge.close()
 
     def reason(self) -> str | None:
-        """Return which limit of memory or processes was reached, with the remedy; None for none."""
+        """Return which limit of memory or processes was reached, with the remedy; None if none was."""
         with self._lock:
             why = self._gauge.exceeded()
         if why is None:

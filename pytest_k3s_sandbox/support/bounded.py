@@ -11,7 +11,7 @@ from typing import IO
 from pytest_k3s_sandbox.deadline import Deadline
 
 LAST_SECONDS = 2.0
-"""How long what a program has written may take to arrive after its end."""
+"""How long output may take to arrive after the end of its program."""
 
 
 def run(
@@ -57,7 +57,7 @@ def run(
 
 
 class _Reader:
-    """Reads a stream to its end in a thread, which then closes it; others see what has come so far."""
+    """Reads a stream to its end in a thread, which then closes it; other threads see the data so far."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -71,7 +71,7 @@ class _Reader:
 
     def _read(self) -> None:
         with self._stream as stream, contextlib.suppress(OSError):
-            while piece := stream.read(65536):  # without a buffer: what is there
+            while piece := stream.read(65536):  # without a buffer: the available bytes
                 self._pieces.append(piece)
 
 

@@ -2,7 +2,7 @@
 
 freezegun and time-machine replace ``time.monotonic``, ``time.time`` and ``datetime.now``, in every module.
 Under a clock that stands still no deadline passes, and a certificate may begin next year. Neither of them
-replaces what is asked here: clock_gettime(2) of CLOCK_MONOTONIC and of CLOCK_REALTIME_COARSE.
+replaces the calls here: clock_gettime(2) of CLOCK_MONOTONIC and of CLOCK_REALTIME_COARSE.
 """
 
 from __future__ import annotations

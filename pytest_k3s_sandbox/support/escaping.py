@@ -3,7 +3,7 @@ r"""Text that comes from inside a sandbox, made harmless for the place where it 
 A pod chooses what it logs, how it ends and what its events say. A terminal obeys control sequences in such
 a text, a spreadsheet computes it, LaTeX runs it. Each place has its function here, all pure.
 
-All of them write what cannot be seen as a visible escape, in the notation of Python: ESC is ``\x1b``, a
+All of them write invisible characters as escapes in the notation of Python: ESC is ``\x1b``, a
 right-to-left override is ``\u202e``. A text without such characters stays as it is, so that escaping twice
 does no harm. A backslash is not doubled: people read the escapes, and no program decodes them.
 """
@@ -79,14 +79,14 @@ def _escape(found: re.Match[str]) -> str:
 def xml(text: str) -> str:
     """Return a text that XML 1.0 (section 2.2) and HTML can hold.
 
-    What is special in their syntax (``<``, ``&``, quotes) is escaped by what writes the document: ElementTree
+    The writer of the document escapes their syntax (``<``, ``&``, quotes): ElementTree
     for SVG, jinja2 for the page, pytest for JUnit.
     """
     return visible(text)
 
 
 def plot(text: str) -> str:
-    """Return a text for a figure of matplotlib's, cut to what has room there.
+    """Return a text for a figure of matplotlib's, cut to its room there.
 
     Between dollar signs matplotlib typesets formulas, which need not be valid.
     """

@@ -1,6 +1,6 @@
-"""A process that a test forks: it has copies of all that is its parent's, and must end none of it.
+"""Processes that a test forks: they have copies of their parent's objects, and must not end them.
 
-What has to be ended knows its :class:`Owner`, and leaves it alone in any other process. A descriptor
+An object that has to be ended knows its :class:`Owner`, and ends only in that process. A descriptor
 whose last copy keeps something alive (the channel to a sandbox, a lock) is closed in every child of
 fork(2), by ``forked``; a program that a child becomes by execve(2) does not get it anyway (PEP 446).
 """
@@ -31,10 +31,10 @@ class Owner:
         return os.getpid() == self.pid
 
     def check(self, what: str) -> None:
-        """Refuse what only the owner can do.
+        """Refuse an action that only the owner can do.
 
         Args:
-            what: What is refused.
+            what: The refused action, for the message.
 
         Raises:
             ConfigError: This process was forked from the owner.
@@ -49,10 +49,10 @@ class Owner:
 
 
 class Inherited(Protocol):
-    """What a forked process gets a copy of."""
+    """An object that a forked process gets a copy of."""
 
     def forked(self) -> None:
-        """Let go of what the copy keeps alive; called in the child, where no other thread exists."""
+        """Release what the copy keeps alive; called in the child, which has one thread."""
 
 
 _alive: weakref.WeakSet[Inherited] = weakref.WeakSet()
@@ -84,8 +84,8 @@ def _after_fork() -> None:
         except Exception as error:  # noqa: BLE001 - the others must let go, too
             errors.append(error)
     _alive.clear()
-    if errors:  # Python prints what a hook of fork(2) raises, and goes on
-        raise ExceptionGroup("a forked process could not let go of what is its parent's", errors)
+    if errors:  # Python prints an error of a hook of fork(2), and goes on
+        raise ExceptionGroup("a forked process could not release objects of its parent", errors)
 
 
 os.register_at_fork(after_in_child=_after_fork)

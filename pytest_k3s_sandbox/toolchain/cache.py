@@ -60,7 +60,7 @@ def no_space(folder: Path, what: str) -> ProvisionError:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What is in the cache under one key.
+    """The entry of one key in the cache.
 
     Attributes:
         folder: The entry's folder.
@@ -110,7 +110,7 @@ class Cache:
                 if found is not None:
                     path, why = found
                     raise ProvisionError(
-                        f"cache folder {self.root} is not used: what it holds would run as root",
+                        f"cache folder {self.root} is not used: its programs would run as root",
                         cause=f"{path}: {why}",
                         remedy=f"{trust.remedy(path, folder)}. Or name another folder by K3S_SANDBOX_CACHE",
                     )
@@ -142,7 +142,7 @@ class Cache:
             name: The file that is wanted from it.
 
         Raises:
-            CorruptEntryError: The entry is there, but the file is not what was recorded, or another user
+            CorruptEntryError: The entry is there, but the file differs from its record, or another user
                 can change it.
             ProvisionError: Somebody else can change the cache.
         """
@@ -201,9 +201,9 @@ class Cache:
         Args:
             key: The entry; one that is there already is replaced.
             fill: Called with the folder to fill and a folder for its temporary files.
-            version: The version of what is put there.
+            version: The version of the programs.
             origin: ``release`` or ``build``.
-            what: What is obtained, for messages.
+            what: The name of the program, for messages.
 
         Raises:
             ProvisionError: The disk is full, or what ``fill`` raises. Nothing is left then.
@@ -248,7 +248,7 @@ class Cache:
         """Hold the lock of a key; the kernel drops it when the process ends.
 
         Args:
-            key: What is locked.
+            key: The key to lock.
             waiting: Called about twice a second while another process holds it.
         """
         folder = self.root / "locks"
@@ -275,7 +275,7 @@ class Cache:
             lock.release()
 
     def _remove_leftovers(self, key: str) -> None:
-        # The lock is held, so whoever made these is dead.
+        # The lock is held, so the processes that made these have ended.
         for stale in self.folder(key).parent.glob(f"{key}.tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What a test may ask of the machine with ``@pytest.mark.k3s_requires``."""
+"""The capabilities of the machine for ``@pytest.mark.k3s_requires``."""
 
 from __future__ import annotations
 

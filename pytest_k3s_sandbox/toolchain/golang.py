@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.toolchain.progress import Progress, Work
 Version = tuple[int, ...]
 
 UNTRUSTED = ("GOFLAGS", "GONOSUMDB", "GONOSUMCHECK", "GOPRIVATE", "GOINSECURE", "GOEXPERIMENT", "GOAMD64")
-"""Variables that could weaken the verification of modules or change what is built."""
+"""Variables that could weaken the verification of modules or change the build."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def required(build: Build) -> Version:
 
 
 def recipe_digest(build: Build, arch: str) -> str:
-    """Return a hash of everything that decides what a build yields."""
+    """Return a hash of all inputs of a build."""
     digest = hashlib.sha256(
         repr((build.packages, build.cgo, build.tags, build.ldflags, build.output, arch)).encode()
     )

@@ -1,4 +1,4 @@
-"""System packages: detected by what is needed of them, installed through apt."""
+"""System packages: detected by the programs and files that are needed of them, installed through apt."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ APT_SECONDS = 120
 
 @dataclass(frozen=True)
 class SystemPackage:
-    """Something of the operating system that is needed.
+    """A program or library of the operating system.
 
     Attributes:
-        name: What is needed.
+        name: The name of the program or library.
         apt: The packages of Debian and Ubuntu that have it.
-        why: What needs it.
+        why: The part of the project that needs it.
         present: Tells whether it is there, given the environment.
     """
 
@@ -110,7 +110,7 @@ RUN = (
         "static busybox", ("busybox-static",), "the test image", lambda env: static_busybox(env) is not None
     ),
 )
-"""What a cluster needs."""
+"""The packages for a cluster."""
 
 _COMPARED = "comparing the interceptor with it"
 TRACERS = (
@@ -129,7 +129,7 @@ CGROUP_READERS = (
     SystemPackage("crun", ("crun",), "experiment 07, which starts containers", _on_path("crun")),
     SystemPackage("lxcfs", ("lxcfs",), "comparing the FUSE cgroupfs with it", _on_path("lxcfs")),
 )
-"""What reads cgroups: only the cgroupfs' experiment and its benchmark run them."""
+"""Programs that read cgroups: only the cgroupfs' experiment and its benchmark run them."""
 
 TESTS = (
     SystemPackage(
@@ -145,7 +145,7 @@ TESTS = (
         lambda env: which("chromium", env) is not None,
     ),
 )
-"""What the project's own tests need beyond that."""
+"""The additional packages for the project's own tests."""
 
 COMPILER = SystemPackage("C compiler", ("gcc", "libc6-dev"), "building kine and runc", can_compile)
 CERTIFICATES = SystemPackage(
@@ -173,16 +173,16 @@ def ensure_system_packages(
     progress: Progress | None = None,
     log: Path = Path("/var/log/k3s-sandbox-apt.log"),
 ) -> list[SystemPackage]:
-    """Install what is missing of the system packages; do nothing when all are there.
+    """Install missing system packages; do nothing when all are there.
 
     Args:
-        packages: What is needed.
+        packages: The needed packages.
         environ: The environment, for PATH.
         progress: Who is told how it goes.
         log: The file for apt's output.
 
     Returns:
-        What was installed.
+        The installed packages.
 
     Raises:
         MissingCapability: Something is missing, and this machine has no apt or we are not root.

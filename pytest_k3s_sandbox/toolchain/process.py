@@ -45,7 +45,7 @@ def run_shown(
         argv: The program and its arguments.
         work: Who is told.
         log: The file for its output.
-        what: What it does, for messages.
+        what: The purpose of the program, for messages.
         environ: Its environment.
         cwd: The folder it runs in.
 

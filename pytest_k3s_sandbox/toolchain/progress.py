@@ -1,4 +1,4 @@
-"""Showing long work: what is done, and for how long."""
+"""The display of long work and its duration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Progress(Protocol):
         """Work named ``what`` begins."""
 
     def update(self, text: str) -> None:
-        """The work goes on; called about twice a second, with what is known at that time."""
+        """The work goes on; called about twice a second, with the state at that time."""
 
     def done(self, what: str, seconds: float) -> None:
         """The work has ended after ``seconds``; ``what`` says so if it failed."""
@@ -76,7 +76,7 @@ class PlainProgress:
             self._line(f"{self._what}: {now - self._began:.0f} s" + (f", {text}" if text else ""))
 
     def done(self, what: str, seconds: float) -> None:
-        """Write what has ended."""
+        """Write the work that has ended."""
         self._line(f"{what}: {seconds:.1f} s")
 
     def note(self, text: str) -> None:

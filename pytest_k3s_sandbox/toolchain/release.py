@@ -99,7 +99,7 @@ class Hosts:
     """Which hosts of releases can be reached; asked once a run, all at the same time.
 
     A machine without network so loses ``seconds`` once and not once a program. Where
-    the environment names a proxy, the proxy is what has to be reachable.
+    the environment names a proxy, the proxy has to be reachable.
 
     Args:
         urls: Addresses on all hosts that may be asked for.
@@ -239,10 +239,10 @@ def download(release: Release, folder: Path, work: Work, *, loopback: bool = Fal
         The verified file.
 
     Raises:
-        ChecksumError: The file is not what is pinned, or what the publisher states where nothing is pinned.
+        ChecksumError: The file's hash differs from the pinned one, or without a pin from the published one.
         UnusableReleaseError: The publisher does not state its checksum, an address is not https, or the file
             is too large.
-        OSError: The network or the disk failed; what was received is kept.
+        OSError: The network or the disk failed; the received part is kept.
     """
     filename = urllib.parse.unquote(release.url.rpartition("/")[2])
     algorithm, expected, source = "sha256", release.sha256, "pinned"

@@ -126,7 +126,7 @@ class Toolchain:
         return [name for name, pin in self.pins.programs.items() if not pin.optional]
 
     def why(self, name: str) -> list[str]:
-        """Return what the last search for a program passed over, and why."""
+        """Return the files that the last search for a program passed over, and why."""
         return list(self._notes.get(name, ()))
 
     def find(self, name: str) -> Program | None:
@@ -146,7 +146,7 @@ class Toolchain:
         Raises:
             ConfigError: As for :meth:`find`.
             MissingCapability: The architecture is not supported, or a system package is missing.
-            ProvisionError: The program could not be obtained; says what was tried.
+            ProvisionError: The program could not be obtained; the message lists the attempts.
         """
         found = self.find(name)
         if found is not None:
@@ -192,7 +192,7 @@ class Toolchain:
             raise ConfigError(f"unknown program {name!r}", remedy=f"known are: {known}") from None
 
     def _version(self, pin: pins.Pin, path: Path) -> str | None:
-        """Return what a program says its version is, asked once."""
+        """Return the version that a program prints; it runs once."""
         if path not in self._versions:
             try:
                 done = subprocess.run(

@@ -440,7 +440,7 @@ def test_an_agent_that_does_not_read_is_an_error_not_a_wait_for_ever(
     monkeypatch.setattr(client, "GRACE_SECONDS", 0.2)
     made = speaking(READY, tmp_path / "log", then=b"")
     made.wait_ready(Deadline.after(10))
-    with pytest.raises(StartError, match="has not read what was said to it for 1 s"):
+    with pytest.raises(StartError, match="has not read a request for 1 s"):
         made.spawn(
             ["true"], name="x", env={"A": "x" * 10**6}, cwd="/", outputs=("/", "/"), log=InsidePath(tmp_path)
         )
