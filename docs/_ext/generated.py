@@ -95,7 +95,7 @@ def experiment_lines() -> Iterator[str]:
         yield text.replace("](../../docs/", "](").replace("](../../", "](../")
 
 
-def _parameter(parameter: Any) -> str | None:  # noqa: ANN401 - click's types are vendored by typer or not, by version
+def _parameter(parameter: Any) -> str | None:  # noqa: ANN401 - typer vendors click in some versions
     if parameter.name == "help":
         return None
     words = ", ".join(f"`{word}`" for word in parameter.opts + parameter.secondary_opts)

@@ -79,7 +79,7 @@ class Place:
         inside = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
         sandbox.files.write(INSIDE, inside)
 
-    def ask(self, *words: str, wrap: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - each step has its own answer
+    def ask(self, *words: str, wrap: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - JSON of the step
         """Return the answer of a step inside; each step runs once."""
         key = (*wrap, *words)
         if key not in self.answers:

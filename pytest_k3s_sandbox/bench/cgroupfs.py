@@ -195,7 +195,7 @@ def _ratios(ours: list[float], other: list[float]) -> float:
     return statistics.median(mine / its for mine, its in zip(ours, other, strict=True))
 
 
-def _ask(sandbox: StartedSandbox, step: str, **arguments: object) -> Any:  # noqa: ANN401 - each step answers in its own form
+def _ask(sandbox: StartedSandbox, step: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON of the step
     argv = [sys.executable, "-I", "-S", cgroupfs_reader.__file__, step, json.dumps(arguments)]
     done = sandbox.run(argv, timeout=300)
     return json.loads(done.stdout)

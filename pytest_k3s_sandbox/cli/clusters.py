@@ -138,7 +138,7 @@ def shell(context: typer.Context, name: NameOption = None) -> None:
     config = f"KUBECONFIG={PKI_DIR}/admin.kubeconfig"
     argv = [*state.shell, "/usr/bin/env", config, *(context.args or ["/bin/bash"])]
     if sys.stdout.isatty() and sys.stderr.isatty():
-        os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted on the way
+        os.execvp(argv[0], argv)  # noqa: S606 - no shell
     # runsc writes to a file at an offset of its own, over the file's content; to a pipe it appends.
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as inside:
         copies = [

@@ -57,7 +57,7 @@ def kubectl(context: typer.Context, name: NameOption = None) -> None:
     folder = machine.home() / "sandboxes" / state.sandbox / "kubectl"
     argv = [program, f"--kubeconfig={state.kubeconfig}", *context.args]
     # In the place of this process: its input, output, terminal, signals and exit code are kubectl's.
-    os.execve(program, argv, kubectl_environment(os.environ, state.address, folder))  # noqa: S606 - no shell is wanted
+    os.execve(program, argv, kubectl_environment(os.environ, state.address, folder))  # noqa: S606 - no shell
 
 
 def kept(name: str | None) -> State:

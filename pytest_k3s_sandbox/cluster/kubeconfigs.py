@@ -132,7 +132,7 @@ def is_empty(text: str) -> bool:
 
 def _said(text: str) -> dict[str, Any]:
     # As texts: every value is compared as it is written.
-    content = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506 - this loader makes only texts, lists and dicts
+    content = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506 - makes only texts, lists, dicts
     return {key: value for key, value in content.items() if value}
 
 

@@ -238,7 +238,7 @@ class Sampler:
                 if last:
                     return
                 self._halt.wait(self._interval if self.seen_ready else self._rush)
-        except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
+        except BaseException as error:  # noqa: BLE001 - users of the thread see it in `failure`
             self.failure = error
 
     def _read_logs(self) -> None:

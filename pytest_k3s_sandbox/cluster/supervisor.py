@@ -189,7 +189,7 @@ class Supervisor:
                 if self._cluster.sandbox.handed_over:
                     return  # another process owns the sandbox, and all processes look ended
                 self.step(clock.monotonic())
-        except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost; users see it in `failure`
+        except BaseException as error:  # noqa: BLE001 - users of the thread see it in `failure`
             self.failure = error
 
     def _answer(self, fault: Fault, case: Case, now: float) -> None:

@@ -103,7 +103,7 @@ class World:
         """Return a pod's status."""
         return self.core.read_namespaced_pod(pod, NAMESPACE).status
 
-    def container(self, pod: str, name: str = "it") -> Any:  # noqa: ANN401 - a status in most tests, which only waits see as None
+    def container(self, pod: str, name: str = "it") -> Any:  # noqa: ANN401 - None only in waits
         """Return the status of a container of a pod; None while it has none."""
         status = self.status(pod)
         every = [*(status.init_container_statuses or []), *(status.container_statuses or [])]

@@ -202,7 +202,8 @@ def child(body: str, *arguments: object) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            os._exit(0 if eval(body, {"forks": forks, "os": os}, {"a": arguments}) else 9)  # noqa: S307 - a literal of a test
+            held = eval(body, {"forks": forks, "os": os}, {"a": arguments})  # noqa: S307 - a literal of a test
+            os._exit(0 if held else 9)
         finally:
             os._exit(8)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -43,7 +43,7 @@ extensions:
 
 
 def texts(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - only texts, lists and dicts
+    found: dict[str, Any] = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes only texts
     return found
 
 
@@ -61,7 +61,7 @@ def test_it_is_added_and_the_others_stay_as_they_were_written() -> None:
         "number": "007",
         "time": "12:30",
     }
-    assert yaml.safe_load(merged(USERS))["users"][0]["user"]["token"] == "0123"  # noqa: S105 - a made-up token
+    assert yaml.safe_load(merged(USERS))["users"][0]["user"]["token"] == "0123"  # noqa: S105 - made up
     assert yaml.safe_load(merged(USERS))["clusters"][0]["cluster"]["insecure-skip-tls-verify"] is True
     assert found["contexts"][1] == {"name": NAME, "context": {"cluster": NAME, "user": NAME}}
     assert found["clusters"][2]["cluster"]["server"] == "https://10.0.0.2:6443"

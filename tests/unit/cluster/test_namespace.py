@@ -341,7 +341,7 @@ def test_following_what_has_ended(namespace: Namespace, cluster: Cluster) -> Non
     with pytest.raises(ClusterError, match="following the log of pod/a: error: gone"):
         list(namespace.logs("a", follow=True))
     with pytest.raises(ConfigError):
-        namespace.logs("a", follow=True, previous=True)  # type: ignore[call-overload] # the types refuse it, too
+        namespace.logs("a", follow=True, previous=True)  # type: ignore[call-overload] # refused, too
     with pytest.raises(ConfigError):
         namespace.logs("a", tail=-1)
 
