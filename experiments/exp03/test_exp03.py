@@ -62,7 +62,7 @@ class TmpfsBelow:
 
 def test_another_file_system_does_not_help(trials: NodeTrials, claim: Claim) -> None:
     """With the kubelet's folder on a tmpfs, the error is the same."""
-    below = TmpfsBelow(trials.process.sandbox)
+    below = TmpfsBelow(trials.runner.sandbox)
     text = f"With {FOLDER} on a tmpfs and the sandbox's own cgroups, the kubelet ends with '{CACHE}'"
     with claim.of("tmpfs", text) as wall:
         seen = trials.run((f"workarounds:cgroups+{ALL}", "fake_cni"), also=[below])
@@ -74,7 +74,7 @@ def test_another_file_system_does_not_help(trials: NodeTrials, claim: Claim) -> 
 @pytest.mark.k3s_requires("fuse")
 def test_other_cgroups_do(trials: NodeTrials, claim: Claim) -> None:
     """With other cgroups on top of the sandbox's own, and no interceptor, the node is Ready."""
-    below = TmpfsBelow(trials.process.sandbox)
+    below = TmpfsBelow(trials.runner.sandbox)
     text = f"With {FOLDER} on a tmpfs and the FUSE cgroupfs, without the interceptor, the node is Ready"
     with claim.of("fuse", text) as ready:
         seen = trials.run((f"workarounds:{ALL}", "fuse_cgroupfs", "fake_cni"), also=[below])

@@ -59,7 +59,7 @@ class Crowd:
 def spent(session: NodeSession) -> dict[str, float]:
     """Return the seconds of processor time of everything in the sandbox that runs, by name."""
     totals: dict[str, float] = {}
-    traced = {session.cluster.processes[name].pid for name in session.process.distribution.traced}
+    traced = {session.cluster.processes[name].pid for name in session.runner.distribution.traced}
     for row in session.stack.sandbox.usage():
         name = f"{row.name}'s tracer" if row.pid in traced else row.name
         totals[name] = totals.get(name, 0.0) + row.cpu_seconds

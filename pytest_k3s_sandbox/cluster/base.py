@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from pytest_k3s_sandbox.cluster.components import Settings
-from pytest_k3s_sandbox.cluster.wait import Attendant
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
+from pytest_k3s_sandbox.cluster.process_wait import Attendant
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import Layer, NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Process, Reachable, Sandbox
@@ -73,7 +73,7 @@ class Distribution(ImageLoader, Protocol):
         """The programs that must appear in the sandbox, as the toolchain names them."""
 
     @property
-    def agent(self) -> str:
+    def kubelet_process(self) -> str:
         """The name of the process that the kubelet is in."""
 
     @property
@@ -87,7 +87,7 @@ class Distribution(ImageLoader, Protocol):
     def traced(self) -> set[str]:
         """The names of those whose process is a layer's, and whose program is that one's child."""
 
-    def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
+    def start_control_plane(self, sandbox: Sandbox, settings: ClusterSettings, phase: Phase) -> None:
         """Start the processes that need no layer, and return at once: they come up while the layers do.
 
         Raises:
@@ -95,7 +95,12 @@ class Distribution(ImageLoader, Protocol):
         """
 
     def start_node(
-        self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
+        self,
+        sandbox: Sandbox,
+        settings: ClusterSettings,
+        overrides: NodeOverrides,
+        deadline: Deadline,
+        phase: Phase,
     ) -> None:
         """Start the worker node with the overrides of the layers.
 
@@ -112,7 +117,7 @@ class Distribution(ImageLoader, Protocol):
     def restart(
         self,
         sandbox: Sandbox,
-        settings: Settings,
+        settings: ClusterSettings,
         name: str,
         deadline: Deadline,
         *,
@@ -158,7 +163,7 @@ class Supervised(Protocol):
         """Where the cluster runs."""
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> ClusterSettings:
         """The node's name, ports and so on."""
 
     @property

@@ -15,12 +15,12 @@ from pytest_k3s_sandbox.cluster import direct
 from pytest_k3s_sandbox.cluster.answers import answered, found, patient
 from pytest_k3s_sandbox.cluster.base import ImageLoader, Parts
 from pytest_k3s_sandbox.cluster.certificates import ADMIN, pki
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.loading import load_archive
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
 from pytest_k3s_sandbox.cluster.namespace import Namespace, new_name
+from pytest_k3s_sandbox.cluster.process_wait import lost_by, until
 from pytest_k3s_sandbox.cluster.reading import READ_SECONDS, ApiReader, Condition, conditions, is_ready
-from pytest_k3s_sandbox.cluster.wait import lost_by, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.sandbox.base import Completed, Process, Reachable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Cluster:
     """Kubernetes, as its users see it: the API, kubectl, waiting, logs, images and namespaces.
 
-    Starting and ending it is the part of :class:`~pytest_k3s_sandbox.cluster.process.ClusterProcess`, which
+    Starting and ending it is the part of :class:`~pytest_k3s_sandbox.cluster.runner.ClusterRunner`, which
     may belong to another process.
 
     Attributes:
@@ -55,7 +55,7 @@ class Cluster:
         self,
         parts: Parts,
         sandbox: Reachable,
-        settings: Settings,
+        settings: ClusterSettings,
         images: Callable[[], ImageLoader],
         kubectl: Path,
         records: Path | None = None,
@@ -174,7 +174,9 @@ class Cluster:
         deadline: Deadline,
         hint: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Wait for a condition while each process lives or is started again; see :func:`~.wait.until`.
+        """Wait for a condition while each process lives or is started again.
+
+        See :func:`~.process_wait.until`.
 
         An API server that does not answer, or is overloaded, is waited for, too.
         """

@@ -49,7 +49,7 @@ ON_9P = ImageStore("/var/lib/containerd", "native")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClusterSettings:
     """The values that the components' configuration depends on.
 
     Attributes:
@@ -97,7 +97,7 @@ def kine() -> list[str]:
     ]
 
 
-def kube_apiserver(settings: Settings) -> list[str]:
+def kube_apiserver(settings: ClusterSettings) -> list[str]:
     """Return the API server's command."""
     pki = PKI_DIR
     return [
@@ -173,7 +173,7 @@ def containerd() -> list[str]:
 
 
 def containerd_config(
-    settings: Settings,
+    settings: ClusterSettings,
     *,
     state: str = "/run/containerd",
     socket: str = CONTAINERD_SOCKET,
@@ -235,7 +235,7 @@ disabled_plugins = [
 """
 
 
-def kubelet(settings: Settings) -> list[str]:
+def kubelet(settings: ClusterSettings) -> list[str]:
     """Return the kubelet's command."""
     return [
         f"{BIN_DIR}/kubelet",
@@ -247,7 +247,7 @@ def kubelet(settings: Settings) -> list[str]:
     ]
 
 
-def kubelet_config(settings: Settings) -> dict[str, Any]:
+def kubelet_config(settings: ClusterSettings) -> dict[str, Any]:
     """Return the embedded kubelet's KubeletConfiguration (kubelet.config.k8s.io/v1beta1)."""
     return {
         "authentication": {
@@ -269,7 +269,7 @@ def kubelet_config(settings: Settings) -> dict[str, Any]:
     } | kubelet_tuning(settings)
 
 
-def kubelet_tuning(settings: Settings) -> dict[str, Any]:
+def kubelet_tuning(settings: ClusterSettings) -> dict[str, Any]:
     """Return the settings of every kubelet in a sandbox, also of one that k3s configures.
 
     It is a whole KubeletConfiguration, as a file beside another one has to be.

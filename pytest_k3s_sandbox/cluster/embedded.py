@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
-from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, KUBELET_ROOT, PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, KUBELET_ROOT, PKI_DIR, ClusterSettings
 from pytest_k3s_sandbox.cluster.datastore import FILE
 from pytest_k3s_sandbox.cluster.logs import written_since
+from pytest_k3s_sandbox.cluster.process_wait import until
 from pytest_k3s_sandbox.cluster.programs import Programs
-from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import NodeOverrides
@@ -51,7 +51,7 @@ class Embedded(Programs):
     """
 
     name = "embedded"
-    agent = "kubelet"
+    kubelet_process = "kubelet"
     programs = (
         "kine",
         "kube-apiserver",
@@ -73,7 +73,7 @@ class Embedded(Programs):
         self._images_loaded = False
         self._store = components.IN_MEMORY
 
-    def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
+    def start_control_plane(self, sandbox: Sandbox, settings: ClusterSettings, phase: Phase) -> None:
         """Start datastore and API server; see :meth:`.base.Distribution.start_control_plane`."""
         with phase("configuration"):
             assert_ports_free(sandbox, settings)
@@ -84,7 +84,12 @@ class Embedded(Programs):
         self._spawn(sandbox, "kube-apiserver", after_socket(KINE_SOCKET, components.kube_apiserver(settings)))
 
     def start_node(
-        self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
+        self,
+        sandbox: Sandbox,
+        settings: ClusterSettings,
+        overrides: NodeOverrides,
+        deadline: Deadline,
+        phase: Phase,
     ) -> None:
         """Start containerd, then the rest when the API server answers; see :class:`.base.Distribution`."""
         settings = with_overrides(settings, overrides)
@@ -114,7 +119,7 @@ class Embedded(Programs):
             self._images_loaded = True
         self.wait_control_plane(sandbox, settings, deadline)
 
-    def wait_control_plane(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
+    def wait_control_plane(self, sandbox: Sandbox, settings: ClusterSettings, deadline: Deadline) -> None:
         """Wait until the API server says that it is ready, and start the controllers if they do not run.
 
         Raises:
@@ -144,7 +149,9 @@ class Embedded(Programs):
         """Return the names of the images; see :meth:`.base.Distribution.images`."""
         return image_names(sandbox, deadline)
 
-    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+    def _serves(
+        self, sandbox: Sandbox, settings: ClusterSettings, name: str, seen: int, deadline: Deadline
+    ) -> None:
         """See :meth:`.Programs._serves`."""
         process = self.processes[name]
         serves = {
@@ -154,7 +161,7 @@ class Embedded(Programs):
         if name in serves:
             until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
 
-    def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
+    def _configure(self, sandbox: Sandbox, settings: ClusterSettings) -> None:
         files = sandbox.files
         for name in ("db", "manifests"):
             files.mkdir(f"{STATE_DIR}/{name}", 0o700)
@@ -178,7 +185,7 @@ class Embedded(Programs):
             put = files.copy_in if path.name in ours else files.move_in
             put(path, f"{PKI_DIR}/{path.name}", 0o600)
 
-    def _until_api(self, sandbox: Sandbox, settings: Settings, path: str, deadline: Deadline) -> None:
+    def _until_api(self, sandbox: Sandbox, settings: ClusterSettings, path: str, deadline: Deadline) -> None:
         api = self._api(sandbox, settings)
         self._until(lambda: api.answers(path), "kube-apiserver to answer", deadline, poll=POLL_SECONDS)
 
@@ -193,7 +200,7 @@ def after_socket(socket: str, argv: Sequence[str]) -> list[str]:
     return ["sh", "-c", f'until test -S {socket}; do sleep 0.02; done; exec "$@"', "sh", *argv]
 
 
-def with_overrides(settings: Settings, overrides: NodeOverrides) -> Settings:
+def with_overrides(settings: ClusterSettings, overrides: NodeOverrides) -> ClusterSettings:
     """Return the settings with the layers' overrides."""
     return replace(
         settings,
@@ -251,7 +258,7 @@ def image_names(
     return frozenset(sandbox.run(argv, timeout=deadline.remaining()).stdout.split())
 
 
-def assert_ports_free(sandbox: Sandbox, settings: Settings) -> None:
+def assert_ports_free(sandbox: Sandbox, settings: ClusterSettings) -> None:
     """Make sure that the ports of the control plane and the kubelet are free.
 
     Raises:

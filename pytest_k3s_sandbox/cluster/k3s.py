@@ -27,7 +27,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from pytest_k3s_sandbox.cluster import certificates, components, images
 from pytest_k3s_sandbox.cluster.base import Phase
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, ImageStore, Settings
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, ClusterSettings, ImageStore
 from pytest_k3s_sandbox.cluster.embedded import (
     assert_ports_free,
     image_names,
@@ -35,8 +35,8 @@ from pytest_k3s_sandbox.cluster.embedded import (
     share_kubelet_root,
     with_overrides,
 )
+from pytest_k3s_sandbox.cluster.process_wait import until
 from pytest_k3s_sandbox.cluster.programs import Programs
-from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Reachable, Sandbox
@@ -72,7 +72,7 @@ NO_MODULES = ("setpriv", "--bounding-set=-sys_module", "--inh-caps=-sys_module",
 """k3s loads kernel modules when it starts (pkg/agent/syssetup); into the machine's own kernel it must not."""
 
 
-def server(settings: Settings, *, agent: bool = True) -> list[str]:
+def server(settings: ClusterSettings, *, agent: bool = True) -> list[str]:
     """Return the command of a server.
 
     Args:
@@ -98,7 +98,7 @@ def server(settings: Settings, *, agent: bool = True) -> list[str]:
     ]
 
 
-def agent(settings: Settings) -> list[str]:
+def agent(settings: ClusterSettings) -> list[str]:
     """Return the command of an agent that joins the server in the same sandbox.
 
     Its load balancer gets ports of its own: the usual one, 6444, is the server's API server.
@@ -113,7 +113,7 @@ def agent(settings: Settings) -> list[str]:
     ]
 
 
-def node(settings: Settings, data: str) -> list[str]:
+def node(settings: ClusterSettings, data: str) -> list[str]:
     """Return the flags of the node, which servers and agents share.
 
     Args:
@@ -142,7 +142,7 @@ class K3s(Programs):
     """
 
     name = "k3s"
-    agent = "k3s"
+    kubelet_process = "k3s"
     programs = ("k3s",)
 
     def __init__(self, *, apart: bool = False) -> None:
@@ -151,7 +151,7 @@ class K3s(Programs):
         self._apart = apart
         self._data = AGENT_DATA if apart else DATA
 
-    def start_control_plane(self, sandbox: Sandbox, settings: Settings, phase: Phase) -> None:
+    def start_control_plane(self, sandbox: Sandbox, settings: ClusterSettings, phase: Phase) -> None:
         """Write the files that k3s reads; start the server if it is one of its own."""
         with phase("configuration"):
             assert_ports_free(sandbox, settings)
@@ -160,7 +160,12 @@ class K3s(Programs):
             self._spawn(sandbox, "k3s-server", server(settings, agent=False))
 
     def start_node(
-        self, sandbox: Sandbox, settings: Settings, overrides: NodeOverrides, deadline: Deadline, phase: Phase
+        self,
+        sandbox: Sandbox,
+        settings: ClusterSettings,
+        overrides: NodeOverrides,
+        deadline: Deadline,
+        phase: Phase,
     ) -> None:
         """Start k3s or the agent, which is the node, under the layer that wraps the kubelet."""
         settings = with_overrides(settings, overrides)
@@ -200,27 +205,29 @@ class K3s(Programs):
     ) -> None:
         super()._spawn(sandbox, name, [*NO_MODULES, *argv] if sandbox.kind == "host" else argv, overrides)
 
-    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+    def _serves(
+        self, sandbox: Sandbox, settings: ClusterSettings, name: str, seen: int, deadline: Deadline
+    ) -> None:
         """See :meth:`.Programs._serves`; k3s in one process is its API server, too."""
         del seen
         alive = {name: self.processes[name]}
         answers = self._api(sandbox, settings).answers
         until(answers, what="the API server to answer", deadline=deadline, alive=alive)
 
-    def _configure(self, sandbox: Sandbox, settings: Settings) -> None:
+    def _configure(self, sandbox: Sandbox, settings: ClusterSettings) -> None:
         sandbox.files.write(TOKEN, secrets.token_hex(16), 0o600)
         with staged(sandbox.files, f"{self._data}/agent/images") as folder:
             each = [images.pause(settings.pause_image), images.busybox()]
             images.write_images(folder / "images.tar", each)
 
-    def _write_node_files(self, sandbox: Sandbox, settings: Settings) -> None:
+    def _write_node_files(self, sandbox: Sandbox, settings: ClusterSettings) -> None:
         tuning = components.kubelet_tuning(settings)
         sandbox.files.write(KUBELET_CONFIG, json.dumps(tuning, indent=1))
         folder = f"{self._data}/agent/etc/containerd"
         sandbox.files.mkdir(folder)
         sandbox.files.write(f"{folder}/config-v3.toml.tmpl", containerd_template(settings, self._data))
 
-    def _until_api(self, sandbox: Sandbox, settings: Settings, deadline: Deadline) -> None:
+    def _until_api(self, sandbox: Sandbox, settings: ClusterSettings, deadline: Deadline) -> None:
         pki = certificates.pki(sandbox.control)
 
         def adopted() -> bool:
@@ -236,7 +243,7 @@ class K3s(Programs):
         self._until(self._api(sandbox, settings).answers, "the API server to answer", deadline)
 
 
-def containerd_template(settings: Settings, data: str) -> str:
+def containerd_template(settings: ClusterSettings, data: str) -> str:
     """Return the template of containerd's configuration, which is one without anything to fill in.
 
     Args:
@@ -247,7 +254,7 @@ def containerd_template(settings: Settings, data: str) -> str:
     return components.containerd_config(replace(settings, store=store), state=RUN, socket=CONTAINERD_SOCKET)
 
 
-def adopt(written: bytes, pki: Path, settings: Settings) -> bool:
+def adopt(written: bytes, pki: Path, settings: ClusterSettings) -> bool:
     """Make the files that reach the cluster from outside, out of the kubeconfig that k3s wrote.
 
     Whatever runs inside can have written it. So nothing of it is used but two certificates and a key,

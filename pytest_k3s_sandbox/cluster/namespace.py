@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from pytest_k3s_sandbox.cluster import applying, forwarding, goals, podlogs, waiting
+from pytest_k3s_sandbox.cluster import applying, forwarding, goals, object_wait, podlogs
 from pytest_k3s_sandbox.cluster.access import Access, ClusterApi, Timeout, deadline_of, folders_of, short
 from pytest_k3s_sandbox.cluster.events import Event, events_of
 from pytest_k3s_sandbox.cluster.forwarding import Url
@@ -133,8 +133,8 @@ class Namespace(str):
                 last lines of their logs.
         """
         deadline = deadline_of(timeout)
-        of = waiting.target(self._access, what, selector)
-        waiting.wait(self._access, of, goals.parse(condition, of.kind), deadline)
+        of = object_wait.target(self._access, what, selector)
+        object_wait.wait(self._access, of, goals.parse(condition, of.kind), deadline)
 
     @overload
     def logs(

@@ -6,9 +6,9 @@ import signal
 from collections.abc import Sequence
 
 from pytest_k3s_sandbox.cluster.certificates import pki
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
+from pytest_k3s_sandbox.cluster.process_wait import POLL_SECONDS, Attendant, Condition, until
 from pytest_k3s_sandbox.cluster.reading import ApiReader
-from pytest_k3s_sandbox.cluster.wait import POLL_SECONDS, Attendant, Condition, until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
@@ -41,7 +41,7 @@ class Programs:
     def restart(
         self,
         sandbox: Sandbox,
-        settings: Settings,
+        settings: ClusterSettings,
         name: str,
         deadline: Deadline,
         *,
@@ -65,7 +65,9 @@ class Programs:
             self.processes[name].stop(grace=0.0)  # so that a supervisor sees that it does not run
             raise
 
-    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+    def _serves(
+        self, sandbox: Sandbox, settings: ClusterSettings, name: str, seen: int, deadline: Deadline
+    ) -> None:
         """Return when a program that was started again does its work, where that can be told.
 
         Args:
@@ -90,7 +92,7 @@ class Programs:
         self._commands[name] = (argv, environment)
         self.processes[name] = sandbox.spawn(argv, name=name, env=environment)
 
-    def _api(self, sandbox: Sandbox, settings: Settings) -> ApiReader:
+    def _api(self, sandbox: Sandbox, settings: ClusterSettings) -> ApiReader:
         """Return a reader for an API server that is coming up, which is asked again before long."""
         return ApiReader(settings, pki(sandbox.control), ASK_SECONDS)
 

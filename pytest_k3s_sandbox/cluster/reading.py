@@ -19,7 +19,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.support import forks
 
@@ -99,7 +99,7 @@ class ApiReader:
         seconds: How long each step of an answer may take: connecting, the handshake, each piece of it.
     """
 
-    def __init__(self, settings: Settings, pki: Path, seconds: float = READ_SECONDS) -> None:
+    def __init__(self, settings: ClusterSettings, pki: Path, seconds: float = READ_SECONDS) -> None:
         """Prepare; nothing is connected yet."""
         self._settings = settings
         self._pki = pki

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pytest_k3s_sandbox.cluster.process import ClusterProcess
 from pytest_k3s_sandbox.cluster.reading import ApiUnavailable, conditions, is_ready
+from pytest_k3s_sandbox.cluster.runner import ClusterRunner
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.layers.registry import LAYERS
 from pytest_k3s_sandbox.layers.stack import split
@@ -133,7 +133,7 @@ class Sampler:
     It continues without an API server; its samples say so.
 
     Args:
-        process: The cluster; it may still be coming up.
+        runner: The cluster; it may still be coming up.
         writer: Where the samples and error lines go.
         interval: Seconds between two samples after the node was Ready.
         rush: Seconds between two samples before that, for an exact time to Ready.
@@ -149,7 +149,7 @@ class Sampler:
 
     def __init__(
         self,
-        process: ClusterProcess,
+        runner: ClusterRunner,
         writer: RunWriter,
         *,
         interval: float = 1.0,
@@ -159,8 +159,8 @@ class Sampler:
         """Prepare; the thread starts on entering."""
         self._cost_interval = cost_interval
         self._costed = -cost_interval
-        self._process = process
-        self._cluster = cluster = process.cluster
+        self._runner = runner
+        self._cluster = cluster = runner.cluster
         self._writer = writer
         self._interval = interval
         self._rush = rush
@@ -284,7 +284,7 @@ class Sampler:
             return {}
         self._costed = now
         try:
-            return costs(self._process.sandbox.usage(), [layer.name for layer in self._process.layers])
+            return costs(self._runner.sandbox.usage(), [layer.name for layer in self._runner.layers])
         except SandboxError:
             return {}  # the sandbox is ending
 

@@ -1,6 +1,6 @@
 """The supervisor restarts parts of a cluster that end by themselves, and records that.
 
-During a start it restarts only the agent (the kubelet or k3s), as systemd does. After the node was Ready, it
+During a start it restarts only the kubelet or k3s, as systemd does. After the node was Ready, it
 restarts every part. It does not restart other parts that end during a start, so that the first error stays
 visible, and no parts that a test or the teardown ends.
 """
@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from pytest_k3s_sandbox.cluster.base import Supervised
+from pytest_k3s_sandbox.cluster.process_wait import after_restarts, ended_at_start, lost_by
 from pytest_k3s_sandbox.cluster.restarts import Policy
-from pytest_k3s_sandbox.cluster.wait import after_restarts, ended_at_start, lost_by
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.layers.base import Layer, Restorable
@@ -77,7 +77,7 @@ class Supervisor:
     Args:
         cluster: The cluster; its node need not have been started.
         writer: Records faults and restarts.
-        ready: Returns whether the node was Ready; before, only the agent is restarted.
+        ready: Returns whether the node was Ready; before, only the process of the kubelet is restarted.
         policy: The delays and the limit of restarts.
 
     Attributes:
@@ -126,7 +126,7 @@ class Supervisor:
         return self._final(starting=False)
 
     def attend(self) -> Mapping[str, Process]:
-        """Restart the programs that are due while the node starts; see :class:`.wait.Attendant`."""
+        """Restart the programs that are due while the node starts; see :class:`.process_wait.Attendant`."""
         self.step(clock.monotonic(), starting=True)
         return self._final(starting=True)
 
@@ -151,7 +151,9 @@ class Supervisor:
         processes = self._cluster.processes
         if not self._thread.is_alive():
             return processes
-        mended = {self._cluster.distribution.agent} if starting or not self._ready() else set(processes)
+        mended = (
+            {self._cluster.distribution.kubelet_process} if starting or not self._ready() else set(processes)
+        )
         lost = {name for name, case in list(self._cases.items()) if case.lost is not None}
         return {
             name: each
@@ -168,7 +170,7 @@ class Supervisor:
 
         Args:
             now: The time, on the clock of :func:`time.monotonic`.
-            starting: Whether the node is starting: then only the agent is checked.
+            starting: Whether the node is starting: then only the process of the kubelet is checked.
         """
         with self._cluster.changing:
             if self._halt.is_set():
@@ -231,8 +233,8 @@ class Supervisor:
                 yield Fault(name, UNDER_TRACER, partial(self._restart, name, leave=True))
 
     def _start_faults(self, now: float) -> Iterable[Fault]:
-        """Yield a fault of the agent during a start; the starting thread waits until the agent works."""
-        name = self._cluster.distribution.agent
+        """Yield a fault of the process of the kubelet during a start."""
+        name = self._cluster.distribution.kubelet_process
         process = self._cluster.processes.get(name)
         if process is None or lost_by(process) is not None:
             return
@@ -277,7 +279,7 @@ class Supervisor:
         """Restore a layer, and restart the kubelet: cAdvisor holds files of layers open."""
         if isinstance(layer, Restorable):
             layer.restore()
-        agent = self._cluster.distribution.agent
+        agent = self._cluster.distribution.kubelet_process
         if agent in self._cluster.processes:
             self._restart(agent)
 

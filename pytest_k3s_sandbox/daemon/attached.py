@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.daemon import endings
 from pytest_k3s_sandbox.daemon.clients import Clients
@@ -239,7 +239,7 @@ def attached_cluster(state: State, clients: Clients, kubectl: Path) -> Cluster:
         kubectl: The kubectl program on the machine.
     """
     sandbox = AttachedSandbox(state)
-    settings = Settings(node=state.node, address=state.address, api_port=state.api_port)
+    settings = ClusterSettings(node=state.node, address=state.address, api_port=state.api_port)
     return Cluster(
         AttachedParts(state, clients, sandbox.logs), sandbox, settings, FORMS[state.distribution], kubectl
     )

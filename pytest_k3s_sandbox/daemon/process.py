@@ -123,7 +123,7 @@ def described(session: NodeSession, *, name: str, origin: str) -> dict[str, Any]
         "address": sandbox.address,
         "api_port": cluster.settings.api_port,
         "node": cluster.node.name,
-        "distribution": session.process.distribution.name,
+        "distribution": session.runner.distribution.name,
         "layers": session.stack.names,
         "processes": {name: process.pid for name, process in cluster.processes.items()},
         "zero": session.writer.zero,
@@ -200,7 +200,7 @@ def keep(order: Keep) -> None:
                 state = _state(described(session, name=order.name, origin=order.origin))
                 registry.write_state(state)
                 tell_ends(started(session), state)
-                _wait(clients, lambda: session.process.unsupervised, last)
+                _wait(clients, lambda: session.runner.unsupervised, last)
             finally:
                 registry.state_file(order.name).unlink(missing_ok=True)
                 endings.forget(order.name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster
-    from pytest_k3s_sandbox.cluster.process import ClusterProcess
+    from pytest_k3s_sandbox.cluster.runner import ClusterRunner
     from pytest_k3s_sandbox.lab.observe import Observation
     from pytest_k3s_sandbox.lab.trials import Trials
     from pytest_k3s_sandbox.layers.base import Layer
@@ -62,9 +62,9 @@ class NodeTrials:
         return self.start()[0].cluster
 
     @property
-    def process(self) -> ClusterProcess:
+    def runner(self) -> ClusterRunner:
         """The cluster's programs."""
-        return self.start()[0].process
+        return self.start()[0].runner
 
     @property
     def writer(self) -> RunWriter:
@@ -126,10 +126,10 @@ class NodeTrials:
         writer.append(fingerprint(LayerStack(sandbox, ()), spec, toolchain, self._experiment()))
         folder = writer.path.parent
         with explained(sandbox, folder):
-            process = open_control_plane(sandbox, spec, toolchain, writer)
-            stack.enter_context(open_stack(sandbox, (), writer, process))
+            runner = open_control_plane(sandbox, spec, toolchain, writer)
+            stack.enter_context(open_stack(sandbox, (), writer, runner))
             limits = Limits().stretched(self._timeout_scale)
-            return stack.enter_context(Trials(process, folder / "logs", limits)), writer
+            return stack.enter_context(Trials(runner, folder / "logs", limits)), writer
 
 
 def settings(*, isolation: bool) -> Mapping[str, str]:

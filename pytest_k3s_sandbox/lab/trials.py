@@ -22,8 +22,8 @@ from pytest_k3s_sandbox.cluster.answers import found
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, ON_9P
 from pytest_k3s_sandbox.cluster.embedded import NODE, Embedded
-from pytest_k3s_sandbox.cluster.process import START_SECONDS, ClusterProcess
-from pytest_k3s_sandbox.cluster.wait import ended, tail
+from pytest_k3s_sandbox.cluster.process_wait import ended, tail
+from pytest_k3s_sandbox.cluster.runner import START_SECONDS, ClusterRunner
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
 from pytest_k3s_sandbox.lab import reset
@@ -96,26 +96,26 @@ class Trials:
         ConfigError: The cluster is of another kind.
 
     Attributes:
-        process: The cluster's programs.
+        runner: The cluster's programs.
         cluster: The cluster.
         first: The state of the sandbox that every trial starts from.
     """
 
-    def __init__(self, process: ClusterProcess, folder: Path, limits: Limits | None = None) -> None:
+    def __init__(self, runner: ClusterRunner, folder: Path, limits: Limits | None = None) -> None:
         """Keep the parts; nothing is started yet."""
-        if not isinstance(process.distribution, Embedded):
+        if not isinstance(runner.distribution, Embedded):
             raise ConfigError(
-                f"trials of distribution {process.distribution.name}",
+                f"trials of distribution {runner.distribution.name}",
                 cause="its node and its control plane are one process",
                 remedy="use --k3s-distribution=embedded",
             )
-        self.process = process
-        self.cluster = process.cluster
-        self._distribution = process.distribution
+        self.runner = runner
+        self.cluster = runner.cluster
+        self._distribution = runner.distribution
         self.first: State = {}
         self._folder = folder
         self._limits = limits or Limits()
-        self._sandbox = process.sandbox
+        self._sandbox = runner.sandbox
         self._mounts: list[str] = []
         self._number = 0
 
@@ -130,15 +130,15 @@ class Trials:
         self._sandbox.files.copy_in(Path(reset.__file__), program)
         table = self._sandbox.run(["cat", "/proc/self/mountinfo"]).stdout
         self._mounts = [line.split()[0] for line in table.splitlines()]
-        process, deadline = self.process, Deadline.after(START_SECONDS)
+        runner, deadline = self.runner, Deadline.after(START_SECONDS)
         # As in the research, all of a node's storage is 9p; and it can be copied from outside.
-        process.settings = replace(process.settings, store=ON_9P)
-        self._distribution.wait_control_plane(self._sandbox, process.settings, deadline)
+        runner.settings = replace(runner.settings, store=ON_9P)
+        self._distribution.wait_control_plane(self._sandbox, runner.settings, deadline)
         self._sandbox.files.mkdir(CONTAINERD_ROOT)
         self._sandbox.run(["rm", "-rf", "/run/mount"])  # files of mount(8), not of a trial
         self.first = self._state(change=False)
         self._start_node(())
-        if (dead := ended({"containerd": process.processes["containerd"]})) is not None:
+        if (dead := ended({"containerd": runner.processes["containerd"]})) is not None:
             raise ClusterError("containerd ended before it had its images", cause=tail(dead), log=dead.log)
         self._end_node()
         copy_tree_out(self._sandbox.files, CONTAINERD_ROOT, self._pristine, PRISTINE_BYTES)
@@ -168,8 +168,8 @@ class Trials:
             ClusterError: The node left files that cannot be removed, or the control plane ended.
         """
         self._number += 1
-        cluster, process = self.cluster, self.process
-        process.settings = replace(process.settings, local_storage_isolation=isolation)
+        cluster, runner = self.cluster, self.runner
+        runner.settings = replace(runner.settings, local_storage_isolation=isolation)
         try:
             # The targets of the interceptor's redirects need not exist, but their folder has to.
             self._sandbox.files.mkdir(f"{TREE}/proc/sys")
@@ -195,7 +195,7 @@ class Trials:
     def _start_node(self, layers: Sequence[Layer]) -> None:
         """Start the node. If it ends meanwhile, its observer sees that."""
         try:
-            self.process.start_node(layers)
+            self.runner.start_node(layers)
         except ClusterError:
             node = {name: each for name, each in self.cluster.processes.items() if name in NODE}
             if ended(node) is None:
@@ -206,7 +206,7 @@ class Trials:
         for name in NODE:
             if name in self.cluster.processes:
                 self.cluster.processes[name].signal(signal.SIGKILL)
-        self.process.stop_node()
+        self.runner.stop_node()
 
     def _clean(self) -> None:
         """Remove the remains of the last node everywhere, and make sure that they are gone.

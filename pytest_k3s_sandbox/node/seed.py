@@ -6,9 +6,9 @@ import contextlib
 from pathlib import Path
 
 from pytest_k3s_sandbox.cluster import datastore
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
-from pytest_k3s_sandbox.cluster.process import ClusterProcess
+from pytest_k3s_sandbox.cluster.runner import ClusterRunner
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import MissingCapability, StartError
 from pytest_k3s_sandbox.node.spec import NodeSpec
@@ -86,12 +86,14 @@ def _write(toolchain: Toolchain, target: Path) -> None:
     except (StartError, MissingCapability) as error:
         raise _NoPlaceError from error
     with started as sandbox:
-        settings = Settings(node="k3s-sandbox", address=sandbox.address, kubernetes=toolchain.pins.kubernetes)
+        settings = ClusterSettings(
+            node="k3s-sandbox", address=sandbox.address, kubernetes=toolchain.pins.kubernetes
+        )
         kubectl = toolchain.get("kubectl").path
-        with ClusterProcess(sandbox, distribution, settings, kubectl=kubectl) as process:
+        with ClusterRunner(sandbox, distribution, settings, kubectl=kubectl) as runner:
             distribution.wait_control_plane(sandbox, settings, deadline)
             for namespace in NAMESPACES:
-                process.cluster.wait_usable(namespace, deadline)
+                runner.cluster.wait_usable(namespace, deadline)
         # SQLite opens files by their names, so it works on copies that the inside cannot touch.
         for suffix in ("", "-wal"):
             name = f"{STATE_DIR}/db/{datastore.FILE}{suffix}"

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.namespace import Namespace
-from pytest_k3s_sandbox.cluster.process import ClusterProcess
+from pytest_k3s_sandbox.cluster.process_wait import ended_at_start, lost_by
+from pytest_k3s_sandbox.cluster.runner import ClusterRunner
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
-from pytest_k3s_sandbox.cluster.wait import ended_at_start, lost_by
 from pytest_k3s_sandbox.errors import ConfigError, SandboxError
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack, bring_up
@@ -45,11 +45,11 @@ class RecordedStack(LayerStack):
 
     Attributes:
         run: The records.
-        process: The cluster whose control plane was started with the layers; None without one.
+        runner: The cluster whose control plane was started with the layers; None without one.
     """
 
     run: RunWriter
-    process: ClusterProcess | None = None
+    runner: ClusterRunner | None = None
 
     def check(self) -> dict[str, Health]:
         """Probe every layer now, and record the findings."""
@@ -78,10 +78,10 @@ class NodeSession:
     writer: RunWriter
     readiness: Sampler
     folder: Path
-    own: ClusterProcess | None = None
+    own: ClusterRunner | None = None
 
     @property
-    def process(self) -> ClusterProcess:
+    def runner(self) -> ClusterRunner:
         """The object that starts and ends the cluster's programs.
 
         Raises:
@@ -133,7 +133,7 @@ def open_sandbox(spec: NodeSpec, toolchain: Toolchain, writer: RunWriter) -> Ite
 
 def open_control_plane(
     sandbox: Sandbox, spec: NodeSpec, toolchain: Toolchain, writer: RunWriter
-) -> ClusterProcess:
+) -> ClusterRunner:
     """Return a cluster whose control plane starts on entering, without waiting for the layers.
 
     Args:
@@ -143,10 +143,10 @@ def open_control_plane(
         writer: The run's records.
     """
     embedded = spec.distribution == "embedded"
-    return ClusterProcess(
+    return ClusterRunner(
         sandbox,
         Embedded(seed(toolchain)) if embedded else FORMS[spec.distribution](),
-        Settings(
+        ClusterSettings(
             node=spec.node,
             address=sandbox.address,
             api_port=spec.api_port,
@@ -163,7 +163,7 @@ def open_stack(
     sandbox: Sandbox,
     layers: Sequence[str] | Callable[[], Sequence[Layer]],
     writer: RunWriter,
-    process: AbstractContextManager[ClusterProcess] | None = None,
+    runner: AbstractContextManager[ClusterRunner] | None = None,
 ) -> Iterator[RecordedStack]:
     """Bring layers up, and beside them the control plane, which needs none of them.
 
@@ -171,14 +171,14 @@ def open_stack(
         sandbox: The sandbox.
         layers: The layers' words in the order of a stack, or a function that brings them up.
         writer: The run's records.
-        process: The cluster, which is entered first; None for layers alone.
+        runner: The cluster, which is entered first; None for layers alone.
 
     Raises:
         SandboxError: Something did not come up; the message names the folder with the diagnostics.
     """
     with contextlib.ExitStack() as stack:
         with explained(sandbox, writer.path.parent):
-            own = None if process is None else stack.enter_context(process)
+            own = None if runner is None else stack.enter_context(runner)
             if callable(layers):
                 up = tuple(layers())
             else:
@@ -194,7 +194,7 @@ def open_node(
     writer: RunWriter,
     *,
     experiment: str,
-    process: ClusterProcess | None = None,
+    runner: ClusterRunner | None = None,
     interval: float = 1.0,
 ) -> Iterator[NodeSession]:
     """Bring a node up on a stack, sampled from the start; copies the logs at the end.
@@ -205,7 +205,7 @@ def open_node(
         toolchain: Where the programs come from.
         writer: The run's records.
         experiment: The experiment's name, for the records.
-        process: The cluster whose control plane was started before; None to start one now.
+        runner: The cluster whose control plane was started before; None to start one now.
         interval: Seconds between two samples.
 
     Raises:
@@ -215,27 +215,27 @@ def open_node(
     folder = writer.path.parent
     writer.append(fingerprint(stack, spec, toolchain, experiment))
     with contextlib.ExitStack() as ending, explained(stack.sandbox, folder):
-        if process is None:
-            process = ending.enter_context(open_control_plane(stack.sandbox, spec, toolchain, writer))
-        sampler = ending.enter_context(Sampler(process, writer, interval=interval))
+        if runner is None:
+            runner = ending.enter_context(open_control_plane(stack.sandbox, spec, toolchain, writer))
+        sampler = ending.enter_context(Sampler(runner, writer, interval=interval))
         try:
             with contextlib.ExitStack() as supervised:
                 if spec.supervised:
-                    process.supervisor = supervised.enter_context(
-                        Supervisor(process, writer, lambda: sampler.seen_ready)
+                    runner.supervisor = supervised.enter_context(
+                        Supervisor(runner, writer, lambda: sampler.seen_ready)
                     )
                 try:
-                    process.start_node(stack.layers)
+                    runner.start_node(stack.layers)
                 except SandboxError:
                     if not spec.supervised:
-                        note_ends(process.cluster, writer)
+                        note_ends(runner.cluster, writer)
                     raise
-                yield NodeSession(stack, process.cluster, writer, sampler, folder, process)
+                yield NodeSession(stack, runner.cluster, writer, sampler, folder, runner)
         finally:
             if owner.mine:
                 sampler.stop()
-                diagnose(process.cluster, folder)
-                process.stop_node()
+                diagnose(runner.cluster, folder)
+                runner.stop_node()
 
 
 @contextlib.contextmanager
@@ -276,7 +276,7 @@ def open_session(
             writer,
             open_control_plane(sandbox, spec, toolchain, writer),
         ) as stack,
-        open_node(stack, spec, toolchain, writer, experiment=experiment, process=stack.process) as session,
+        open_node(stack, spec, toolchain, writer, experiment=experiment, runner=stack.runner) as session,
     ):
         yield session
 

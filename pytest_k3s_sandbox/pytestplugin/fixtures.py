@@ -214,8 +214,8 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
 
         # The control plane comes up beside the layers, if a test wants a cluster.
         wanted = "k3s_session" in request.fixturenames
-        process = open_control_plane(sandbox, spec, toolchain, run) if wanted else None
-        yield stack.enter_context(open_stack(sandbox, layers, run, process))
+        runner = open_control_plane(sandbox, spec, toolchain, run) if wanted else None
+        yield stack.enter_context(open_stack(sandbox, layers, run, runner))
 
 
 @pytest.fixture(scope=_scope)
@@ -243,14 +243,14 @@ def k3s_session(
         return
     # A user's own `k3s_layers` need not record, nor start a control plane.
     if isinstance(k3s_layers, RecordedStack):
-        run, process = k3s_layers.run, k3s_layers.process
+        run, runner = k3s_layers.run, k3s_layers.runner
     else:
-        run, process = request.getfixturevalue("k3s_run"), None
+        run, runner = request.getfixturevalue("k3s_run"), None
     name, claim = experiment_of(request), clean_start(request, run)
     # What an experiment's node does by itself is the experiment's result.
     spec = k3s_spec if claim is None else dataclasses.replace(k3s_spec, supervised=False)
     with contextlib.ExitStack() as ending:
-        bring = open_node(k3s_layers, spec, k3s_toolchain, run, experiment=name, process=process)
+        bring = open_node(k3s_layers, spec, k3s_toolchain, run, experiment=name, runner=runner)
         if claim is None:
             up = ending.enter_context(bring)
         else:
@@ -265,9 +265,9 @@ def k3s_session(
         )
         failed_before = request.session.testsfailed
         yield up
-        supervisor = up.process.supervisor
+        supervisor = up.runner.supervisor
         # Records can be long, and what was never started again need not be looked for in them.
-        mended = supervisor is not None and supervisor.restarts(up.process.distribution.agent) > 0
+        mended = supervisor is not None and supervisor.restarts(up.runner.distribution.kubelet_process) > 0
         if mended and (restarts := restarts_text(read_run(up.folder))) is not None:
             request.config.stash[LINES].append(f"k3s-sandbox: {restarts}; records: {up.folder}")
         if request.session.testsfailed > failed_before:

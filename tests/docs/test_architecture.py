@@ -154,9 +154,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     "text",
     [
         "from pytest_k3s_sandbox.cluster import wait",
-        "import pytest_k3s_sandbox.cluster.wait",
-        "def late():\n    from ..cluster.wait import wait_for",
-        "if TYPE_CHECKING:\n    from pytest_k3s_sandbox.cluster.wait import Goal",
+        "import pytest_k3s_sandbox.cluster.process_wait",
+        "def late():\n    from ..cluster.process_wait import wait_for",
+        "if TYPE_CHECKING:\n    from pytest_k3s_sandbox.cluster.process_wait import Goal",
     ],
 )
 def test_an_import_from_a_higher_level_is_found_wherever_it_stands(tmp_path: Path, text: str) -> None:

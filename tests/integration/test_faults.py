@@ -54,7 +54,7 @@ class Faulty:
 
     def lost(self) -> str | None:
         """Return what the supervisor has given up."""
-        supervisor = self.up.process.supervisor
+        supervisor = self.up.runner.supervisor
         assert supervisor is not None
         return supervisor.lost()
 
@@ -93,7 +93,7 @@ class Faulty:
     def program(self, name: str) -> int:
         """Return the id of a program: the tracer's child, where there is one."""
         process = self.cluster.processes[name]
-        if name not in self.up.process.distribution.traced:
+        if name not in self.up.runner.distribution.traced:
             return process.pid
         return next(row.pid for row in self.up.stack.sandbox.usage() if row.parent == process.pid)
 
@@ -107,7 +107,7 @@ class Faulty:
 
     def cgroupfs(self) -> int:
         """Return the id of the cgroupfs server."""
-        layer = next(each for each in self.up.process.layers if isinstance(each, FuseCgroupfs))
+        layer = next(each for each in self.up.runner.layers if isinstance(each, FuseCgroupfs))
         assert layer.pid is not None
         return layer.pid
 
@@ -228,10 +228,10 @@ def test_the_whole_node_at_once(node: Faulty) -> None:
 
 @pytest.mark.nightly
 def test_what_is_stopped_on_purpose_stays_stopped_and_can_be_started_again(node: Faulty) -> None:
-    layers, began = node.up.process.layers, node.up.writer.now()
+    layers, began = node.up.runner.layers, node.up.writer.now()
     with node.observed("node-stopped-and-started"):
-        node.up.process.stop_node()
+        node.up.runner.stop_node()
         time.sleep(3)
         assert not {"kubelet", "containerd"} & node.cluster.processes.keys()
-        node.up.process.start_node(layers)
+        node.up.runner.start_node(layers)
     assert node.events(began) == []

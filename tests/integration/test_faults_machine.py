@@ -118,7 +118,7 @@ def test_a_full_work_directory(small_home: Path, k3s_toolchain: Toolchain, tmp_p
         def hint() -> str:
             conditions = {name: each.status for name, each in cluster.node.conditions().items()}
             pods = {one.metadata.name: one.status.reason for one in core.list_namespaced_pod(NAMESPACE).items}
-            return f"{conditions}, {pods}, {up.process.supervisor and up.process.supervisor.lost()}"
+            return f"{conditions}, {pods}, {up.runner.supervisor and up.runner.supervisor.lost()}"
 
         # The kubelet takes pods again 5 min after a pressure (evictionPressureTransitionPeriod).
         cluster.wait(recovered, "pods to run again", Deadline.after(400), hint)

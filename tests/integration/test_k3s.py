@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.cluster import k3s
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.images import Image, ImageConfig, ImageFile, find_busybox, write_images
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError
@@ -153,10 +153,10 @@ def test_a_node_is_ready_runs_a_pod_and_can_be_started_again(
     ):
         up.cluster.node.wait_ready(READY_SECONDS)
         run_pod(up, namespace, pod("busybox:1.36", "sleep 1000"))
-        layers = up.process.layers
-        up.process.stop_node()
+        layers = up.runner.layers
+        up.runner.stop_node()
         assert list(up.cluster.processes) == (["k3s-server"] if apart else [])
-        up.process.start_node(layers)
+        up.runner.start_node(layers)
         up.cluster.node.wait_ready(READY_SECONDS)
         status = up.cluster.core.read_namespaced_pod("it", namespace).status
         assert status.phase == "Running"
@@ -176,7 +176,7 @@ def refusal(stand_in: Path, argv: list[str], **environment: str) -> tuple[int, s
     return done.returncode, done.stdout
 
 
-SETTINGS = Settings(node="n", address=ADDRESS, api_port=PORT)
+SETTINGS = ClusterSettings(node="n", address=ADDRESS, api_port=PORT)
 COMMANDS = {
     "server": k3s.server(SETTINGS)[1:],
     "server alone": k3s.server(SETTINGS, agent=False)[1:],

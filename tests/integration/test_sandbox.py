@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import assert_ports_free
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, StartError
@@ -373,7 +373,7 @@ def test_a_process_of_a_sandbox_that_has_ended_counts_as_killed(make: Make) -> N
 def test_an_occupied_port_is_named_with_the_part_that_needs_it(
     sandbox: StartedSandbox, part: str, port: int
 ) -> None:
-    settings = Settings(node="n", address=sandbox.address, api_port=16443)
+    settings = ClusterSettings(node="n", address=sandbox.address, api_port=16443)
     assert_ports_free(sandbox, settings)
     listener = sandbox.spawn(
         [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.node.session import open_control_plane
@@ -31,7 +31,7 @@ def test_a_cluster_has_only_its_own_addresses_and_certificates(tmp_path: Path, s
     ):
         cluster, distribution = process.cluster, process.distribution
         assert isinstance(distribution, Embedded)
-        settings = Settings(node=spec.node, address=sandbox.address)
+        settings = ClusterSettings(node=spec.node, address=sandbox.address)
         distribution.wait_control_plane(sandbox, settings, deadline)
         for namespace in ("default", "kube-system"):
             cluster.wait_usable(namespace, deadline)

@@ -87,7 +87,7 @@ mkdir -p /var/lib/kubelet/pods /run/containerd && touch /dev/kmsg
 
 def test_a_trial_does_not_profit_from_the_one_before(trials: Trials, tmp_path: Path) -> None:
     """All but an unknown folder is removed; that is noticed; and the next trial is the first one's again."""
-    sandbox = trials.process.sandbox
+    sandbox = trials.runner.sandbox
     with pytest.raises(ClusterError) as caught:
         trials.run((), also=[Litter(sandbox, REMOVED)])
     assert caught.value.cause == "/run: + d somewhere"

@@ -67,7 +67,7 @@ def test_without_its_row_of_the_table_a_version_refuses_cgroups_of_version_1(
 ) -> None:
     toolchain = Toolchain(kubernetes=version)
     with open_session(toolchain=toolchain, folder=tmp_path / "run", experiment="test") as session:
-        process, layers = session.process, session.process.layers
+        process, layers = session.runner, session.runner.layers
         process.stop_node()
         process.settings = replace(process.settings, kubelet_overrides=(("failCgroupV1", True),))
         process.start_node(layers)

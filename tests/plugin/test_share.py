@@ -147,7 +147,7 @@ def test_what_is_the_owners_alone_is_refused_with_the_remedy(sharing: Project) -
         def test_refusals(k3s_session, k3s_layers, k3s_sandbox):
             for refused in (
                 k3s_layers.check,
-                lambda: k3s_session.process,
+                lambda: k3s_session.runner,
                 lambda: k3s_sandbox.spawn(["true"], name="true"),
             ):
                 with pytest.raises(ConfigError, match="run this test without --k3s-share"):

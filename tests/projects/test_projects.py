@@ -51,7 +51,7 @@ WITH_NEIGHBOURS = """
 import asyncio, datetime, time
 import pytest
 from freezegun import freeze_time
-from pytest_k3s_sandbox.cluster.wait import until
+from pytest_k3s_sandbox.cluster.process_wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import WaitError
 

@@ -161,7 +161,7 @@ def open_node(
     run: RunWriter,
     *,
     experiment: str,
-    process: object,
+    runner: object,
 ) -> Iterator[session.NodeSession]:
     """Record where this is, and give a cluster."""
     run.append(
@@ -181,7 +181,7 @@ def open_node(
     )
     note(f"cluster up with {'+'.join(layers.names) or 'none'}")
     sampler: Any = SimpleNamespace(samples=[], seen_ready=True, failure=None)
-    fake: Any = process or FakeCluster()
+    fake: Any = runner or FakeCluster()
     owner = forks.Owner()
     yield session.NodeSession(layers, fake, run, sampler, run.path.parent, fake)
     if owner.mine:

@@ -339,9 +339,9 @@ def main() -> int:
         say(f'time="now" level=fatal msg="stand-in: {type(error).__name__}: {error}"')
         return REFUSAL
     say(f"{SATISFIED}: {role}")
-    from pytest_k3s_sandbox.cluster.components import Settings
+    from pytest_k3s_sandbox.cluster.components import ClusterSettings
 
-    settings = Settings(filled["name"] or NODE_NAME, filled["ip"], int(filled["port"]))
+    settings = ClusterSettings(filled["name"] or NODE_NAME, filled["ip"], int(filled["port"]))
     parts = Parts()
     try:
         if role != "agent":

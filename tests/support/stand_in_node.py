@@ -73,5 +73,5 @@ def node(
         layers = FULL if kind == "gvisor" else NATIVE
         up = stack.enter_context(session.open_stack(sandbox, layers, writer, process))
         yield stack.enter_context(
-            session.open_node(up, spec, toolchain, writer, experiment="test", process=process)
+            session.open_node(up, spec, toolchain, writer, experiment="test", runner=process)
         )

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from pytest_k3s_sandbox.cluster import components
-from pytest_k3s_sandbox.cluster.components import PKI_DIR, Settings
+from pytest_k3s_sandbox.cluster.components import PKI_DIR, ClusterSettings
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 
-SETTINGS = Settings(
+SETTINGS = ClusterSettings(
     node="node-1",
     address="10.213.0.2",
     api_port=16443,
@@ -152,7 +152,7 @@ def test_the_kubelet_reads_static_pods_where_embedded_makes_a_folder_for_them() 
 
 
 def test_overrides_win_and_reach_only_the_configuration_they_are_for() -> None:
-    changed = Settings(
+    changed = ClusterSettings(
         node="n",
         address="1.2.3.4",
         local_storage_isolation=False,
@@ -164,7 +164,7 @@ def test_overrides_win_and_reach_only_the_configuration_they_are_for() -> None:
 
 
 def test_an_override_wins_over_what_the_version_needs() -> None:
-    changed = Settings(
+    changed = ClusterSettings(
         node="n", address="1.2.3.4", kubernetes="1.36.3", kubelet_overrides=(("failCgroupV1", True),)
     )
     assert components.kubelet_config(changed)["failCgroupV1"] is True

@@ -117,7 +117,7 @@ def test_a_control_plane_that_does_not_come_up_is_no_reason_for_an_empty_datasto
         raise StartError("the API server ended")
 
     monkeypatch.setattr(seeds, "start_sandbox", started)
-    monkeypatch.setattr("pytest_k3s_sandbox.node.seed.ClusterProcess", refuse)
+    monkeypatch.setattr("pytest_k3s_sandbox.node.seed.ClusterRunner", refuse)
     monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
     monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
     with pytest.raises(StartError, match="the API server ended"):

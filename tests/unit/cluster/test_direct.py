@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pytest_k3s_sandbox.cluster import certificates, direct
 from pytest_k3s_sandbox.cluster.certificates import kubeconfig, write_pki
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.toolchain import Toolchain
 
@@ -82,7 +82,7 @@ def kubectl() -> Path:
 def cluster(folder: Path, kubectl: Path, address: str) -> Cluster:
     """Return a cluster of which there is a kubeconfig only."""
     pki = write_pki(certificates.pki(folder), node="n", address=address)
-    settings = Settings(node="n", address=address, api_port=6443)
+    settings = ClusterSettings(node="n", address=address, api_port=6443)
     text = json.dumps(kubeconfig(settings.api_url, str(pki.ca.cert), str(pki.admin.cert), str(pki.admin.key)))
     (certificates.pki(folder) / certificates.ADMIN).write_text(text)
     sandbox: Any = SimpleNamespace(workdir=folder, logs=folder, control=folder)
@@ -211,10 +211,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 sandbox = SimpleNamespace(workdir=Path(sys.argv[1]), logs=Path("/"), control=Path("/"))
 kubectl = Path(sys.argv[1], "kubectl")
-done = Cluster(None, sandbox, Settings("n", "192.0.2.1", 6443), None, kubectl).kubectl("logs")
+done = Cluster(None, sandbox, ClusterSettings("n", "192.0.2.1", 6443), None, kubectl).kubectl("logs")
 print(ascii((done.stdout, done.stderr, done.stdout_bytes, done.stderr_bytes)))
 """
 

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from pytest_k3s_sandbox.cluster import components
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import LISTENERS, assert_ports_free, listening_ports, with_overrides
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import NodeOverrides
@@ -74,7 +74,7 @@ class Tables:
     ],
 )
 def test_an_occupied_port_is_named_with_who_needs_it(port: int, part: str, remedy: str) -> None:
-    settings = Settings(node="n", address="10.213.0.2")
+    settings = ClusterSettings(node="n", address="10.213.0.2")
     assert_ports_free(cast("Sandbox", Tables(22, 2379)), settings)
     with pytest.raises(ClusterError) as caught:
         assert_ports_free(cast("Sandbox", Tables(22, port)), settings)
@@ -84,11 +84,13 @@ def test_an_occupied_port_is_named_with_who_needs_it(port: int, part: str, remed
 
 
 def test_another_api_port_is_the_one_that_is_looked_at() -> None:
-    assert_ports_free(cast("Sandbox", Tables(6443)), Settings(node="n", address="1.2.3.4", api_port=7443))
+    assert_ports_free(
+        cast("Sandbox", Tables(6443)), ClusterSettings(node="n", address="1.2.3.4", api_port=7443)
+    )
 
 
 def test_an_effect_goes_into_the_settings_where_it_says_something() -> None:
-    settings = Settings(node="n", address="1.2.3.4")
+    settings = ClusterSettings(node="n", address="1.2.3.4")
     assert with_overrides(settings, NodeOverrides()) == settings
     changed = with_overrides(settings, NodeOverrides(cni_bin_dir="/b", cni_conf_dir="/c", runtime="/r"))
     assert (changed.cni_bin_dir, changed.cni_conf_dir, changed.runtime) == ("/b", "/c", "/r")

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pytest_k3s_sandbox.cluster import components, k3s
 from pytest_k3s_sandbox.cluster.certificates import Authority
-from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, Settings
+from pytest_k3s_sandbox.cluster.components import KUBELET_ROOT, ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import LISTENERS
 from pytest_k3s_sandbox.cluster.k3s import AGENT_DATA, DATA, KUBECONFIG, KUBELET_CONFIG, TOKEN, K3s, adopt
 from pytest_k3s_sandbox.cluster.logs import copy_logs, log_of
@@ -32,7 +32,7 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Completed, Proce
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
-SETTINGS = Settings(node="node-1", address="10.213.0.2", api_port=7443, kubernetes="1.36.3+k3s1")
+SETTINGS = ClusterSettings(node="node-1", address="10.213.0.2", api_port=7443, kubernetes="1.36.3+k3s1")
 OVERRIDES = NodeOverrides(
     wrap={"kubelet": ("intercept", "--"), "containerd": ("not", "this")},
     environment={"SEEN": "yes"},

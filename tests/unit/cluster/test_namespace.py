@@ -18,8 +18,8 @@ from pytest_k3s_sandbox.cluster.access import deadline_of, short
 from pytest_k3s_sandbox.cluster.applying import is_reference
 from pytest_k3s_sandbox.cluster.events import Event, events_of
 from pytest_k3s_sandbox.cluster.namespace import Namespace
+from pytest_k3s_sandbox.cluster.process_wait import until
 from pytest_k3s_sandbox.cluster.reading import ApiReader
-from pytest_k3s_sandbox.cluster.wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, WaitError
 from pytest_k3s_sandbox.sandbox.base import Completed
@@ -243,10 +243,10 @@ def test_a_wait_ends_with_the_pod(namespace: Namespace, cluster: Cluster) -> Non
 def test_a_workload_without_an_image_is_given_up_after_a_while(
     namespace: Namespace, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_k3s_sandbox.cluster import waiting
+    from pytest_k3s_sandbox.cluster import object_wait
 
-    monkeypatch.setattr(waiting, "PODS_SECONDS", 0.0)
-    monkeypatch.setattr(waiting, "STAYS_SECONDS", 0.05)
+    monkeypatch.setattr(object_wait, "PODS_SECONDS", 0.0)
+    monkeypatch.setattr(object_wait, "STAYS_SECONDS", 0.05)
     deployment(cluster)
     lacking = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     put(cluster, pod("old", "Pending", lacking, deletionTimestamp="2026-01-01T00:00:00Z"), pod("new"))

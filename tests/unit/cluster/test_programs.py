@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.programs import Programs, stop_all
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, WaitError
@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
-SETTINGS = Settings(node="n", address="10.213.0.2")
+SETTINGS = ClusterSettings(node="n", address="10.213.0.2")
 UNDER = NodeOverrides(wrap={"kubelet": ("intercept", "--")}, environment={"SEEN": "yes"})
 
 
@@ -85,7 +85,9 @@ class Two(Programs):
         """Wait as a start does."""
         self._until(condition, "x", Deadline.after(seconds), poll=0.01)
 
-    def _serves(self, sandbox: Sandbox, settings: Settings, name: str, seen: int, deadline: Deadline) -> None:
+    def _serves(
+        self, sandbox: Sandbox, settings: ClusterSettings, name: str, seen: int, deadline: Deadline
+    ) -> None:
         del sandbox, settings, deadline
         if self.refuses:
             raise ClusterError("it does not serve")

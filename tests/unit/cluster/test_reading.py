@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.cluster import certificates
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.reading import ApiReader, ApiUnavailable, Condition, conditions, is_ready
 
 READY = {
@@ -72,7 +72,7 @@ class Api:
         context.verify_mode = ssl.CERT_REQUIRED
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.port = self.server.server_address[1]
-        self.settings = Settings(node="n", address="127.0.0.1", api_port=self.port)
+        self.settings = ClusterSettings(node="n", address="127.0.0.1", api_port=self.port)
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -167,7 +167,7 @@ def test_certificates_may_come_later(api: Api, tmp_path: Path) -> None:
 def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
     certificates.write_pki(tmp_path / "pki", node="n", address="127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        settings = Settings(node="n", address="127.0.0.1", api_port=silent.getsockname()[1])
+        settings = ClusterSettings(node="n", address="127.0.0.1", api_port=silent.getsockname()[1])
         with pytest.raises(ApiUnavailable, match="timed out") as caught:
             ApiReader(settings, tmp_path / "pki", seconds=0.05).read("/readyz")
         assert caught.value.status is None

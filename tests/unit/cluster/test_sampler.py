@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.exp08 import test_exp08
-from pytest_k3s_sandbox.cluster.process import ClusterProcess
 from pytest_k3s_sandbox.cluster.reading import ApiReader, ApiUnavailable
+from pytest_k3s_sandbox.cluster.runner import ClusterRunner
 from pytest_k3s_sandbox.cluster.sampler import (
     EACH,
     TEXT_CHARACTERS,
@@ -123,7 +123,7 @@ def test_without_a_line_of_the_log_no_error_proves_nothing(
     (cluster.logs / "containerd.log").write_text(f"{INFO}\n")
     if log is not None:
         (cluster.logs / "kubelet.log").write_text(log)
-    sampler = Sampler(cast("ClusterProcess", cluster), writer)
+    sampler = Sampler(cast("ClusterRunner", cluster), writer)
     with contextlib.nullcontext() if held else pytest.raises(NotHeld):
         test_exp08.test_no_cadvisor_errors(sampler, Claims(writer))
     assert sampler.lines_read("containerd") == 1
@@ -135,7 +135,7 @@ def test_without_a_line_of_the_log_no_error_proves_nothing(
 def test_what_is_in_a_lost_sandbox_is_not_asked(cluster: FakeCluster, writer: RunWriter) -> None:
     cluster.trouble = RuntimeError("asked")
     cluster.lost = "its first process has ended"
-    sample = Sampler(cast("ClusterProcess", cluster), writer).take()
+    sample = Sampler(cast("ClusterRunner", cluster), writer).take()
     assert (sample.api_reachable, sample.node_ready, sample.pods) == (False, None, {})
 
 
@@ -166,7 +166,7 @@ def writer(tmp_path: Path) -> Iterator[RunWriter]:
 
 @pytest.fixture
 def sampler(cluster: FakeCluster, writer: RunWriter) -> Sampler:
-    return Sampler(cast("ClusterProcess", cluster), writer, interval=0.02, rush=0.01)
+    return Sampler(cast("ClusterRunner", cluster), writer, interval=0.02, rush=0.01)
 
 
 def until(held: Callable[[], bool]) -> None:
@@ -243,7 +243,7 @@ def test_an_error_of_our_own_is_kept_and_not_swallowed(sampler: Sampler, cluster
 def test_leaving_takes_a_last_sample(cluster: FakeCluster, writer: RunWriter) -> None:
     cluster.trouble = None
     cluster.nodes = [node(condition("Ready", "True"))]
-    slow = Sampler(cast("ClusterProcess", cluster), writer, interval=100)
+    slow = Sampler(cast("ClusterRunner", cluster), writer, interval=100)
     with slow:
         until(lambda: len(slow.samples) == 1)
         cluster.nodes = [node(condition("Ready", "False"))]
@@ -252,7 +252,7 @@ def test_leaving_takes_a_last_sample(cluster: FakeCluster, writer: RunWriter) ->
 
 def test_it_rushes_until_ready_and_then_takes_its_time(cluster: FakeCluster, writer: RunWriter) -> None:
     cluster.trouble = None
-    eager = Sampler(cast("ClusterProcess", cluster), writer, interval=100, rush=0.005)
+    eager = Sampler(cast("ClusterRunner", cluster), writer, interval=100, rush=0.005)
     with eager:
         until(lambda: len(eager.samples) > 5)
         cluster.nodes = [node(condition("Ready", "True"))]

@@ -80,7 +80,7 @@ class FakeCluster:
         self.layers: list[Any] = [SimpleNamespace(name="fake_cni")]
         self.settings = None
         self.traced = {"containerd"}
-        self.agent = "kubelet"
+        self.kubelet_process = "kubelet"
         self.attendant: Supervisor | None = None
         self.waited: list[bool] = []
         self.distribution = self

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.cluster import components, versions
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.versions import OLDEST, TABLE, kubelet_fields, release
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.toolchain import pins
@@ -56,5 +56,5 @@ def test_the_table_is_in_order_and_each_field_is_in_it_once() -> None:
 
 @pytest.mark.parametrize("version", pins.kubernetes_versions())
 def test_every_pinned_version_has_a_configuration_with_its_fields(version: str) -> None:
-    config = components.kubelet_config(Settings(node="n", address="1.2.3.4", kubernetes=version))
+    config = components.kubelet_config(ClusterSettings(node="n", address="1.2.3.4", kubernetes=version))
     assert versions.kubelet_fields(version).items() <= config.items()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pytest_k3s_sandbox
-from pytest_k3s_sandbox.cluster.wait import until
+from pytest_k3s_sandbox.cluster.process_wait import until
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import WaitError
 from pytest_k3s_sandbox.sandbox import gateway, network

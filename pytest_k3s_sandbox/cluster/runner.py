@@ -12,7 +12,7 @@ from typing import Self
 
 from pytest_k3s_sandbox.cluster.base import Distribution, Phase
 from pytest_k3s_sandbox.cluster.cluster import Cluster
-from pytest_k3s_sandbox.cluster.components import Settings
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.overrides import merge
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
 from pytest_k3s_sandbox.deadline import Deadline
@@ -28,7 +28,7 @@ def no_phase(_name: str) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-class ClusterProcess:
+class ClusterRunner:
     """The programs of Kubernetes in a sandbox, with a stack of layers around the node's.
 
     A context manager: entering it starts the control plane, :meth:`start_node` the node,
@@ -56,7 +56,7 @@ class ClusterProcess:
         self,
         sandbox: Sandbox,
         distribution: Distribution,
-        settings: Settings,
+        settings: ClusterSettings,
         *,
         kubectl: Path,
         phase: Phase = no_phase,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_k3s_sandbox.cluster import wait
+from pytest_k3s_sandbox.cluster import process_wait
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, WaitError
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
@@ -53,19 +53,19 @@ class LostPart(Part):
 def test_it_returns_as_soon_as_the_condition_holds() -> None:
     answers = iter([False, False, True])
     began = time.monotonic()
-    wait.until(lambda: next(answers), what="x", deadline=Deadline.after(10), alive={}, poll=0.01)
+    process_wait.until(lambda: next(answers), what="x", deadline=Deadline.after(10), alive={}, poll=0.01)
     assert 0.02 <= time.monotonic() - began < 1
     assert list(answers) == []
 
 
 def test_a_condition_is_asked_once_even_after_the_deadline() -> None:
-    wait.until(lambda: True, what="x", deadline=Deadline.after(-1), alive={})
+    process_wait.until(lambda: True, what="x", deadline=Deadline.after(-1), alive={})
 
 
 def test_the_deadline_is_an_error_with_what_was_waited_for_the_hint_and_the_logs(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(ClusterError) as caught:
-        wait.until(
+        process_wait.until(
             lambda: False,
             what="node n to become Ready",
             deadline=Deadline.after(0.2),
@@ -91,7 +91,7 @@ def test_a_process_that_ended_is_named_with_its_code_and_the_end_of_its_log(tmp_
         return False
 
     with pytest.raises(ClusterError) as caught:
-        wait.until(never, what="the node", deadline=Deadline.after(30), alive=parts, poll=0.01)
+        process_wait.until(never, what="the node", deadline=Deadline.after(30), alive=parts, poll=0.01)
     assert caught.value.what == "kubelet ended with exit code 1 while waiting for the node"
     assert caught.value.cause == "\n".join(f"line {number}" for number in range(85, 100))
     assert caught.value.log == tmp_path / "kubelet.log"
@@ -100,7 +100,7 @@ def test_a_process_that_ended_is_named_with_its_code_and_the_end_of_its_log(tmp_
 
 def test_a_dead_process_wins_over_a_condition_that_holds(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="kine ended with exit code -9"):
-        wait.until(
+        process_wait.until(
             lambda: True,
             what="x",
             deadline=Deadline.after(1),
@@ -113,31 +113,31 @@ def test_the_conditions_own_errors_come_through() -> None:
         raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine"):
-        wait.until(broken, what="x", deadline=Deadline.after(1), alive={})
+        process_wait.until(broken, what="x", deadline=Deadline.after(1), alive={})
 
 
 def test_a_log_that_is_missing_has_no_tail(tmp_path: Path) -> None:
     part = Part(tmp_path, "kubelet")
     Path(part.log).write_bytes(b"\xff broken\nlast")
-    assert wait.tail(part) == "\ufffd broken\nlast"
+    assert process_wait.tail(part) == "\ufffd broken\nlast"
     part.log.unlink()
-    assert wait.tail(part) == ""
+    assert process_wait.tail(part) == ""
 
 
 def test_error_lines_are_told_rather_than_the_lines_after_them(tmp_path: Path) -> None:
     part = Part(tmp_path, "kubelet")
     errors = [f"E1123 15:00:00.00000{number}       1 a.go:1] failed" for number in range(5)]
     Path(part.log).write_text("\n".join([*errors, "I1123 15:00:00.000009       1 a.go:1] stopping", "exit"]))
-    assert wait.tail(part) == "\n".join(errors[-3:])
+    assert process_wait.tail(part) == "\n".join(errors[-3:])
     Path(part.log).write_text('time="x" level=info msg="starting"\ntime="x" level=fatal msg="no"\n')
-    assert wait.tail(part) == 'time="x" level=fatal msg="no"'
+    assert process_wait.tail(part) == 'time="x" level=fatal msg="no"'
 
 
 def test_a_sandbox_that_is_lost_is_not_taken_for_the_end_of_a_process(tmp_path: Path) -> None:
     part = LostPart(tmp_path, "kubelet", polls=0, code=-9)
     words = "the sandbox of kubelet was lost while waiting for x: its first process has ended"
     with pytest.raises(ClusterError, match=words):
-        wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})
+        process_wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})
 
 
 def test_an_end_tells_how_often_it_was_started_again(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_an_end_tells_how_often_it_was_started_again(tmp_path: Path) -> None:
         (5, "after it was started again 5 times: "),
     ):
         with pytest.raises(WaitError, match=f"while waiting for x, {words}"):
-            wait.until(
+            process_wait.until(
                 lambda: False,
                 what="x",
                 deadline=Deadline.after(10),
@@ -155,13 +155,13 @@ def test_an_end_tells_how_often_it_was_started_again(tmp_path: Path) -> None:
                 restarts={"kubelet": number}.__getitem__,
             )
     with pytest.raises(WaitError, match="while waiting for x: "):
-        wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})
+        process_wait.until(lambda: False, what="x", deadline=Deadline.after(10), alive={"kubelet": part})
 
 
 def test_the_last_error_line_is_short_and_one_line(tmp_path: Path) -> None:
     part = Part(tmp_path, "kubelet")
-    assert wait.last_error(part) == "line 99"
+    assert process_wait.last_error(part) == "line 99"
     Path(part.log).write_text("E1126 a.go:1] first\nE1126 a.go:2] " + "x" * 1000 + "\nI1126 a.go:3] bye\n")
-    assert wait.last_error(part) == ("E1126 a.go:2] " + "x" * 1000)[:300]
+    assert process_wait.last_error(part) == ("E1126 a.go:2] " + "x" * 1000)[:300]
     part.log.unlink()
-    assert wait.last_error(part) == ""
+    assert process_wait.last_error(part) == ""
