@@ -19,6 +19,7 @@ from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
+from pytest_k3s_sandbox.settings import KINDS
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 POD = {
@@ -110,7 +111,7 @@ def measure(count: int, say: Say) -> list[Start]:
     toolchain.provision()
     starts = []
     for number in range(1, count + 1):
-        for kind in ("gvisor", "host"):
+        for kind in KINDS:
             start = cold_start(kind, toolchain)
             starts.append(start)
             seconds = "never" if start.ready is None else f"{start.ready:.1f} s"
@@ -132,7 +133,7 @@ def distribution(values: Sequence[float]) -> dict[str, float]:
 def summary(starts: Sequence[Start]) -> dict[str, Any]:
     """Return counts, distributions, and gVisor's medians as ratios to the native ones."""
     result: dict[str, Any] = {"starts": [asdict(start) for start in starts]}
-    for kind in ("gvisor", "host"):
+    for kind in KINDS:
         mine = [start for start in starts if start.sandbox == kind]
         ready = [start.ready for start in mine if start.ready is not None]
         pod = [start.pod for start in mine if start.pod is not None]
@@ -156,7 +157,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'':8} {'n':>3} {'Ready':>5}  {'seconds to Ready':^37}  {'seconds to pod Running':^37}"]
     heads = "".join(f"{name:>7}" for name in ("min", "p25", "median", "p75", "max"))
     lines.append(f"{'':18}  {heads:>37}  {heads:>37}")
-    for kind in ("gvisor", "host"):
+    for kind in KINDS:
         mine = result[kind]
         cells = [
             "".join(f"{value:7.1f}" for value in (mine[name] or {}).values())
@@ -172,4 +173,4 @@ def table(result: dict[str, Any]) -> str:
 def bench(count: int, say: Say) -> Result:
     """Measure ``count`` cold starts of each kind; a start that failed makes it a failure."""
     result = summary(measure(count, say))
-    return Result(result, table(result), ok=not any(result[kind]["failures"] for kind in ("gvisor", "host")))
+    return Result(result, table(result), ok=not any(result[kind]["failures"] for kind in KINDS))

@@ -22,10 +22,10 @@ from pytest_k3s_sandbox.lab.churn import pod
 from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import Measurement, Verdict
+from pytest_k3s_sandbox.settings import KINDS
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 PODS = 30
-KINDS = ("gvisor", "host")
 READY_SECONDS, GONE_SECONDS, RATIO = 90.0, 60.0, 2.0
 """The targets: all Ready, all gone, and Ready in gVisor as a multiple of natively."""
 PATIENCE = 300.0

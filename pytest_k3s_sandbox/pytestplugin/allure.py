@@ -1,4 +1,4 @@
-"""What allure-pytest is told: steps, labels, attachments, and which trouble is no finding.
+"""Steps, labels and attachments for allure-pytest, and errors that say nothing about a test.
 
 allure-pytest need not be installed; nothing of it is imported unless ``--alluredir`` is given. The formats
 are described on allurereport.org: test result file, categories file, environment file.

@@ -203,10 +203,10 @@ class OpenClaim:
 
         Raises:
             NotHeld: It is more.
-            TypeError: The limit is no number.
+            TypeError: The limit is not a number.
         """
         if not isinstance(self._limit, (int, float)):
-            message = f"the limit of the claim {self._name} is no number: {self._limit!r}"
+            message = f"the limit of the claim {self._name} is not a number: {self._limit!r}"
             raise TypeError(message)
         self.judge(measured <= self._limit, measured)
 

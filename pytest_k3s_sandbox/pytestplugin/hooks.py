@@ -110,7 +110,7 @@ class Hooks:
                     raise lack
 
     def explain(self, error: Exception) -> None:
-        """Skip for an error that is no finding of this test; return from one that is.
+        """Skip on errors that say nothing about this test; return on others.
 
         A fixture that failed raises the same error for every test that needs it.
 

@@ -1,7 +1,8 @@
 """Results for others: JUnit's XML, allure's folder, and the terminal's summary of each experiment.
 
-Infrastructure trouble is no finding: in JUnit's XML it is an ``error``, in allure it is ``broken``. A
-hypothesis that was disproved is a ``failure``, and ``failed``.
+An error of the infrastructure says nothing about a test: JUnit's XML has it as ``error``, allure as
+``broken``.
+A disproved hypothesis is a ``failure`` there, and ``failed``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
 
 NODE = frozenset({"k3s_run", "k3s_sandbox", "k3s_layers", "k3s_session"})
-"""A test that needs one of these fixtures has a node, and what goes wrong with that is no finding."""
+"""A test with one of these fixtures has a node; an error of that node says nothing about the test."""
 
 
 def is_broken(error: BaseException) -> bool:

@@ -34,7 +34,7 @@ def parse_flag(given: Given) -> bool:
     """Return whether a flag is on; it is off by default.
 
     Raises:
-        ConfigError: The value is none that a flag can have.
+        ConfigError: A flag cannot have the value.
     """
     word = given.value.strip().lower()
     if word and word not in FLAGS:
@@ -101,7 +101,7 @@ def parse_duration(given: Given) -> float:
     """Return seconds of a text like ``90``, ``90s``, ``5m``, ``1h`` or ``2d``.
 
     Raises:
-        ConfigError: It is none of these, or not positive.
+        ConfigError: The text is not a duration, or not positive.
     """
     value = given.value
     number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "s")
