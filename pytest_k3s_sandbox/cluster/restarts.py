@@ -16,7 +16,7 @@ class Policy:
         pause: Seconds before the second restart within the window; each further one waits twice as long.
         longest: The longest pause, in seconds.
         window: Seconds after which an end is forgotten.
-        limit: How many restarts there are within a window.
+        limit: The most ends within a window that are answered by a restart.
     """
 
     pause: float = 0.5
