@@ -1,4 +1,4 @@
-"""``up --kubeconfig`` and ``up --merge``: a cluster's kubeconfig where the user wants it, until it ends."""
+"""``up --kubeconfig`` copies a cluster's kubeconfig; ``up --merge`` adds it to the user's until it ends."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MergeOption = Annotated[
 
 
 def check(copy: Path | None, *, merge: bool) -> None:
-    """Refuse a file that cannot be written, before a cluster starts.
+    """Refuse an unwritable file before a cluster starts.
 
     Args:
         copy: The file of ``--kubeconfig``.
         merge: Whether ``--merge`` was given.
 
     Raises:
-        ConfigError: The copy's folder cannot be written, or the user's kubeconfig is broken.
+        ConfigError: The copy's folder is not writable, or the user's kubeconfig is invalid.
     """
     if copy is not None:
         folder = copy.absolute().parent
@@ -56,7 +56,7 @@ def check(copy: Path | None, *, merge: bool) -> None:
 
 
 def put(state: State, copy: Path | None, *, merge: bool) -> list[str]:
-    """Write the files that the options name.
+    """Write the copy, and merge the kubeconfig, as the options ask.
 
     Args:
         state: The cluster.
@@ -64,11 +64,11 @@ def put(state: State, copy: Path | None, *, merge: bool) -> list[str]:
         merge: Whether ``--merge`` was given.
 
     Returns:
-        A line for each, which says how it is used.
+        A line for each written file, for the terminal.
 
     Raises:
-        ConfigError: The user's kubeconfig is broken, or another program changes it.
-        OSError: A file cannot be written.
+        ConfigError: The user's kubeconfig is invalid, or another program changes it.
+        OSError: Writing a file fails.
     """
     from pytest_k3s_sandbox.cluster import userfile
     from pytest_k3s_sandbox.cluster.kubeconfigs import entry_name
@@ -90,7 +90,7 @@ def put(state: State, copy: Path | None, *, merge: bool) -> list[str]:
 
 
 def take_back(name: str) -> None:
-    """Take a cluster that has ended out of the user's kubeconfig, if it is in one.
+    """Remove an ended cluster from the user's kubeconfig, if it was merged.
 
     Args:
         name: The cluster's name.
@@ -112,7 +112,7 @@ def take_back(name: str) -> None:
 
 
 def sweep() -> None:
-    """Take the clusters out of the user's kubeconfig whose keepers were killed."""
+    """Remove clusters without a running daemon process from the user's kubeconfig."""
     from pytest_k3s_sandbox.daemon import registry
 
     for file in sorted(registry.folder().glob("*.merged")):
@@ -121,7 +121,7 @@ def sweep() -> None:
 
 
 def _file(name: str) -> Path:
-    """Return the file that says where a cluster was merged into."""
+    """Return the file that records the merge of a cluster."""
     from pytest_k3s_sandbox.daemon import registry
 
     return registry.folder() / f"{name}.merged"

@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.support import escaping
 
 @contextlib.contextmanager
 def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
-    """When the enclosed bring-up breaks, leave diagnostics in a folder and name it in the error."""
+    """If the enclosed bring-up fails, write diagnostics to a folder and name the folder in the error."""
     try:
         yield
     except SandboxError as error:
@@ -27,23 +27,23 @@ def explained(sandbox: Sandbox, folder: Path) -> Iterator[None]:
 
 
 def diagnose(cluster: Cluster, folder: Path) -> None:
-    """Write the material to understand a failure: logs, mounts, cgroups, processes, API objects."""
+    """Write diagnostics of a cluster to a folder: logs, mounts, cgroups, processes, API objects."""
     look_inside(cluster.sandbox, folder)
     objects: dict[str, object] = {}
     with contextlib.closing(cluster.reader()) as api:
-        for kind in ("nodes", "pods", "events") if cluster.lost is None else ():  # asking in vain takes long
+        for kind in ("nodes", "pods", "events") if cluster.lost is None else ():  # it would time out
             try:
                 objects[kind] = found = api.items(f"/api/v1/{kind}")
             except ApiUnavailable as error:
                 objects[kind] = str(error)
             else:
                 for each in found:
-                    each["metadata"].pop("managedFields", None)  # as long as the rest, of no use here
+                    each["metadata"].pop("managedFields", None)  # long, and does not show causes
     (folder / "diagnostics" / "objects.json").write_text(json.dumps(objects, indent=1))
 
 
 def look_inside(sandbox: Reachable, folder: Path) -> None:
-    """Write the state of the sandbox: its logs, mounts, cgroups and processes."""
+    """Write the sandbox's logs, mounts, cgroups and processes to a folder."""
     copy_logs(sandbox, folder)
     inside = {
         "mountinfo.txt": ["cat", "/proc/self/mountinfo"],

@@ -1,4 +1,4 @@
-"""The record that says where a run takes place, and on what."""
+"""The record of a run's environment: sandbox, kernel, programs, machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.toolchain import Toolchain
 
 
 def fingerprint(stack: LayerStack, spec: NodeSpec, toolchain: Toolchain, experiment: str) -> Environment:
-    """Return the record that says where a run takes place."""
+    """Return the record of a run's environment."""
     found = {name: toolchain.get(name) for name in programs_of(spec.distribution)}
     sandbox = stack.sandbox
     magic = sandbox.root_magic() if isinstance(sandbox, StartedSandbox) else None
@@ -48,7 +48,7 @@ def fingerprint(stack: LayerStack, spec: NodeSpec, toolchain: Toolchain, experim
 
 
 def described_network(sandbox: Sandbox, spec: NodeSpec) -> str | None:
-    """Return the addresses that programs inside can reach, in words; None if unknown."""
+    """Return a description of the addresses that programs inside can reach; None if unknown."""
     found = getattr(sandbox, "network", None)
     if found is None:
         return None
@@ -57,7 +57,7 @@ def described_network(sandbox: Sandbox, spec: NodeSpec) -> str | None:
 
 
 def described_limits(sandbox: Sandbox) -> str | None:
-    """Return the limits of a sandbox on the machine, in words; None if unknown."""
+    """Return a description of the sandbox's limits on the machine; None if unknown."""
     limits: Limits | None = getattr(sandbox, "limits", None)
     if limits is None:
         return None

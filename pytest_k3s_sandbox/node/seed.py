@@ -1,4 +1,4 @@
-"""The datastore that clusters begin with, made once for the programs that write it."""
+"""The initial datastore of clusters, made once for each version of the programs that write it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ SECONDS = 90.0
 
 
 def seed(toolchain: Toolchain) -> Path | None:
-    """Return the datastore that a cluster of these programs begins with.
+    """Return the initial datastore for clusters of these programs.
 
-    It is made on first use, by a start of the control plane natively (``host``), which takes
-    some seconds.
+    The first call makes it: it starts the control plane in a ``host`` sandbox, which takes some seconds.
 
     Args:
-        toolchain: Where the programs come from, and whose cache keeps the datastore.
+        toolchain: The source of the programs; its cache stores the datastore.
 
     Returns:
-        A SQLite file to copy; None for an empty datastore: if ``K3S_SANDBOX_SEED=0`` asks for it, or if
-        this machine cannot start ``host``, which is said where progress is shown.
+        A SQLite file to copy; None for an empty datastore. It is None with ``K3S_SANDBOX_SEED=0``. It is also
+        None if this machine cannot start a ``host`` sandbox; then the progress output has a note.
 
     Raises:
         SandboxError: The control plane did not come up; nothing is left.
@@ -67,7 +66,7 @@ def seed(toolchain: Toolchain) -> Path | None:
 
 
 class _NoPlaceError(Exception):
-    """A sandbox of kind ``host`` cannot be started; the cause says why."""
+    """A ``host`` sandbox does not start; ``__cause__`` has the error."""
 
 
 def _cached(toolchain: Toolchain, key: str) -> Path | None:
@@ -78,7 +77,7 @@ def _cached(toolchain: Toolchain, key: str) -> Path | None:
 
 
 def _write(toolchain: Toolchain, target: Path) -> None:
-    """Start a control plane on an empty datastore, end it, and keep its content."""
+    """Start a control plane on an empty datastore, stop it, and copy the datastore to a file."""
     distribution = Embedded()
     deadline = Deadline.after(SECONDS)
     try:
@@ -94,7 +93,7 @@ def _write(toolchain: Toolchain, target: Path) -> None:
             distribution.wait_control_plane(sandbox, settings, deadline)
             for namespace in NAMESPACES:
                 runner.cluster.wait_usable(namespace, deadline)
-        # SQLite opens files by their names, so it works on copies that the inside cannot touch.
+        # Programs inside could swap files while SQLite opens them by name: use copies outside.
         for suffix in ("", "-wal"):
             name = f"{STATE_DIR}/db/{datastore.FILE}{suffix}"
             if sandbox.files.exists(name):

@@ -1,7 +1,7 @@
-"""From a specification to a running node: the one way up, for fixtures, commands and experiments alike.
+"""Bring up a node from a specification, for fixtures, commands and experiments.
 
-:func:`open_session` is the whole. Its steps are functions of their own, because pytest has a fixture for
-each of them: :func:`open_sandbox`, :func:`open_control_plane`, :func:`open_stack`, :func:`open_node`.
+:func:`open_session` does all steps. Fixtures and commands also call the steps one by one:
+:func:`open_sandbox`, :func:`open_control_plane`, :func:`open_stack`, :func:`open_node`.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from pytest_k3s_sandbox.support import clock, forks
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 READY_SECONDS = 90.0
-"""How long a node that has just started may take to be Ready."""
+"""The time limit for a new node to be Ready."""
 
 
 @dataclass(frozen=True)
 class RecordedStack(LayerStack):
-    """A stack of layers whose coming up was recorded.
+    """A stack of layers with the records of its bring-up.
 
     Attributes:
         run: The records.
-        runner: The cluster whose control plane was started with the layers; None without one.
+        runner: The runner whose control plane started in parallel to the layers; None without one.
     """
 
     run: RunWriter
     runner: ClusterRunner | None = None
 
     def check(self) -> dict[str, Health]:
-        """Probe every layer now, and record the findings."""
+        """Probe every layer, and record the results."""
         found = super().check()
         for name, health in found.items():
             state = LayerState(t=self.run.now(), name=name, ok=health.ok, details=dict(health.details))
@@ -66,7 +66,7 @@ class NodeSession:
 
     Attributes:
         stack: The sandbox and its layers.
-        cluster: Kubernetes in it, as its users see it.
+        cluster: The Kubernetes cluster in the sandbox.
         writer: The run's records.
         readiness: The sampler.
         folder: The run's folder.
@@ -105,8 +105,8 @@ class NodeSession:
             name: The namespace's name, which must be free; None for a new name.
 
         Raises:
-            ClusterError: The node is not Ready in time, or the namespace did not become usable, or its pods
-                did not go away.
+            ClusterError: The node did not become Ready in time, the namespace did not become usable, or its
+                pods did not end.
         """
         self.cluster.node.wait_ready(READY_SECONDS)
         with self.cluster.namespace(name) as made:
@@ -115,15 +115,15 @@ class NodeSession:
 
 @contextlib.contextmanager
 def open_sandbox(spec: NodeSpec, toolchain: Toolchain, writer: RunWriter) -> Iterator[StartedSandbox]:
-    """Start the sandbox of a specification, and end it with all that runs in it.
+    """Start the sandbox of a specification; at the end, stop it and its processes.
 
     Args:
         spec: The specification.
-        toolchain: Where the programs come from.
+        toolchain: The source of the programs.
         writer: The run's records.
 
     Raises:
-        SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
+        SandboxError: A program is not available, or the sandbox does not start; nothing is left.
     """
     with writer.phase("sandbox"):
         sandbox = start_sandbox(spec, toolchain)
@@ -134,12 +134,12 @@ def open_sandbox(spec: NodeSpec, toolchain: Toolchain, writer: RunWriter) -> Ite
 def open_control_plane(
     sandbox: Sandbox, spec: NodeSpec, toolchain: Toolchain, writer: RunWriter
 ) -> ClusterRunner:
-    """Return a cluster whose control plane starts on entering, without waiting for the layers.
+    """Return a runner; entering it starts the control plane and does not wait for the layers.
 
     Args:
         sandbox: The sandbox.
         spec: The specification.
-        toolchain: Where the programs come from.
+        toolchain: The source of the programs.
         writer: The run's records.
     """
     embedded = spec.distribution == "embedded"
@@ -165,16 +165,17 @@ def open_stack(
     writer: RunWriter,
     runner: AbstractContextManager[ClusterRunner] | None = None,
 ) -> Iterator[RecordedStack]:
-    """Bring layers up, and beside them the control plane, which needs none of them.
+    """Bring up layers, and in parallel the control plane, which needs no layers.
 
     Args:
         sandbox: The sandbox.
         layers: The layers' words in the order of a stack, or a function that brings them up.
         writer: The run's records.
-        runner: The cluster, which is entered first; None for layers alone.
+        runner: The runner of the control plane, entered first; None for layers alone.
 
     Raises:
-        SandboxError: Something did not come up; the message names the folder with the diagnostics.
+        SandboxError: A layer or the control plane did not come up; the message names the folder with the
+            diagnostics.
     """
     with contextlib.ExitStack() as stack:
         with explained(sandbox, writer.path.parent):
@@ -197,19 +198,19 @@ def open_node(
     runner: ClusterRunner | None = None,
     interval: float = 1.0,
 ) -> Iterator[NodeSession]:
-    """Bring a node up on a stack, sampled from the start; copies the logs at the end.
+    """Bring up a node on a stack, and sample it from the start; copy the logs at the end.
 
     Args:
-        stack: The sandbox and the layers, which are up.
+        stack: The sandbox with its layers, already up.
         spec: The specification.
-        toolchain: Where the programs come from.
+        toolchain: The source of the programs.
         writer: The run's records.
         experiment: The experiment's name, for the records.
-        runner: The cluster whose control plane was started before; None to start one now.
+        runner: The runner of a started control plane; None to start one now.
         interval: Seconds between two samples.
 
     Raises:
-        ClusterError: It did not come up; its message names the folder with the diagnostics.
+        ClusterError: The node did not come up; the message names the folder with the diagnostics.
     """
     owner = forks.Owner()
     folder = writer.path.parent
@@ -246,25 +247,25 @@ def open_session(
     folder: Path | None = None,
     experiment: str = "session",
 ) -> Iterator[NodeSession]:
-    """Start a sandbox, its layers and a cluster, and end them all.
+    """Start a sandbox, its layers and a cluster; stop all of them at the end.
 
     Args:
         spec: The specification; None for the defaults.
-        toolchain: Where the programs come from; None for the machine's cache, where missing programs are
+        toolchain: The source of the programs; None for the machine's cache, where missing programs are
             provisioned first.
-        folder: The run's folder, which must not have a run; None for a new one below ``reports``.
+        folder: The run's folder, which must not contain a run; None for a new folder below ``reports``.
         experiment: The experiment's name, for the records.
 
     Raises:
-        SandboxError: Something did not come up; the message says why and names the folder with the
-            diagnostics. Nothing else is left.
+        SandboxError: A part did not come up. The message has the cause and the folder with the diagnostics.
+            Nothing else is left.
     """
     spec = NodeSpec() if spec is None else spec
     if toolchain is None:
         toolchain = Toolchain(kubernetes=spec.version)
         toolchain.provision(programs_of(spec.distribution))
     if spec.distribution == "embedded":
-        seed(toolchain)  # now, because a run's time begins with its records
+        seed(toolchain)  # before the records, with which a run's time begins
     if folder is None:
         folder = run_folder(Path("reports").absolute(), experiment, spec.sandbox)
     with (
@@ -282,9 +283,9 @@ def open_session(
 
 
 def note_ends(cluster: Cluster, writer: RunWriter) -> bool:
-    """Record which programs of a cluster have ended by themselves, and return whether one has.
+    """Record the programs of a cluster that ended by themselves, and return whether there is one.
 
-    For a cluster without a supervisor, which would record it.
+    Use it without a supervisor; a supervisor records such ends itself.
 
     Args:
         cluster: The cluster.
@@ -302,10 +303,10 @@ def note_ends(cluster: Cluster, writer: RunWriter) -> bool:
 
 
 def run_folder(base: Path, *words: str) -> Path:
-    """Return a new, empty folder for a run below ``base``: the time in UTC and the words.
+    """Create a folder for a run below ``base``, named by the time in UTC and the words.
 
-    Making it takes its name: of runs that begin in the same second, the later ones get a number.
-    If it cannot be made, the name is returned all the same; the first record there fails with the cause.
+    If the name exists, the new folder gets a number. If the folder cannot be created, the function still
+    returns its path; then writing the first record fails with the cause.
     """
     stamp = clock.now().strftime("%Y%m%dT%H%M%S")
     name = "-".join((stamp, *words))

@@ -15,24 +15,24 @@ from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import minor_of
 
 FORMS: dict[str, Callable[[], Distribution]] = {"embedded": Embedded, "k3s": K3s}
-"""The distribution of each form in which Kubernetes comes."""
+"""The distributions of Kubernetes by name."""
 
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """A node to bring up. Fields that are options, too, have the options' names.
+    """The specification of a node. A field with an option has the option's name.
 
     Attributes:
         sandbox: The sandbox's kind, one of :data:`~pytest_k3s_sandbox.settings.KINDS`.
-        layers: The layers' words in the order of a stack; None for the kind's own default.
+        layers: The layers' words in the order of a stack; None for the kind's default.
         api_port: The API server's TCP port.
         node: The node's name.
         distribution: The form in which Kubernetes comes, one of
             :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
             :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
-        supervised: Whether a program that ends by itself is started again, the kubelet or k3s also during a
-            start; see :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
+        supervised: Whether a supervisor restarts programs that end by themselves, the kubelet or k3s also
+            during the start; see :mod:`~pytest_k3s_sandbox.cluster.supervisor`.
         open_ports: TCP ports of the machine that programs inside may reach.
         memory: The memory that the sandbox may take, like ``2Gi``, ``75%`` or ``none``.
         disk: The disk that the sandbox may take, likewise.
@@ -57,8 +57,7 @@ class NodeSpec:
         """Check the fields.
 
         Raises:
-            ConfigError: The kind or the distribution is unknown, a port is not a TCP port, or a limit cannot
-                be read.
+            ConfigError: The kind or the distribution is unknown, or a port or a limit is invalid.
         """
         object.__setattr__(self, "sandbox", FORMER_KINDS.get(self.sandbox, self.sandbox))
         for name, given, known in (
@@ -73,7 +72,7 @@ class NodeSpec:
         ):
             if not 0 < number <= LAST_PORT:
                 raise ConfigError(f"{name} {number}", cause=f"a TCP port is between 1 and {LAST_PORT}")
-        _ = self.limits  # raises ConfigError for a limit that cannot be read
+        _ = self.limits  # raises ConfigError for an invalid limit
 
     @property
     def limits(self) -> Wanted:
@@ -82,7 +81,7 @@ class NodeSpec:
 
     @classmethod
     def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:
-        """Return the specification that the settings of a run ask for."""
+        """Return the specification for the settings of a run."""
         return cls(
             sandbox=settings.sandbox,
             layers=settings.layers,
@@ -98,15 +97,15 @@ class NodeSpec:
 
 
 def programs_of(distribution: str) -> tuple[str, ...]:
-    """Return the programs that a distribution needs, in a sandbox and on the machine."""
+    """Return the programs that a distribution needs in a sandbox and on the machine."""
     return tuple(dict.fromkeys((*FORMS[distribution]().programs, "kubectl", "runsc")))
 
 
 def kubernetes_version(spec: NodeSpec, toolchain: Toolchain) -> str:
-    """Return the version of Kubernetes that a node gets, as its program says.
+    """Return the version of Kubernetes that the node's program reports.
 
     Raises:
-        ConfigError: It is not the version that the toolchain was asked for.
+        ConfigError: It is not the version that the toolchain requests.
     """
     name = "k3s" if spec.distribution == "k3s" else "kubelet"
     program = toolchain.get(name)

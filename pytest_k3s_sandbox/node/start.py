@@ -1,4 +1,4 @@
-"""Starting the sandbox of a specification, with the programs of a node in it."""
+"""Start the sandbox of a specification, with the programs of a node in it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def start_sandbox(spec: NodeSpec, toolchain: Toolchain) -> StartedSandbox:
 
     Args:
         spec: The specification.
-        toolchain: Where the programs come from.
+        toolchain: The source of the programs.
 
     Raises:
-        SandboxError: A program cannot be had, or the sandbox does not start; nothing is left.
+        SandboxError: A program is not available, or the sandbox does not start; nothing is left.
     """
     found = {name: toolchain.get(name).path for name in FORMS[spec.distribution]().programs}
     with tempfile.TemporaryDirectory() as folder:
-        # Inside, a program has the name that it is called by, whatever the user's own file is called.
+        # Inside, each program has its usual name, even if the user's file has another name.
         programs = [Path(folder, name) for name in found]
         for program, path in zip(programs, found.values(), strict=True):
             program.symlink_to(path.resolve())
@@ -44,5 +44,5 @@ def start_sandbox(spec: NodeSpec, toolchain: Toolchain) -> StartedSandbox:
 
 
 def default_layers(sandbox: StartedSandbox) -> tuple[str, ...]:
-    """Return the layers that a node needs there: all on a 9p root, few on plain Linux."""
+    """Return the layers that a node needs in a sandbox: all on a 9p root, few on plain Linux."""
     return FULL if sandbox.root_magic() == V9FS_MAGIC else NATIVE

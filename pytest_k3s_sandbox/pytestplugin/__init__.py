@@ -1,1 +1,1 @@
-"""What pytest loads: hooks, fixtures, markers, and what they record of a test run."""
+"""The pytest plugin: hooks, fixtures, markers, and the records of a test run."""

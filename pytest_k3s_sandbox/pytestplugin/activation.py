@@ -1,4 +1,4 @@
-"""When the plugin wakes: with the first test that uses something of it, and not before."""
+"""Activate the plugin with the first test that uses a fixture or a marker of it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 FIXTURES_MODULE = "pytest_k3s_sandbox.pytestplugin.fixtures"
 
 HOOKS: pytest.StashKey[Hooks] = pytest.StashKey()
-"""The hooks of a run that uses something of ours."""
+"""The hooks of an active plugin; missing until then."""
 
 
 def is_active(config: pytest.Config) -> bool:
-    """Tell whether something of ours has been used in this run."""
+    """Return whether the plugin is active in this run."""
     return HOOKS in config.stash
 
 
 def is_user(item: pytest.Item) -> bool:
-    """Tell whether a test uses a fixture or a marker of ours.
+    """Return whether a test uses a fixture or a marker of this plugin.
 
-    A fixture that a project has under the same name, as ``k3s``, is its own: only the one that pytest would
-    call counts. What a test asks for while it runs (``request.getfixturevalue``) cannot be seen here. It
-    wakes the plugin when it is asked for.
+    A project may override a fixture by its name, such as ``k3s``. Only the definition that pytest would call
+    counts. This function does not see fixtures that a running test requests (``request.getfixturevalue``).
+    Those activate the plugin when the test requests them.
 
     Args:
         item: The test.
@@ -43,10 +43,10 @@ def is_user(item: pytest.Item) -> bool:
 
 
 def hooks(config: pytest.Config) -> Hooks:
-    """Return the hooks of a run that uses something of ours; registered when they are wanted first.
+    """Return the hooks of the active plugin; the first call registers them.
 
     Raises:
-        UsageError: An option has a value that it cannot have.
+        UsageError: An option has an invalid value.
     """
     if HOOKS not in config.stash:
         from pytest_k3s_sandbox.pytestplugin import hooks as module
@@ -56,10 +56,10 @@ def hooks(config: pytest.Config) -> Hooks:
 
 
 def activate(config: pytest.Config) -> Settings:
-    """Return the resolved options; the plugin is awake from then on.
+    """Activate the plugin, and return the resolved options.
 
     Raises:
-        UsageError: An option has a value that it cannot have.
+        UsageError: An option has an invalid value.
     """
     hooks(config)
     return config.stash[SETTINGS]

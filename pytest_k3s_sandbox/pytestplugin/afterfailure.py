@@ -1,4 +1,4 @@
-"""What a cluster says has happened, for the report of a test that failed on it."""
+"""The cluster's last events, for the report of a failed test."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 TITLE = "k3s-sandbox: the cluster's last events"
 ANSWER_SECONDS = 2.0
-"""How long each step of the API server's answer may take: a report does not wait for one that is away."""
+"""The timeout of each step of the request: an unreachable API server must not hold up the report."""
 
 EVENTS = 500
 SHOWN = 15
-"""Of a namespace."""
+"""The most events that are shown of a namespace."""
 
 SHOWN_WARNINGS = 10
-"""Of the rest of the cluster."""
+"""The most warnings that are shown of the rest of the cluster."""
 
 
 def sections(item: pytest.Item) -> list[tuple[str, str]]:
-    """Return the section with a cluster's last events; none for a test that used none of our clusters.
+    """Return the section with the cluster's last events; an empty list for a test without a cluster.
 
-    It never fails: a cluster that has ended says nothing.
+    It raises no exception. It returns an empty list when the cluster has ended.
 
     Args:
         item: The test that failed.
     """
     try:
         return _sections(item)
-    except Exception:  # noqa: BLE001 - the test's own failure is what is to be told
+    except Exception:  # noqa: BLE001 - the report must show the test's own failure
         return []
 
 
@@ -55,7 +55,7 @@ def _sections(item: pytest.Item) -> list[tuple[str, str]]:
 
 
 def _cluster(values: Iterable[Any]) -> Cluster | None:
-    """Return the cluster among what a test's fixtures gave it: itself, or what has it."""
+    """Return the first fixture value that is a cluster, or the cluster of one that has a cluster."""
     from pytest_k3s_sandbox.cluster.cluster import Cluster
 
     found = [each if isinstance(each, Cluster) else getattr(each, "cluster", None) for each in values]
@@ -63,12 +63,12 @@ def _cluster(values: Iterable[Any]) -> Cluster | None:
 
 
 def told(events: Sequence[Event], own: Sequence[str]) -> list[str]:
-    """Return the last events of a test's namespaces, and the last warnings of what no test made.
+    """Return the last events of a test's namespaces, and the last warnings outside test namespaces.
 
-    Every line is bounded and escaped.
+    Every line has a bounded length and is escaped.
 
     Args:
-        events: All events, in the order of their time.
+        events: All events, the oldest first.
         own: The test's namespaces.
     """
     lines = []

@@ -1,7 +1,7 @@
-"""Steps, labels and attachments for allure-pytest, and errors that say nothing about a test.
+"""Write steps, labels, attachments and statuses for allure-pytest.
 
-allure-pytest need not be installed; nothing of it is imported unless ``--alluredir`` is given. The formats
-are described on allurereport.org: test result file, categories file, environment file.
+allure-pytest is optional: this module imports it only with ``--alluredir``. allurereport.org describes the
+formats: test result file, categories file, environment file.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     import pytest
 
 MAX_LOG = 256 * 1024
-"""Bytes of a log, from its end, that are attached."""
+"""The most bytes of a log that are attached, counted from its end."""
 
 TIMEOUT = "Failed: Timeout (>"
-"""How the message of a test begins that pytest-timeout has ended."""
+"""The prefix of the message of a test that pytest-timeout ended."""
 
 CATEGORIES = (
     {"name": "Disproved hypotheses", "matchedStatuses": ["failed"]},
     {"name": "Infrastructure trouble", "matchedStatuses": ["broken"]},
 )
-"""What allure's overview calls the two kinds of defects."""
+"""The names of the two kinds of defects in allure's overview."""
 
 _hookimpl = pluggy.HookimplMarker("allure")
 
 
 def is_on(config: pytest.Config) -> bool:
-    """Tell whether results for allure are written."""
+    """Return whether pytest writes results for allure."""
     return bool(config.getoption("allure_report_dir", None))
 
 
 def steps(config: pytest.Config) -> Callable[[str], AbstractContextManager[object]]:
-    """Return what makes a step of each phase of the bring-up; without allure, it does nothing."""
+    """Return a function that records a phase of the bring-up as a step; without allure, it does nothing."""
     if not is_on(config):
         return nullcontext
     import allure
@@ -53,22 +53,22 @@ def steps(config: pytest.Config) -> Callable[[str], AbstractContextManager[objec
 
 
 def label(values: Mapping[str, str]) -> None:
-    """Give the running test labels, to search by, and parameters, which tell its histories apart."""
+    """Add labels and parameters to the running test; allure keeps a history for each set of parameters."""
     import allure
 
     dynamic: Any = allure.dynamic
     for name, value in values.items():
         dynamic.label(name, value)
-        if name != "experiment":  # the test's own name says which
+        if name != "experiment":  # the test's own name contains the experiment
             dynamic.parameter(name, value)
 
 
 def attach_run(folder: Path, logs: Path) -> None:
-    """Attach what a run has recorded so far: its samples, its timeline, its records and its logs.
+    """Attach the samples, timeline, records and logs that a run has so far.
 
     Args:
         folder: The run's folder.
-        logs: The folder of its logs; while the node is up, that is not below the run's folder.
+        logs: The folder of its logs. While the node is up, it is outside the run's folder.
     """
     import allure
 
@@ -81,7 +81,7 @@ def attach_run(folder: Path, logs: Path) -> None:
     from pytest_k3s_sandbox.sandbox.inside import InsidePath
 
     kinds = allure.attachment_type
-    # The records may be gone with --k3s-keep, and a log may end while it is read: what is there is attached.
+    # --k3s-keep may have removed the records, and a log may vanish during the read. The rest is attached.
     with suppress(SandboxError):
         run = read_run(folder)
         if run.samples:
@@ -98,14 +98,14 @@ def attach_run(folder: Path, logs: Path) -> None:
 
 
 class Results:
-    """A plugin of allure's, not of pytest's: it sees each result before it is written.
+    """A plugin of allure, not of pytest: it sees each result before allure writes it.
 
     Args:
-        config: pytest's configuration; the plugin unregisters with its end.
+        config: pytest's configuration; its cleanup unregisters the plugin.
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        """Register with allure, and write what all results share."""
+        """Register with allure."""
         import allure_commons
 
         manager = allure_commons.plugin_manager
@@ -115,7 +115,7 @@ class Results:
 
     @_hookimpl(tryfirst=True)
     def report_result(self, result: Any) -> None:  # noqa: ANN401 - allure publishes no types
-        """Call a test broken that ran out of time: nothing was shown by that."""
+        """Mark a test that timed out as broken: a timeout proves nothing about its hypothesis."""
         details = result.statusDetails
         if result.status == "failed" and details is not None and details.message.startswith(TIMEOUT):
             result.status = "broken"

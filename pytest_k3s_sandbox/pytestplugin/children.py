@@ -1,7 +1,7 @@
-"""A process that a test forks and that comes back from the test: it would go on as a second pytest.
+"""End forked child processes that return from the test.
 
-It would report tests, run the ones that follow and take fixtures down. Where no sandbox is in use, a process
-is left alone.
+Such a child would continue as a second pytest: it would report tests, run the next tests and tear down
+fixtures. Without a sandbox in use, the plugin does not touch it.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ import pytest_k3s_sandbox
 from pytest_k3s_sandbox.support import forks
 
 HIDDEN = tuple(f"{Path(module.__file__ or '').parent}/" for module in (_pytest, pluggy, pytest_k3s_sandbox))
-"""Where the frames are that lie between pytest's start and the test."""
+"""The folders whose frames a traceback omits: those between pytest's start and the test."""
 
 
 class Children:
-    """The plugin's part for forked processes."""
+    """Hooks that end forked processes."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Watch fixtures."""
+        """End processes that the setup of a fixture forked."""
         with ended_here(item.nodeid):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Watch the test itself."""
+        """End processes that the test forked."""
         with ended_here(item.nodeid):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Watch fixtures that end."""
+        """End processes that the teardown of a fixture forked."""
         with ended_here(item.nodeid):
             return (yield)
 
 
 @contextlib.contextmanager
 def ended_here(what: str) -> Iterator[None]:
-    """End a process that the enclosed code has forked, if its parent has something that is not its own.
+    """End a process that the enclosed code forked, if the process inherited resources of its parent.
 
-    A process that is to run the whole of the enclosed code, as with pytest-forked, has been forked before.
+    pytest-forked forks before the enclosed code, so its processes run the whole test.
 
     Args:
-        what: What the enclosed code is, for the message.
+        what: The name of the enclosed code, for the message.
     """
     owner = forks.Owner()
     error: BaseException | None = None
@@ -68,7 +68,7 @@ def ended_here(what: str) -> Iterator[None]:
 
 
 def _exit(what: str, error: BaseException | None) -> None:
-    """End this process at once, without any exit handler: they are its parent's."""
+    """End this process at once, without exit handlers: they belong to its parent."""
     code = 0
     if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
         code = error.code or 0

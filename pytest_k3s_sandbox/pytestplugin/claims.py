@@ -1,7 +1,8 @@
-"""Claims: each is recorded, whatever ends it, and only then asserted.
+"""Claims: the plugin records each claim, and then asserts it.
 
-A claim that waits for something is a context (:meth:`Claims.of`): when the wait raises, the test fails or
-Ctrl-C ends it, the verdict has the limit and how far it got. A claim without a wait is one call.
+A claim with a wait is a context (:meth:`Claims.of`). Its verdict has the limit and the value so far, even if
+the wait raises an exception, an assertion fails or the user presses Ctrl-C. A claim without a wait is one
+call.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ if TYPE_CHECKING:
 Value = float | str | None
 
 MAX_ENDED = 500
-"""Characters of the error that are recorded with a claim that it has ended."""
+"""The most characters that are recorded of the error that ended a claim."""
 
 
 class NotHeld(AssertionError):
-    """A claim was judged, and did not hold; the verdict is in the records."""
+    """A claim did not hold; the records have the verdict."""
 
 
 class Claims:
-    """Records whether claims hold, then asserts them: what the fixture ``k3s_claim`` gives.
+    """Records whether claims hold, then asserts them: the value of the fixture ``k3s_claim``.
 
     Args:
         writer: The run's records.
-        suffix: Put behind the name of each claim.
-        prefix: Put before the text of each claim.
+        suffix: A suffix for the name of each claim.
+        prefix: A prefix for the text of each claim.
     """
 
     def __init__(self, writer: RunWriter, *, suffix: str = "", prefix: str = "") -> None:
-        """Keep the arguments; nothing is claimed yet."""
+        """Start without a claim."""
         self._writer = writer
         self._suffix = suffix
         self._prefix = prefix
@@ -51,27 +52,28 @@ class Claims:
         Args:
             name: A short name, like ``node-ready``.
             text: The claim as a sentence.
-            held: Whether it holds.
-            measured: What was seen.
-            limit: What it is held against.
+            held: Whether the claim holds.
+            measured: The measured value.
+            limit: The limit of that value.
             unit: The unit of both.
 
         Raises:
-            NotHeld: It does not hold.
+            NotHeld: The claim does not hold.
         """
         self.verdict(name, text, held, measured, limit, unit)
         self.fail_unless(held, f"{text}: measured {measured} {unit}, the limit is {limit} {unit}")
 
     def of(self, name: str, text: str, *, limit: Value = None, unit: str = "") -> OpenClaim:
-        """Announce a claim, and return the context in which it is judged.
+        """Announce a claim, and return the context that judges it.
 
-        The claim is in the records from now on: if its context is never entered, it counts as not reached.
+        The records contain the claim from now on. If the test never enters the context, the claim counts as
+        not reached.
 
         Args:
             name: A short name, like ``node-ready``.
             text: The claim as a sentence.
-            limit: What it is held against.
-            unit: The unit of what is measured, and of the limit.
+            limit: The limit of the measured value.
+            unit: The unit of the measured value and of the limit.
         """
         from pytest_k3s_sandbox.report.records import Announced
 
@@ -83,10 +85,10 @@ class Claims:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[Claims]:
-        """Give claims that are all recorded before the first that does not hold ends the test.
+        """Record all claims of a block, and fail the test only at its end.
 
         Raises:
-            NotHeld: At the end of the block: one claim or more does not hold.
+            NotHeld: A claim of the block does not hold.
         """
         made = Claims(self._writer, suffix=self._suffix, prefix=self._prefix)
         lost: list[str] = []
@@ -129,10 +131,10 @@ class Claims:
         )
 
     def fail_unless(self, held: bool, message: str) -> None:
-        """Assert a claim that is recorded: at once, or at the end of :meth:`together`.
+        """Assert a recorded claim: at once, or at the end of :meth:`together`.
 
         Raises:
-            NotHeld: It does not hold.
+            NotHeld: The claim does not hold.
         """
         if held:
             return
@@ -143,26 +145,26 @@ class Claims:
 
 
 class OpenClaim:
-    """A claim that is being looked into; made by :meth:`Claims.of`.
+    """A claim without a verdict; :meth:`Claims.of` makes it.
 
-    Leaving the block records the claim, if :meth:`judge` or :meth:`within` has not done so. Then it did not
-    hold when an assertion has ended it, or a wait for the cluster in which nothing came of it; and it was not
-    judged when anything else has: trouble with the machine, a time limit of pytest's, Ctrl-C.
+    Leaving the block records the claim, unless :meth:`judge` or :meth:`within` has recorded it. The claim
+    did not hold if an assertion failed or a wait for the cluster raised an error. It was not judged if
+    another exception ended the block: an infrastructure error, a timeout of pytest, Ctrl-C.
 
     Args:
-        claims: Where it is recorded.
-        name: See :meth:`Claims.of`, as for the others.
+        claims: The claims that record it.
+        name: A short name, like ``node-ready``.
         text: The claim as a sentence.
-        limit: What it is held against.
-        unit: The unit of what is measured, and of the limit.
+        limit: The limit of the measured value.
+        unit: The unit of the measured value and of the limit.
 
     Attributes:
-        so_far: How far it got, or what tells: recorded when something else than a judgement ends the claim.
-            Without it a claim in seconds records those since its block began.
+        so_far: The value so far, or a function that returns it. It is recorded when an exception ends the
+            block. Without it, a claim in seconds records the seconds since the block began.
     """
 
     def __init__(self, claims: Claims, name: str, text: str, limit: Value, unit: str) -> None:
-        """Keep the arguments; time counts from the block's begin."""
+        """Start without a verdict; entering the block restarts the clock."""
         self._claims = claims
         self._name = name
         self._text = text
@@ -182,11 +184,11 @@ class OpenClaim:
 
         Args:
             held: Whether the claim holds.
-            measured: What was seen.
+            measured: The measured value.
 
         Raises:
-            NotHeld: It does not hold.
-            ValueError: It has been judged before.
+            NotHeld: The claim does not hold.
+            ValueError: The claim has been judged before.
         """
         if self._judged:
             message = f"the claim {self._name} has been judged before"
@@ -199,10 +201,13 @@ class OpenClaim:
         )
 
     def within(self, measured: float) -> None:
-        """Judge a claim whose limit is the most that may be measured.
+        """Judge a claim whose limit is a maximum.
+
+        Args:
+            measured: The measured value.
 
         Raises:
-            NotHeld: It is more.
+            NotHeld: The value is greater than the limit.
             TypeError: The limit is not a number.
         """
         if not isinstance(self._limit, (int, float)):
@@ -211,11 +216,11 @@ class OpenClaim:
         self.judge(measured <= self._limit, measured)
 
     def begin(self) -> None:
-        """Begin to count the time, as entering the block does."""
+        """Restart the clock, as entering the block does."""
         self._began = clock.monotonic()
 
     def give_up(self, error: BaseException) -> None:
-        """Record that the claim could not be judged, because an error came in between.
+        """Record that an error ended the claim before a verdict.
 
         Args:
             error: The error.
@@ -224,7 +229,7 @@ class OpenClaim:
         self._record(judged=False, ended=_words(error))
 
     def __enter__(self) -> Self:
-        """Begin to count the time."""
+        """Restart the clock."""
         self.begin()
         return self
 
@@ -234,11 +239,11 @@ class OpenClaim:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Record the claim if nothing has judged it.
+        """Record the claim if it has no verdict yet.
 
         Raises:
-            NotHeld: A wait for the cluster has ended it; that error is the cause.
-            ValueError: The block came to its end without a judgement.
+            NotHeld: A wait for the cluster raised an error, which is the cause of this one.
+            ValueError: The block ended without a verdict.
         """
         if self._judged:
             return
@@ -272,7 +277,7 @@ class OpenClaim:
             return self.so_far
         try:
             return self.so_far()
-        except Exception as error:  # noqa: BLE001 - the claim is to be recorded, whatever went wrong
+        except Exception as error:  # noqa: BLE001 - the claim must be recorded in any case
             return f"not known: {type(error).__name__}: {error}"[:MAX_ENDED]
 
 

@@ -1,7 +1,7 @@
-"""The claim that every experiment with a node makes by itself: no program of it ends during its start.
+"""The automatic claim of every experiment with a node: no program of the node ends during its start.
 
-Elsewhere a kubelet that ends during a start is started again. An experiment's node never is, because what it
-does by itself is the result; so its end has to be in the result, whatever the experiment asks.
+In other tests a supervisor restarts a kubelet that ends during a start. An experiment has no supervisor,
+because it observes the node's own behaviour. Therefore its result must record that a program ended.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 NAME = "clean-start"
 TEXT = "No program of the node ends by itself during its start"
 READY_SECONDS = 60.0
-"""For how long a node that is not Ready is watched, on a machine that is not noisy."""
+"""The time limit of the start, before ``--k3s-timeout-scale`` stretches it."""
 
 POLL_SECONDS = 0.05
 
 
 def announce(claims: Claims) -> OpenClaim:
-    """Announce the claim: it counts as not reached if the start never comes that far."""
+    """Announce the claim; it counts as not reached if the bring-up fails before the node's start."""
     return claims.of(NAME, TEXT, limit=0)
 
 
 @contextlib.contextmanager
 def judged(claim: OpenClaim, writer: RunWriter) -> Iterator[Callable[[NodeSession, float], None]]:
-    """Judge the claim by a start in the enclosed block.
+    """Judge the claim for the start in the enclosed block.
 
     Args:
         claim: The claim.
-        writer: The records, which have an event for each program that ended.
+        writer: The records, with an event for each program that ended.
 
     Yields:
-        What waits until the start is over, called with the node and the factor of its time limits.
+        A function that waits until the start is over. Its arguments are the node and the timeout scale.
 
     Raises:
-        ClusterError: A program has ended, though the block came to its end.
-        BaseException: Whatever else ended the block; the claim is judged only if a program has ended.
+        ClusterError: The block raised no exception, but a program ended.
+        BaseException: The block raised it. The claim is judged only if a program ended.
     """
     claim.begin()
     try:
@@ -70,7 +70,7 @@ def _record(claim: OpenClaim, found: list[Event]) -> None:
 
 
 def _wait(session: NodeSession, timeout_scale: float) -> None:
-    """Return when a start is over: the node was Ready, a program has ended, or it takes too long."""
+    """Wait until the node was Ready, a program ended, the sampler failed or the time limit passed."""
     from pytest_k3s_sandbox.node.session import note_ends
 
     deadline = Deadline.after(READY_SECONDS * timeout_scale)
@@ -82,12 +82,12 @@ def _wait(session: NodeSession, timeout_scale: float) -> None:
 
 
 def ends(writer: RunWriter) -> list[Event]:
-    """Return the events of a run that tell of programs that ended before its node was Ready first."""
+    """Return the events of programs that ended before the node was Ready for the first time."""
     from pytest_k3s_sandbox.report.records import read_run
 
     return list(read_run(writer.path).metrics.start_faults)
 
 
 def said(events: list[Event]) -> str:
-    """Return ends of programs in words."""
+    """Return the number of events and their texts, for a message."""
     return f"{len(events)}: " + "; ".join(f"{event.component} {event.what}" for event in events)

@@ -1,6 +1,6 @@
-"""The markers of experiments and of long tests: for the conftest files of this repository.
+"""The markers of experiments and of long tests, for the conftest files of this repository.
 
-The plugin does not know them, because in other projects these names may mean something else.
+The plugin does not register them, because other projects may use these names.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def register(config: pytest.Config) -> None:
 
 
 def apply(config: pytest.Config, items: list[pytest.Item], folder: Path) -> None:
-    """Act on the markers of the tests below a folder: experiments get their names, nightly tests wait.
+    """Note the experiment of each test below a folder, and deselect nightly tests.
 
     Args:
         config: pytest's configuration.
-        items: The tests; those that wait are taken away.
+        items: The tests; deselected ones are removed.
         folder: The folder of the conftest file that calls this.
 
     Raises:
-        UsageError: A marker has arguments that it cannot have.
+        UsageError: A marker has an invalid argument.
     """
     ours = [item for item in items if folder in item.path.parents]
     for item in ours:
         for mark in item.iter_markers():
-            if mark.name in MARKERS and not is_worker(config):  # which an error at collection would crash
+            if mark.name in MARKERS and not is_worker(config):  # an error at collection crashes a worker
                 _check(item, mark)
             if mark.name in EXPERIMENTS:
                 item.stash.setdefault(EXPERIMENT, mark.name)
@@ -66,12 +66,12 @@ def _check(item: pytest.Item, mark: pytest.Mark) -> None:
 
 
 def nightly(items: Sequence[pytest.Item], expression: str, arguments: Sequence[str]) -> set[pytest.Item]:
-    """Return the tests that this run leaves to the nightly ones.
+    """Return the nightly tests that this run does not ask for.
 
     Args:
-        items: The tests that were collected.
-        expression: What ``-m`` asks for.
-        arguments: What is named on the command line.
+        items: The collected tests.
+        expression: The expression of ``-m``.
+        arguments: The positional arguments of the command line.
     """
     if re.search(r"\bnightly\b", expression):
         return set()

@@ -1,7 +1,7 @@
 """The public fixtures, each a few lines around a context manager.
 
-Each can be overridden by a fixture of the same name; all but ``k3s_namespace`` live as
-long as ``--k3s-scope`` says.
+A project can override each of them by a fixture of the same name. ``--k3s-scope`` sets their scope, except
+for ``k3s_toolchain`` (session) and ``k3s_namespace`` (function).
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ __all__ = [
 __all__ += [fixture.name for fixture in FOLDERS.values()]
 
 
-def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature for dynamic scopes
+def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature
     return options.scope(config)
 
 
 @pytest.fixture(scope="session")
 def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
-    """Where the programs under test come from; what is missing is provisioned on first use."""
+    """The source of the programs under test; the first use provisions missing programs."""
     from pytest_k3s_sandbox.node.seed import seed
     from pytest_k3s_sandbox.node.spec import programs_of
     from pytest_k3s_sandbox.toolchain import Toolchain
@@ -65,7 +65,7 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
 
     lack = missing("root")
     if lack is not None:
-        raise lack  # now, not after the programs of a node that cannot start were built
+        raise lack  # before the long build of programs that could not start
     settings = activate(request.config)
     toolchain = Toolchain(kubernetes=settings.version)
     if settings.distribution == "embedded":
@@ -77,7 +77,7 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
 
 
 def _spec_of_options(config: pytest.Config) -> NodeSpec:
-    """Return what the options ask for: one object for a run."""
+    """Return the specification that the options give: the same object for the whole run."""
     from pytest_k3s_sandbox.node.spec import NodeSpec
 
     settings = activate(config)
@@ -95,13 +95,13 @@ def _note(config: pytest.Config, line: str) -> None:
 
 @pytest.fixture(scope=_scope)
 def k3s_wish(request: pytest.FixtureRequest) -> NodeSpec:
-    """The former name of ``k3s_spec``; one that a project defines still counts."""
+    """The former name of ``k3s_spec``; a project's own ``k3s_wish`` still takes effect."""
     return _spec_of_options(request.config)
 
 
 @pytest.fixture(scope=_scope)
 def k3s_spec(request: pytest.FixtureRequest, k3s_wish: NodeSpec) -> NodeSpec:
-    """What the options ask for: the sandbox's kind, the layers, the distribution, the API server's port."""
+    """The specification that the options give: kind of sandbox, layers, distribution, API server's port."""
     if k3s_wish is not _spec_of_options(request.config):
         _note(request.config, "k3s-sandbox: the fixture k3s_wish is now k3s_spec")
     return k3s_wish
@@ -111,9 +111,9 @@ def k3s_spec(request: pytest.FixtureRequest, k3s_wish: NodeSpec) -> NodeSpec:
 def k3s_run(
     request: pytest.FixtureRequest,
     k3s_spec: NodeSpec,
-    k3s_toolchain: Toolchain,  # a run's time begins when the programs are there
+    k3s_toolchain: Toolchain,  # provisioning does not count as time of the run
 ) -> Iterator[RunWriter]:
-    """The records of this run, in a folder of its own; its page is rendered at the end."""
+    """The records of this run, in a folder of its own; the teardown renders its page."""
     from pytest_k3s_sandbox.pytestplugin.recording import recorded
 
     activate(request.config)
@@ -132,7 +132,7 @@ def k3s_sandbox(
     from pytest_k3s_sandbox.node.session import open_sandbox
 
     if SHARE in request.config.stash:
-        # All of one that a test uses, but what only its owner may do.
+        # It has all methods that a test uses, except those for the owner of the sandbox.
         yield cast("StartedSandbox", request.config.stash[SHARE].up(k3s_spec, k3s_toolchain).stack.sandbox)
         return
     with open_sandbox(k3s_spec, k3s_toolchain, k3s_run) as started:
@@ -163,7 +163,7 @@ def _layer(
 
 
 def _layer_fixture(folder: str, fixture: Fixture) -> object:
-    """Return the fixture that brings up the layer of a folder."""
+    """Return a fixture that brings up the layer of a folder."""
 
     def layer(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
         with _layer(folder, k3s_sandbox, k3s_run, k3s_spec) as up:
@@ -181,10 +181,9 @@ for _folder, _fixture in FOLDERS.items():
 def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
     """The ordered stack of layers.
 
-    Without a parameter it is made of the layers' own fixtures. Parametrized indirectly
-    with names (a comma-separated text or a sequence), which is what the marker
-    ``k3s_layers`` does, it is that stack in a fresh sandbox
-    of its own, so that nothing of another stack is left in it.
+    Without a parameter, the layers' own fixtures make the stack. The marker ``k3s_layers`` parametrizes this
+    fixture indirectly with names: a comma-separated text or a sequence. Then the stack has a fresh sandbox
+    of its own, without leftovers of another stack.
     """
     from pytest_k3s_sandbox.layers.registry import FIXTURES
     from pytest_k3s_sandbox.layers.stack import parse, split
@@ -212,7 +211,7 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
             def layers() -> Sequence[Layer]:
                 return [request.getfixturevalue(FIXTURES[split(word)[0]]) for word in words]
 
-        # The control plane comes up beside the layers, if a test wants a cluster.
+        # If a test uses a cluster, the control plane starts in parallel to the layers.
         wanted = "k3s_session" in request.fixturenames
         runner = open_control_plane(sandbox, spec, toolchain, run) if wanted else None
         yield stack.enter_context(open_stack(sandbox, layers, run, runner))
@@ -241,13 +240,13 @@ def k3s_session(
         judge_shared_start(request, up.writer)
         yield up
         return
-    # A user's own `k3s_layers` need not record, nor start a control plane.
+    # A project's own `k3s_layers` may have no records and no control plane.
     if isinstance(k3s_layers, RecordedStack):
         run, runner = k3s_layers.run, k3s_layers.runner
     else:
         run, runner = request.getfixturevalue("k3s_run"), None
     name, claim = experiment_of(request), clean_start(request, run)
-    # What an experiment's node does by itself is the experiment's result.
+    # An experiment observes the node's own behaviour: without a supervisor.
     spec = k3s_spec if claim is None else dataclasses.replace(k3s_spec, supervised=False)
     with contextlib.ExitStack() as ending:
         bring = open_node(k3s_layers, spec, k3s_toolchain, run, experiment=name, runner=runner)
@@ -257,7 +256,7 @@ def k3s_session(
             with cleanstart.judged(claim, run) as start_is_over:
                 up = ending.enter_context(bring)
                 start_is_over(up, scale)
-        # The sandbox may be older than the bring-up: tests without a node may have used it before.
+        # Earlier tests without a node may have used the sandbox: count from the start of the bring-up.
         seconds = run.now() - read_run(up.folder).metrics.began
         words = f"{k3s_layers.sandbox.kind}, {'+'.join(k3s_layers.names) or 'no layers'}"
         request.config.stash[LINES].append(
@@ -266,7 +265,7 @@ def k3s_session(
         failed_before = request.session.testsfailed
         yield up
         supervisor = up.runner.supervisor
-        # Records can be long, and what was never started again need not be looked for in them.
+        # Records can be long: read them only if the supervisor has restarted the kubelet.
         mended = supervisor is not None and supervisor.restarts(up.runner.distribution.kubelet_process) > 0
         if mended and (restarts := restarts_text(read_run(up.folder))) is not None:
             request.config.stash[LINES].append(f"k3s-sandbox: {restarts}; records: {up.folder}")
@@ -283,13 +282,13 @@ def k3s_up(request: pytest.FixtureRequest, k3s_session: NodeSession) -> NodeSess
 
 @pytest.fixture(scope=_scope)
 def k3s(k3s_session: NodeSession) -> Cluster:
-    """A cluster on the stack that the test asked for: ``kubeconfig``, ``client``, ``kubectl``, ``logs``."""
+    """A cluster on the test's stack of layers: ``kubeconfig``, ``client``, ``kubectl``, ``logs``."""
     return k3s_session.cluster
 
 
 @pytest.fixture(scope=_scope)
 def k3s_readiness(k3s_session: NodeSession) -> Sampler:
-    """The sampler that has run since the bring-up began: ``samples`` and ``errors(kind)``."""
+    """The readiness sampler, started with the bring-up: ``samples`` and ``errors(kind)``."""
     return k3s_session.readiness
 
 
@@ -302,7 +301,7 @@ def k3s_node(k3s: Cluster) -> Node:
 
 @pytest.fixture(scope=_scope)
 def k3s_claim(k3s_session: NodeSession) -> Claim:
-    """Record whether a claim held, then assert it: every assertion becomes a line of the report."""
+    """Record whether a claim holds, then assert it: the report has a line for each claim."""
     from pytest_k3s_sandbox.pytestplugin.recording import claims
 
     return claims(k3s_session.writer)
@@ -312,12 +311,12 @@ def k3s_claim(k3s_session: NodeSession) -> Claim:
 def k3s_namespace(
     request: pytest.FixtureRequest,
     k3s: Cluster,
-    k3s_node: Node,  # noqa: ARG001 - a namespace is of use on a Ready node
+    k3s_node: Node,  # noqa: ARG001 - pods need a Ready node
 ) -> Iterator[Namespace]:
     """A namespace of the test's own: ``apply``, ``wait``, ``logs``, ``exec``, ``port_forward``, ``events``.
 
-    It is a text, the namespace's name. It is deleted afterwards with all that is in it. With
-    ``--k3s-keep=running`` it stays after a failure, with the cluster.
+    It is a ``str``: the namespace's name. The teardown deletes the namespace and its objects. With
+    ``--k3s-keep=running``, the namespace and the cluster stay after a failure.
     """
     from pytest_k3s_sandbox.pytestplugin.namespaces import own
 
@@ -333,8 +332,8 @@ def k3s_namespaces(
 ) -> Iterator[Namespaces]:
     """A function that makes namespaces for several tests.
 
-    ``k3s_namespaces()`` returns one that lives as long as the cluster, ``k3s_namespaces(scope="module")`` one
-    that is deleted after the last test of the module.
+    A namespace of ``k3s_namespaces()`` lives as long as the cluster. A namespace of
+    ``k3s_namespaces(scope="module")`` is deleted after the last test of the module.
     """
     from pytest_k3s_sandbox.pytestplugin.namespaces import Namespaces
 

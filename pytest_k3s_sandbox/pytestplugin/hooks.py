@@ -1,4 +1,4 @@
-"""The hooks of a run that uses a node: registered when a test asks for one, see :mod:`.activation`."""
+"""The hooks of an active plugin; :mod:`.activation` registers them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def register(config: pytest.Config) -> Hooks:
     """Resolve the options and register the hooks.
 
     Raises:
-        UsageError: An option has a value that it cannot have.
+        UsageError: An option has an invalid value.
     """
     try:
         settings = options.settings(config)
@@ -50,9 +50,9 @@ def register(config: pytest.Config) -> Hooks:
 
 
 def _ended_sandboxes(share: Share | None) -> list[str]:
-    """Return which sandboxes of this process were ended for a limit, and why; also the one that it shares.
+    """Return a line for each sandbox of this process that exceeded a limit, and for the shared one.
 
-    A test fails of that by whatever it did just then, often with a message that does not tell.
+    Then the test's own error often does not show the cause.
     """
     started = sys.modules.get("pytest_k3s_sandbox.sandbox.started")
     own = list(started.ENDED) if started is not None else []
@@ -66,35 +66,35 @@ def _share(config: pytest.Config, workerinput: Mapping[str, Any]) -> Share:
 
 
 class Hooks:
-    """What the plugin does in a run that uses a node.
+    """The hooks of an active plugin.
 
     Args:
         config: pytest's configuration.
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        """Keep the configuration."""
+        """Start with the configuration."""
         self._config = config
 
     def configure_node(self, node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
-        """Count the process that has the workers as a user, too: one that is replaced finds the cluster."""
+        """Make the controller a client of the shared cluster: the cluster survives the crash of a worker."""
         if self._config.stash[SETTINGS].share and SHARE_OF_WORKERS not in self._config.stash:
             self._config.stash[SHARE_OF_WORKERS] = _share(self._config, node.workerinput)
 
     def modify_items(self, items: list[pytest.Item]) -> None:
-        """Refuse markers with unknown arguments before anything starts; keep shared nodes together."""
+        """Refuse invalid markers before a node starts; group the tests that share a node."""
         for item in items if not workers.is_worker(self._config) else ():
             markers.check(item)
         items[:] = markers.group(items, self._config.stash[SETTINGS].scope)
 
     def pytest_report_collectionfinish(self) -> str:
-        """Say what a node would be; after the collection, which shows that a test wants one."""
+        """Return the line with the settings of a node, once the collection has found a test that uses one."""
         settings = self._config.stash[SETTINGS]
         layers = "default" if settings.layers is None else ",".join(settings.layers) or "none"
         return f"k3s-sandbox: {settings.sandbox}, layers {layers}, hold {settings.duration:g} s"
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Skip what the machine cannot do; after other reasons to skip, as such a test needs nothing."""
+        """Skip a test if the machine lacks a capability; other reasons to skip come first."""
         if workers.is_worker(item.config):
             markers.check(item)
         if item.config.getoption("setupplan", default=False):
@@ -110,12 +110,14 @@ class Hooks:
                     raise lack
 
     def explain(self, error: Exception) -> None:
-        """Skip on errors that say nothing about this test; return on others.
+        """Skip the test if a capability is missing, or if an earlier test has reported the same error.
 
-        A fixture that failed raises the same error for every test that needs it.
+        With ``--k3s-require``, a missing capability fails the test.
+
+        A failed fixture raises the same error in every test that uses it. Only the first test reports it.
 
         Args:
-            error: What a test's setup or call has raised.
+            error: The exception of the test's setup or call.
         """
         if isinstance(error, MissingCapability):
             if not self._config.stash[SETTINGS].require:
@@ -129,7 +131,7 @@ class Hooks:
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Give what is to be said to the report, which also comes from a worker of pytest-xdist."""
+        """Add the plugin's lines to the report, which pytest-xdist sends to the controller."""
         report = yield
         if report.failed:
             item.stash[FAILED] = True
@@ -138,15 +140,15 @@ class Hooks:
             ]
             report.sections += afterfailure.sections(item)
         lines = item.config.stash[LINES]
-        report.k3s_sandbox_lines = list(lines)  # type: ignore[attr-defined] # reports take what others add
+        report.k3s_sandbox_lines = list(lines)  # type: ignore[attr-defined] # reports accept new attributes
         lines.clear()
         return report
 
     def take_over(self, output: Mapping[str, Any]) -> None:
-        """Take over the names of the pages that a worker of pytest-xdist wrote, and its runs' key figures.
+        """Store the report pages, key figures and stray tests of a worker of pytest-xdist.
 
         Args:
-            output: What the worker has handed over.
+            output: The worker's ``workeroutput``.
         """
         self._config.stash[REPORTS].extend(Path(page) for page in output.get(workers.REPORTS, ()))
         self._config.stash[DIGESTS].extend(output.get(workers.DIGESTS, ()))
@@ -154,7 +156,7 @@ class Hooks:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Let go of the shared cluster, when all fixtures are down; the controller waits for its end."""
+        """Leave the shared cluster after the teardown of all fixtures; the controller waits for its end."""
         stash = self._config.stash
         if SHARE in stash:
             stash[SHARE].leave(failed=session.testsfailed > 0)
@@ -169,7 +171,7 @@ class Hooks:
                 stash[REPORTS].append(page)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Name the pages of the runs, and clusters that go on."""
+        """Print the report pages of the runs, and the clusters that still run."""
         for page in self._config.stash[REPORTS]:
             terminalreporter.write_line(f"k3s-sandbox report: {page}")
         for line in self._config.stash[LINES]:

@@ -1,4 +1,4 @@
-"""What the markers mean: checked at collection, before anything starts."""
+"""The plugin's markers: checked at collection, before a node starts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MARKERS = {
 
 
 def check(item: pytest.Item) -> None:
-    """Refuse a test's markers when they mean nothing.
+    """Refuse invalid markers of a test.
 
     Raises:
-        UsageError: One has arguments that it cannot have, or no effect on this test.
+        UsageError: A marker has an invalid argument, or has no effect on this test.
     """
     from pytest_k3s_sandbox.errors import ConfigError
 
@@ -42,16 +42,16 @@ def check(item: pytest.Item) -> None:
     own = any(mark.name == "k3s_layers" for mark in item.own_markers)
     if own and "k3s_layers" not in item.fixturenames:
         raise pytest.UsageError(
-            f"{item.nodeid}: marker k3s_layers: the test has no node whose layers that could be\n"
+            f"{item.nodeid}: marker k3s_layers: the test uses no node, so the marker has no effect\n"
             "Remedy: give it one of the fixtures k3s_layers, k3s, k3s_node or k3s_namespace"
         )
 
 
 def check_shareable(item: pytest.Item) -> None:
-    """Refuse an experiment's test on a shared cluster: what it measures would not be its own.
+    """Refuse an experiment's test on a shared cluster, because other tests would change its measurements.
 
     Raises:
-        ConfigError: The test is one, and its node is not of a stack of its own.
+        ConfigError: The test belongs to an experiment, and has no stack of its own.
     """
     from pytest_k3s_sandbox.errors import ConfigError
 
@@ -85,15 +85,15 @@ def _check_arguments(mark: pytest.Mark) -> None:
 
 
 def argument_names(mark: pytest.Mark) -> tuple[str, ...]:
-    """Return the names that a ``parametrize`` marker gives values to."""
+    """Return the argument names of a ``parametrize`` marker."""
     names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
     return tuple(name.strip() for name in (names.split(",") if isinstance(names, str) else names))
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Give a test with the marker ``k3s_layers`` its stack, by parametrizing the fixture of that name.
+    """Parametrize the fixture ``k3s_layers`` of a test with the marker of that name.
 
-    What is wrong about its markers is left to :func:`check`: here, an error would be a broken module.
+    It ignores invalid markers, which :func:`check` refuses: an error here would fail the whole module.
     """
     from pytest_k3s_sandbox.errors import ConfigError
     from pytest_k3s_sandbox.layers.stack import parse
@@ -114,15 +114,15 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 
 def group(items: Sequence[pytest.Item], scope: str) -> list[pytest.Item]:
-    """Return tests in an order in which a shared node is not ended for one with a stack of its own.
+    """Return the tests in a new order: those with a stack of their own run after those that share a node.
 
-    Such a test ends the shared cluster, as it has the same fixture with another parameter: after it,
-    the cluster would have to come up again, in a sandbox that another one has been in. Therefore it
-    runs after those that share. Where nothing is mixed, the order stays.
+    A test with its own stack has the same fixture with another parameter. Therefore pytest ends the shared
+    node before this test, and the next test would start the node again, in a used sandbox. If all tests
+    share a node, or none does, the order stays.
 
     Args:
-        items: The tests, as pytest ordered them.
-        scope: How long a node lives.
+        items: The tests, in pytest's order.
+        scope: The scope of a node.
     """
     users = [item for item in items if "k3s_layers" in getattr(item, "fixturenames", ())]
     if scope == "function" or len({_has_own_stack(item) for item in users}) < 2:  # noqa: PLR2004 - both kinds
@@ -139,7 +139,7 @@ def _has_own_stack(item: pytest.Item) -> bool:
 
 
 def _place(item: pytest.Item, scope: str) -> object:
-    """Return what a node of this scope is shared in."""
+    """Return the part of the collection that shares a node of this scope; None for the session."""
     kinds: dict[str, type[pytest.Collector]] = {
         "package": pytest.Package,
         "module": pytest.Module,

@@ -1,4 +1,4 @@
-"""The namespaces that fixtures hand out, and when they end."""
+"""The namespaces of the fixtures ``k3s_namespace`` and ``k3s_namespaces``."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SCOPES: dict[str, type[pytest.Item | pytest.Collector]] = {
     "class": pytest.Class,
     "function": pytest.Item,
 }
-"""What a namespace can end with, by the name of the scope."""
+"""The part of the collection that ends a namespace, for each scope."""
 
 
 @contextlib.contextmanager
 def own(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Namespace]:
-    """Give a test a namespace of its own.
+    """Create a namespace for one test, and delete it at the end.
 
     Args:
-        request: The fixture's, whose scope is the test.
-        cluster: Where.
+        request: The request of a function-scoped fixture.
+        cluster: The cluster.
     """
 
     def spare() -> bool:
@@ -51,7 +51,7 @@ def own(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Namespace]
 def _listed(
     config: pytest.Config, made: Namespace, node: pytest.Item | pytest.Collector | None
 ) -> Iterator[None]:
-    """Let a failing test's report find a namespace for as long as it lives."""
+    """List a namespace in the stash while it exists, for the reports of failed tests."""
     listed = config.stash.setdefault(NAMESPACES, [])
     listed.append((node, made))
     try:
@@ -61,41 +61,42 @@ def _listed(
 
 
 class Namespaces:
-    """Makes namespaces that outlive a test; what the fixture ``k3s_namespaces`` gives.
+    """Makes namespaces for several tests: the value of the fixture ``k3s_namespaces``.
 
     Args:
-        request: The fixture's.
-        cluster: Where.
+        request: The request of the fixture.
+        cluster: The cluster.
     """
 
     def __init__(self, request: pytest.FixtureRequest, cluster: Cluster) -> None:
-        """Keep the arguments."""
+        """Start without a namespace."""
         self._config = request.config
         self._session = request.session
         self._cluster = cluster
         self._last = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the object itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Delete the namespaces that are left, the last one first."""
+        """Delete the remaining namespaces, the newest first."""
         self._last.__exit__(kind, error, trace)
 
     def __call__(self, name: str | None = None, *, scope: str | None = None) -> Namespace:
         """Return a new namespace.
 
         Args:
-            name: Its name, which must be free; a new one if None.
-            scope: What it ends with: ``session``, ``package``, ``module``, ``class`` or ``function`` of the
-                test that runs. It ends with the cluster at the latest, as it does if this is None.
+            name: The name, which must be free; None for a new name.
+            scope: The scope of the running test whose end deletes the namespace: ``session``, ``package``,
+                ``module``, ``class`` or ``function``. None for the end of the cluster, which is also the
+                latest time.
 
         Raises:
-            ConfigError: There is no such scope, or the test is in none.
-            ClusterError: It did not become usable.
+            ConfigError: The scope is unknown, or the running test is not in such a scope.
+            ClusterError: The namespace did not become usable.
         """
         running = self._config.stash.get(RUNNING, None)
         node = None if scope is None else self._node(scope, running)
@@ -111,11 +112,11 @@ class Namespaces:
         stack.enter_context(_listed(self._config, made, node))
         self._last.push(stack)
         if node is not None:
-            node.addfinalizer(stack.close)  # what is closed already is left alone by the other stack
+            node.addfinalizer(stack.close)  # the second close has no effect
         return made
 
     def _node(self, scope: str, running: pytest.Item | None) -> pytest.Item | pytest.Collector:
-        """Return the part of the collection whose end is a namespace's."""
+        """Return the part of the collection whose end deletes a namespace."""
         if scope not in SCOPES:
             raise ConfigError(
                 f"the scope {scope!r} of a namespace",
@@ -127,7 +128,7 @@ class Namespaces:
         if not isinstance(found, (pytest.Item, pytest.Collector)):
             raise ConfigError(
                 f"the scope {scope!r} of a namespace",
-                cause="no test runs that is in one",
+                cause="no running test is in such a scope",
                 remedy="leave the scope out: the namespace ends with the cluster",
             )
         return found

@@ -1,8 +1,8 @@
-"""The runs that a session has open, and what becomes of the tests that use them.
+"""The open runs of a session, and the outcomes of the tests that use them.
 
-A run's records must say which test failed, and a session's fixtures end within the teardown of its last
-test: whether that teardown failed is only known after the run's own fixture has ended. Therefore a run that
-is over stays open until that test's last report, and is closed here.
+A run's records must contain the outcome of each test. pytest ends session fixtures in the teardown of the
+last test, so the run's own fixture ends before that teardown has an outcome. Therefore a run stays open until
+the last report of that test; then this module closes it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Uses = Callable[[pytest.Item], bool]
 
 @dataclass
 class OpenRun:
-    """A run that takes the outcomes of tests.
+    """A run that records the outcomes of tests.
 
     Attributes:
-        writer: Its records.
-        uses: Tells whether a test uses the run.
-        close: Closes the records and renders the page; called with why the run was interrupted.
-        announced: The ids of the tests that it has announced.
-        reached: The ids of the tests whose outcome it has.
-        over: Whether its fixture has ended.
-        why: Why the run was interrupted; None when it was not.
-        clean_start: The claim about its node's start, once it is announced; see :mod:`.cleanstart`.
+        writer: The run's records.
+        uses: Returns whether a test uses the run.
+        close: Closes the records and renders the page. Its argument is ``why``.
+        announced: The ids of the announced tests.
+        reached: The ids of the tests with a recorded outcome.
+        over: Whether the run's fixture has ended.
+        why: The reason of an interruption; None for a run without one.
+        clean_start: The claim about the node's start; None until it is announced. See :mod:`.cleanstart`.
     """
 
     writer: RunWriter
@@ -50,7 +50,7 @@ class OpenRun:
 
 
 OPEN_RUNS: pytest.StashKey[list[OpenRun]] = pytest.StashKey()
-"""The runs that take the outcomes of tests."""
+"""The runs that record the outcomes of tests."""
 
 
 def experiment(item: pytest.Item) -> str | None:
@@ -59,10 +59,10 @@ def experiment(item: pytest.Item) -> str | None:
 
 
 def sharing(request: pytest.FixtureRequest) -> Uses:
-    """Return what tells the tests that share the run which a fixture begins.
+    """Return a function that returns whether a test uses the run of a fixture.
 
     Args:
-        request: The fixture's; its name is ``k3s_run``, ``k3s_layers`` with a parameter, or another one's.
+        request: The request of the fixture: ``k3s_run``, ``k3s_layers`` with a parameter, or another one.
     """
     own = getattr(request, "param", None)
     where, first = request.node, request.config.stash.get(RUNNING, None)
@@ -77,7 +77,7 @@ def sharing(request: pytest.FixtureRequest) -> Uses:
             return False
         if "k3s_layers" in params or own is not None:
             return request.fixturename in names and params.get(request.fixturename) == own
-        # A stack asks for the fixture of the run by itself, so that a test does not have its name.
+        # `k3s_layers` requests the run's fixture at run time, so a test's `fixturenames` may lack it.
         return bool({request.fixturename, "k3s_layers"} & names)
 
     return uses
@@ -89,11 +89,11 @@ def begin(config: pytest.Config, run: OpenRun, items: list[pytest.Item]) -> None
     Args:
         config: pytest's configuration.
         run: The run.
-        items: The tests of the session that are still to come, the running one first.
+        items: The rest of the session's tests, the running one first.
     """
     config.stash.setdefault(OPEN_RUNS, []).append(run)
     if workers.is_worker(config):
-        return  # a worker of pytest-xdist has collected the tests of all workers
+        return  # a worker collects the tests of all workers, but runs only some of them
     for item in items:
         if experiment(item) is not None and run.uses(item):
             run.announced.add(item.nodeid)
@@ -101,7 +101,7 @@ def begin(config: pytest.Config, run: OpenRun, items: list[pytest.Item]) -> None
 
 
 def of_writer(config: pytest.Config, writer: RunWriter) -> OpenRun | None:
-    """Return the open run that a writer records; None if it is not one of the session's own.
+    """Return the open run of a writer; None if this session did not begin the run.
 
     Args:
         config: pytest's configuration.
@@ -111,19 +111,19 @@ def of_writer(config: pytest.Config, writer: RunWriter) -> OpenRun | None:
 
 
 def wants_node(item: pytest.Item) -> bool:
-    """Tell whether a test is one of an experiment's that has a node of its run's."""
+    """Return whether a test belongs to an experiment and uses a node."""
     return experiment(item) is not None and "k3s_session" in getattr(item, "fixturenames", ())
 
 
 def upcoming(session: pytest.Session) -> list[pytest.Item]:
-    """Return the tests from the running one on; all of them when none is running."""
+    """Return the running test and the tests after it; all tests if none runs."""
     items = list(getattr(session, "items", ()))
     running = session.config.stash.get(RUNNING, None)
     return items[items.index(running) :] if running in items else items
 
 
 class Recorder:
-    """A plugin of pytest's that gives each test's outcome to the runs that the test uses.
+    """A pytest plugin that records each test's outcome in the runs that the test uses.
 
     Args:
         config: pytest's configuration.
@@ -139,13 +139,13 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Remember the tests by their ids."""
+        """Store the tests by their ids."""
         self._items = {item.nodeid: item for item in session.items}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record an outcome; after the last one of a test, close the runs that are over."""
+        """Record an outcome; after a teardown, close the runs whose fixtures have ended."""
         item = self._items.get(report.nodeid)
-        if item is None or hasattr(report, "node"):  # one of a worker's, which records it itself
+        if item is None or hasattr(report, "node"):  # a worker's report: the worker records it
             return
         outcome = _outcome(report)
         if outcome is not None:
@@ -159,7 +159,7 @@ class Recorder:
         outcome: Literal["passed", "skipped", "broken", "failed"],
         report: pytest.TestReport,
     ) -> None:
-        # Of a test whose own process ended, pytest-forked does not know the phase, and says "???".
+        # If a test's own process crashed, pytest-forked reports the phase "???".
         phase: Any = report.when if report.when in {"setup", "call", "teardown"} else None
         message = None if outcome == "passed" else _message(report)
         found = False
@@ -181,11 +181,11 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Close the runs that ended with the session, when all fixtures are down."""
+        """Close the runs that ended with the session, after the teardown of all fixtures."""
         self._settle(stopping=True)
 
     def pytest_unconfigure(self) -> None:
-        """Close what is open still: a fixture's end has raised an error."""
+        """Close the runs that an error in a teardown left open."""
         self._settle(stopping=True)
 
     def _settle(self, *, stopping: bool) -> None:
@@ -203,12 +203,12 @@ class Recorder:
 
 
 def _outcome(report: pytest.TestReport) -> Literal["passed", "skipped", "broken", "failed"] | None:
-    """Return what a report says of its test; None where it says nothing of interest."""
+    """Return the outcome in a report; None for a setup or a teardown that passed."""
     if report.passed:
         return "passed" if report.when == "call" else None
     if report.skipped:
         return "skipped"
-    # pytest-rerunfailures calls a failure "rerun"; it was one.
+    # pytest-rerunfailures changes the outcome of a failure to "rerun": record it as a failure.
     broken = ("status", "broken") in report.user_properties or report.when != "call"
     return "broken" if broken else "failed"
 

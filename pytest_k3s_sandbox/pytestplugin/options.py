@@ -1,4 +1,4 @@
-"""pytest's half of the settings: how options are declared to it, and read from its configuration."""
+"""Declare the options to pytest, and read their values from its configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add(parser: pytest.Parser) -> None:
 
 
 def places(option: Option, config: pytest.Config) -> tuple[Place, ...]:
-    """Return the places where an option can be given, the strongest first, with what stands there."""
+    """Return the sources of an option and their values, the strongest first."""
     return (
         (f"--k3s-{option.name}", config.getoption(option.dest)),
         (f"environment variable {option.variable}", os.environ.get(option.variable)),
@@ -44,7 +44,7 @@ def resolve(option: Option, config: pytest.Config) -> Given:
     """Return an option's value: command line, then environment, then ini file, then default.
 
     Raises:
-        ConfigError: The value is not one of the choices; the message names where it came from.
+        ConfigError: The value is not one of the choices; the message names its source.
     """
     before = repeat(None) if option.before is None else places(option.before, config)
     return resolved(option, zip(places(option, config), before, strict=False))
@@ -54,13 +54,13 @@ def settings(config: pytest.Config) -> Settings:
     """Resolve all options.
 
     Raises:
-        ConfigError: One has a value that it cannot have.
+        ConfigError: An option has an invalid value.
     """
     return Settings.of({option.name: resolve(option, config) for option in OPTIONS}, config.rootpath)
 
 
 def on_command_line(config: pytest.Config) -> bool:
-    """Tell whether an option of ours stands on the command line, as only a user of nodes writes it."""
+    """Return whether the command line has an option of this plugin."""
     return any(
         config.getoption(each.dest) is not None
         for option in OPTIONS
@@ -70,7 +70,7 @@ def on_command_line(config: pytest.Config) -> bool:
 
 
 def wants_share(config: pytest.Config) -> bool:
-    """Tell whether workers share one cluster; a wrong value counts as no, and is a test's error later."""
+    """Return whether workers share one cluster; False for an invalid value, which fails the tests later."""
     try:
         return parse_flag(resolve(BY_NAME["share"], config))
     except ConfigError:
@@ -78,7 +78,7 @@ def wants_share(config: pytest.Config) -> bool:
 
 
 def scope(config: pytest.Config) -> str:
-    """Return how long a node lives; a wrong value counts as the default, until one is wanted."""
+    """Return the scope of a node; the default for an invalid value, which fails the tests later."""
     try:
         return resolve(BY_NAME["scope"], config).value
     except ConfigError:

@@ -1,7 +1,7 @@
-"""What pytest loads in every project, whether it uses a node or not: declarations, and nothing else.
+"""The entry point of the plugin: pytest loads it in every project, so it contains only declarations.
 
-A run that uses nothing of ours imports this module, the fixtures' and the options', and no other. The first
-test that has a fixture or a marker of ours wakes the rest: see
+A run without a test for the plugin imports the declarations only: fixtures, markers and options. The first
+test with a fixture or a marker of the plugin activates the rest: see
 :mod:`~pytest_k3s_sandbox.pytestplugin.activation`.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_k3s_sandbox.pytestplugin import activation, markers, options, workers
-from pytest_k3s_sandbox.pytestplugin.fixtures import *  # noqa: F403 - fixtures register by being names of the plugin
+from pytest_k3s_sandbox.pytestplugin.fixtures import *  # noqa: F403 - pytest finds fixtures by name
 from pytest_k3s_sandbox.pytestplugin.stash import RUNNING
 
 
@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers; what stands on the command line is checked at once."""
+    """Register the markers; activate the plugin if the command line has an option of it."""
     for line in markers.MARKERS.values():
         config.addinivalue_line("markers", line)
     if not workers.is_worker(config):
@@ -34,26 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
-    """Count the process that has the workers as a user of the cluster that they share."""
+    """Make the controller of pytest-xdist a client of the shared cluster."""
     if options.wants_share(node.config):
         activation.hooks(node.config).configure_node(node)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give tests with the marker ``k3s_layers`` the stack that it names."""
+    """Parametrize tests with the marker ``k3s_layers``."""
     if metafunc.definition.get_closest_marker("k3s_layers") is not None:
         markers.parametrize(metafunc)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Wake the rest if a test uses something of ours."""
+    """Activate the plugin if a test uses a fixture or a marker of it."""
     if not any(activation.is_user(item) for item in items):
         return
     try:
         hooks = activation.hooks(config)
     except pytest.UsageError:
-        # At collection it would crash a worker of pytest-xdist: there, it is the error of each test.
+        # An error at collection would crash a worker of pytest-xdist. There, each test raises it later.
         if workers.is_worker(config):
             return
         raise
@@ -62,14 +62,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Explain what went wrong in a fixture."""
+    """Skip the test if an error of a fixture is not its own; see :meth:`.Hooks.explain`."""
     item.config.stash[RUNNING] = item
     return (yield from _explained(item.config))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Explain what went wrong in a fixture that the test asked for by ``request.getfixturevalue``."""
+    """Do the same for fixtures that the test requests by ``request.getfixturevalue``."""
     return (yield from _explained(item.config))
 
 
@@ -84,29 +84,29 @@ def _explained(config: pytest.Config) -> Generator[None, None, None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
-    """Take over what a worker of pytest-xdist has to say of its runs."""
+    """Store the results that a worker of pytest-xdist sends at its end."""
     output = getattr(node, "workeroutput", {})
     if {workers.REPORTS, workers.DIGESTS, workers.STRAYS} & set(output):
         activation.hooks(node.config).take_over(output)
 
 
 class Lines:
-    """Writes what reports have brought along, in the process that has the terminal.
+    """Prints the plugin's lines of test reports, in the controller.
 
     Args:
         config: pytest's configuration.
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        """Keep the configuration."""
+        """Start with the configuration."""
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write the lines of a report; those of a worker with its name."""
+        """Print the lines of a report, with the name of its worker."""
         lines: list[str] | None = getattr(report, "k3s_sandbox_lines", None)
         if lines is None:
             return
-        activation.activate(self._config)  # a worker's report: this process has collected no test
+        activation.activate(self._config)  # for a worker's report: the controller collects no tests
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         node = getattr(report, "node", None)
         where = "" if node is None else f"[{node.gateway.id}] "

@@ -1,4 +1,4 @@
-"""What the fixtures do around a run: its folder, its records, and what remains of it."""
+"""Begin and end a run for the fixtures: its folder, its records, its page."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ Claim = Claims
 def recorded(
     request: pytest.FixtureRequest, spec: NodeSpec, *words: str, uses: openruns.Uses | None = None
 ) -> Iterator[RunWriter]:
-    """Record a run in a folder of its own; at the end its page is rendered, or the folder removed.
+    """Record a run in a folder of its own; at the end, render its page or remove the folder.
 
-    That happens after the last report of the test whose end is the run's.
+    The end comes after the last report of the test whose teardown ends the run.
 
     Args:
         request: The fixture that starts the run.
-        spec: What is brought up.
+        spec: The specification of the node.
         words: Further words of the folder's name.
-        uses: Tells whether a test uses the run; by default that is told from the fixture.
+        uses: Returns whether a test uses the run; None to derive it from the fixture.
     """
     from pytest_k3s_sandbox.node.session import run_folder
     from pytest_k3s_sandbox.report.records import RunWriter
@@ -73,11 +73,11 @@ def recorded(
     openruns.begin(config, run, openruns.upcoming(session))
     running = config.stash.get(RUNNING, None)
     if running is not None and openruns.wants_node(running) and run.uses(running):
-        run.clean_start = cleanstart.announce(claims(writer))  # now: the start may not come to its node
+        run.clean_start = cleanstart.announce(claims(writer))  # now: the bring-up may fail before the node
     try:
         yield writer
     except MissingCapability:
-        lacking = True  # nothing was run, nothing is to be kept
+        lacking = True  # no program ran: remove the folder
         raise
     except BaseException as error:
         run.why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -85,31 +85,31 @@ def recorded(
     finally:
         run.why = run.why or _interruption(session)
         run.over = True
-        if owner.mine and not config.stash[PROCESS].mine:  # the reports go to another process
+        if owner.mine and not config.stash[PROCESS].mine:  # another process gets the reports
             config.stash[openruns.OPEN_RUNS].remove(run)
             close(run.why)
 
 
 def _failed_here(config: pytest.Config) -> bool:
-    """Tell whether the running test has failed in a process of its own, whose session counts no failures."""
+    """Return whether the running test failed in a forked process, whose session does not count failures."""
     running = config.stash.get(RUNNING, None)
     return not config.stash[PROCESS].mine and running is not None and FAILED in running.stash
 
 
 def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
-    """Render the page of a run whose records are closed, or remove its folder, as the options say."""
+    """Render the page of a closed run, or remove its folder, according to ``--k3s-keep``."""
     from pytest_k3s_sandbox.report.finalize import finalize
     from pytest_k3s_sandbox.report.page import render
 
     results.end(config, folder)
     keep = config.stash[SETTINGS].keep
     if failed and keep != "never":
-        page: Path | None = render([folder], folder)  # also of a node that never came up
+        page: Path | None = render([folder], folder)  # also for a node that did not come up
     else:
         page = finalize(folder, keep=keep, failed=failed)
     if page is None:
         return
-    if not config.stash[PROCESS].mine:  # only a report reaches the process with the terminal
+    if not config.stash[PROCESS].mine:  # only test reports reach the process with the terminal
         config.stash[LINES].append(f"k3s-sandbox report: {page}")
         return
     config.stash[REPORTS].append(page)
@@ -117,7 +117,7 @@ def _keep(config: pytest.Config, folder: Path, *, failed: bool) -> None:
 
 
 def _interruption(session: pytest.Session) -> str | None:
-    """Return why pytest ends before its tests have all been run; None when it does not."""
+    """Return the reason why pytest stops early; None if it does not."""
     stopped = session.shouldfail or session.shouldstop
     if stopped:
         return str(stopped)
@@ -127,7 +127,7 @@ def _interruption(session: pytest.Session) -> str | None:
 
 
 def keep_running(config: pytest.Config, session: NodeSession) -> None:
-    """Let the cluster of a test that failed go on when this process ends, if that was asked for."""
+    """With ``--k3s-keep=running``, keep the cluster of a failed test when this process ends."""
     from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 
     wanted = config.stash[SETTINGS].keep == "running" and KEPT not in config.stash
@@ -143,7 +143,7 @@ def keep_running(config: pytest.Config, session: NodeSession) -> None:
 
 
 def goes_on(name: str) -> str:
-    """Return the lines about a cluster that was kept for a look: how to look, and how to end it."""
+    """Return the message about a kept cluster: the commands to inspect it and to stop it."""
     return (
         "k3s-sandbox: a cluster goes on, for a look (k3s-sandbox ps lists it):\n"
         f"  k3s-sandbox kubectl --name {name} -- get pods,events -A\n"
@@ -153,7 +153,7 @@ def goes_on(name: str) -> str:
 
 
 def clean_start(request: pytest.FixtureRequest, writer: RunWriter) -> OpenClaim | None:
-    """Return the claim about the start of a run's node; None if no experiment's test uses it.
+    """Return the claim about the start of a run's node; None if no test of an experiment uses it.
 
     Args:
         request: The fixture that starts the node.
@@ -161,7 +161,7 @@ def clean_start(request: pytest.FixtureRequest, writer: RunWriter) -> OpenClaim 
     """
     config = request.config
     run = openruns.of_writer(config, writer)
-    if run is None:  # a user's own fixture, or a cluster that other processes share
+    if run is None:  # a project's own fixture, or a cluster that workers share
         return None if experiment_of(request) == "test" else cleanstart.announce(claims(writer))
     if run.clean_start is None and any(
         openruns.wants_node(item) and run.uses(item) for item in openruns.upcoming(request.session)
@@ -171,18 +171,18 @@ def clean_start(request: pytest.FixtureRequest, writer: RunWriter) -> OpenClaim 
 
 
 def judge_shared_start(request: pytest.FixtureRequest, writer: RunWriter) -> None:
-    """Judge how a shared cluster started, if an experiment's test can come to use it.
+    """Judge the start of a shared cluster, if a test of an experiment can use the cluster.
 
-    A test of an experiment that asks for the cluster only when it runs is not refused before. After
-    another test of its worker it finds the cluster there, so that the claim is made with the first test.
-    It fails only an experiment's test.
+    :func:`.check_shareable` does not see a test that requests the cluster while it runs. Another test of the
+    worker may have attached before. Therefore the first test that attaches makes the claim. If the
+    claim does not hold, only a test of an experiment fails.
 
     Args:
         request: The fixture that attaches to the cluster.
-        writer: The run's records, which tell how the cluster started.
+        writer: The run's records, with the events of the start.
 
     Raises:
-        ClusterError: The running test is an experiment's, and a program has ended during the start.
+        ClusterError: A program ended during the start, and the running test belongs to an experiment.
     """
     claim = clean_start(request, writer)
     refused: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -190,11 +190,11 @@ def judge_shared_start(request: pytest.FixtureRequest, writer: RunWriter) -> Non
         claim, refused = cleanstart.announce(claims(writer)), contextlib.suppress(ClusterError)
     if claim is not None:
         with refused, cleanstart.judged(claim, writer):
-            pass  # it is Ready, and its records tell how it started
+            pass  # the start is over, and its events are in the records
 
 
 def claims(writer: RunWriter) -> Claim:
-    """Return what records whether claims hold, and then asserts them.
+    """Return the claims of a run.
 
     Args:
         writer: The run's records.
@@ -203,6 +203,6 @@ def claims(writer: RunWriter) -> Claim:
 
 
 def experiment_of(request: pytest.FixtureRequest) -> str:
-    """Return the experiment that the test which starts this run belongs to; ``test`` for a user's own."""
+    """Return the experiment of the running test; ``test`` for a test without one."""
     item = request.config.stash.get(RUNNING, None)
     return "test" if item is None else openruns.experiment(item) or "test"

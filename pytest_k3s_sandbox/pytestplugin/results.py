@@ -1,8 +1,7 @@
-"""Results for others: JUnit's XML, allure's folder, and the terminal's summary of each experiment.
+"""Results of tests: JUnit's XML, allure's folder, and the terminal's summary of each experiment.
 
-An error of the infrastructure says nothing about a test: JUnit's XML has it as ``error``, allure as
-``broken``.
-A disproved hypothesis is a ``failure`` there, and ``failed``.
+An infrastructure error is an ``error`` in JUnit's XML and ``broken`` in allure. A disproved hypothesis is a
+``failure`` in JUnit's XML and ``failed`` in allure.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.report.records import RunWriter
 
 NODE = frozenset({"k3s_run", "k3s_sandbox", "k3s_layers", "k3s_session"})
-"""A test with one of these fixtures has a node; an error of that node says nothing about the test."""
+"""The fixtures of a node; an error of the node says nothing about the test."""
 
 
 def is_broken(error: BaseException) -> bool:
-    """Tell whether a test that ended with an error shows nothing about its hypothesis.
+    """Return whether an exception proves nothing about a test's hypothesis.
 
-    Only an assertion does, or ``pytest.fail``; pytest-timeout fails a test, but of what it would have
-    shown it tells nothing.
+    A failed assertion and ``pytest.fail`` disprove the hypothesis. A timeout of pytest-timeout and every
+    other exception prove nothing.
     """
     if isinstance(error, pytest.fail.Exception):
         return f"Failed: {error.msg}".startswith(allure.TIMEOUT)
@@ -46,7 +45,7 @@ def is_broken(error: BaseException) -> bool:
 
 
 class Outcomes:
-    """The plugin's part for results; registered when pytest is configured.
+    """Hooks that write results; registered when the plugin becomes active.
 
     Args:
         config: pytest's configuration.
@@ -61,14 +60,14 @@ class Outcomes:
         recorder = openruns.Recorder(config)
         config.pluginmanager.register(recorder, "k3s_sandbox_recorder")
         session = config.pluginmanager.get_plugin("session")
-        if session is not None:  # a test that runs already may be the first to want a node
+        if session is not None:  # a running test may activate the plugin, after the collection
             recorder.pytest_collection_finish(session)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Say of a test with a node where it ran, and whether its failure is one of the node's."""
+        """Add properties to a test with a node: its sandbox and layers, and whether it is broken."""
         mine = bool(NODE & set(getattr(item, "fixturenames", ()))) or any(
             run.uses(item) for run in self._config.stash[openruns.OPEN_RUNS]
         )
@@ -88,7 +87,7 @@ class Outcomes:
         described = {**found, **({} if (folder := _folder(item)) is None else {"run": str(folder)})}
         item.user_properties += [(name, value) for name, value in described.items() if name not in names]
         if self._results is not None:
-            # What a test says itself, in its user_properties, counts: it may have a sandbox beside its run's.
+            # A test's own user_properties take precedence: it may start another sandbox than its run's.
             allure.label({name: str(names.get(name, value)) for name, value in found.items()})
             self._environment.update(found)
 
@@ -102,7 +101,7 @@ class Outcomes:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
-        """Mend JUnit's file when it is written, and write what allure's results share."""
+        """Correct JUnit's file after pytest has written it, and write allure's common files."""
         result = yield
         if self._results is not None and self._environment:
             self._results.write_frame(self._environment)
@@ -113,10 +112,10 @@ class Outcomes:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write a line for each experiment."""
+        """Print a line for each experiment."""
         found: list[dict[str, Any]] = self._config.stash[DIGESTS]
         known = {one["run"] for one in found}
-        # A cluster that workers share is recorded by a process of its own.
+        # The daemon process of a shared cluster writes its records.
         others = [page.parent for page in self._config.stash[REPORTS] if page.parent.name not in known]
         strays = self._config.stash[STRAYS]
         if not found and not others and not strays:
@@ -133,25 +132,25 @@ class Outcomes:
 
 
 def begin(config: pytest.Config, run: RunWriter) -> None:
-    """Remember the run that the next tests belong to."""
+    """Store the run of the next tests."""
     config.stash[RUN] = run
 
 
 def end(config: pytest.Config, folder: Path) -> None:
-    """Keep a run's key figures for the terminal's summary, whether its folder is kept or not."""
+    """Store a run's key figures for the terminal's summary; its folder may be removed afterwards."""
     from pytest_k3s_sandbox.report.headline import headline
     from pytest_k3s_sandbox.report.records import read_run
 
     run = read_run(folder)
     if run.environment is None and run.complete:
-        return  # the machine lacks something: nothing was run
+        return  # a capability is missing: no program ran
     found = headline(run).values()
     if not workers.hand_over(config, workers.DIGESTS, found):
         config.stash[DIGESTS].append(found)
 
 
 def labels(item: pytest.Item) -> dict[str, str]:
-    """Return where a test ran: the experiment, sandbox, layers and version, as far as they are known."""
+    """Return the known labels of a test: experiment, sandbox, layers and version."""
     settings = item.config.stash[SETTINGS]
     experiment = openruns.experiment(item) or "test"
     run = _run(item)
@@ -180,14 +179,14 @@ def _folder(item: pytest.Item) -> Path | None:
 
 
 def mend_junit(path: Path) -> None:
-    """Turn failures of tests that are broken into errors, in a JUnit file that pytest has written.
+    """Turn the failures of broken tests into errors, in a JUnit file that pytest has written.
 
-    pytest knows a test's failure by its phase alone: whatever is raised in a test is a ``failure``.
+    pytest writes a ``failure`` for every exception in the call phase of a test.
     """
     try:
         tree = ET.parse(path)  # noqa: S314 - pytest's own file
     except (OSError, ET.ParseError):
-        return  # it was not written; pytest has said so
+        return  # pytest did not write it, and has reported that
     changed = False
     for suite in tree.iter("testsuite"):
         mended = 0

@@ -1,6 +1,7 @@
-"""One cluster for all workers of pytest-xdist: the first one that needs it starts it, the last one ends it.
+"""One cluster for all workers of pytest-xdist.
 
-A daemon process keeps it. So the end of one worker does not end the cluster of the others.
+The first worker that needs the cluster starts it. A daemon process keeps it, so it survives the end of that
+worker. The cluster ends with its last client.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class Share:
     """A worker's part in the cluster that it shares.
 
     Args:
-        run: The id of the run of pytest, which all its workers share.
+        run: The id of the pytest run, the same in all workers.
         report: The folder of runs.
         keep: Which run folders are kept.
     """
 
     def __init__(self, run: str, report: Path, keep: str) -> None:
-        """Count as a client from now on, also before the worker needs the cluster."""
+        """Become a client of the cluster, even before the worker needs it."""
         self.name = f"share-{run[:8]}"
         self._report = report
         self._keep = keep
@@ -48,14 +49,14 @@ class Share:
         self.clients.enter()
 
     def up(self, spec: NodeSpec, toolchain: Toolchain) -> NodeSession:
-        """Return the cluster; the first one that asks starts it, and the others wait for that.
+        """Return the cluster; the first caller starts it, and the others wait for the start.
 
         Args:
-            spec: What to bring up; the same for all.
-            toolchain: Where kubectl comes from.
+            spec: The specification of the node, the same in all workers.
+            toolchain: The source of kubectl.
 
         Raises:
-            ClusterError: It did not come up, or it has ended.
+            ClusterError: The cluster did not come up, or has ended.
             ConfigError: Another worker started it with another specification.
         """
         if self._up is None:
@@ -95,7 +96,7 @@ class Share:
 
     @property
     def ended(self) -> str | None:
-        """Why the cluster that this worker uses was ended before its time; None if it was not."""
+        """The reason why the worker's cluster was ended early; None if it was not."""
         found = None if self._up is None else endings.read(self.name)
         return None if found is None else found.why
 
@@ -158,7 +159,7 @@ class Share:
 
 def _over(launched: Mapping[str, Any]) -> bool:
     """Return whether the process that keeps the cluster has ended."""
-    start = launched["start"]  # None when it had ended at once
+    start = launched["start"]  # None if the process ended at once
     return start is None or bool(processes.start_time(launched["pid"]) != start)
 
 

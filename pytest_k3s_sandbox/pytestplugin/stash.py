@@ -1,4 +1,4 @@
-"""Where the plugin keeps its state in pytest's configuration."""
+"""The stash keys of the plugin's state, most of them in pytest's configuration."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.support.forks import Owner
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
-"""The resolved options; there when the plugin is awake."""
+"""The resolved options; missing until the plugin is active."""
 
 SPEC: pytest.StashKey[NodeSpec] = pytest.StashKey()
-"""What the options ask for; there when a test has asked for a node."""
+"""The specification that the options give; missing until a test uses a node."""
 
 EXPERIMENT: pytest.StashKey[str] = pytest.StashKey()
-"""In a test's own stash: the experiment that it belongs to."""
+"""In a test's own stash: the experiment of the test."""
 
 PROCESS: pytest.StashKey[Owner] = pytest.StashKey()
-"""The process that pytest runs in, as opposed to one that runs a single test for it (pytest-forked)."""
+"""The process of pytest itself, unlike a process that pytest-forked forks for one test."""
 
 RUNNING = pytest.StashKey[pytest.Item]()
-"""The test whose turn it is."""
+"""The running test."""
 
 REPORTS = pytest.StashKey[list[Path]]()
-"""The pages that were written, for the terminal's summary."""
+"""The report pages of the runs, for the terminal's summary."""
 
 LINES = pytest.StashKey[list[str]]()
-"""What is to be said with the next test's report: a node came up, a cluster is kept."""
+"""Lines for the next test's report, for example that a node came up or a cluster still runs."""
 
 SHARE: pytest.StashKey[Share] = pytest.StashKey()
 """A worker's part in the cluster that the workers of pytest-xdist share."""
 
 SHARE_OF_WORKERS: pytest.StashKey[Share] = pytest.StashKey()
-"""The part of the process that has the workers: it comes first and leaves last."""
+"""The controller's part in that cluster: it enters first and leaves last."""
 
 FAILED = pytest.StashKey[bool]()
-"""In a test's own stash: it has failed."""
+"""In a test's own stash: whether the test has failed."""
 
 NAMESPACES: pytest.StashKey[list[tuple[pytest.Item | pytest.Collector | None, Namespace]]] = pytest.StashKey()
-"""The namespaces that fixtures have made and that live still, each with what it ends with."""
+"""The existing namespaces of fixtures, each with the part of the collection that ends it."""
 
 KEPT = pytest.StashKey[bool]()
-"""Whether this process has kept a cluster running; one of them is enough."""
+"""Whether this process has kept a cluster running; it keeps at most one."""
 
 RUN: pytest.StashKey[RunWriter] = pytest.StashKey()
-"""The run that the current tests belong to."""
+"""The run of the current tests."""
 
 STRAYS = pytest.StashKey[list[dict[str, str]]]()
-"""The tests of experiments that failed and had no run to be recorded in."""
+"""The failed tests of experiments that used no run."""
 
 DIGESTS = pytest.StashKey[list[dict[str, Any]]]()
 """The key figures of the runs, for the terminal's summary."""

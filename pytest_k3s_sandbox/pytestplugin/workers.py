@@ -1,26 +1,26 @@
-"""A worker of pytest-xdist, and what it hands over to the process that has the terminal."""
+"""Send results from a worker of pytest-xdist to the controller."""
 
 from __future__ import annotations
 
 import pytest
 
 DIGESTS = "k3s_sandbox_digests"
-"""The key figures of a worker's runs, in what it hands over at its end."""
+"""The key figures of a worker's runs."""
 
 STRAYS = "k3s_sandbox_strays"
-"""A worker's tests of experiments that failed without a run."""
+"""A worker's failed tests of experiments that used no run."""
 
 REPORTS = "k3s_sandbox_reports"
-"""The pages that a worker wrote."""
+"""A worker's report pages."""
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Tell whether this process is a worker of pytest-xdist."""
+    """Return whether this process is a worker of pytest-xdist."""
     return hasattr(config, "workerinput")
 
 
 def hand_over(config: pytest.Config, kind: str, value: object) -> bool:
-    """Add a value to what a worker hands over at its end; return whether this process is one that does.
+    """Add a value to the output that a worker sends at its end; return False outside a worker.
 
     Args:
         config: pytest's configuration.

@@ -1,4 +1,4 @@
-"""The settings of a run, made once from a command line, the environment and an ini file."""
+"""The settings of a run, from the command line, the environment and the ini file."""
 
 from pytest_k3s_sandbox.settings.options import (
     BY_NAME,

@@ -1,7 +1,7 @@
-"""The options: the one list of names, defaults and choices, and where the value of one is taken from.
+"""The list of options with names, defaults and choices, and the order of their sources.
 
-pytest's part of it is in :mod:`~pytest_k3s_sandbox.pytestplugin.options`, the command line's in
-:mod:`~pytest_k3s_sandbox.cli.options`.
+:mod:`~pytest_k3s_sandbox.pytestplugin.options` declares them to pytest,
+:mod:`~pytest_k3s_sandbox.cli.options` to the command line.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class Option:
     """One option.
 
     Attributes:
-        name: Its name without ``--k3s-``.
-        default: Its value where none is given.
-        help: Its effect, for ``--help``.
-        choices: The valid values; empty for any.
-        flag: Whether it takes no value on the command line.
-        former: The name that it had before, which still works, with a note; empty for none.
-        former_values: Values that had another word before, by that word.
+        name: The name without ``--k3s-``.
+        default: The default value.
+        help: The effect, for ``--help``.
+        choices: The valid values; empty if any value is valid.
+        flag: Whether the option takes no value on the command line.
+        former: The former name, which still works and adds a note; empty without one.
+        former_values: The current values by their former words.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Option:
 
     @property
     def before(self) -> Option | None:
-        """The option under its former name; None if it always had this one."""
+        """The option under its former name; None without a former name."""
         return replace(self, name=self.former, former="") if self.former else None
 
 
@@ -58,7 +58,7 @@ KINDS = ("gvisor", "host")
 """The kinds of sandboxes."""
 
 FORMER_KINDS = {"here": "host"}
-"""Kinds that had another word before."""
+"""The current kinds by their former words."""
 
 DISTRIBUTIONS = ("embedded", "k3s")
 """The forms in which Kubernetes comes: the parts that k3s is made of, or the official k3s binary."""
@@ -116,7 +116,7 @@ OPTIONS = (
     Option(
         "disk",
         "50%",
-        "the disk that a sandbox may take: bytes like 20Gi, a share of what is free like 50%, or none",
+        "the disk that a sandbox may take: bytes like 20Gi, a share of the free space like 50%, or none",
     ),
     Option(
         "processes",
@@ -132,9 +132,9 @@ _PLACES = {"K3S_SANDBOX_HOME", "K3S_SANDBOX_CACHE", "K3S_REPORT"}
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that are options of this project's, and could change what is measured.
+    """Return the environment variables of this project that can change a measurement.
 
-    Others of that prefix are k3s' own, and may hold secrets (K3S_TOKEN).
+    Other variables with the prefix ``K3S_`` belong to k3s, and may contain secrets (K3S_TOKEN).
 
     Args:
         environ: The environment.
@@ -149,12 +149,12 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Given:
-    """An option's value and where it came from.
+    """An option's value and its source.
 
     Attributes:
         value: The value, as text.
-        source: The command-line option, environment variable or ini option, as a message names it.
-        note: A hint for its user at a word that has another name now; None for none.
+        source: The command-line option, environment variable or ini option, for messages.
+        note: A hint that a former word has a new name; None without one.
     """
 
     value: str
@@ -163,7 +163,7 @@ class Given:
 
 
 Place = tuple[str, str | None]
-"""Where an option can be given, as a message names it, and the text there."""
+"""A source of an option, for messages, and the text there; None if it has none."""
 
 
 def resolve(option: Option, places: Iterable[tuple[Place, Place | None]], prefix: str = "--k3s-") -> Given:
@@ -171,11 +171,11 @@ def resolve(option: Option, places: Iterable[tuple[Place, Place | None]], prefix
 
     Args:
         option: The option.
-        places: The places where it can stand, the strongest first, each with that of its former name.
-        prefix: What stands before the option's name on this command line.
+        places: The sources, the strongest first, each with the source under the former name.
+        prefix: The prefix of option names on this command line.
 
     Raises:
-        ConfigError: The value is not one of the choices; the message names where it came from.
+        ConfigError: The value is not one of the choices; the message names its source.
     """
     for current, former in places:
         for source, value in filter(None, (current, former)):

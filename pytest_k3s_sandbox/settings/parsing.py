@@ -1,4 +1,4 @@
-"""What an option's text means: a parser for each kind of value."""
+"""Parse the text of an option: a function for each kind of value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLAGS = {
 
 
 def text(given: Given) -> str:
-    """Return the text as it is."""
+    """Return the text unchanged."""
     return given.value
 
 
@@ -34,7 +34,7 @@ def parse_flag(given: Given) -> bool:
     """Return whether a flag is on; it is off by default.
 
     Raises:
-        ConfigError: A flag cannot have the value.
+        ConfigError: The value is not valid for a flag.
     """
     word = given.value.strip().lower()
     if word and word not in FLAGS:
@@ -52,7 +52,7 @@ def parse_port(given: Given) -> int:
         ConfigError: The text is not a number from 1 to 65535.
     """
     digits = given.value
-    # isdecimal alone is true of digits of every script, and int() takes a number of any length apart slowly.
+    # isdecimal() accepts the digits of every script, and int() is slow for a very long number.
     plain = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(LAST_PORT))
     if not (plain and 0 < int(digits) <= LAST_PORT):
         raise ConfigError(f"{given.source}: {digits!r} is not a TCP port (1 to {LAST_PORT})")
@@ -60,10 +60,10 @@ def parse_port(given: Given) -> int:
 
 
 def parse_ports(given: Given) -> tuple[int, ...]:
-    """Return TCP ports of a text like ``5000,8080``; none of ``none``.
+    """Return the TCP ports of a text like ``5000,8080``; an empty tuple for ``none``.
 
     Raises:
-        ConfigError: One is not a number from 1 to 65535.
+        ConfigError: A port is not a number from 1 to 65535.
     """
     words = [word.strip() for word in given.value.split(",") if word.strip()]
     if words == ["none"]:
@@ -88,7 +88,7 @@ def parse_version(given: Given) -> str | None:
     """Return the pinned version of Kubernetes that a text names; None for the default.
 
     Raises:
-        ConfigError: None of the pinned versions is meant.
+        ConfigError: The text does not match a pinned version.
     """
     if given.value == "default":
         return None
@@ -98,7 +98,7 @@ def parse_version(given: Given) -> str | None:
 
 
 def parse_duration(given: Given) -> float:
-    """Return seconds of a text like ``90``, ``90s``, ``5m``, ``1h`` or ``2d``.
+    """Return the seconds of a text like ``90``, ``90s``, ``5m``, ``1h`` or ``2d``.
 
     Raises:
         ConfigError: The text is not a duration, or not positive.
@@ -140,7 +140,7 @@ def _limit(name: str) -> Callable[[Given], str]:
 
 
 def _from_source(given: Given, parse: Callable[[str], Value]) -> Value:
-    """Parse a value; an error names where the value came from."""
+    """Parse a value; an error names its source."""
     try:
         return parse(given.value)
     except ConfigError as error:
@@ -160,4 +160,4 @@ PARSERS: dict[str, Callable[[Given], object]] = {
     "processes": _limit("processes"),
     "require": parse_flag,
 }
-"""What makes a setting of an option's text; the text itself for the others."""
+"""The parsers of options by name; other options keep their text."""

@@ -1,4 +1,4 @@
-"""The settings of a run: one typed object, made of what was given for the options."""
+"""The settings of a run: one typed object, made from the values of the options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Settings:
         disk: The disk that a sandbox may take, as text.
         processes: How many processes a sandbox may have, as text.
         require: Whether missing capabilities fail.
-        notes: Hints at words that have other names now.
+        notes: Hints that former words have new names.
     """
 
     sandbox: str
@@ -55,14 +55,14 @@ class Settings:
 
     @classmethod
     def of(cls, given: Mapping[str, Given], root: Path) -> Settings:
-        """Make settings of what was given.
+        """Make settings from the values of options.
 
         Args:
-            given: The options by their names; what is missing has its default.
-            root: The folder that a relative ``report`` is below.
+            given: The values by the options' names; a missing option has its default.
+            root: The base folder of a relative ``report``.
 
         Raises:
-            ConfigError: One has a value that it cannot have; the message names where it came from.
+            ConfigError: An option has an invalid value; the message names its source.
         """
         found = {name: given.get(name, Given(each.default, name)) for name, each in BY_NAME.items()}
         values = {name: PARSERS.get(name, text)(value) for name, value in found.items()}

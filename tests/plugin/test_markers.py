@@ -158,10 +158,10 @@ def test_the_marker_gives_the_stack_and_equal_stacks_share_a_node(project: Proje
             """,
             "*has the marker k3s_layers and parametrizes k3s_layers, too",
         ),
-        ("@pytest.mark.k3s_layers('fake_cni')\ndef test_it(): pass", "*the test has no node whose layers *"),
+        ("@pytest.mark.k3s_layers('fake_cni')\ndef test_it(): pass", "*the test uses no node, *"),
         (
             "@pytest.mark.k3s_layers('fake_cni')\ndef test_it(k3s_sandbox): pass",
-            "*the test has no node whose *",
+            "*the test uses no node, *",
         ),
     ],
 )

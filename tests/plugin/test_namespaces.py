@@ -47,7 +47,7 @@ def test_a_namespace_lives_as_long_as_its_scope(project: Project) -> None:
     ("scope", "words"),
     [
         ("modul", "did you mean 'module'?"),
-        ("class", "no test runs that is in one"),
+        ("class", "no running test is in such a scope"),
         ("year", "use one of these"),
     ],
 )
