@@ -16,8 +16,8 @@ from pytest_k3s_sandbox.pytestplugin.recording import goes_on
 from pytest_k3s_sandbox.pytestplugin.results import Outcomes
 from pytest_k3s_sandbox.pytestplugin.sharing import Share, wait_ended
 from pytest_k3s_sandbox.pytestplugin.stash import (
-    DIGESTS,
     FAILED,
+    HEADLINES,
     LINES,
     REPORTS,
     SETTINGS,
@@ -151,7 +151,7 @@ class Hooks:
             output: The worker's ``workeroutput``.
         """
         self._config.stash[REPORTS].extend(Path(page) for page in output.get(workers.REPORTS, ()))
-        self._config.stash[DIGESTS].extend(output.get(workers.DIGESTS, ()))
+        self._config.stash[HEADLINES].extend(output.get(workers.HEADLINES, ()))
         self._config.stash[STRAYS].extend(output.get(workers.STRAYS, ()))
 
     @pytest.hookimpl(trylast=True)

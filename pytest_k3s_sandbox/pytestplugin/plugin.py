@@ -86,7 +86,7 @@ def _explained(config: pytest.Config) -> Generator[None, None, None]:
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - pytest-xdist need not be there
     """Store the results that a worker of pytest-xdist sends at its end."""
     output = getattr(node, "workeroutput", {})
-    if {workers.REPORTS, workers.DIGESTS, workers.STRAYS} & set(output):
+    if {workers.REPORTS, workers.HEADLINES, workers.STRAYS} & set(output):
         activation.hooks(node.config).take_over(output)
 
 

@@ -18,7 +18,7 @@ import pytest
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.pytestplugin import allure, openruns, workers
 from pytest_k3s_sandbox.pytestplugin.stash import (
-    DIGESTS,
+    HEADLINES,
     REPORTS,
     RUN,
     SETTINGS,
@@ -56,7 +56,7 @@ class Outcomes:
         self._config = config
         self._results = allure.Results(config) if allure.is_on(config) else None
         self._environment: dict[str, str] = {}
-        config.stash[DIGESTS] = []
+        config.stash[HEADLINES] = []
         recorder = openruns.Recorder(config)
         config.pluginmanager.register(recorder, "k3s_sandbox_recorder")
         session = config.pluginmanager.get_plugin("session")
@@ -113,7 +113,7 @@ class Outcomes:
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print a line for each experiment."""
-        found: list[dict[str, Any]] = self._config.stash[DIGESTS]
+        found: list[dict[str, Any]] = self._config.stash[HEADLINES]
         known = {one["run"] for one in found}
         # The daemon process of a shared cluster writes its records.
         others = [page.parent for page in self._config.stash[REPORTS] if page.parent.name not in known]
@@ -123,11 +123,11 @@ class Outcomes:
         from pytest_k3s_sandbox.report.headline import Headline, headline, headline_lines
         from pytest_k3s_sandbox.report.records import read_run
 
-        digests = [Headline(**one) for one in found]
+        headlines = [Headline(**one) for one in found]
         for folder in others:
             with suppress(SandboxError):  # a run whose records are gone has no key figures
-                digests.append(headline(read_run(folder)))
-        for line in headline_lines(digests, strays):
+                headlines.append(headline(read_run(folder)))
+        for line in headline_lines(headlines, strays):
             terminalreporter.write_line(f"k3s-sandbox {line}")
 
 
@@ -145,8 +145,8 @@ def end(config: pytest.Config, folder: Path) -> None:
     if run.environment is None and run.complete:
         return  # a capability is missing: no program ran
     found = headline(run).values()
-    if not workers.hand_over(config, workers.DIGESTS, found):
-        config.stash[DIGESTS].append(found)
+    if not workers.hand_over(config, workers.HEADLINES, found):
+        config.stash[HEADLINES].append(found)
 
 
 def labels(item: pytest.Item) -> dict[str, str]:

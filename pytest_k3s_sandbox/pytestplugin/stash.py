@@ -57,5 +57,5 @@ RUN: pytest.StashKey[RunWriter] = pytest.StashKey()
 STRAYS = pytest.StashKey[list[dict[str, str]]]()
 """The failed tests of experiments that used no run."""
 
-DIGESTS = pytest.StashKey[list[dict[str, Any]]]()
+HEADLINES = pytest.StashKey[list[dict[str, Any]]]()
 """The key figures of the runs, for the terminal's summary."""

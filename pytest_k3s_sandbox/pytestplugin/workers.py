@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-DIGESTS = "k3s_sandbox_digests"
+HEADLINES = "k3s_sandbox_headlines"
 """The key figures of a worker's runs."""
 
 STRAYS = "k3s_sandbox_strays"
@@ -24,7 +24,7 @@ def hand_over(config: pytest.Config, kind: str, value: object) -> bool:
 
     Args:
         config: pytest's configuration.
-        kind: One of :data:`DIGESTS`, :data:`STRAYS` and :data:`REPORTS`.
+        kind: One of :data:`HEADLINES`, :data:`STRAYS` and :data:`REPORTS`.
         value: A value that pytest-xdist can send.
     """
     if not hasattr(config, "workeroutput"):
