@@ -116,17 +116,12 @@ def test_the_examples_pass_with_the_wheel_alone(
 
 def test_the_example_of_a_session_without_pytest(tmp_path: Path, folder: Path, wheel: Path) -> None:
     python = virtual_environment(tmp_path / "venv", wheel, dependencies=False)
-    code = """
-from pytest_k3s_sandbox import NodeSpec, open_session
-
-with open_session(NodeSpec()) as session:
-    session.cluster.node.wait_ready()
-    print(session.cluster.node.ready)
-"""
+    (example,) = [block for block in blocks("python") if block.file == "session.py"]
+    (folder / "session.py").write_text(example.text)
     done = subprocess.run(
-        [python, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=300
+        [python, "session.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=300
     )
-    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "hi\n\n"), done.stderr
 
 
 PAGES = sorted({block.page for block in blocks("sh") if not block.reason})
