@@ -147,9 +147,9 @@ def test_a_hand_over_that_fails_leaves_the_sandbox_to_a_living_owner(
         kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
     )
     stack = SimpleNamespace(sandbox=started, names=())
-    process = SimpleNamespace(distribution=SimpleNamespace(name="embedded"))
+    runner = SimpleNamespace(distribution=SimpleNamespace(name="embedded"))
     writer = SimpleNamespace(zero=0.0)
-    up: Any = SimpleNamespace(cluster=cluster, process=process, stack=stack, folder=tmp_path, writer=writer)
+    up: Any = SimpleNamespace(cluster=cluster, runner=runner, stack=stack, folder=tmp_path, writer=writer)
     with pytest.raises(StartError, match="the cluster cannot be kept"):
         daemon.hand_over(up, "a test")
     owner = machine.read_owner(started.workdir)

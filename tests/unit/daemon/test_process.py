@@ -59,9 +59,9 @@ def up(sandbox: HostSandbox, tmp_path: Path) -> NodeSession:
         kubeconfig="/none", settings=SimpleNamespace(api_port=1), node=SimpleNamespace(name="n"), processes={}
     )
     stack = SimpleNamespace(sandbox=sandbox, names=())
-    process = SimpleNamespace(distribution=SimpleNamespace(name="embedded"))
+    runner = SimpleNamespace(distribution=SimpleNamespace(name="embedded"))
     writer = SimpleNamespace(zero=0.0)
-    made = SimpleNamespace(cluster=cluster, process=process, stack=stack, folder=tmp_path, writer=writer)
+    made = SimpleNamespace(cluster=cluster, runner=runner, stack=stack, folder=tmp_path, writer=writer)
     return cast("NodeSession", made)
 
 
