@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
@@ -210,3 +210,13 @@ class Access:
 def folders_of(*folders: Path) -> tuple[Path, ...]:
     """Return where relative paths are looked for: the given folders, then the working directory."""
     return tuple(dict.fromkeys([*folders, Path.cwd()]))
+
+
+def places(path: str | Path, folders: Sequence[Path]) -> list[Path]:
+    """Return where a user's path may be: itself if it is absolute, else below each folder, in this order."""
+    return [Path(path)] if Path(path).is_absolute() else list(dict.fromkeys(each / path for each in folders))
+
+
+def existing(path: str | Path, folders: Sequence[Path]) -> Path | None:
+    """Return the first of the :func:`places` of a path where something exists; None if there is none."""
+    return next((each for each in places(path, folders) if each.exists()), None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_k3s_sandbox.cluster import manifests
-from pytest_k3s_sandbox.cluster.access import Access, folders_of, short
+from pytest_k3s_sandbox.cluster.access import Access, existing, folders_of, short
 from pytest_k3s_sandbox.cluster.manifests import Document, Manifest
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, ConfigError, on_purpose
@@ -163,7 +163,7 @@ def is_reference(text: str, folders: Sequence[Path]) -> bool:
     """
     if not _REFERENCE.fullmatch(text) and (not manifests.is_path(text) or set("./") & set(text)):
         return False
-    return not text.endswith(manifests.SUFFIXES) and not any((folder / text).exists() for folder in folders)
+    return not text.endswith(manifests.SUFFIXES) and existing(text, folders) is None
 
 
 def _said(done: Completed) -> str:

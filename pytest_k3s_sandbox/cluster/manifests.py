@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_k3s_sandbox.cluster.access import existing, places
 from pytest_k3s_sandbox.errors import ConfigError, on_purpose, suggestion
 
 __tracebackhide__ = on_purpose
@@ -132,9 +133,9 @@ def _dumped(given: Mapping[str, Any], where: str) -> str:
 
 def _files(path: Path, folders: Sequence[Path]) -> list[Path]:
     """Return the files that a path means: itself, or those in the folder."""
-    tried = [path] if path.is_absolute() else list(dict.fromkeys(folder / path for folder in folders))
-    found = next((each for each in tried if each.exists()), None)
+    found = existing(path, folders)
     if found is None:
+        tried = places(path, folders)
         raise ConfigError(
             f"the manifest {path}",
             cause=f"there is no such file; tried {', '.join(map(str, tried))}",

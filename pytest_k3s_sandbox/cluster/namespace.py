@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from pytest_k3s_sandbox.cluster import applying, forwarding, goals, object_wait, podlogs
-from pytest_k3s_sandbox.cluster.access import Access, ClusterApi, Timeout, deadline_of, folders_of, short
+from pytest_k3s_sandbox.cluster.access import (
+    Access,
+    ClusterApi,
+    Timeout,
+    deadline_of,
+    existing,
+    folders_of,
+    short,
+)
 from pytest_k3s_sandbox.cluster.events import Event, events_of
 from pytest_k3s_sandbox.cluster.forwarding import Url
 from pytest_k3s_sandbox.cluster.manifests import Manifest
@@ -322,8 +330,7 @@ class Namespace(str):
             ConfigError: It is not an archive of an image.
             ClusterError: containerd refused it.
         """
-        tried = [folder / tar for folder in folders_of(*self._folders)]
-        file = next((each for each in tried if each.exists()), Path(tar))
+        file = existing(tar, folders_of(*self._folders)) or Path(tar)
         return self.cluster.load_image(file, deadline_of(timeout).remaining())
 
     def leave(self) -> None:

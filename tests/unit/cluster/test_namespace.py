@@ -41,6 +41,7 @@ class Cluster:
         there: The answers by path, without their queries.
         kubectls: What kubectl was called with.
         program: What is run in kubectl's place, as Python.
+        loaded: The archive that was loaded, and the seconds for it.
     """
 
     logs = Path("/logs")
@@ -56,6 +57,7 @@ class Cluster:
         self.kubectls: list[tuple[str, ...]] = []
         self.answer = Completed((), 0, "", "")
         self.program = ""
+        self.loaded: tuple[Path, float] | None = None
 
     def reader(self, _seconds: float = 0.0) -> ApiReader:
         """Read what is there."""
@@ -86,8 +88,9 @@ class Cluster:
         until(condition, what=what, deadline=deadline, alive={}, poll=0.01, hint=hint)
 
     def load_image(self, tar: Path, seconds: float = 60.0) -> tuple[str, ...]:
-        """Load nothing."""
-        raise NotImplementedError(tar, seconds)
+        """Note the archive and the time for it."""
+        self.loaded = (tar, seconds)
+        return ("example.org/mine:1",)
 
 
 @pytest.fixture
@@ -370,3 +373,17 @@ def test_an_event_is_one_harmless_line(reason: str, message: str, name: str) -> 
 def test_a_short_text_is_short_and_harmless(text: str, most: int) -> None:
     assert visible(short(text, most)) == short(text, most)
     assert len(short(text, most)) <= 10 * (most + 1)
+
+
+def test_an_image_is_looked_for_beside_the_test_first(
+    cluster: Cluster, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.tar").write_bytes(b"")
+    monkeypatch.chdir("/")
+    assert namespace.load_image("mine.tar", timeout=7) == ("example.org/mine:1",)
+    assert cluster.loaded is not None
+    file, seconds = cluster.loaded
+    assert file == tmp_path / "mine.tar"
+    assert 6 < seconds <= 7
+    namespace.load_image("none.tar")
+    assert cluster.loaded[0] == Path("none.tar")
