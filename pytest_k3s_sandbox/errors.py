@@ -101,6 +101,19 @@ def missing_extra(what: str, package: str, extra: str, *, otherwise: str | None 
     )
 
 
+def owners_only(what: str) -> ConfigError:
+    """Return the error of an operation that only the owner of a shared cluster may do.
+
+    Args:
+        what: The operation.
+    """
+    return ConfigError(
+        what,
+        cause="another process keeps this cluster, and other tests use it, too",
+        remedy="run this test without --k3s-share",
+    )
+
+
 def on_purpose(caught: pytest.ExceptionInfo[BaseException] | None) -> bool:
     """Tell pytest whether an error says all that there is to say, as the ``__tracebackhide__`` of a module.
 

@@ -20,7 +20,7 @@ from pytest_k3s_sandbox.daemon import endings
 from pytest_k3s_sandbox.daemon.clients import Clients
 from pytest_k3s_sandbox.daemon.registry import State
 from pytest_k3s_sandbox.deadline import Deadline
-from pytest_k3s_sandbox.errors import ConfigError, StartError
+from pytest_k3s_sandbox.errors import StartError, owners_only
 from pytest_k3s_sandbox.layers.base import Health
 from pytest_k3s_sandbox.layers.stack import LayerStack
 from pytest_k3s_sandbox.node.session import NodeSession
@@ -40,11 +40,7 @@ def refuse(what: str) -> NoReturn:
     Raises:
         ConfigError: Always.
     """
-    raise ConfigError(
-        what,
-        cause="another process keeps this cluster, and other tests use it, too",
-        remedy="run this test without --k3s-share",
-    )
+    raise owners_only(what)
 
 
 def refuse_the_rest(owner: type, what: str) -> Callable[[object, str], NoReturn]:

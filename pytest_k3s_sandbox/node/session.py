@@ -21,7 +21,7 @@ from pytest_k3s_sandbox.cluster.process_wait import ended_at_start, lost_by
 from pytest_k3s_sandbox.cluster.runner import ClusterRunner
 from pytest_k3s_sandbox.cluster.sampler import Sampler
 from pytest_k3s_sandbox.cluster.supervisor import Supervisor
-from pytest_k3s_sandbox.errors import ConfigError, SandboxError
+from pytest_k3s_sandbox.errors import SandboxError, owners_only
 from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack, bring_up
 from pytest_k3s_sandbox.node.diagnostics import diagnose, explained
@@ -88,11 +88,7 @@ class NodeSession:
             ConfigError: Another process owns them.
         """
         if self.own is None:
-            raise ConfigError(
-                "starting and ending programs of a shared cluster",
-                cause="another process keeps this cluster, and other tests use it, too",
-                remedy="run this test without --k3s-share",
-            )
+            raise owners_only("starting and ending programs of a shared cluster")
         return self.own
 
     @contextlib.contextmanager
