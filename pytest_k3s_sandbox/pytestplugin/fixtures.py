@@ -139,34 +139,24 @@ def k3s_sandbox(
         yield started
 
 
-def _layer(
-    folder: str, sandbox: StartedSandbox, run: RunWriter, spec: NodeSpec
-) -> contextlib.AbstractContextManager[Layer]:
-    from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse
-    from pytest_k3s_sandbox.layers.registry import declared
-    from pytest_k3s_sandbox.layers.stack import entered, make, split
-    from pytest_k3s_sandbox.node.diagnostics import explained
-
-    name = declared(folder).name
-    word = next((word for word in spec.layers or () if split(word)[0] == name), name)  # with its variant
-    if isinstance(sandbox, AttachedSandbox):
-        refuse(f"the fixture {FOLDERS[folder].name}")
-
-    @contextlib.contextmanager
-    def up() -> Iterator[Layer]:
-        with contextlib.ExitStack() as stack:
-            with explained(sandbox, run.path.parent), run.phase(f"layer {word}"):
-                layer = stack.enter_context(entered(make(word, sandbox), sandbox))
-            yield layer
-
-    return up()
-
-
 def _layer_fixture(folder: str, fixture: Fixture) -> object:
     """Return a fixture that brings up the layer of a folder."""
 
     def layer(k3s_sandbox: StartedSandbox, k3s_run: RunWriter, k3s_spec: NodeSpec) -> Iterator[Layer]:
-        with _layer(folder, k3s_sandbox, k3s_run, k3s_spec) as up:
+        from pytest_k3s_sandbox.daemon.attached import AttachedSandbox, refuse
+        from pytest_k3s_sandbox.layers.registry import declared
+        from pytest_k3s_sandbox.layers.stack import entered, make, split
+        from pytest_k3s_sandbox.node.diagnostics import explained
+
+        if isinstance(k3s_sandbox, AttachedSandbox):
+            refuse(f"the fixture {fixture.name}")
+        name = declared(folder).name
+        word = next(
+            (word for word in k3s_spec.layers or () if split(word)[0] == name), name
+        )  # with its variant
+        with contextlib.ExitStack() as stack:
+            with explained(k3s_sandbox, k3s_run.path.parent), k3s_run.phase(f"layer {word}"):
+                up = stack.enter_context(entered(make(word, k3s_sandbox), k3s_sandbox))
             yield up
 
     layer.__doc__ = fixture.text
