@@ -17,6 +17,7 @@ import typer
 from pytest_k3s_sandbox.cli import kubeconfigs
 from pytest_k3s_sandbox.cli.inside import NameOption, kept
 from pytest_k3s_sandbox.cli.options import (
+    TAKES_WORDS,
     DiskOption,
     DistributionOption,
     JsonOption,
@@ -175,7 +176,7 @@ def _remove_remains() -> None:
         registry.remove_stale_states()
         sharing.remove_stale_folders()
         endings.remove_old()
-        kubeconfigs.sweep()
+        kubeconfigs.remove_stale()
 
 
 def stop(
@@ -232,8 +233,7 @@ def down(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    takes_words = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
     app.command()(up)
-    app.command(context_settings=takes_words)(shell)
+    app.command(context_settings=TAKES_WORDS)(shell)
     for command in (ps, stop, down):
         app.command()(command)

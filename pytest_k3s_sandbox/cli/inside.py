@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pytest_k3s_sandbox.cli.options import JsonOption, QuietOption, check_json, give, need_root, say
+from pytest_k3s_sandbox.cli.options import (
+    TAKES_WORDS,
+    JsonOption,
+    QuietOption,
+    check_json,
+    give,
+    need_root,
+    say,
+)
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.daemon.registry import State
@@ -82,10 +90,4 @@ def kept(name: str | None) -> State:
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(load)
-    app.command(
-        context_settings={
-            "allow_extra_args": True,
-            "ignore_unknown_options": True,
-            "allow_interspersed_args": False,
-        }
-    )(kubectl)
+    app.command(context_settings=TAKES_WORDS)(kubectl)

@@ -111,7 +111,7 @@ def take_back(name: str) -> None:
     file.unlink(missing_ok=True)
 
 
-def sweep() -> None:
+def remove_stale() -> None:
     """Remove clusters without a running daemon process from the user's kubeconfig."""
     from pytest_k3s_sandbox.daemon import registry
 

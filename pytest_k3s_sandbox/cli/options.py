@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cli.progress import Verbosity
     from pytest_k3s_sandbox.toolchain.resolve import Program
 
+TAKES_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+"""The settings of a command that hands the words after its own options to a program."""
+
 STDOUT = Path("-")
 """``--json -``: the result as JSON on standard output, in the place of the text."""
 
