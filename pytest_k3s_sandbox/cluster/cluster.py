@@ -254,24 +254,27 @@ class Cluster:
         deadline = Deadline.after(seconds)
         self.wait(lambda: not self._going(name), f"an earlier namespace {name} to be gone", deadline)
         self.core.create_namespace({"metadata": {"name": name}})
+        made = Namespace(name, self, folders)
         try:
             self.wait_usable(name, deadline)
-            made = Namespace(name, self, folders)
-            try:
-                yield made
-            finally:
-                if owner.mine and not spare():
-                    made.leave()
+            yield made
         finally:
             if owner.mine and not spare():
-                self.core.delete_namespace(name)  # first, so that no controller makes its pods again
-                # A shell as process 1 ignores SIGTERM. Without this a test's end would take 30 s.
-                self.core.delete_collection_namespaced_pod(name, grace_period_seconds=1)
-                self.wait(
-                    lambda: not self.core.list_namespaced_pod(name).items,
-                    f"the pods of namespace {name} to be gone",
-                    Deadline.after(seconds),
-                )
+                try:
+                    made.leave()
+                finally:
+                    self._delete_namespace(name, Deadline.after(seconds))
+
+    def _delete_namespace(self, name: str, deadline: Deadline) -> None:
+        """Delete a namespace, and wait until its pods are gone."""
+        self.core.delete_namespace(name)  # first, so that no controller makes its pods again
+        # A shell as process 1 ignores SIGTERM. Without this a test's end would take 30 s.
+        self.core.delete_collection_namespaced_pod(name, grace_period_seconds=1)
+        self.wait(
+            lambda: not self.core.list_namespaced_pod(name).items,
+            f"the pods of namespace {name} to be gone",
+            deadline,
+        )
 
     def _going(self, name: str) -> bool:
         namespace = found(lambda: self.core.read_namespace(name))

@@ -295,21 +295,26 @@ def pod_trouble(item: Item | None) -> str | None:
         return f"it has {status['phase'].lower()} already" + "".join(
             f": {said}" for said in (why, ends) if said
         )
-    for each in _containers(status):
+    for each in container_statuses(status):
         waiting = (each.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in UNMENDED:
             return f"container {each.get('name')} waits: {waiting['reason']}: {waiting.get('message', '')}"
     return None
 
 
-def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def container_statuses(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the statuses of a pod's containers, those of init containers first.
+
+    Args:
+        status: The pod's ``status``.
+    """
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
 def _ends(status: Mapping[str, Any]) -> list[str]:
     """Return how the containers of a pod have ended."""
     found = []
-    for each in _containers(status):
+    for each in container_statuses(status):
         end = (each.get("state") or {}).get("terminated")
         if end:
             found.append(f"container {each.get('name')} ended with exit code {end.get('exitCode')}")

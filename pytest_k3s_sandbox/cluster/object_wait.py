@@ -9,7 +9,7 @@ from typing import Any
 from pytest_k3s_sandbox.cluster import podlogs
 from pytest_k3s_sandbox.cluster.access import Access, short
 from pytest_k3s_sandbox.cluster.events import events_of
-from pytest_k3s_sandbox.cluster.goals import UNMENDED, Existence, Goal, Met
+from pytest_k3s_sandbox.cluster.goals import UNMENDED, Existence, Goal, Met, container_statuses
 from pytest_k3s_sandbox.cluster.resources import Reference, Resource
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, WaitError, on_purpose
@@ -190,14 +190,10 @@ class _Pods:
 
 
 def _lacks_image(pod: Item) -> str | None:
-    status = pod.get("status") or {}
-    for field in ("initContainerStatuses", "containerStatuses"):
-        for each in status.get(field) or []:
-            waiting = (each.get("state") or {}).get("waiting") or {}
-            if waiting.get("reason") in UNMENDED:
-                return (
-                    f"container {each.get('name')} waits: {waiting['reason']}: {waiting.get('message', '')}"
-                )
+    for each in container_statuses(pod.get("status") or {}):
+        waiting = (each.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in UNMENDED:
+            return f"container {each.get('name')} waits: {waiting['reason']}: {waiting.get('message', '')}"
     return None
 
 
@@ -266,17 +262,16 @@ def described(pod: Item) -> str:
     """
     status = pod.get("status") or {}
     parts = []
-    for field in ("initContainerStatuses", "containerStatuses"):
-        for each in status.get(field) or []:
-            name = each.get("name")
-            word, what = next(iter((each.get("state") or {"unknown": {}}).items()))
-            if word == "running" and each.get("ready"):
-                continue
-            why = ": ".join(str(what[key]) for key in ("reason", "message") if what.get(key))
-            code = f" with exit code {what['exitCode']}" if "exitCode" in what else ""
-            ready = " and not ready" if word == "running" else ""
-            again = f", {each['restartCount']} restarts" if each.get("restartCount") else ""
-            parts.append(f"container {name} is {word}{ready}{code}{f': {why}' if why else ''}{again}")
+    for each in container_statuses(status):
+        name = each.get("name")
+        word, what = next(iter((each.get("state") or {"unknown": {}}).items()))
+        if word == "running" and each.get("ready"):
+            continue
+        why = ": ".join(str(what[key]) for key in ("reason", "message") if what.get(key))
+        code = f" with exit code {what['exitCode']}" if "exitCode" in what else ""
+        ready = " and not ready" if word == "running" else ""
+        again = f", {each['restartCount']} restarts" if each.get("restartCount") else ""
+        parts.append(f"container {name} is {word}{ready}{code}{f': {why}' if why else ''}{again}")
     said = f"; {'; '.join(parts)}" if parts else ""
     return short(f"pod {pod['metadata']['name']} is {status.get('phase', 'new')}{said}", 500)
 

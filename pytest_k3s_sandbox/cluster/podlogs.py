@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 from urllib.parse import urlencode
 
 from pytest_k3s_sandbox.cluster.access import Access, short
-from pytest_k3s_sandbox.cluster.goals import selector_of
+from pytest_k3s_sandbox.cluster.goals import container_statuses, selector_of
 from pytest_k3s_sandbox.cluster.reading import ApiUnavailable
 from pytest_k3s_sandbox.cluster.resources import Reference
 from pytest_k3s_sandbox.deadline import Deadline
@@ -55,12 +55,11 @@ def started(pod: Item, name: str, *, before: bool = False) -> bool:
         before: Whether this is about its instance before the present one.
     """
     status = pod.get("status") or {}
-    for field in ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"):
-        for each in status.get(field) or []:
-            if each.get("name") == name:
-                last = bool((each.get("lastState") or {}).get("terminated"))
-                state = each.get("state") or {}
-                return last if before else last or "running" in state or "terminated" in state
+    for each in [*container_statuses(status), *(status.get("ephemeralContainerStatuses") or [])]:
+        if each.get("name") == name:
+            last = bool((each.get("lastState") or {}).get("terminated"))
+            state = each.get("state") or {}
+            return last if before else last or "running" in state or "terminated" in state
     return False
 
 
