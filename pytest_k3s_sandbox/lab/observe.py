@@ -24,6 +24,18 @@ TAIL = 500  # characters of a log without an error line
 POD_FAILURE = "Error syncing pod"
 """The kubelet's log line for each failed attempt to run a pod (``pod_workers.go``)."""
 
+ENDINGS = (
+    '"command failed"',
+    '"Failed to initialize internal modules"',
+    '"Failed to listen and serve"',
+    '"Failed to start ContainerManager"',
+    '"Failed to start cAdvisor"',
+)
+"""The kubelet's messages before an ``os.Exit(1)`` (``kubelet.go``, ``server.go``, ``run.go``).
+
+Another goroutine can still write a line between such a message and the end.
+"""
+
 
 class Milestone(StrEnum):
     """The milestones of a node, in this order."""
@@ -139,9 +151,9 @@ def stage_of(milestones: Mapping[Milestone, float], *, ended: bool = False) -> S
 
 
 def stopping_error(component: str, log: str) -> FirstError | None:
-    """Return the error that ended a program: the last one in its log.
+    """Return the error that ended a program: the last of its :data:`ENDINGS`, else the last error.
 
-    Those before it did not end it; the kubelet, for instance, goes on without /sys/class/net.
+    Errors before it did not end it; the kubelet, for instance, goes on without /sys/class/net.
 
     Args:
         component: The program's name.
@@ -150,7 +162,8 @@ def stopping_error(component: str, log: str) -> FirstError | None:
     errors = [error for error in map(classify, log.splitlines()) if error and error.severity != "warning"]
     if not errors:
         return None
-    last = errors[-1]
+    endings = [error for error in errors if error.severity == "fatal" or error.message.startswith(ENDINGS)]
+    last = (endings or errors)[-1]
     return FirstError(component=component, kind=last.kind, text=last.message)
 
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pytest_k3s_sandbox.sandbox.host import HostSandbox, cgroup_mounts
 from pytest_k3s_sandbox.sandbox.processes import start_time
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
+from support.held import freeze, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root")
 
@@ -141,15 +141,6 @@ def assert_gone(key: str, processes: set[Member], home: Path) -> None:
     assert alive(processes) == set()
     assert naming(key) == set()
     assert on_disk_and_in_kernel(key, home) == []
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = Deadline.after(seconds)
-    while not condition():
-        if deadline.expired:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_the_search_for_leftovers_finds_a_running_sandbox(make: Maker, home: Path) -> None:
@@ -365,9 +356,9 @@ def test_reaping_ends_what_still_runs(make: Maker, home: Path) -> None:
     """The next start may come before a sandbox has noticed the end of its owner."""
     with make.held_elsewhere() as (holder, key):
         assert reaper.reap() == []  # the owner is alive
-        processes = members(key)
-        for pid, _ in processes:  # they notice nothing any more
-            os.kill(pid, signal.SIGSTOP)
+        stopped = freeze(lambda: {pid for pid, _ in members(key)})  # they notice nothing any more
+        processes = {(pid, start_time(pid)) for pid in stopped}
+        assert processes
         holder.kill()
         holder.wait()
         assert alive(processes) == processes

@@ -86,17 +86,10 @@ class Held:
 
     def freeze_and_kill(self) -> set[int]:
         """Kill the process that holds it, while the sandbox can notice nothing; return what runs on."""
-        frozen: set[int] = set()
-        while fresh := self.members() - frozen:  # one that is not stopped yet may start another
-            for pid in fresh:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-            frozen |= fresh
-        # What was about to end when the signal came ends all the same.
-        assert wait_until(lambda: all(state(pid) in "TtZ" for pid in frozen), 10)
+        frozen = freeze(self.members)
         self.process.kill()
         self.process.wait()
-        return {pid for pid in frozen if running(pid)}
+        return frozen
 
 
 @contextlib.contextmanager
@@ -149,6 +142,24 @@ def next_command(home: Path, *prefix: str) -> float:
     )
     assert done.returncode == 0, done.stderr
     return time.monotonic() - began
+
+
+def freeze(members: Callable[[], set[int]]) -> set[int]:
+    """Stop all members of a group of processes, and return those that are stopped.
+
+    A signal takes effect later, and what was about to end when it came ends all the same.
+
+    Args:
+        members: Returns the ids of those that there are now. One that is not stopped yet may start another.
+    """
+    frozen: set[int] = set()
+    while fresh := members() - frozen:
+        for pid in fresh:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        frozen |= fresh
+    assert wait_until(lambda: all(state(pid) in "TtZ" for pid in frozen), 10)
+    return {pid for pid in frozen if running(pid)}
 
 
 def running(pid: int) -> bool:

@@ -16,6 +16,7 @@ from kubernetes.client import ApiException
 
 from pytest_k3s_sandbox.cluster.cluster import Cluster
 from pytest_k3s_sandbox.lab.observe import (
+    ENDINGS,
     POD_FAILURE,
     Limits,
     Milestone,
@@ -41,6 +42,14 @@ def test_the_last_error_is_the_one_that_stopped_it() -> None:
     assert found is not None
     assert (found.component, found.kind) == ("kubelet", "kmsg")
     assert found.text.startswith('"command failed"')
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_another_goroutine_writes_before_the_end_did_not_stop_it(ending: str) -> None:
+    other = f'{HEAD}"Unable to get rootfs data from cAdvisor interface" err="unable to find data"'
+    found = stopping_error("kubelet", f'{other}\n{HEAD}{ending} err="why"\n{other}\n')
+    assert found is not None
+    assert found.text == f'{ending} err="why"'
 
 
 @given(st.lists(st.sampled_from([WARNING, "", "I1123 19:18:12.9 59 a.go:1] fine", "words"])))
