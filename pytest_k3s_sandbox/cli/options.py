@@ -138,8 +138,9 @@ def pinned(
     from pytest_k3s_sandbox.toolchain import Toolchain, pinning
     from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal
 
-    digests = pinning.pin(Toolchain(progress=SilentProgress() if quiet else for_terminal()), programs)
-    lines = pinning.as_toml(digests)
+    toolchain = Toolchain(progress=SilentProgress() if quiet else for_terminal())
+    digests = pinning.pin(toolchain, programs)
+    lines = pinning.as_toml(digests, pinning.unstated(toolchain))
     if target is not None:
         try:
             target.write_text(lines, encoding="utf-8")

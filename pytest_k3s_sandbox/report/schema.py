@@ -54,7 +54,7 @@ class ProgramRecord(FrozenModel):
 
     Attributes:
         version: The version that the program reports.
-        origin: Its source: ``environment``, ``path``, ``cache``, ``release`` or ``build``.
+        origin: Its source: ``env``, ``path``, ``cache``, ``release``, ``package`` or ``build``.
         sha256: The SHA-256 of its file in hexadecimal.
     """
 

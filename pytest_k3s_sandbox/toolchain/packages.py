@@ -124,6 +124,16 @@ def _on_path(program: str) -> Callable[[Mapping[str, str]], bool]:
     return lambda environ: which(program, environ) is not None
 
 
+def of_program(name: str, package: str) -> SystemPackage:
+    """Return the distribution's package of a program under test.
+
+    Args:
+        name: The program.
+        package: Its package.
+    """
+    return SystemPackage(name, (package,), "a cluster", _on_path(name))
+
+
 CGROUP_READERS = (
     SystemPackage("cgget", ("cgroup-tools",), "experiment 07, which reads its cgroups", _on_path("cgget")),
     SystemPackage("crun", ("crun",), "experiment 07, which starts containers", _on_path("crun")),

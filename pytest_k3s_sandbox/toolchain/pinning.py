@@ -1,10 +1,13 @@
-"""Pinning releases: fetched, checked against their publishers' checksums, and written down for review."""
+"""Pinning releases: fetched, checked against their publishers' checksums, and written down for review.
+
+Where a publisher states no checksum, nothing but a pinned one is there to compare with; the line says so.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
@@ -18,6 +21,9 @@ from pytest_k3s_sandbox.toolchain.progress import Work
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.toolchain.pins import Release
     from pytest_k3s_sandbox.toolchain.resolve import Toolchain
+
+
+UNSTATED = "# Its publisher states no checksum: compare this one with another source.\n"
 
 
 def pin(toolchain: Toolchain, names: Iterable[str] | None = None) -> dict[str, str]:
@@ -51,9 +57,13 @@ def _digest(toolchain: Toolchain, official: Release) -> str:
     what = f"fetching {official.url}"
     try:
         with Work(toolchain.progress, what) as work, tempfile.TemporaryDirectory() as folder:
-            file = release.download(
-                replace(official, sha256=None), Path(folder), work, loopback=toolchain.loopback
-            )
+            if official.checksum_url is None:
+                file = Path(folder, "release")
+                release.fetch(official.url, file, work, loopback=toolchain.loopback)
+            else:
+                file = release.download(
+                    replace(official, sha256=None), Path(folder), work, loopback=toolchain.loopback
+                )
             digest = sha256_of(file)
     except (OSError, HTTPException) as error:
         raise ProvisionError(
@@ -68,7 +78,21 @@ def _digest(toolchain: Toolchain, official: Release) -> str:
     return digest
 
 
-def as_toml(digests: Mapping[str, str]) -> str:
-    """Return the lines for the table ``[sha256]`` of ``programs.toml``."""
+def unstated(toolchain: Toolchain) -> set[str]:
+    """Return the addresses of releases whose publishers state no checksum."""
+    releases = [pin.release for pin in toolchain.pins.programs.values() if pin.release]
+    return {each.url for each in releases if each.checksum_url is None}
+
+
+def as_toml(digests: Mapping[str, str], unstated: Collection[str] = ()) -> str:
+    """Return the lines for the table ``[sha256]`` of ``programs.toml``.
+
+    Args:
+        digests: What :func:`pin` returned.
+        unstated: What :func:`unstated` returned; lines of these get a comment for the reviewer.
+    """
     # A JSON string is a TOML basic string.
-    return "".join(f"{json.dumps(url)} = {json.dumps(digest)}\n" for url, digest in digests.items())
+    return "".join(
+        (UNSTATED if url in unstated else "") + f"{json.dumps(url)} = {json.dumps(digest)}\n"
+        for url, digest in digests.items()
+    )

@@ -46,15 +46,15 @@ class Release:
 
     Attributes:
         url: The file.
-        checksum_url: Its checksum as the publisher states it.
-        algorithm: The checksum's algorithm, a name of :mod:`hashlib`.
+        checksum_url: Its checksum as the publisher states it, or None if the publisher states none.
+        algorithm: That checksum's algorithm, a name of :mod:`hashlib`.
         version: The release's version.
         archive: Each program's member in the tar archive; empty when the file is the program.
         sha256: The pinned hash of the file, in hexadecimal; None until it was reviewed.
     """
 
     url: str
-    checksum_url: str
+    checksum_url: str | None
     algorithm: str
     version: str
     archive: Mapping[str, str] = field(default_factory=dict)
@@ -72,10 +72,11 @@ class Pin:
         siblings: All programs of the group, this one too.
         version_args: The arguments that make it print its version.
         version_regex: Finds the version in its output, as group 1.
-        minimum: The least version that is accepted from PATH; None demands equality.
+        minimum: The least version that is accepted from PATH, numbers and dots; None demands equality.
         optional: Whether a cluster can do without it.
         build: How it is built, or None.
         release: Where it is released, or None.
+        package: The package of Debian and Ubuntu that has it, for a machine without the release, or None.
     """
 
     name: str
@@ -84,10 +85,11 @@ class Pin:
     siblings: tuple[str, ...]
     version_args: tuple[str, ...]
     version_regex: re.Pattern[str]
-    minimum: int | None = None
+    minimum: str | None = None
     optional: bool = False
     build: Build | None = None
     release: Release | None = None
+    package: str | None = None
 
     @property
     def variable(self) -> str:
@@ -108,7 +110,7 @@ class Pin:
         """Tell whether a version found on PATH is as good as the pinned one."""
         if self.minimum is None:
             return version == self.version
-        return version.isdecimal() and int(version) >= self.minimum
+        return bool(found := numbers(version)) and found >= numbers(self.minimum)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ class Pins:
     programs: Mapping[str, Pin]
     go: GoPin
     kubernetes: str = ""
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, to compare it: those of ``1.8.1``; none if it has other parts."""
+    parts = version.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
 
 
 def minor_of(version: str) -> str:
@@ -177,8 +185,8 @@ def _pin(
         url = fill(raw["url"])
         release = Release(
             url=url,
-            checksum_url=fill(raw["checksum_url"]),
-            algorithm=raw["algorithm"],
+            checksum_url=fill(raw["checksum_url"]) if "checksum_url" in raw else None,
+            algorithm=raw.get("algorithm", "sha256"),
             version=raw.get("version", version),
             archive=raw.get("archive", {}),
             sha256=digests.get(url),
@@ -194,6 +202,7 @@ def _pin(
         optional=table.get("optional", False),
         build=build,
         release=release,
+        package=table.get("package"),
     )
 
 

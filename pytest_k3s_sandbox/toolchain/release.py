@@ -212,7 +212,19 @@ def _fetch(url: str, part: Path, work: Work, *, loopback: bool) -> None:
             raise http.client.IncompleteRead(b"", total - have)
 
 
-def _fetch_whole(url: str, part: Path, work: Work, *, loopback: bool) -> None:
+def fetch(url: str, part: Path, work: Work, *, loopback: bool = False) -> None:
+    """Download a file, whatever it is; a partial file and a lost connection are continued.
+
+    Args:
+        url: Its address.
+        part: Where it goes.
+        work: The observer of the progress.
+        loopback: Whether http to this machine's loopback is allowed.
+
+    Raises:
+        UnusableReleaseError: The address is not https, or the file is too large.
+        OSError: The network or the disk failed; the received part is kept.
+    """
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
@@ -252,11 +264,11 @@ def download(release: Release, folder: Path, work: Work, *, loopback: bool = Fal
     # Named by the checksum, so that a partial file of another version is never continued.
     part = folder / f"{expected[:16]}-{filename}.part"
     resumed = part.exists()
-    _fetch_whole(release.url, part, work, loopback=loopback)
+    fetch(release.url, part, work, loopback=loopback)
     actual = _digest(part, algorithm)
     if actual != expected and resumed:
         part.unlink()
-        _fetch_whole(release.url, part, work, loopback=loopback)
+        fetch(release.url, part, work, loopback=loopback)
         actual = _digest(part, algorithm)
     if actual != expected:
         part.unlink()
@@ -277,6 +289,8 @@ def published(release: Release, *, loopback: bool = False) -> str:
         OSError: The network failed.
     """
     filename = urllib.parse.unquote(release.url.rpartition("/")[2])
+    if release.checksum_url is None:
+        raise UnusableReleaseError(f"no {release.algorithm} of {filename}", cause="its publisher states none")
     with open_url(release.checksum_url, loopback=loopback) as response:
         text = response.read(CHECKSUM_LIMIT).decode(errors="replace")
     expected = checksum_in(text, filename, release.algorithm)

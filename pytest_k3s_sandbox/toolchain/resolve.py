@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.error import HTTPError
@@ -18,12 +17,12 @@ from urllib.error import HTTPError
 import platformdirs
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, ProvisionError
-from pytest_k3s_sandbox.toolchain import golang, packages, pins, release
+from pytest_k3s_sandbox.toolchain import golang, keys, packages, pins, release
 from pytest_k3s_sandbox.toolchain.cache import Cache, CacheEntry, CorruptEntryError, no_space
 from pytest_k3s_sandbox.toolchain.packages import which
 from pytest_k3s_sandbox.toolchain.progress import Progress, Work, for_terminal
 
-Origin = Literal["env", "path", "cache", "release", "build"]
+Origin = Literal["env", "path", "cache", "release", "package", "build"]
 ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64"}
 VERSION_SECONDS = 20.0
 APPLICATION = "pytest-k3s-sandbox"
@@ -37,7 +36,8 @@ class Program:
         name: Its name.
         path: Its file.
         version: Its version, ``unknown`` if an environment variable names something that does not say.
-        origin: Where it comes from: ``env``, ``path``, ``cache``, or, just now, ``release`` or ``build``.
+        origin: Where it comes from: ``env``, ``path``, ``cache``, or, just now, ``release``, ``package`` (the
+            distribution's, so that it is on PATH from then on) or ``build``.
     """
 
     name: str
@@ -69,7 +69,7 @@ def architecture() -> str:
 
 
 class Toolchain:
-    """All programs under test: environment variable, PATH, cache, release, build.
+    """All programs under test: environment variable, PATH, cache, release, distribution's package, build.
 
     Args:
         cache: The cache folder; by default :func:`cache_folder`.
@@ -118,7 +118,8 @@ class Toolchain:
         return self.environ.get("K3S_SANDBOX_HTTP_LOOPBACK") == "1"
 
     def _is_usable(self, official: pins.Release) -> bool:
-        return official.sha256 is not None or self.environ.get("K3S_SANDBOX_RELEASES") == "unpinned"
+        unpinned = self.environ.get("K3S_SANDBOX_RELEASES") == "unpinned"
+        return official.sha256 is not None or (unpinned and official.checksum_url is not None)
 
     @property
     def needed(self) -> list[str]:
@@ -126,7 +127,7 @@ class Toolchain:
         return [name for name, pin in self.pins.programs.items() if not pin.optional]
 
     def why(self, name: str) -> list[str]:
-        """Return the files that the last search for a program passed over, and why."""
+        """Return what the last search for a program passed over or tried in vain, and why."""
         return list(self._notes.get(name, ()))
 
     def find(self, name: str) -> Program | None:
@@ -141,12 +142,36 @@ class Toolchain:
         return self._from_environment(pin) or self._from_path(pin, notes) or self._from_cache(pin, notes)
 
     def get(self, name: str) -> Program:
-        """Return a program, downloading or building it if need be.
+        """Return a program, downloading, installing or building it if need be.
 
         Raises:
             ConfigError: As for :meth:`find`.
             MissingCapability: The architecture is not supported, or a system package is missing.
             ProvisionError: The program could not be obtained; the message lists the attempts.
+        """
+        program = self.try_get(name)
+        if program is None:
+            pin = self._pin(name)
+            raise ProvisionError(
+                f"{name} {pin.version} could not be obtained",
+                cause="; ".join(self.why(name)),
+                remedy=f"name an executable by {pin.variable}, or repeat with a network",
+            )
+        return program
+
+    def try_get(self, name: str) -> Program | None:
+        """Return a program as :meth:`get` does, or None if it can be obtained nowhere; :meth:`why` says why.
+
+        This is for a program that can be done without. What should not pass in silence is raised all the
+        same: a wrong environment variable, a changed download, a full disk, a build that fails.
+
+        Args:
+            name: The program.
+
+        Raises:
+            ConfigError: As for :meth:`find`.
+            MissingCapability: The architecture is not supported, or the build lacks a system package.
+            ProvisionError: A checksum is wrong, the cache cannot be written, or the build failed.
         """
         found = self.find(name)
         if found is not None:
@@ -154,14 +179,9 @@ class Toolchain:
         pin = self._pin(name)
         architecture()
         notes = self._notes[name]
-        program = self._from_release(pin, notes) or self._from_build(pin, notes)
-        if program is None:
-            raise ProvisionError(
-                f"{name} {pin.version} could not be obtained",
-                cause="; ".join(notes),
-                remedy=f"name an executable by {pin.variable}, or repeat with a network",
-            )
-        return program
+        return (
+            self._from_release(pin, notes) or self._from_package(pin, notes) or self._from_build(pin, notes)
+        )
 
     def provision(self, names: Iterable[str] | None = None, *, for_tests: bool = False) -> list[Program]:
         """Get system packages and programs.
@@ -238,29 +258,17 @@ class Toolchain:
 
     def _keys(self, pin: pins.Pin) -> Iterator[str]:
         if pin.release:
-            yield self._release_key(pin, pin.release)
+            yield keys.release_key(pin, pin.release)
         if pin.build:
-            yield self._build_key(pin, pin.build)
-
-    @staticmethod
-    def _release_key(pin: pins.Pin, official: pins.Release) -> str:
-        # An entry of another digest, or of a version that pinned none, is another entry.
-        what = (official.url, sorted(official.archive.items()), official.sha256 or "unpinned")
-        digest = hashlib.sha256(repr(what).encode()).hexdigest()
-        name = pin.group if official.archive else pin.name
-        return f"{name}-{official.version}-release-{digest[:12]}"
-
-    @staticmethod
-    def _build_key(pin: pins.Pin, build: pins.Build) -> str:
-        return f"{pin.group}-{pin.version}-build-{golang.recipe_digest(build, architecture())[:12]}"
+            yield keys.build_key(pin, pin.build, architecture())
 
     def _from_cache(self, pin: pins.Pin, notes: list[str]) -> Program | None:
         try:
-            keys = list(self._keys(pin))
+            names = list(self._keys(pin))
         except MissingCapability as error:
             notes.append(error.what)
             return None
-        entries = (self._lookup(key, pin, notes) for key in keys)
+        entries = (self._lookup(key, pin, notes) for key in names)
         entry = next((entry for entry in entries if entry), None)
         if entry is None:
             notes.append(f"not in the cache ({self.cache.root})")
@@ -289,9 +297,10 @@ class Toolchain:
         if self.environ.get("K3S_SANDBOX_RELEASES") == "0":
             return "release not tried (K3S_SANDBOX_RELEASES=0)"
         if not self._is_usable(official):
-            return (
-                f"release not used: the digest of {official.url} is not pinned in programs.toml "
+            return f"release not used: the digest of {official.url} is not pinned in programs.toml " + (
                 "(K3S_SANDBOX_RELEASES=unpinned trusts its publisher's checksum)"
+                if official.checksum_url
+                else "(and its publisher states none)"
             )
         problem = self._hosts.problem(official.url)
         return None if problem is None else f"release not downloaded: {problem}"
@@ -302,7 +311,7 @@ class Toolchain:
         if official is None or reason is not None:
             notes.append(reason or "no official release")
             return None
-        key = self._release_key(pin, official)
+        key = keys.release_key(pin, official)
         what = f"downloading {pin.group if official.archive else pin.name} {official.version}"
         try:
             with self._working(key, what) as work:
@@ -331,6 +340,23 @@ class Toolchain:
             return None
         return Program(pin.name, entry.folder / pin.name, entry.version, "release")
 
+    def _from_package(self, pin: pins.Pin, notes: list[str]) -> Program | None:
+        """Install the distribution's package; its program is on PATH then."""
+        if pin.package is None:
+            return None
+        package = packages.of_program(pin.name, pin.package)
+        if package.present(self.environ):  # of a version that is not accepted, as the notes say already
+            notes.append(f"package {pin.package} not tried: there is a {pin.name} on PATH")
+            return None
+        try:
+            self._ensure([package])
+        except (MissingCapability, ProvisionError) as error:
+            cause = " ".join((error.cause or error.what).split())  # apt's own words have several lines
+            notes.append(f"package {pin.package} not installed: {cause}")
+            return None
+        found = self._from_path(pin, notes)
+        return replace(found, origin="package") if found else None
+
     def _from_build(self, pin: pins.Pin, notes: list[str]) -> Program | None:
         build = pin.build
         if build is None:
@@ -345,7 +371,7 @@ class Toolchain:
                     f"building {pin.group}", cause=f"needs Go {'.'.join(map(str, least))}, there is only {go}"
                 )
         self._ensure([packages.CERTIFICATES, packages.COMPILER] if build.cgo else [packages.CERTIFICATES])
-        key = self._build_key(pin, build)
+        key = keys.build_key(pin, build, architecture())
         what = f"building {pin.group} {pin.version}"
         with self._working(key, what) as work:
             entry = self._lookup(key, pin, notes) or self.cache.create(

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.toolchain import golang
-from pytest_k3s_sandbox.toolchain.pins import Pin, kubernetes_versions, load, minor_of, pick
+from pytest_k3s_sandbox.toolchain.pins import Pin, kubernetes_versions, load, minor_of, numbers, pick
 
 PINS = load()
 ALL = [*PINS.programs.values(), *(load(kubernetes=v).programs["kubelet"] for v in kubernetes_versions()[1:])]
@@ -22,8 +22,10 @@ def test_pin_is_complete(pin: Pin) -> None:
     assert re.fullmatch(r"K3S_SANDBOX_[A-Z0-9_]+", pin.variable)
     if pin.release:
         assert pin.release.url.startswith("https://")
-        assert pin.release.checksum_url.startswith("https://")
-        assert "{" not in pin.release.url + pin.release.checksum_url
+        stated = pin.release.checksum_url
+        assert re.fullmatch("[0-9a-f]{64}", pin.release.sha256 or "") if stated is None else stated
+        assert (stated or pin.release.url).startswith("https://")
+        assert "{" not in pin.release.url + (stated or "")
         assert not pin.release.archive or set(pin.release.archive) == set(pin.siblings)
     if pin.build:
         assert (pin.build.module / pin.build.modfile).with_suffix(".sum").is_file()
@@ -58,6 +60,12 @@ def test_pinned_version_is_the_modules(pin: Pin) -> None:
         ("containerd", "containerd github.com/containerd/containerd 1.6.20~ds1\n", None, False),
         ("containerd-shim-runc-v2", "containerd-shim-runc-v2:\n  Version:  v2.1.8\n", "2.1.8", True),
         ("runc", "runc version 1.3.4\nspec: 1.2.1\n", "1.3.4", True),
+        ("crun", "crun version 1.8.1\ncommit: 0\nrundir: /run/user/0/crun\n", "1.8.1", True),
+        ("crun", "crun version 1.8\n", "1.8", False),
+        ("crun", "crun version 0.17\n", "0.17", False),
+        ("crun", "crun version 1.21\ncommit: 0\n", "1.21", True),
+        ("crun", "crun version 1.17.0.0.0.23-9bf8\n", "1.17.0.0.0.23", True),
+        ("crun", "crun version UNKNOWN\n", None, False),
         ("bridge", "CNI bridge plugin v1.9.1\nCNI protocol versions supported: 0.1.0\n", "1.9.1", True),
         ("bridge", "Usage: bridge [ OPTIONS ] OBJECT\n", None, False),
         ("k3s", "k3s version v1.34.1+k3s1 (24fc436e)\n", "1.34.1+k3s1", True),
@@ -73,7 +81,22 @@ def test_versions_as_the_programs_state_them(
 
 
 def test_a_cluster_needs_all_but_these() -> None:
-    assert [pin.name for pin in PINS.programs.values() if pin.optional] == ["cadvisor", "k3s"]
+    assert [pin.name for pin in PINS.programs.values() if pin.optional] == ["crun", "cadvisor", "k3s"]
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [
+        ("1.8.1", (1, 8, 1)),
+        ("20240701", (20240701,)),
+        ("1.21", (1, 21)),
+        ("1.8-rc1", ()),
+        ("", ()),
+        ("1.", ()),
+    ],
+)
+def test_versions_are_compared_by_their_numbers(version: str, found: tuple[int, ...]) -> None:
+    assert numbers(version) == found
 
 
 def test_every_version_of_kubernetes_is_a_minor_release_of_its_own_with_modules_of_its_own() -> None:

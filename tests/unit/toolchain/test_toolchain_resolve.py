@@ -76,9 +76,20 @@ def test_path_with_a_namesake_that_states_no_version(machine: Machine) -> None:
     assert any("does not say a version" in note for note in toolchain.why(TOOL))
 
 
-@pytest.mark.parametrize(("version", "taken"), [("20240630", False), ("20240701", True), ("20270101", True)])
-def test_minimum_instead_of_equality(machine: Machine, version: str, *, taken: bool) -> None:
-    machine.pin(version="20260905", minimum=20240701)
+@pytest.mark.parametrize(
+    ("minimum", "version", "taken"),
+    [
+        ("20240701", "20240630", False),
+        ("20240701", "20240701", True),
+        ("20240701", "20270101", True),
+        ("1.8.1", "1.8.1", True),
+        ("1.8.1", "1.21", True),
+        ("1.8.1", "1.8", False),
+        ("1.8.1", "1.8.1-rc1", False),
+    ],
+)
+def test_minimum_instead_of_equality(machine: Machine, minimum: str, version: str, *, taken: bool) -> None:
+    machine.pin(version="20260905", minimum=minimum)
     machine.put(TOOL, machine.program(version))
     assert (machine.toolchain().find(TOOL) is not None) is taken
 

@@ -1,0 +1,36 @@
+"""The names of the cache's entries: another way to get a program is another entry."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from pytest_k3s_sandbox.toolchain import golang
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.toolchain.pins import Build, Pin, Release
+
+
+def release_key(pin: Pin, official: Release) -> str:
+    """Return the entry's name for a program from a release.
+
+    Args:
+        pin: The program.
+        official: Its release.
+    """
+    # An entry of another digest, or of a version that pinned none, is another entry.
+    what = (official.url, sorted(official.archive.items()), official.sha256 or "unpinned")
+    digest = hashlib.sha256(repr(what).encode()).hexdigest()
+    name = pin.group if official.archive else pin.name
+    return f"{name}-{official.version}-release-{digest[:12]}"
+
+
+def build_key(pin: Pin, build: Build, arch: str) -> str:
+    """Return the entry's name for a group that is built.
+
+    Args:
+        pin: A program of the group.
+        build: How it is built.
+        arch: The architecture, as Go calls it.
+    """
+    return f"{pin.group}-{pin.version}-build-{golang.recipe_digest(build, arch)[:12]}"

@@ -1,0 +1,147 @@
+"""A program that can be done without: the distribution's package, and the answer that it is nowhere."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from pytest_k3s_sandbox.errors import ConfigError, ProvisionError
+from pytest_k3s_sandbox.toolchain import packages, pinning
+from pytest_k3s_sandbox.toolchain.release import ChecksumError
+from support.machines import TOOL, Machine, Server
+
+VARIABLE = "K3S_SANDBOX_K3SFAKE_TOOL"
+DATA = Machine.program().encode()
+
+
+@pytest.fixture
+def bare(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A root's machine whose program is optional, has a package and no build, and that has no apt."""
+    monkeypatch.setattr(packages, "SYSTEM_FOLDERS", "/nonexistent")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    machine.environ["PATH"] = str(machine.home / "bin")
+    machine.pin(optional=True, build=None, package="libtool-bin", minimum="1.2", version="1.9")
+    return machine
+
+
+def apt(machine: Machine, version: str = "1.2.3") -> None:
+    """Put an apt-get on PATH that installs the program in a version."""
+    (machine.home / "packed").write_text(machine.program(version))
+    install = (
+        f"/bin/cp {machine.home}/packed {machine.home}/bin/{TOOL}; /bin/chmod 755 {machine.home}/bin/{TOOL}"
+    )
+    machine.put(
+        "apt-get",
+        f'#!/bin/sh\necho "$*" >> {machine.home}/apt-runs\ncase "$*" in *install*) {install};; esac\n',
+    )
+
+
+def test_the_package_is_installed_and_its_program_is_on_path_then(bare: Machine) -> None:
+    apt(bare)
+    toolchain = bare.toolchain()
+    first = toolchain.get(TOOL)
+    assert (first.path, first.version, first.origin) == (bare.home / "bin" / TOOL, "1.2.3", "package")
+    assert "install --no-install-recommends libtool-bin" in (bare.home / "apt-runs").read_text()
+    assert toolchain.get(TOOL).origin == "path"
+
+
+def test_find_never_installs(bare: Machine) -> None:
+    apt(bare)
+    assert bare.toolchain().find(TOOL) is None
+    assert not (bare.home / "apt-runs").exists()
+
+
+def test_a_pinned_release_goes_before_the_package_and_needs_no_stated_checksum(
+    bare: Machine, server: Server
+) -> None:
+    apt(bare)
+    bare.pin(release=replace(server.offer(TOOL, DATA, pinned=True), checksum_url=None))
+    assert bare.toolchain().get(TOOL).origin == "release"
+    assert server.asked(f"{TOOL}.sha256") == []
+    assert not (bare.home / "apt-runs").exists()
+
+
+def test_a_release_with_no_checksum_at_all_is_not_used(bare: Machine, server: Server) -> None:
+    apt(bare)
+    bare.pin(release=replace(server.offer(TOOL, DATA), checksum_url=None))
+    toolchain = bare.toolchain()
+    assert toolchain.environ["K3S_SANDBOX_RELEASES"] == "unpinned"
+    assert toolchain.get(TOOL).origin == "package"
+    assert any("publisher states none" in note for note in toolchain.why(TOOL))
+    assert server.requests == []
+
+
+def test_nowhere_is_none_with_each_attempt(bare: Machine) -> None:
+    toolchain = bare.toolchain()
+    assert toolchain.try_get(TOOL) is None
+    why = "; ".join(toolchain.why(TOOL))
+    for attempt in (
+        "not on PATH",
+        "not in the cache",
+        "no official release",
+        "no apt-get",
+        "cannot be built",
+    ):
+        assert attempt in why
+    with pytest.raises(ProvisionError, match=r"no apt-get(.|\n)*K3S_SANDBOX_K3SFAKE_TOOL"):
+        toolchain.get(TOOL)
+
+
+def test_who_is_not_root_installs_nothing(bare: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt(bare)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    toolchain = bare.toolchain()
+    assert toolchain.try_get(TOOL) is None
+    assert "package libtool-bin not installed: not root" in toolchain.why(TOOL)
+    assert not (bare.home / "apt-runs").exists()
+
+
+def test_an_apt_that_fails_is_one_line(bare: Machine) -> None:
+    bare.put("apt-get", "#!/bin/sh\necho 'E: Unable to locate'; echo 'E: package'; exit 100\n")
+    toolchain = bare.toolchain()
+    assert toolchain.try_get(TOOL) is None
+    note = next(note for note in toolchain.why(TOOL) if note.startswith("package"))
+    assert "Unable to locate" in note
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_package_that_is_too_old(bare: Machine, *, before: bool) -> None:
+    apt(bare, version="1.1.9")
+    if before:
+        bare.put(TOOL, bare.program("1.1.9"))
+    toolchain = bare.toolchain()
+    assert toolchain.try_get(TOOL) is None
+    assert any("is version 1.1.9, wanted 1.2 or later" in note for note in toolchain.why(TOOL))
+    assert (bare.home / "apt-runs").exists() is not before
+
+
+def test_a_wrong_variable_is_no_absence(bare: Machine) -> None:
+    bare.environ[VARIABLE] = "/nonexistent"
+    with pytest.raises(ConfigError, match=VARIABLE):
+        bare.toolchain().try_get(TOOL)
+
+
+def test_a_download_that_was_changed_is_no_absence(bare: Machine, server: Server) -> None:
+    apt(bare)
+    bare.pin(release=replace(server.offer(TOOL, DATA), checksum_url=None, sha256="0" * 64))
+    with pytest.raises(ChecksumError, match="pinned in programs"):
+        bare.toolchain().try_get(TOOL)
+    assert not (bare.home / "apt-runs").exists()
+
+
+def test_pinning_says_where_there_is_nothing_to_compare_with(bare: Machine, server: Server) -> None:
+    offered = replace(server.offer(TOOL, DATA, pinned=True), checksum_url=None)
+    assert offered.sha256 is not None
+    bare.pin(release=replace(offered, sha256=None))
+    toolchain = bare.toolchain()
+    digests = pinning.pin(toolchain)
+    assert digests == {offered.url: offered.sha256}
+    lines = pinning.as_toml(digests, pinning.unstated(toolchain)).splitlines()
+    assert lines == [pinning.UNSTATED.strip(), f'"{offered.url}" = "{offered.sha256}"']
+    assert server.asked(f"{TOOL}.sha256") == []
+    bare.pin(release=replace(offered, sha256="0" * 64))
+    with pytest.raises(ChecksumError, match="changed since it was pinned"):
+        pinning.pin(bare.toolchain())
