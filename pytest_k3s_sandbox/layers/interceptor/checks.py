@@ -23,6 +23,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     RuleKind,
     Rules,
     StatfsRule,
+    StatxRule,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names, returning
 
@@ -44,6 +45,8 @@ def problems(rule: Rule) -> Iterator[Problem]:
         yield from _redirect(rule)
     elif isinstance(rule, MountRule):
         yield from _mount(rule)
+    elif isinstance(rule, StatxRule):
+        yield from _path("under", rule.under)
     elif isinstance(rule, MaskRule):
         yield from _path("under", rule.under)
         yield from _groups(rule.groups, MASKABLE)

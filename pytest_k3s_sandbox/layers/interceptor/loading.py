@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     RuleKind,
     Rules,
     StatfsRule,
+    StatxRule,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
 
@@ -78,6 +79,7 @@ def parse_rules(text: str, origin: str) -> Rules:
         masks=_tables(document, text, origin, "mask", _mask),
         faults=_tables(document, text, origin, "fault", _fault),
         retries=_tables(document, text, origin, "retry", _retry),
+        statx=_tables(document, text, origin, "statx", _statx),
     )
 
 
@@ -240,6 +242,10 @@ def _retry(table: _Table) -> RetryRule:
     return RetryRule(table.folder(), table.groups(), table.programs(), table.texts("exits") or ())
 
 
+def _statx(table: _Table) -> StatxRule:
+    return StatxRule(table.folder(), table.programs())
+
+
 def _fault(table: _Table) -> FaultRule:
     import errno
 
@@ -253,4 +259,4 @@ def _fault(table: _Table) -> FaultRule:
     return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs(), unmounted)
 
 
-_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault", "retry")
+_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault", "retry", "statx")

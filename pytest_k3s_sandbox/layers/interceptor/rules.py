@@ -226,7 +226,29 @@ class FaultRule(NamedTuple):
         return names(*self.groups)
 
 
-Rule = StatfsRule | RedirectRule | MountRule | MaskRule | FaultRule | RetryRule
+class StatxRule(NamedTuple):
+    """Completes the answers of statx about FUSE files that gVisor leaves incomplete; see :mod:`.answers`.
+
+    Attributes:
+        under: Only for paths at or below this one.
+        programs: Only in these programs; see :class:`Rules`.
+    """
+
+    under: str
+    programs: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The rule's name in statistics."""
+        return f"statx {self.under}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it."""
+        return frozenset({"statx"})
+
+
+Rule = StatfsRule | RedirectRule | MountRule | MaskRule | FaultRule | RetryRule | StatxRule
 
 
 class Rules(NamedTuple):
@@ -243,10 +265,12 @@ class Rules(NamedTuple):
     masks: tuple[MaskRule, ...] = ()
     faults: tuple[FaultRule, ...] = ()
     retries: tuple[RetryRule, ...] = ()
+    statx: tuple[StatxRule, ...] = ()
 
     def every(self) -> tuple[Rule, ...]:
         """Return all rules."""
-        return (*self.statfs, *self.redirects, *self.mounts, *self.masks, *self.faults, *self.retries)
+        before: tuple[Rule, ...] = (*self.statfs, *self.redirects, *self.mounts, *self.masks)
+        return (*before, *self.faults, *self.retries, *self.statx)
 
     def only(self, wanted: Callable[[tuple[str, ...]], bool]) -> Rules:
         """Return the rules whose ``programs`` pass a test."""
@@ -257,6 +281,7 @@ class Rules(NamedTuple):
             tuple(rule for rule in self.masks if wanted(rule.programs)),
             tuple(rule for rule in self.faults if wanted(rule.programs)),
             tuple(rule for rule in self.retries if wanted(rule.programs)),
+            tuple(rule for rule in self.statx if wanted(rule.programs)),
         )
 
     def with_tree(self, tree: str | None) -> Rules:

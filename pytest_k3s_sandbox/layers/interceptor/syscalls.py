@@ -19,6 +19,7 @@ STATFS: Final = 137
 FSTATFS: Final = 138
 GETDENTS64: Final = 217
 SECCOMP: Final = 317
+STATX: Final = 332
 OPENAT2: Final = 437
 
 
@@ -71,7 +72,7 @@ PATH_CALLS: Final = {
     263: PathCall("unlinkat", Group.CHANGE, 1, 0),
     267: PathCall("readlinkat", Group.READLINK, 1, 0),
     269: PathCall("faccessat", Group.ACCESS, 1, 0),
-    332: PathCall("statx", Group.STAT, 1, 0),
+    STATX: PathCall("statx", Group.STAT, 1, 0),
     OPENAT2: PathCall("openat2", Group.OPEN, 1, 0),
     439: PathCall("faccessat2", Group.ACCESS, 1, 0),
 }

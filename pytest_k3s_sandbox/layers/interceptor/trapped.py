@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
+from pytest_k3s_sandbox.layers.interceptor.answers import Answers
 from pytest_k3s_sandbox.layers.interceptor.calls import NO_PATH, Call
 from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, names_a_folder, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
@@ -26,6 +27,7 @@ from pytest_k3s_sandbox.layers.interceptor.syscalls import (
     LIST_CALLS,
     PATH_CALLS,
     STATFS,
+    STATX,
     Group,
     PathCall,
 )
@@ -63,12 +65,14 @@ class TrappedCalls:
         self._entry_first = entry_first
         self._masked: dict[int, tuple[int, int]] = {}
         self._rewriter = Rewriter(registers, memory, process_of)
+        self._answers = Answers(stats, registers, memory, self._rewriter, self._finish_interrupted)
         self._descriptors: dict[int, dict[int, MaskRule]] = {}
         self._failed: Counter[FaultRule] = Counter()
 
     def forget(self, tid: int, call: Call | None) -> None:
         """Note that a thread, which was in ``call``, has ended or executes another program."""
         self._rewriter.forget(tid, call)
+        self._answers.forget(tid)
         self._masked.pop(tid, None)
         self._descriptors.pop(tid, None)
 
@@ -151,7 +155,7 @@ class TrappedCalls:
             path = procfs.descriptor_path(tid, words[ARGUMENTS[0]])
         elif of is not None:
             group, path = of.group, self._memory.read_path(tid, words[ARGUMENTS[of.path]])
-            if path and path[:1] != b"/":
+            if path is not None and path[:1] != b"/":  # an empty path is its descriptor's
                 path = self._resolved(tid, of, path)
         return profile.paths.retries(path, group) if path else None
 
@@ -160,6 +164,11 @@ class TrappedCalls:
         if of.group is Group.STATFS:
             return self._statfs(tid, profile, path or b"/")
         number = self._registers.words[ORIG_RAX]
+        if number == STATX and profile.rules.statx and path is not None:
+            call = Call(self._finish_path, number, self._entry_first, of)
+            call.path = path
+            if self._answers.watch_statx(tid, call, profile):
+                return call
         if profile.exits and path and not profile.repeats(self._registers.words[RIP], number):
             # Inside the folder the path may be relative, which may_concern() has resolved.
             rule = profile.paths.retries(path, of.group, exit_of=of.name)
@@ -167,7 +176,7 @@ class TrappedCalls:
                 return self._watched(profile, of)
         if profile.reads_links and of.group is Group.READLINK and path and b"/fd/" in path:
             return Call(
-                lambda tid, call: self._finish_readlink(tid, call, profile), number, self._entry_first, of
+                lambda tid, call: self._answers.readlink(tid, call, profile), number, self._entry_first, of
             )
         return None
 
@@ -213,6 +222,8 @@ class TrappedCalls:
             if self._rewriter.replace(tid, call, target[0]):
                 self._stats.applied.update(target[1])
                 call.label = self.label = next(iter(target[1]))
+                if call.number == STATX:
+                    self._answers.watch_statx(tid, call, profile)
             else:
                 self._unchanged(tid, "no memory in the tracee")
         rule = decision.mask
@@ -304,7 +315,7 @@ class TrappedCalls:
             where = normal(where)
         if profile.places is not None and not any(below(where, folder) for folder in profile.places):
             return None
-        call = Call(lambda tid, call: self._finish_statfs(tid, call, profile), number, self._entry_first)
+        call = Call(lambda tid, call: self._answers.statfs(tid, call, profile), number, self._entry_first)
         call.path = where
         return call
 
@@ -363,37 +374,3 @@ class TrappedCalls:
             self._stats.restarted += 1
             self._stats.applied[rule.label] += 1
             self.label = call.label = rule.label
-
-    def _finish_statfs(self, tid: int, call: Call, profile: Profile) -> None:
-        """Change f_type, the first 8 bytes of struct statfs (uapi asm-generic/statfs.h)."""
-        words = self._registers.words
-        if words[RAX] != 0:
-            self._finish_interrupted(tid, call, profile)
-            return
-        buffer = words[ARGUMENTS[1]]
-        original = int.from_bytes(self._memory.read(tid, buffer, 8), "little")
-        for rule in profile.rules.statfs:
-            if rule.original not in {None, original}:
-                continue
-            if rule.under is not None:
-                if not call.path:
-                    call.path = procfs.descriptor_path(tid, words[ARGUMENTS[0]]) or b"/"
-                if not below(call.path, rule.under):
-                    continue
-            if self._memory.write(tid, buffer, rule.replacement.to_bytes(8, "little")):
-                self._stats.applied[rule.label] += 1
-                self.label = rule.label
-            return
-
-    def _finish_readlink(self, tid: int, call: Call, profile: Profile) -> None:
-        """Return the path that the program opened from readlink on a redirected descriptor."""
-        words = self._registers.words
-        length = requests.signed(words[RAX])
-        buffer, size = (words[ARGUMENTS[call.of.path + index]] for index in (1, 2))
-        if not 0 < length < PATH_MAX:
-            return
-        original = profile.paths.original(self._memory.read(tid, buffer, length))
-        if original is not None and self._memory.write(tid, buffer, original[: size & 0xFFFF_FFFF]):
-            words[RAX] = min(len(original), size & 0xFFFF_FFFF)
-            self._registers.store(tid)
-            self._stats.applied["readlink"] += 1

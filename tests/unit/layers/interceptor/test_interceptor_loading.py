@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     RedirectRule,
     Rules,
     StatfsRule,
+    StatxRule,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
 
@@ -60,6 +61,9 @@ def test_all_fields() -> None:
         calls = ["statfs", "change"]
         skip = 2
         times = 3
+        [[statx]]
+        under = "/sys/fs/cgroup/"
+        programs = ["crun"]
     """
     assert parse_rules(text, "host") == Rules(
         (StatfsRule(0x01021997, 0xEF53, "/x"),),
@@ -71,6 +75,7 @@ def test_all_fields() -> None:
         (MountRule("fuse*", "/sys", "cgroup", "cgroup", "8:1", "rw,{controller}", "/", ("runc",)),),
         (MaskRule("/sys/fs/cgroup", (Group.CLOSE,)),),
         (FaultRule("/y", 5, PREFIX, (Group.STATFS, Group.CHANGE), 2, 3),),
+        statx=(StatxRule("/sys/fs/cgroup", ("crun",)),),
     )
 
 
@@ -129,6 +134,9 @@ def test_an_empty_file_is_no_rules() -> None:
         ),
         ("[[mask]]\nunder = '/a'\ntypo = 1", "line 3: [[mask]] number 1, field 'typo': unknown field"),
         ("[[mask]]", "line 1: [[mask]] number 1, field 'under': missing"),
+        ("[[statx]]", "line 1: [[statx]] number 1, field 'under': missing"),
+        ("[[statx]]\nunder = 'a'", "line 2: [[statx]] number 1, field 'under': 'a' is not an absolute path"),
+        ("[[statx]]\nunder = '/a'\nmask = 1", "line 3: [[statx]] number 1, field 'mask': unknown field"),
         ("[[redirect]]\ntarget = '/x'", "line 1: [[redirect]] number 1, field 'path': exactly one of"),
         (
             "[[redirect]]\npath = '/a'\nprefix = '/b'\ntarget = '/x'",
@@ -163,7 +171,7 @@ def test_an_empty_file_is_no_rules() -> None:
         ("[mask]\nunder = '/a'", "must be written as [[mask]]"),
         (
             "[[mak]]\nunder = '/a'",
-            "line 1: 'mak': unknown table; known: statfs, redirect, mount, mask, fault, retry",
+            "line 1: 'mak': unknown table; known: statfs, redirect, mount, mask, fault, retry, statx",
         ),
         ("mak = 1", "line 1: 'mak': unknown table"),
     ],
@@ -190,6 +198,17 @@ def test_the_presets() -> None:
     for name in preset_names():
         assert load_preset(name) != Rules()
     assert load_preset("exp08").statfs[0] == StatfsRule(0x01021997, 0xEF53)
+
+
+def test_both_runtimes_have_the_same_rules() -> None:
+    """Clusters start containers with either; a rule for one of them alone is one that was forgotten."""
+    rules = load_preset("exp08-containerd").every()
+    assert {rule.programs for rule in rules if {"runc", "crun"} & set(rule.programs)} == {("runc", "crun")}
+
+
+@pytest.mark.parametrize("name", ["exp08", "exp08-containerd"])
+def test_the_presets_complete_statx_on_the_cgroups(name: str) -> None:
+    assert [rule.under for rule in load_preset(name).statx] == ["/sys/fs/cgroup"]
 
 
 @pytest.mark.parametrize("name", ["exp99", "../presets/exp08", ""])
@@ -257,6 +276,7 @@ def test_right_rules_pass() -> None:
         (Rules(mounts=(MountRule("x", device="8"),)), "device"),
         (Rules(masks=(MaskRule("/a", (Group.STAT,)),)), "calls"),
         (Rules(masks=(MaskRule("/a", programs=("",)),)), "programs"),
+        (Rules(statx=(StatxRule("a"),)), "under"),
         (Rules(faults=(FaultRule("/a", 100000),)), "errno"),
     ],
 )

@@ -29,6 +29,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     RetryRule,
     Rules,
     StatfsRule,
+    StatxRule,
     reads_only,
     trapped_calls,
 )
@@ -63,12 +64,13 @@ paths = st.lists(st.sampled_from(["proc", "sys", "kernel", "x", ".", "..", ""]),
             Rules(retries=(RetryRule("/a", (Group.LIST,), exits=("getdents64", "stat")),)),
             {"getdents64", "stat"},
         ),
+        (Rules(statx=(StatxRule("/sys"),)), {"statx"}),
         (load_preset("exp04").with_tree(None), set()),
         (load_preset("exp04").with_tree("/tree"), OPENS),
         (load_preset("exp06").with_tree("/tree"), OPENS | {"statfs", "fstatfs"}),
         (
             load_preset("exp08").with_tree("/tree"),
-            OPENS | CHANGES | {"statfs", "fstatfs", "access", "faccessat", "faccessat2"},
+            OPENS | CHANGES | {"statfs", "fstatfs", "statx", "access", "faccessat", "faccessat2"},
         ),
     ],
 )
@@ -328,9 +330,9 @@ def test_programs(programs: tuple[str, ...], paths: tuple[bytes, ...], wanted: b
 
 def test_rules_for_some_programs_are_no_rules_for_others() -> None:
     everyones, runcs = StatfsRule(1, 2), MaskRule("/sys", programs=("runc",))
-    rules = Rules(statfs=(everyones,), masks=(runcs,))
+    rules = Rules(statfs=(everyones,), masks=(runcs,), statx=(StatxRule("/sys", ("runc",)),))
     assert rules.only(lambda programs: not programs) == Rules(statfs=(everyones,))
-    assert trapped_calls(rules) == OPENS | CHANGES | {"statfs", "fstatfs"}
+    assert trapped_calls(rules) == OPENS | CHANGES | {"statfs", "fstatfs", "statx"}
 
 
 @pytest.mark.parametrize(
@@ -372,6 +374,8 @@ def test_each_rule_has_a_name_in_the_statistics() -> None:
         under = "/g"
         [[retry]]
         under = "/h"
+        [[statx]]
+        under = "/j"
         [[fault]]
         prefix = "/i"
         errno = "EIO"
@@ -387,4 +391,5 @@ def test_each_rule_has_a_name_in_the_statistics() -> None:
         "mask /g",
         "fault 5 /i/**",
         "retry /h",
+        "statx /j",
     ]
