@@ -208,7 +208,9 @@ def _programs(toolchain: Toolchain) -> tuple[list[Check], list[str]]:
         unavailable.append(name)
         why = "; ".join(toolchain.why(name))
         unpinned = pin.build is None and pin.release is not None and pin.release.sha256 is None
-        how = "optional, download only" if pin.build is None else "to be downloaded or built"
+        how = "to be downloaded or built" if pin.build else "optional, download only"
+        if pin.package:
+            how = f"optional, to be downloaded, or the distribution's package {pin.package}"
         checks.append(
             Check(
                 name,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TAKES_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 """The settings of a command that hands the words after its own options to a program."""
 
+WELCOME = ("crun",)
+"""Programs that ``provision`` tries to get though a cluster can do without them."""
+
 STDOUT = Path("-")
 """``--json -``: the result as JSON on standard output, in the place of the text."""
 
@@ -106,7 +109,8 @@ def provisioned(
     """Put programs in place and return them; shows the progress of long steps.
 
     Args:
-        programs: Their names; by default all that the embedded parts need.
+        programs: Their names; by default all that the embedded parts need, and those of :data:`WELCOME` that
+            can be had; a line names each that cannot.
         quiet: Whether to show nothing.
         version: The version of Kubernetes; None for the default.
         for_tests: Whether to get also the programs that only the project's own tests need.
@@ -118,7 +122,15 @@ def provisioned(
     progress = SilentProgress() if quiet else for_terminal()
     environ = {**os.environ, **({"K3S_SANDBOX_RELEASES": "unpinned"} if unpinned else {})}
     toolchain = Toolchain(environ=environ, progress=progress, kubernetes=version)
-    return toolchain.provision(programs, for_tests=for_tests)
+    found = toolchain.provision(programs, for_tests=for_tests)
+    for name in WELCOME if programs is None else ():
+        program = toolchain.try_get(name)
+        if program is not None:
+            found.append(program)
+        elif not quiet:
+            why = "; ".join(toolchain.why(name))
+            say(f"k3s-sandbox: {name}, which a cluster can do without, is not available ({why})")
+    return found
 
 
 def pinned(

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_k3s_sandbox.cli import options
 from pytest_k3s_sandbox.errors import ConfigError, ProvisionError
-from pytest_k3s_sandbox.toolchain import packages, pinning
+from pytest_k3s_sandbox.toolchain import packages, pinning, pins
 from pytest_k3s_sandbox.toolchain.release import ChecksumError
 from support.machines import TOOL, Machine, Server
 
@@ -145,3 +146,38 @@ def test_pinning_says_where_there_is_nothing_to_compare_with(bare: Machine, serv
     bare.pin(release=replace(offered, sha256="0" * 64))
     with pytest.raises(ChecksumError, match="changed since it was pinned"):
         pinning.pin(bare.toolchain())
+
+
+@pytest.fixture
+def command(bare: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The machine, for the command ``provision``: its optional program is one that is welcome."""
+    monkeypatch.setattr(os, "environ", bare.environ)
+    monkeypatch.setattr(pins, "load", lambda **_: bare.pins)
+    monkeypatch.setattr(packages, "RUN", ())
+    monkeypatch.setattr(options, "WELCOME", (TOOL,))
+    return bare
+
+
+def test_provision_takes_a_welcome_program_where_it_can(
+    command: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apt(command)
+    assert [(one.name, one.origin) for one in options.provisioned(quiet=True)] == [(TOOL, "package")]
+    assert [one.origin for one in options.provisioned(quiet=False)] == ["path"]
+    assert options.provisioned([], quiet=False) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_provision_goes_on_without_it_and_says_so_in_a_line(
+    command: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.environ["PATH"]
+    assert options.provisioned(quiet=False) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{TOOL}, which a cluster can do without, is not available (not on PATH; " in line
+    assert options.provisioned(quiet=True) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_welcome_is_optional() -> None:
+    assert {pins.load().programs[name].optional for name in options.WELCOME} == {True}
