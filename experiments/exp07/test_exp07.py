@@ -102,7 +102,7 @@ def place(
     from pytest_k3s_sandbox.node.fingerprint import fingerprint
 
     ensure_system_packages([one for one in CGROUP_READERS if one.name != "lxcfs"])
-    programs = [k3s_toolchain.get(name).path for name in ("runc", "cadvisor")]
+    programs = [k3s_toolchain.get(name).path for name in ("runc", "crun", "cadvisor")]
     wanted = request.param
     with contextlib.ExitStack() as ending:
         with k3s_run.phase("sandbox"):
@@ -247,7 +247,11 @@ def bundle(place: Place) -> dict[str, Any]:
         },
         "root": {"path": "rootfs"},
         "hostname": "container",
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            # As every runtime's `spec` has it. gVisor makes no devices on 9p, and crun 1.21 insists on them.
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+        ],
         "linux": {
             "cgroupsPath": CGROUP,
             "namespaces": namespaces,
@@ -314,7 +318,7 @@ grep '^[EF]\\|Failed' /run/cadvisor.log
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 def test_runtimes_start_containers(place: Place, runtime: str, claim: Claims, *, intercepted: bool) -> None:
     """A container gets its limits, its process is in the group, and nothing of it is left."""
-    program = f"{BIN_DIR}/runc --root /run/exp07" if runtime == "runc" else "crun --root /run/exp07"
+    program = f"{BIN_DIR}/{runtime} --root /run/exp07"
     name = f"{runtime}-{intercepted:d}"
     words = STARTS[runtime, place.system, intercepted]
     how = "intercepted" if intercepted else "alone"

@@ -136,7 +136,6 @@ def of_program(name: str, package: str) -> SystemPackage:
 
 CGROUP_READERS = (
     SystemPackage("cgget", ("cgroup-tools",), "experiment 07, which reads its cgroups", _on_path("cgget")),
-    SystemPackage("crun", ("crun",), "experiment 07, which starts containers", _on_path("crun")),
     SystemPackage("lxcfs", ("lxcfs",), "comparing the FUSE cgroupfs with it", _on_path("lxcfs")),
 )
 """Programs that read cgroups: only the cgroupfs' experiment and its benchmark run them."""
