@@ -124,7 +124,7 @@ def provisioned(
     toolchain = Toolchain(environ=environ, progress=progress, kubernetes=version)
     found = toolchain.provision(programs, for_tests=for_tests)
     for name in WELCOME if programs is None else ():
-        program = toolchain.try_get(name)
+        program = toolchain.try_get(name, again=True)
         if program is not None:
             found.append(program)
         elif not quiet:

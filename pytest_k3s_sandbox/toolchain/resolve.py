@@ -18,6 +18,7 @@ import platformdirs
 
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, ProvisionError
 from pytest_k3s_sandbox.toolchain import golang, keys, packages, pins, release
+from pytest_k3s_sandbox.toolchain.attempts import Attempts
 from pytest_k3s_sandbox.toolchain.cache import Cache, CacheEntry, CorruptEntryError, no_space
 from pytest_k3s_sandbox.toolchain.packages import which
 from pytest_k3s_sandbox.toolchain.progress import Progress, Work, for_terminal
@@ -149,7 +150,7 @@ class Toolchain:
             MissingCapability: The architecture is not supported, or a system package is missing.
             ProvisionError: The program could not be obtained; the message lists the attempts.
         """
-        program = self.try_get(name)
+        program = self.try_get(name, again=True)
         if program is None:
             pin = self._pin(name)
             raise ProvisionError(
@@ -159,7 +160,7 @@ class Toolchain:
             )
         return program
 
-    def try_get(self, name: str) -> Program | None:
+    def try_get(self, name: str, *, again: bool = False) -> Program | None:
         """Return a program as :meth:`get` does, or None if it can be obtained nowhere; :meth:`why` says why.
 
         This is for a program that can be done without. What should not pass in silence is raised all the
@@ -167,6 +168,7 @@ class Toolchain:
 
         Args:
             name: The program.
+            again: Whether to try to install a package though that failed within the last hour.
 
         Raises:
             ConfigError: As for :meth:`find`.
@@ -180,7 +182,9 @@ class Toolchain:
         architecture()
         notes = self._notes[name]
         return (
-            self._from_release(pin, notes) or self._from_package(pin, notes) or self._from_build(pin, notes)
+            self._from_release(pin, notes)
+            or self._from_package(pin, notes, again=again)
+            or self._from_build(pin, notes)
         )
 
     def provision(self, names: Iterable[str] | None = None, *, for_tests: bool = False) -> list[Program]:
@@ -340,7 +344,7 @@ class Toolchain:
             return None
         return Program(pin.name, entry.folder / pin.name, entry.version, "release")
 
-    def _from_package(self, pin: pins.Pin, notes: list[str]) -> Program | None:
+    def _from_package(self, pin: pins.Pin, notes: list[str], *, again: bool) -> Program | None:
         """Install the distribution's package; its program is on PATH then."""
         if pin.package is None:
             return None
@@ -348,10 +352,9 @@ class Toolchain:
         if package.present(self.environ):  # of a version that is not accepted, as the notes say already
             notes.append(f"package {pin.package} not tried: there is a {pin.name} on PATH")
             return None
-        try:
-            self._ensure([package])
-        except (MissingCapability, ProvisionError) as error:
-            cause = " ".join((error.cause or error.what).split())  # apt's own words have several lines
+        attempts = Attempts(self.cache.root / "attempts")
+        cause = attempts.failure(pin.package, lambda: self._ensure([package]), again=again)
+        if cause is not None:
             notes.append(f"package {pin.package} not installed: {cause}")
             return None
         found = self._from_path(pin, notes)

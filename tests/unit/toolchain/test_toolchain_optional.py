@@ -9,7 +9,8 @@ import pytest
 
 from pytest_k3s_sandbox.cli import options
 from pytest_k3s_sandbox.errors import ConfigError, ProvisionError
-from pytest_k3s_sandbox.toolchain import packages, pinning, pins
+from pytest_k3s_sandbox.toolchain import Toolchain, packages, pinning, pins
+from pytest_k3s_sandbox.toolchain.attempts import AGAIN_SECONDS
 from pytest_k3s_sandbox.toolchain.release import ChecksumError
 from support.machines import TOOL, Machine, Server
 
@@ -99,13 +100,48 @@ def test_who_is_not_root_installs_nothing(bare: Machine, monkeypatch: pytest.Mon
     assert not (bare.home / "apt-runs").exists()
 
 
-def test_an_apt_that_fails_is_one_line(bare: Machine) -> None:
-    bare.put("apt-get", "#!/bin/sh\necho 'E: Unable to locate'; echo 'E: package'; exit 100\n")
+BROKEN = """#!/bin/sh
+echo "$*" >> {home}/apt-runs
+echo Ign:1; echo 'E: Unable to  locate'; echo 'E: more'; exit 100
+"""
+
+
+def package_note(toolchain: Toolchain) -> str:
+    (note,) = [note for note in toolchain.why(TOOL) if note.startswith("package")]
+    return note
+
+
+def test_an_apt_that_fails_is_told_in_one_line(bare: Machine) -> None:
+    bare.put("apt-get", BROKEN.format(home=bare.home))
     toolchain = bare.toolchain()
     assert toolchain.try_get(TOOL) is None
-    note = next(note for note in toolchain.why(TOOL) if note.startswith("package"))
-    assert "Unable to locate" in note
-    assert "\n" not in note
+    assert package_note(toolchain) == "package libtool-bin not installed: Unable to locate"
+
+
+def test_an_apt_that_failed_is_not_tried_again_for_an_hour_unless_it_is_asked_for(bare: Machine) -> None:
+    bare.put("apt-get", BROKEN.format(home=bare.home))
+    runs = bare.home / "apt-runs"
+    assert bare.toolchain().try_get(TOOL) is None
+    once = runs.read_text()
+    toolchain = bare.toolchain()
+    assert toolchain.try_get(TOOL) is None
+    assert package_note(toolchain).endswith(": Unable to locate (not tried again within an hour)")
+    assert runs.read_text() == once
+    assert bare.toolchain().try_get(TOOL, again=True) is None
+    assert runs.read_text() == 2 * once
+    (kept,) = (bare.cache / "attempts").iterdir()
+    os.utime(kept, (kept.stat().st_atime, kept.stat().st_mtime - AGAIN_SECONDS - 1))
+    assert bare.toolchain().try_get(TOOL) is None
+    assert runs.read_text() == 3 * once
+
+
+def test_an_apt_that_failed_is_forgotten_when_it_succeeds(bare: Machine) -> None:
+    bare.put("apt-get", BROKEN.format(home=bare.home))
+    assert bare.toolchain().try_get(TOOL) is None
+    apt(bare)
+    assert bare.toolchain().get(TOOL).origin == "package"
+    (bare.home / "bin" / TOOL).unlink()
+    assert bare.toolchain().try_get(TOOL) is not None
 
 
 @pytest.mark.parametrize("before", [True, False])
