@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_k3s_sandbox.lab.nodes import NodeTrials
 from pytest_k3s_sandbox.lab.places import need_9p
-from pytest_k3s_sandbox.pytestplugin import experiment_markers
+from pytest_k3s_sandbox.pytestplugin import experiment_markers, options
 from pytest_k3s_sandbox.pytestplugin.activation import activate
 from pytest_k3s_sandbox.pytestplugin.recording import Claim, claims, experiment_of, recorded
 from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, SETTINGS
@@ -38,6 +38,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     experiment_markers.apply(config, items, Path(__file__).parent)
 
 
+def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature
+    return options.scope(config)
+
+
+@pytest.fixture(scope=_scope)
+def k3s_spec(request: pytest.FixtureRequest, k3s_spec: NodeSpec) -> NodeSpec:
+    """The specification that the options give, with an experiment's OCI runtime in a run of experiments.
+
+    In a run that has other tests as well, all share one cluster, and its records name its runtime.
+    """
+    folder = Path(__file__).parent
+    users = (item for item in request.session.items if "k3s_spec" in getattr(item, "fixturenames", ()))
+    return k3s_spec.of_experiment if all(folder in item.path.parents for item in users) else k3s_spec
+
+
 @pytest.fixture(scope="session")
 def trials_with(request: pytest.FixtureRequest, k3s_spec: NodeSpec) -> Callable[..., NodeTrials]:
     """Make trials of a toolchain's Kubernetes, in a sandbox whose root is a single 9p mount or not.
@@ -49,7 +64,7 @@ def trials_with(request: pytest.FixtureRequest, k3s_spec: NodeSpec) -> Callable[
 
     def make(toolchain: Toolchain, one_root: bool, uses: Uses | None = None) -> NodeTrials:
         first = request.config.stash[RUNNING]
-        spec = replace(k3s_spec, one_root=one_root)
+        spec = replace(k3s_spec.of_experiment, one_root=one_root)
         return NodeTrials(
             spec,
             toolchain,
@@ -93,7 +108,7 @@ def one_root_spec(request: pytest.FixtureRequest) -> NodeSpec:
     """The node that the options ask for, in a sandbox whose root is a single 9p mount."""
     from pytest_k3s_sandbox.node.spec import NodeSpec
 
-    spec = NodeSpec.of(request.config.stash[SETTINGS])
+    spec = NodeSpec.of(request.config.stash[SETTINGS]).of_experiment
     return replace(spec, layers=None, distribution="embedded", one_root=spec.sandbox == "gvisor")
 
 

@@ -28,6 +28,7 @@ from pytest_k3s_sandbox.cli.options import (
     ProcessesOption,
     QuietOption,
     ReportOption,
+    RuntimeOption,
     SandboxOption,
     VerboseOption,
     VersionOption,
@@ -35,7 +36,7 @@ from pytest_k3s_sandbox.cli.options import (
     check_report,
     give,
     need_root,
-    provisioned,
+    provisioned_for,
     say,
     settings_of,
     verbosity,
@@ -52,6 +53,7 @@ def up(
     sandbox: SandboxOption = None,
     layers: LayersOption = None,
     distribution: DistributionOption = None,
+    runtime: RuntimeOption = None,
     version: VersionOption = None,
     api_port: PortOption = None,
     open_ports: OpenPortsOption = None,
@@ -70,7 +72,7 @@ def up(
     from pytest_k3s_sandbox.daemon import registry
     from pytest_k3s_sandbox.daemon.process import Keep, launch
     from pytest_k3s_sandbox.node.session import run_folder
-    from pytest_k3s_sandbox.node.spec import NodeSpec, programs_of
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.report.headline import restarts_text
     from pytest_k3s_sandbox.report.records import read_run
 
@@ -79,6 +81,7 @@ def up(
         sandbox=sandbox,
         layers=layers,
         distribution=distribution,
+        runtime=runtime,
         version=version,
         api_port=api_port,
         open_ports=open_ports,
@@ -95,7 +98,7 @@ def up(
     registry.refuse_another(name)
     check_report(settings.report)
     kubeconfigs.check(kubeconfig, merge=merge)
-    provisioned(programs_of(spec.distribution), quiet=quiet, version=spec.version)
+    provisioned_for(spec, quiet=quiet)
     folder = run_folder(settings.report, "up", spec.sandbox)
     log = folder.with_suffix(".log")
     began = clock.monotonic()

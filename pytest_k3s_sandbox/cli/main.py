@@ -24,6 +24,7 @@ from pytest_k3s_sandbox.cli.options import (
     ProcessesOption,
     QuietOption,
     ReportOption,
+    RuntimeOption,
     SandboxOption,
     VerboseOption,
     VersionOption,
@@ -33,6 +34,7 @@ from pytest_k3s_sandbox.cli.options import (
     need_root,
     pinned,
     provisioned,
+    provisioned_for,
     say,
     settings_of,
     verbosity,
@@ -125,6 +127,7 @@ def run_experiment(
     layers: LayersOption = None,
     duration: DurationOption = None,
     distribution: DistributionOption = None,
+    runtime: RuntimeOption = None,
     version: VersionOption = None,
     api_port: PortOption = None,
     open_ports: OpenPortsOption = None,
@@ -139,7 +142,7 @@ def run_experiment(
     """Run an experiment and print its claims; exit 0 only if all of them held."""
     from pytest_k3s_sandbox.cli import experiments
     from pytest_k3s_sandbox.cli.progress import for_terminal, shown
-    from pytest_k3s_sandbox.node.spec import programs_of
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.report.headline import sentence, summarize
     from pytest_k3s_sandbox.report.records import read_run
 
@@ -149,6 +152,7 @@ def run_experiment(
         "layers": layers,
         "duration": duration,
         "distribution": distribution,
+        "runtime": runtime,
         "version": version,
         "api_port": api_port,
         "open_ports": open_ports,
@@ -161,7 +165,7 @@ def run_experiment(
     check_json(json_file)
     need_root()
     check_report(settings.report)
-    provisioned(programs_of(settings.distribution), quiet=quiet, version=settings.version)
+    provisioned_for(NodeSpec.of(settings).of_experiment, quiet=quiet)
     # pytest reads the environment itself.
     options = [f"--k3s-{name.replace('_', '-')}={text}" for name, text in given.items() if text is not None]
     display = for_terminal(level)

@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.support import escaping
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cli.progress import Verbosity
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.toolchain.resolve import Program
 
 TAKES_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -50,6 +51,7 @@ DiskOption = Annotated[str | None, _option("disk")]
 ProcessesOption = Annotated[str | None, _option("processes")]
 PortOption = Annotated[str | None, _option("api-port")]
 DistributionOption = Annotated[str | None, _option("distribution")]
+RuntimeOption = Annotated[str | None, _option("runtime")]
 VersionOption = Annotated[str | None, _option("version")]
 DurationOption = Annotated[str | None, _option("duration")]
 ReportOption = Annotated[str | None, _option("report")]
@@ -131,6 +133,21 @@ def provisioned(
             why = "; ".join(toolchain.why(name))
             say(f"k3s-sandbox: {name}, which a cluster can do without, is not available ({why})")
     return found
+
+
+def provisioned_for(spec: NodeSpec, *, quiet: bool) -> None:
+    """Put the programs of a node in place; shows the progress of long steps.
+
+    Args:
+        spec: The specification of the node.
+        quiet: Whether to show nothing.
+    """
+    from pytest_k3s_sandbox.node.runtime import provision
+    from pytest_k3s_sandbox.toolchain import Toolchain
+    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal
+
+    progress = SilentProgress() if quiet else for_terminal()
+    provision(spec, Toolchain(progress=progress, kubernetes=spec.version))
 
 
 def pinned(

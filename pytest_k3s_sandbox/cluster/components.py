@@ -8,7 +8,8 @@ Kubernetes want differently is in :mod:`.versions`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_k3s_sandbox.cluster import versions
@@ -58,7 +59,8 @@ class ClusterSettings:
         api_port: The TCP port of the API server.
         cni_bin_dir: The folder with CNI plugins, a path inside.
         cni_conf_dir: The folder with the CNI configuration list, a path inside.
-        runtime: The OCI runtime, a path inside.
+        runtime: The name of the OCI runtime that starts a pod without a RuntimeClass.
+        runtimes: The OCI runtimes, paths inside by name; a RuntimeClass can have such a name as its handler.
         pause_image: The reference of the sandbox image.
         store: Where images and containers are.
         kubernetes: The version of Kubernetes.
@@ -71,7 +73,8 @@ class ClusterSettings:
     api_port: int = 6443
     cni_bin_dir: str = "/opt/cni/bin"
     cni_conf_dir: str = "/etc/cni/net.d"
-    runtime: str = f"{BIN_DIR}/runc"
+    runtime: str = "runc"
+    runtimes: Mapping[str, str] = field(default_factory=lambda: {"runc": f"{BIN_DIR}/runc"})
     pause_image: str = "registry.k8s.io/pause:3.10"
     store: ImageStore = IN_MEMORY
     kubernetes: str = versions.OLDEST
@@ -225,11 +228,18 @@ disabled_plugins = [
     max_conf_num = 1
     use_internal_loopback = true
   [plugins."io.containerd.cri.v1.runtime".containerd]
-    default_runtime_name = "runc"
-    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    default_runtime_name = {text(settings.runtime)}
+{"".join(_runtime(name, path) for name, path in settings.runtimes.items())}"""
+
+
+def _runtime(name: str, path: str) -> str:
+    """Return the section of an OCI runtime in containerd's configuration."""
+    text = json.dumps
+    section = f'plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{name}'
+    return f"""    [{section}]
       runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-        BinaryName = {text(settings.runtime)}
+      [{section}.options]
+        BinaryName = {text(path)}
         NoNewKeyring = true
         SystemdCgroup = false
 """

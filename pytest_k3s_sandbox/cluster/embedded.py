@@ -206,7 +206,7 @@ def with_overrides(settings: ClusterSettings, overrides: NodeOverrides) -> Clust
         settings,
         cni_bin_dir=overrides.cni_bin_dir or settings.cni_bin_dir,
         cni_conf_dir=overrides.cni_conf_dir or settings.cni_conf_dir,
-        runtime=overrides.runtime or settings.runtime,
+        runtimes={name: overrides.runtimes.get(name, path) for name, path in settings.runtimes.items()},
     )
 
 

@@ -15,16 +15,17 @@ def merge(each: Iterable[NodeOverrides]) -> NodeOverrides:
 
     Returns:
         All overrides in one: a later layer wraps around an earlier one, adds to its environment,
-        and replaces its folders and runtime.
+        and replaces its folders and runtimes.
     """
     wrap: dict[str, tuple[str, ...]] = {}
     environment: dict[str, str] = {}
-    bin_dir = conf_dir = runtime = None
+    runtimes: dict[str, str] = {}
+    bin_dir = conf_dir = None
     for overrides in each:
         for role, argv in overrides.wrap.items():
             wrap[role] = (*argv, *wrap.get(role, ()))
         environment |= overrides.environment
         bin_dir = overrides.cni_bin_dir or bin_dir
         conf_dir = overrides.cni_conf_dir or conf_dir
-        runtime = overrides.runtime or runtime
-    return NodeOverrides(wrap, environment, bin_dir, conf_dir, runtime)
+        runtimes |= overrides.runtimes
+    return NodeOverrides(wrap, environment, bin_dir, conf_dir, runtimes)

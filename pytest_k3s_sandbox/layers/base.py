@@ -21,14 +21,14 @@ class NodeOverrides:
         environment: Variables for both programs.
         cni_bin_dir: The folder inside with CNI plugins.
         cni_conf_dir: The folder inside with the CNI configuration list.
-        runtime: The OCI runtime that containerd's shim calls, a path inside.
+        runtimes: What containerd's shim calls instead of an OCI runtime: paths inside by the runtime's name.
     """
 
     wrap: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     cni_bin_dir: str | None = None
     cni_conf_dir: str | None = None
-    runtime: str | None = None
+    runtimes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import platform
 import sys
 
 from pytest_k3s_sandbox.layers.stack import LayerStack
+from pytest_k3s_sandbox.node.runtime import runtime_of
 from pytest_k3s_sandbox.node.spec import NodeSpec, kubernetes_version, programs_of
 from pytest_k3s_sandbox.report.records import Environment, Machine, ProgramRecord
 from pytest_k3s_sandbox.sandbox import gateway
@@ -22,7 +23,8 @@ from pytest_k3s_sandbox.toolchain import Toolchain
 
 def fingerprint(stack: LayerStack, spec: NodeSpec, toolchain: Toolchain, experiment: str) -> Environment:
     """Return the record of a run's environment."""
-    found = {name: toolchain.get(name) for name in programs_of(spec.distribution)}
+    runtime = runtime_of(spec, toolchain)
+    found = {name: toolchain.get(name) for name in (*programs_of(spec.distribution), *runtime.programs)}
     sandbox = stack.sandbox
     magic = sandbox.root_magic() if isinstance(sandbox, StartedSandbox) else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -41,6 +43,7 @@ def fingerprint(stack: LayerStack, spec: NodeSpec, toolchain: Toolchain, experim
         machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
         distribution=spec.distribution,
         kubernetes=kubernetes_version(spec, toolchain),
+        runtime=runtime.words,
         variables=variables(os.environ),
         network=described_network(stack.sandbox, spec),
         limits=described_limits(stack.sandbox),

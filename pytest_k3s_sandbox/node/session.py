@@ -26,8 +26,9 @@ from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack, bring_up
 from pytest_k3s_sandbox.node.diagnostics import diagnose, explained
 from pytest_k3s_sandbox.node.fingerprint import fingerprint
+from pytest_k3s_sandbox.node.runtime import provision, runtime_of
 from pytest_k3s_sandbox.node.seed import seed
-from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, kubernetes_version, programs_of
+from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, kubernetes_version
 from pytest_k3s_sandbox.node.start import default_layers, start_sandbox
 from pytest_k3s_sandbox.report.records import Event, EventKind, LayerState, RunWriter
 from pytest_k3s_sandbox.sandbox.base import Sandbox, described
@@ -138,7 +139,7 @@ def open_control_plane(
         toolchain: The source of the programs.
         writer: The run's records.
     """
-    embedded = spec.distribution == "embedded"
+    embedded, runtime = spec.distribution == "embedded", runtime_of(spec, toolchain)
     return ClusterRunner(
         sandbox,
         Embedded(seed(toolchain)) if embedded else FORMS[spec.distribution](),
@@ -147,6 +148,8 @@ def open_control_plane(
             address=sandbox.address,
             api_port=spec.api_port,
             kubernetes=kubernetes_version(spec, toolchain),
+            runtime=runtime.name,
+            runtimes=runtime.paths,
         ),
         kubectl=toolchain.get("kubectl").path,
         phase=writer.phase,
@@ -259,7 +262,7 @@ def open_session(
     spec = NodeSpec() if spec is None else spec
     if toolchain is None:
         toolchain = Toolchain(kubernetes=spec.version)
-        toolchain.provision(programs_of(spec.distribution))
+        provision(spec, toolchain)
     if spec.distribution == "embedded":
         seed(toolchain)  # before the records, with which a run's time begins
     if folder is None:

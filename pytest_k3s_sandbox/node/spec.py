@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.k3s import K3s
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES, Wanted
-from pytest_k3s_sandbox.settings import DISTRIBUTIONS, FORMER_KINDS, KINDS, LAST_PORT, Settings
+from pytest_k3s_sandbox.settings import DISTRIBUTIONS, FORMER_KINDS, KINDS, LAST_PORT, RUNTIMES, Settings
 from pytest_k3s_sandbox.toolchain import Toolchain
 from pytest_k3s_sandbox.toolchain.pins import minor_of
 
@@ -29,6 +29,8 @@ class NodeSpec:
         node: The node's name.
         distribution: The form in which Kubernetes comes, one of
             :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
+        runtime: The OCI runtime that starts containers, one of
+            :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is crun, or runc where crun is missing.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
             :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
         supervised: Whether a supervisor restarts programs that end by themselves, the kubelet or k3s also
@@ -45,6 +47,7 @@ class NodeSpec:
     api_port: int = 6443
     node: str = "k3s-sandbox"
     distribution: str = "embedded"
+    runtime: str = "default"
     one_root: bool = False
     supervised: bool = False
     open_ports: tuple[int, ...] = ()
@@ -63,6 +66,7 @@ class NodeSpec:
         for name, given, known in (
             ("sandbox", self.sandbox, KINDS),
             ("distribution", self.distribution, DISTRIBUTIONS),
+            ("runtime", self.runtime, ("default", *RUNTIMES)),
         ):
             if given not in known:
                 raise ConfigError(f"unknown {name} {given!r}", cause=f"known are {', '.join(known)}")
@@ -79,6 +83,11 @@ class NodeSpec:
         """The limits of the sandbox on the machine."""
         return Wanted(self.memory, self.disk, self.processes)
 
+    @property
+    def of_experiment(self) -> NodeSpec:
+        """The specification of an experiment's node: with runc, as in the research, unless one is named."""
+        return replace(self, runtime="runc") if self.runtime == "default" else self
+
     @classmethod
     def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:
         """Return the specification for the settings of a run."""
@@ -87,6 +96,7 @@ class NodeSpec:
             layers=settings.layers,
             api_port=settings.api_port,
             distribution=settings.distribution,
+            runtime=settings.runtime,
             open_ports=settings.open_ports,
             memory=settings.memory,
             disk=settings.disk,

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE
+from pytest_k3s_sandbox.node.runtime import runtime_of
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -22,7 +23,8 @@ def start_sandbox(spec: NodeSpec, toolchain: Toolchain) -> StartedSandbox:
     Raises:
         SandboxError: A program is not available, or the sandbox does not start; nothing is left.
     """
-    found = {name: toolchain.get(name).path for name in FORMS[spec.distribution]().programs}
+    names = [*FORMS[spec.distribution]().programs, *runtime_of(spec, toolchain).programs]
+    found = {name: toolchain.get(name).path for name in names}
     with tempfile.TemporaryDirectory() as folder:
         # Inside, each program has its usual name, even if the user's file has another name.
         programs = [Path(folder, name) for name in found]

@@ -58,8 +58,9 @@ def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, AR
 @pytest.fixture(scope="session")
 def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     """The source of the programs under test; the first use provisions missing programs."""
+    from pytest_k3s_sandbox.node.runtime import provision
     from pytest_k3s_sandbox.node.seed import seed
-    from pytest_k3s_sandbox.node.spec import programs_of
+    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.toolchain import Toolchain
     from pytest_k3s_sandbox.toolchain.capabilities import missing
 
@@ -68,11 +69,9 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
         raise lack  # before the long build of programs that could not start
     settings = activate(request.config)
     toolchain = Toolchain(kubernetes=settings.version)
+    provision(NodeSpec.of(settings), toolchain)
     if settings.distribution == "embedded":
-        toolchain.provision()
         seed(toolchain)
-    else:
-        toolchain.provision(programs_of(settings.distribution))
     return toolchain
 
 

@@ -123,7 +123,8 @@ def _kubernetes(run: Run) -> str:
     if environment is None:
         return "not recorded"
     version = environment.kubernetes or environment.pins.get("kubernetes", "not recorded")
-    return version if environment.distribution is None else f"{version} ({environment.distribution})"
+    runtime = "" if environment.runtime is None else f", {environment.runtime}"
+    return version if environment.distribution is None else f"{version} ({environment.distribution}{runtime})"
 
 
 def command(run: Run) -> str | None:

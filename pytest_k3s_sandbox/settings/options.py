@@ -63,6 +63,9 @@ FORMER_KINDS = {"here": "host"}
 DISTRIBUTIONS = ("embedded", "k3s")
 """The forms in which Kubernetes comes: the parts that k3s is made of, or the official k3s binary."""
 
+RUNTIMES = ("crun", "runc")
+"""The OCI runtimes that can start a node's containers."""
+
 OPTIONS = (
     Option("sandbox", "gvisor", "where the node runs", KINDS, former_values=FORMER_KINDS),
     Option(
@@ -99,6 +102,12 @@ OPTIONS = (
         "embedded",
         "the form in which Kubernetes comes: the parts that k3s is made of, or the official k3s binary",
         DISTRIBUTIONS,
+    ),
+    Option(
+        "runtime",
+        "default",
+        "the OCI runtime that starts containers; 'default' is crun if there is one, for experiments runc",
+        ("default", *RUNTIMES),
     ),
     Option("api-port", "6443", "the API server's port inside the sandbox"),
     Option(

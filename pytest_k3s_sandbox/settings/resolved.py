@@ -26,6 +26,7 @@ class Settings:
         share: Whether workers of pytest-xdist share one cluster.
         version: The version of Kubernetes, or None for the default.
         distribution: The form in which Kubernetes comes, one of ``DISTRIBUTIONS``.
+        runtime: The OCI runtime, one of ``RUNTIMES``, or ``default``.
         api_port: The API server's TCP port.
         open_ports: TCP ports of the machine that programs inside may reach.
         memory: The memory that a sandbox may take, as text.
@@ -45,6 +46,7 @@ class Settings:
     share: bool
     version: str | None
     distribution: str
+    runtime: str
     api_port: int
     open_ports: tuple[int, ...]
     memory: str

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.group import Group
-from pytest_k3s_sandbox.layers.cgroupfs.nodes import Nodes
+from pytest_k3s_sandbox.layers.cgroupfs.nodes import PROCESSES, Nodes
 from pytest_k3s_sandbox.layers.cgroupfs.openfiles import Listings, OpenFile, OpenFiles, UnopenedReads
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER
 from pytest_k3s_sandbox.layers.cgroupfs.refusals import Refusals
@@ -115,6 +115,8 @@ class CgroupFilesystem(Refusals):
 
     def _attributes(self, node: int) -> bytes:
         """Return what stat(2) shows."""
+        if node >= PROCESSES:
+            return self._pack(node, stat.S_IFREG | 0o444, 1, (0, 0), self.size)
         target = self._nodes.target(node)
         if target is not None:
             return self._pack(node, stat.S_IFLNK | 0o777, 1, (0, 0), len(target))
@@ -189,18 +191,23 @@ class CgroupFilesystem(Refusals):
         With a size (in gVisor), a failed read looks like the end of the file. Therefore a file opened for
         reading only is read now, so that the open returns the errno.
         """
-        group, name = self._nodes.place(node, gone=errno.ENODEV)
-        if group is None or not name:
+        flags = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH
+        if node >= PROCESSES and not self.unopened:
+            return protocol.opened(0, flags)
+        group, name = (None, "") if node >= PROCESSES else self._nodes.place(node, gone=errno.ENODEV)
+        if node < PROCESSES and (group is None or not name):
             fail(errno.EISDIR)
-        if self.unopened:
+        if group is None or self.unopened:
             fail(errno.ENOSYS)
         ahead = bool(self.size) and struct.unpack_from("<I", request, HEADER)[0] & os.O_ACCMODE == os.O_RDONLY
         handle = self._files.open(group, name, ahead=ahead)
-        return protocol.opened(handle, protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH)
+        return protocol.opened(handle, flags)
 
     def do_read(self, node: int, thread: int, request: Request) -> bytes:
         """Return a part of a file's content."""
         handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
+        if node >= PROCESSES:
+            return self.tree.memberships(node - PROCESSES).encode()[offset : offset + size]
         if handle:
             content = self._files.get(handle).read(offset)
         else:

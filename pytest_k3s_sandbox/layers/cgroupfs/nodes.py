@@ -16,8 +16,15 @@ from pytest_k3s_sandbox.layers.cgroupfs.protocol import ROOT
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
+PROCESSES = 1 << 62
+"""The node of a process' memberships is this number and the process' id."""
+
+PROCESS = "pid."
+"""The name of that file at the mountpoint, before the process' id; no listing has it."""
+
 _SHIFT = 10
 _FILE = (1 << _SHIFT) - 1
+_DIGITS = 12  # more than a process' id has, fewer than a node
 DT_DIR, DT_REG, DT_LNK = 4, 8, 10
 """Types of directory entries, as in readdir(3)."""
 
@@ -104,8 +111,12 @@ class Nodes:
         Raises:
             OSError: ENOENT.
         """
-        if group is None and name in self._links:
-            return ROOT + 1 + self._links.index(name)
+        if group is None:
+            if name in self._links:
+                return ROOT + 1 + self._links.index(name)
+            number = name.removeprefix(PROCESS)
+            if number != name and number.isdecimal() and len(number) < _DIGITS:
+                return PROCESSES + int(number)
         below = self._below(group).get(name)
         if below is not None:
             return self.of(below)

@@ -126,6 +126,32 @@ class Tree:
             fail(errno.EBUSY)
         entry.group.hierarchy.rmdir(entry.group)
 
+    def memberships(self, pid: int) -> str:
+        """Return the groups of a process, in the hierarchies that the kernel itself does not have.
+
+        Args:
+            pid: The process, or a thread of one.
+
+        Returns:
+            A line for each hierarchy: its controllers, the number of its groups, and the group's path, with
+            tabs between them. Nothing without such a process.
+        """
+        leader = self._accounting.thread_group(pid)
+        if leader is None:
+            return ""
+        # A process that no sample has yet is in its parent's group: its ancestors must be known.
+        new, above = self._accounting.census((leader,), started=False), leader
+        while (process := new.processes.get(above)) is not None and process.parent not in new.processes:
+            above = process.parent
+            new = self._accounting.census((above,), started=False)
+        self._announce(new)
+        return "".join(
+            f"{name}\t{sum(1 for _ in hierarchy.root.subtree())}\t"
+            f"{hierarchy.members.get(pid, hierarchy.members.get(leader, hierarchy.root)).path}\n"
+            for name, hierarchy in self.hierarchies.items()
+            if hierarchy.backing is None
+        )
+
     def _announce(self, new: Sample) -> None:
         if new is self._last:
             return

@@ -14,6 +14,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     REDIRECTABLE,
     RETRIABLE,
     TREE,
+    CgroupsRule,
     FaultRule,
     MaskRule,
     MountRule,
@@ -24,6 +25,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     Rules,
     StatfsRule,
     StatxRule,
+    SubstituteRule,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names, returning
 
@@ -45,17 +47,21 @@ def problems(rule: Rule) -> Iterator[Problem]:
         yield from _redirect(rule)
     elif isinstance(rule, MountRule):
         yield from _mount(rule)
-    elif isinstance(rule, StatxRule):
-        yield from _path("under", rule.under)
-    elif isinstance(rule, MaskRule):
-        yield from _path("under", rule.under)
+    elif isinstance(rule, FaultRule):
+        yield from _fault(rule)
+    elif isinstance(rule, CgroupsRule | SubstituteRule):
+        yield from _text(rule)
+    else:
+        yield from _under(rule)
+
+
+def _under(rule: StatxRule | MaskRule | RetryRule) -> Iterator[Problem]:
+    yield from _path("under", rule.under)
+    if isinstance(rule, MaskRule):
         yield from _groups(rule.groups, MASKABLE)
     elif isinstance(rule, RetryRule):
-        yield from _path("under", rule.under)
         yield from _groups(rule.groups, RETRIABLE)
         yield from _only(rule.exits, _RETURNS, "exits")
-    else:
-        yield from _fault(rule)
 
 
 def checked(rules: Rules) -> Rules:
@@ -133,6 +139,25 @@ def _mount(rule: MountRule) -> Iterator[Problem]:
         major, _, minor = rule.device.partition(":")
         if not (major.isdecimal() and minor.isdecimal()):
             yield "device", f"{rule.device!r} is not major:minor"
+
+
+def _text(rule: CgroupsRule | SubstituteRule) -> Iterator[Problem]:
+    import re
+
+    yield from _only(rule.only, names(Group.OPEN))
+    if isinstance(rule, CgroupsRule):
+        yield from _path("served", rule.served)
+        return
+    yield from _place(rule.path, rule.kind)
+    try:
+        pattern = re.compile(rule.find)
+    except re.error as error:
+        yield "find", f"{rule.find!r} is not a regular expression: {error.msg}"
+        return
+    try:
+        re.sub(f"{rule.find}|", rule.replacement, "")
+    except (re.error, IndexError) as error:
+        yield "replacement", f"{rule.replacement!r} does not fit {pattern.pattern!r}: {error}"
 
 
 def _fault(rule: FaultRule) -> Iterator[Problem]:

@@ -20,6 +20,8 @@ def explain(tid: int, of: PathCall, path: bytes | None, rules: PathRules, decisi
         found = [
             redirect and f"{redirect[0].label} to {os.fsdecode(redirect[1]) or 'content'}",
             decision.mount_table and "a mount table",
+            decision.cgroup_table and "a cgroup table",
+            decision.substitute and decision.substitute.label,
             decision.mask and decision.mask.label,
             decision.fault and decision.fault.label,
         ]

@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from pytest_k3s_sandbox.layers.interceptor.checks import problems
 from pytest_k3s_sandbox.layers.interceptor.rules import (
     KINDS,
+    CgroupsRule,
     FaultRule,
     MaskRule,
     MountRule,
@@ -19,6 +20,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     Rules,
     StatfsRule,
     StatxRule,
+    SubstituteRule,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group
 
@@ -80,6 +82,8 @@ def parse_rules(text: str, origin: str) -> Rules:
         faults=_tables(document, text, origin, "fault", _fault),
         retries=_tables(document, text, origin, "retry", _retry),
         statx=_tables(document, text, origin, "statx", _statx),
+        cgroups=_tables(document, text, origin, "cgroups", _cgroups),
+        substitutes=_tables(document, text, origin, "substitute", _substitute),
     )
 
 
@@ -234,6 +238,16 @@ def _mount(table: _Table) -> MountRule:
     )
 
 
+def _cgroups(table: _Table) -> CgroupsRule:
+    return CgroupsRule(table.need("served", str), table.programs(), table.texts("only") or ())
+
+
+def _substitute(table: _Table) -> SubstituteRule:
+    path, kind = table.place()
+    find, replacement = table.need("find", str), table.need("replacement", str)
+    return SubstituteRule(path, find, replacement, kind, table.programs(), table.texts("only") or ())
+
+
 def _mask(table: _Table) -> MaskRule:
     return MaskRule(table.folder(), table.groups((Group.OPEN, Group.CHANGE)), table.programs())
 
@@ -259,4 +273,4 @@ def _fault(table: _Table) -> FaultRule:
     return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs(), unmounted)
 
 
-_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault", "retry", "statx")
+_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault", "retry", "statx", "cgroups", "substitute")

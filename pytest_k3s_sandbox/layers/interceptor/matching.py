@@ -18,6 +18,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     RetryRule,
     RuleKind,
     Rules,
+    SubstituteRule,
 )
 from pytest_k3s_sandbox.layers.interceptor.syscalls import Group, PathCall
 
@@ -28,6 +29,8 @@ class Decision(NamedTuple):
     Attributes:
         redirect: The redirect rule and its target, which is empty for generated content.
         mount_table: Whether the path is a mount table to rewrite.
+        cgroup_table: Whether the path is a cgroup table to complete.
+        substitute: The rule that changes the file's text.
         mask: The rule that blocks signals during the call.
         fault: The rule that makes the call fail.
     """
@@ -36,10 +39,20 @@ class Decision(NamedTuple):
     mount_table: bool = False
     mask: MaskRule | None = None
     fault: FaultRule | None = None
+    cgroup_table: bool = False
+    substitute: SubstituteRule | None = None
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the call opens a file with another text."""
+        return self.mount_table or self.cgroup_table or self.substitute is not None
 
 
 NOTHING: Final = Decision()
+_MOUNT_TABLE: Final = Decision(mount_table=True)
+_CGROUP_TABLE: Final = Decision(cgroup_table=True)
 _TABLES: Final = (b"mountinfo", b"mounts", b"mountstats")
+_CGROUP: Final = (b"cgroup",)
 
 
 def below(path: str | bytes, folder: str | bytes) -> bool:
@@ -67,14 +80,22 @@ def names_a_folder(path: bytes) -> bool:
 
 def is_mount_table(path: bytes) -> bool:
     """Return whether a normal path is one of the kernel's mount tables, such as proc_pid_mountinfo(5)."""
-    if path == b"/proc/mounts":
-        return True
+    return path == b"/proc/mounts" or _of_a_process(path, _TABLES)
+
+
+def is_cgroup_table(path: bytes) -> bool:
+    """Return whether a normal path is one of the kernel's cgroup tables; cgroups(7), "/proc files"."""
+    return path == b"/proc/cgroups" or _of_a_process(path, _CGROUP)
+
+
+def _of_a_process(path: bytes, tables: tuple[bytes, ...]) -> bool:
+    """Return whether a normal path is a file of these names in a folder of proc_pid(5)."""
     if not path.startswith(b"/proc/"):
         return False
     match path.split(b"/")[2:]:
-        case [process, table] if table in _TABLES:
+        case [process, table] if table in tables:
             return process in {b"self", b"thread-self"} or process.isdigit()
-        case [process, b"task", thread, table] if table in _TABLES:  # thread-self has no folder of tasks
+        case [process, b"task", thread, table] if table in tables:  # thread-self has no folder of tasks
             return thread.isdigit() and (process == b"self" or process.isdigit())
         case _:
             return False
@@ -173,20 +194,32 @@ class PathRules:
         roots: Prefixes. No rule matches an absolute, normal path that starts with none of them.
     """
 
-    __slots__ = ("_faults", "_masks", "_mounts", "_redirects", "_retries", "_watched", "roots")
+    __slots__ = (
+        "_cgroups",
+        "_faults",
+        "_masks",
+        "_mounts",
+        "_redirects",
+        "_retries",
+        "_substitutes",
+        "_watched",
+        "roots",
+    )
 
     def __init__(self, rules: Rules) -> None:
         """Prepare; ``rules`` must have its tree filled in."""
         self._redirects = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.redirects)
         self._faults = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.faults)
+        self._substitutes = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.substitutes)
         self._masks = tuple((rule, os.fsencode(rule.under)) for rule in rules.masks)
         self._retries = tuple((rule, os.fsencode(rule.under)) for rule in rules.retries)
         self._watched = tuple(folder for rule, folder in self._retries if rule.exits)
         self._mounts = frozenset[str]().union(*(rule.calls for rule in rules.mounts))
+        self._cgroups = frozenset[str]().union(*(rule.calls for rule in rules.cgroups))
         wanted = {os.fsencode(rule.under) for rule in rules.masks}
-        for place in (*(place for _, place in self._redirects), *(place for _, place in self._faults)):
-            wanted.add(place.root)
-        if self._mounts:
+        for rows in (self._redirects, self._faults, self._substitutes):
+            wanted.update(place.root for _, place in rows)
+        if self._mounts or self._cgroups:
             wanted.add(b"/proc/")
         # startswith() takes a tuple; one prefix that covers another makes it shorter.
         self.roots = tuple(
@@ -216,12 +249,24 @@ class PathRules:
             if group in failing.groups and place.fits(path):
                 fault = failing
                 break
+        target = self._other_file(path, call)
+        if mask is None and fault is None:
+            return target
+        return target._replace(mask=mask, fault=fault)
+
+    def _other_file(self, path: bytes, call: PathCall) -> Decision:
+        """Return the decision that leads a call to another file, if any."""
         if call.name in self._mounts and is_mount_table(path):
-            return Decision(mount_table=True, mask=mask, fault=fault)
+            return _MOUNT_TABLE
+        if call.name in self._cgroups and is_cgroup_table(path):
+            return _CGROUP_TABLE
+        for substitute, place in self._substitutes:
+            if call.name in substitute.calls and place.fits(path):
+                return Decision(substitute=substitute)
         for redirect, place in self._redirects:
-            if group in redirect.groups and place.fits(path):
-                return Decision((redirect, _target(redirect, place, path)), mask=mask, fault=fault)
-        return NOTHING if mask is None and fault is None else Decision(mask=mask, fault=fault)
+            if call.group in redirect.groups and place.fits(path):
+                return Decision((redirect, _target(redirect, place, path)))
+        return NOTHING
 
     def retries(self, path: bytes, group: Group, *, exit_of: str = "") -> RetryRule | None:
         """Return the retry rule for an interrupted call on an absolute path.

@@ -136,6 +136,62 @@ class MountRule(NamedTuple):
         return frozenset(self.only) or names(Group.OPEN)
 
 
+class CgroupsRule(NamedTuple):
+    """Adds the hierarchies of a FUSE cgroupfs to the cgroup tables: /proc/cgroups and /proc/PID/cgroup.
+
+    The kernel's tables name its own hierarchies only (cgroups(7)).
+
+    Attributes:
+        served: The mountpoint of the file system's tree, which has the file ``pid.PID`` for each process.
+        programs: Only in these programs; see :class:`Rules`.
+        only: The names of the calls that may open a table; empty for all that open a file.
+    """
+
+    served: str
+    programs: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The rule's name in statistics."""
+        return f"cgroups {self.served}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it."""
+        return frozenset(self.only) or names(Group.OPEN)
+
+
+class SubstituteRule(NamedTuple):
+    """Changes the text of a file for programs that open it to read.
+
+    Attributes:
+        path: As in :class:`RedirectRule`.
+        find: The text to look for, a regular expression of :mod:`re`.
+        replacement: The text in its place, at its first occurrence; as for :func:`re.sub`.
+        kind: What ``path`` is.
+        programs: Only in these programs; see :class:`Rules`.
+        only: The names of the calls that may open the file; empty for all that open a file.
+    """
+
+    path: str
+    find: str
+    replacement: str
+    kind: RuleKind = EXACT
+    programs: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The rule's name in statistics."""
+        return f"substitute {self.path}{self.kind.suffix}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The calls that have to stop for it."""
+        return frozenset(self.only) or names(Group.OPEN)
+
+
 class MaskRule(NamedTuple):
     """Blocks signals during calls on paths at or below a folder, and on files opened there.
 
@@ -248,7 +304,17 @@ class StatxRule(NamedTuple):
         return frozenset({"statx"})
 
 
-Rule = StatfsRule | RedirectRule | MountRule | MaskRule | FaultRule | RetryRule | StatxRule
+Rule = (
+    StatfsRule
+    | RedirectRule
+    | MountRule
+    | CgroupsRule
+    | SubstituteRule
+    | MaskRule
+    | FaultRule
+    | RetryRule
+    | StatxRule
+)
 
 
 class Rules(NamedTuple):
@@ -266,11 +332,13 @@ class Rules(NamedTuple):
     faults: tuple[FaultRule, ...] = ()
     retries: tuple[RetryRule, ...] = ()
     statx: tuple[StatxRule, ...] = ()
+    cgroups: tuple[CgroupsRule, ...] = ()
+    substitutes: tuple[SubstituteRule, ...] = ()
 
     def every(self) -> tuple[Rule, ...]:
         """Return all rules."""
         before: tuple[Rule, ...] = (*self.statfs, *self.redirects, *self.mounts, *self.masks)
-        return (*before, *self.faults, *self.retries, *self.statx)
+        return (*before, *self.faults, *self.retries, *self.statx, *self.cgroups, *self.substitutes)
 
     def only(self, wanted: Callable[[tuple[str, ...]], bool]) -> Rules:
         """Return the rules whose ``programs`` pass a test."""
@@ -282,6 +350,8 @@ class Rules(NamedTuple):
             tuple(rule for rule in self.faults if wanted(rule.programs)),
             tuple(rule for rule in self.retries if wanted(rule.programs)),
             tuple(rule for rule in self.statx if wanted(rule.programs)),
+            tuple(rule for rule in self.cgroups if wanted(rule.programs)),
+            tuple(rule for rule in self.substitutes if wanted(rule.programs)),
         )
 
     def with_tree(self, tree: str | None) -> Rules:
@@ -304,6 +374,6 @@ def trapped_calls(rules: Rules) -> frozenset[str]:
 
 
 def reads_only(rules: Rules) -> frozenset[str]:
-    """Return the trapped calls that stop only for mount tables, so only if they open a file to read."""
-    others = rules._replace(mounts=())
+    """Return the trapped calls that stop only for the content of files, so only for opens to read."""
+    others = rules._replace(mounts=(), cgroups=(), substitutes=())
     return trapped_calls(rules) - trapped_calls(others)

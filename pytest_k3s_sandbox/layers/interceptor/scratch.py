@@ -24,16 +24,20 @@ class Scratch:
         self.folder: str | None = None
         self._parent = parent or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - the folder in it is exclusive
         self._lock = -1
-        self._files: dict[bytes, str] = {}
+        self._files: dict[tuple[int, bytes], str] = {}
         self._count = 0
 
-    def file(self, content: bytes) -> str:
+    def file(self, content: bytes, mode: int = 0o444) -> str:
         """Return a file with this content; beyond a limit, remove the oldest files.
+
+        Args:
+            content: The content.
+            mode: Who may read it, whatever the umask: tracees may be other users.
 
         Raises:
             OSError: The file cannot be written.
         """
-        path = self._files.get(content)
+        path = self._files.get((mode, content))
         if path is not None:
             return path
         if self.folder is None:
@@ -45,10 +49,10 @@ class Scratch:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, content)
-            os.fchmod(fd, 0o444)  # whatever the umask: tracees may be other users
+            os.fchmod(fd, mode)
         finally:
             os.close(fd)
-        self._files[content] = path
+        self._files[mode, content] = path
         return path
 
     def close(self) -> None:

@@ -249,8 +249,8 @@ class TrappedCalls:
             counts = {rule.label: 1}
             if rule.content is not None:
                 target = self._overlays.content(tid, rule, path)
-        elif decision.mount_table:
-            found = self._overlays.mount_table(tid, normal(path), profile.rules.mounts)
+        elif decision.rewrites:
+            found = self._overlays.rewritten(tid, normal(path), decision, profile.rules)
             if found is None:
                 return None
             target, counts = found

@@ -10,8 +10,9 @@ from typing import Self
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.workarounds import sysctl
-from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_wrapper
+from pytest_k3s_sandbox.layers.workarounds.oci_runtime import write_crun_wrapper, write_wrapper
 from pytest_k3s_sandbox.sandbox.base import (
+    BIN_DIR,
     STATE_DIR,
     V9FS_MAGIC,
     Process,
@@ -234,8 +235,10 @@ class Workarounds:
             inside = f"{STATE_DIR}/runtime"
             with staged(self._sandbox.files, inside) as folder:
                 # By name: k3s puts the folder of its own runc first in PATH, the sandbox that of its.
-                wrapper = write_wrapper(folder, inside, "runc")
-            self._overrides = NodeOverrides(runtime=wrapper)
+                runtimes = {"runc": write_wrapper(folder, inside, "runc")}
+                if root_magic(self._sandbox) != V9FS_MAGIC:
+                    runtimes["crun"] = write_crun_wrapper(folder, inside, f"{BIN_DIR}/crun")
+            self._overrides = NodeOverrides(runtimes=runtimes)
 
     def _mount_cgroups(self) -> None:
         """Mount each controller of the sandbox's kernel (/proc/cgroups, cgroups(7)) by its name.

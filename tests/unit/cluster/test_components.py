@@ -22,7 +22,8 @@ SETTINGS = ClusterSettings(
     api_port=16443,
     cni_bin_dir="/cni/bin",
     cni_conf_dir='/cni/"quoted"',
-    runtime="/runtime/adapted",
+    runtime="crun",
+    runtimes={"crun": "/bin/crun", "runc": "/runtime/adapted"},
 )
 COMMANDS: dict[str, Callable[[], list[str]]] = {
     "kine": components.kine,
@@ -101,7 +102,9 @@ def test_containerds_configuration_has_the_settings_and_what_gvisor_needs() -> N
     assert runtime["cni"]["conf_dir"] == '/cni/"quoted"'
     options = runtime["containerd"]["runtimes"]["runc"]["options"]
     assert options == {"BinaryName": "/runtime/adapted", "NoNewKeyring": True, "SystemdCgroup": False}
-    assert runtime["containerd"]["default_runtime_name"] in runtime["containerd"]["runtimes"]
+    assert runtime["containerd"]["default_runtime_name"] == "crun"
+    crun = runtime["containerd"]["runtimes"]["crun"]
+    assert crun["options"] == options | {"BinaryName": "/bin/crun"}
     images = config["plugins"]["io.containerd.cri.v1.images"]
     assert images["pinned_images"]["sandbox"] == SETTINGS.pause_image
 

@@ -92,6 +92,9 @@ def test_another_api_port_is_the_one_that_is_looked_at() -> None:
 def test_an_effect_goes_into_the_settings_where_it_says_something() -> None:
     settings = ClusterSettings(node="n", address="1.2.3.4")
     assert with_overrides(settings, NodeOverrides()) == settings
-    changed = with_overrides(settings, NodeOverrides(cni_bin_dir="/b", cni_conf_dir="/c", runtime="/r"))
-    assert (changed.cni_bin_dir, changed.cni_conf_dir, changed.runtime) == ("/b", "/c", "/r")
+    changed = with_overrides(
+        settings, NodeOverrides(cni_bin_dir="/b", cni_conf_dir="/c", runtimes={"runc": "/r", "crun": "/c"})
+    )
+    assert (changed.cni_bin_dir, changed.cni_conf_dir) == ("/b", "/c")
+    assert changed.runtimes == {"runc": "/r"}  # a runtime that the node does not have stays away
     assert "/b" in components.containerd_config(changed)

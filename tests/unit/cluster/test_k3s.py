@@ -38,7 +38,7 @@ OVERRIDES = NodeOverrides(
     environment={"SEEN": "yes"},
     cni_bin_dir="/cni/bin",
     cni_conf_dir="/cni/net.d",
-    runtime="/runtime/adapted",
+    runtimes={"runc": "/runtime/adapted"},
 )
 FIELD_GUIDE = {
     "--snapshotter=native",

@@ -16,7 +16,7 @@ OVERRIDES = st.builds(
     environment=st.dictionaries(st.sampled_from("PQ"), st.text("12", max_size=2)),
     cni_bin_dir=TEXT,
     cni_conf_dir=TEXT,
-    runtime=TEXT,
+    runtimes=st.dictionaries(st.sampled_from(["crun", "runc"]), st.text("xyz", min_size=1, max_size=2)),
 )
 
 
@@ -25,16 +25,22 @@ def test_no_layer_does_nothing() -> None:
 
 
 def test_a_later_layer_wraps_around_an_earlier_one_and_replaces_the_rest() -> None:
-    first = NodeOverrides({"kubelet": ("inner", "--")}, {"A": "1", "B": "1"}, "/bin/1", None, "/runtime/1")
+    first = NodeOverrides(
+        {"kubelet": ("inner", "--")}, {"A": "1", "B": "1"}, "/bin/1", None, {"runc": "/runtime/1"}
+    )
     second = NodeOverrides(
-        {"kubelet": ("outer", "--"), "containerd": ("x",)}, {"B": "2"}, None, "/conf/2", "/runtime/2"
+        {"kubelet": ("outer", "--"), "containerd": ("x",)},
+        {"B": "2"},
+        None,
+        "/conf/2",
+        {"runc": "/runtime/2"},
     )
     assert merge([first, second]) == NodeOverrides(
         {"kubelet": ("outer", "--", "inner", "--"), "containerd": ("x",)},
         {"A": "1", "B": "2"},
         "/bin/1",
         "/conf/2",
-        "/runtime/2",
+        {"runc": "/runtime/2"},
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_k3s_sandbox.layers.workarounds.oci_runtime import adapt, script, write_wrapper
+from pytest_k3s_sandbox.layers.workarounds.oci_runtime import adapt, script, write_crun_wrapper, write_wrapper
 
 SPEC = {"linux": {"namespaces": [{"type": "cgroup"}, {"type": "pid"}], "seccomp": {}, "x": 1}}
 NEEDS_NOTHING = {"linux": {"namespaces": [{"type": "pid"}], "x": 1}}
@@ -163,3 +163,20 @@ def test_the_script_quotes_its_paths() -> None:
     assert "exec '/a b/runc' \"$@\"" in text
     done = subprocess.run(["sh", "-n"], input=text, text=True, check=False, capture_output=True, timeout=10)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_crun_gets_a_version_that_it_reads_and_every_word(setup: Setup, shell: list[str]) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"there is no {shell[0]}")
+    setup.wrapper = write_crun_wrapper(
+        setup.folder / "wrap", str(setup.folder / "wrap"), str(setup.folder / "fake runc")
+    )
+    for version in ("1.2.1", "1.0.2"):
+        setup.config.write_text(json.dumps({"ociVersion": version, **SPEC}, separators=(",", ":")))
+        assert setup.run(*GLOBALS, "create", "--bundle", "BUNDLE", "id", shell=shell) == 7
+        assert setup.called == setup.sent
+        assert json.loads(setup.config.read_text()) == {"ociVersion": "1.0.2", **SPEC}
+    setup.config.unlink()
+    assert setup.run("state", "create", shell=shell) == 7
+    assert setup.run("create", "--bundle", "BUNDLE", "id", shell=shell) == 7  # crun names the missing file

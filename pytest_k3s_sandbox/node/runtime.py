@@ -1,0 +1,100 @@
+"""The OCI runtime of a node: crun where there is one, else runc."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.layers.stack import split
+from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, programs_of
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_k3s_sandbox.toolchain import Toolchain
+
+CRUN = "crun"
+RUNC = "runc"
+
+
+@dataclass(frozen=True)
+class OciRuntime:
+    """The OCI runtime that starts a node's containers.
+
+    Attributes:
+        name: ``crun`` or ``runc``.
+        paths: The runtimes of the node, paths inside by name; the first is this one.
+        note: Why it is another one than usual; None if it is not.
+    """
+
+    name: str
+    paths: Mapping[str, str]
+    note: str | None = None
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs that a distribution does not have of its own."""
+        return tuple(name for name in self.paths if name == CRUN)
+
+    @property
+    def words(self) -> str:
+        """The name, and why it is another one than usual."""
+        return self.name if self.note is None else f"{self.name} ({self.note})"
+
+
+def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
+    """Return the OCI runtime of a specification's node; no network, no build.
+
+    Args:
+        spec: The specification.
+        toolchain: The source of the programs, which :func:`provision` has put in place.
+
+    Raises:
+        MissingCapability: The specification asks for crun, and there is none.
+    """
+    # k3s unpacks a runc of its own, and has its folder first in PATH.
+    runc = {RUNC: f"{BIN_DIR}/{RUNC}" if RUNC in FORMS[spec.distribution]().programs else RUNC}
+    if spec.runtime == RUNC:
+        return OciRuntime(RUNC, runc)
+    without = obstacle(spec)
+    if without is None and toolchain.find(CRUN) is not None:
+        return OciRuntime(CRUN, {CRUN: f"{BIN_DIR}/{CRUN}"} | runc)
+    why = without or f"crun is not available: {'; '.join(toolchain.why(CRUN))}"
+    if spec.runtime == CRUN:
+        raise MissingCapability(
+            "the OCI runtime crun",
+            cause=why,
+            remedy="add the layer ptrace_interceptor" if without else "install crun, or ask for runc",
+        )
+    return OciRuntime(RUNC, runc, why)
+
+
+def obstacle(spec: NodeSpec) -> str | None:
+    """Return why crun cannot start a container on these layers; None if it can.
+
+    In gVisor, crun misreads the answer of statx(2) on the FUSE cgroupfs, which the interceptor mends.
+    """
+    if spec.sandbox != "gvisor" or spec.layers is None:
+        return None
+    names = {split(word)[0] for word in spec.layers}
+    return None if "ptrace_interceptor" in names else "crun needs the layer ptrace_interceptor"
+
+
+def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
+    """Put the programs of a specification's node in place; a crun that cannot be obtained is noted.
+
+    Args:
+        spec: The specification.
+        toolchain: The source of the programs.
+
+    Raises:
+        SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
+    """
+    toolchain.provision(programs_of(spec.distribution))
+    if spec.runtime != RUNC:
+        toolchain.try_get(CRUN)
+        runtime = runtime_of(spec, toolchain)
+        if runtime.note is not None:
+            toolchain.progress.note(f"containers start with runc, at about twice the price: {runtime.note}")

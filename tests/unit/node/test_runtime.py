@@ -1,0 +1,113 @@
+"""The choice of the OCI runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
+from pytest_k3s_sandbox.node.runtime import provision, runtime_of
+from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR
+from pytest_k3s_sandbox.toolchain import Toolchain
+from pytest_k3s_sandbox.toolchain.resolve import Program
+
+LAYERS = ("workarounds", "fuse_cgroupfs", "fake_cni")
+
+
+class Machine:
+    """A toolchain that has crun or not."""
+
+    def __init__(self, *, crun: bool) -> None:
+        """Note what is asked for."""
+        self._crun = Program("crun", Path("/usr/bin/crun"), "1.8.1", "path") if crun else None
+        self.asked: list[str] = []
+        self.notes: list[str] = []
+        self.progress = cast("Any", self)
+
+    def find(self, name: str) -> Program | None:
+        """Look for crun."""
+        assert name == "crun"
+        return self._crun
+
+    def try_get(self, name: str) -> Program | None:
+        """Try to get crun."""
+        self.asked.append(name)
+        return self.find(name)
+
+    def why(self, name: str) -> list[str]:
+        """Say why there is none."""
+        assert name == "crun"
+        return ["not on PATH", "no apt-get"]
+
+    def provision(self, names: Sequence[str]) -> None:
+        """Note the names."""
+        self.asked += names
+
+    def note(self, text: str) -> None:
+        """Note a line of progress."""
+        self.notes.append(text)
+
+
+def machine(*, crun: bool) -> tuple[Machine, Toolchain]:
+    made = Machine(crun=crun)
+    return made, cast("Toolchain", made)
+
+
+def test_crun_is_the_default_and_runc_can_be_chosen_by_a_pod() -> None:
+    _, toolchain = machine(crun=True)
+    found = runtime_of(NodeSpec(), toolchain)
+    assert (found.name, found.words, found.programs) == ("crun", "crun", ("crun",))
+    assert found.paths == {"crun": f"{BIN_DIR}/crun", "runc": f"{BIN_DIR}/runc"}
+    assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths["runc"] == "runc"  # k3s' own
+
+
+@pytest.mark.parametrize("crun", [True, False])
+def test_runc_that_is_asked_for_is_alone(crun: bool) -> None:
+    made, toolchain = machine(crun=crun)
+    found = runtime_of(NodeSpec(runtime="runc"), toolchain)
+    assert (found.name, found.note, found.programs, list(found.paths)) == ("runc", None, (), ["runc"])
+    provision(NodeSpec(runtime="runc"), toolchain)
+    assert "crun" not in made.asked
+    assert made.notes == []
+
+
+def test_a_machine_without_crun_uses_runc_and_says_so_in_one_line() -> None:
+    made, toolchain = machine(crun=False)
+    found = runtime_of(NodeSpec(), toolchain)
+    assert (found.name, found.programs) == ("runc", ())
+    assert found.words == "runc (crun is not available: not on PATH; no apt-get)"
+    provision(NodeSpec(), toolchain)
+    assert "crun" in made.asked
+    (line,) = made.notes
+    assert line.startswith("containers start with runc")
+    assert "not on PATH; no apt-get" in line
+
+
+def test_crun_that_is_asked_for_must_be_there() -> None:
+    _, toolchain = machine(crun=False)
+    with pytest.raises(MissingCapability, match="not on PATH; no apt-get"):
+        provision(NodeSpec(runtime="crun"), toolchain)
+
+
+def test_in_gvisor_crun_needs_the_interceptor() -> None:
+    _, toolchain = machine(crun=True)
+    assert runtime_of(NodeSpec(layers=LAYERS), toolchain).words.startswith("runc (crun needs the layer")
+    assert runtime_of(NodeSpec("host", layers=LAYERS), toolchain).name == "crun"
+    stack = (*LAYERS, "ptrace_interceptor:exp08")
+    assert runtime_of(NodeSpec(layers=stack), toolchain).name == "crun"
+    with pytest.raises(MissingCapability, match="add the layer ptrace_interceptor"):
+        runtime_of(NodeSpec(layers=LAYERS, runtime="crun"), toolchain)
+
+
+def test_an_experiment_has_runc_unless_one_is_named() -> None:
+    assert NodeSpec().of_experiment.runtime == "runc"
+    assert NodeSpec(runtime="crun").of_experiment.runtime == "crun"
+
+
+def test_an_unknown_runtime_is_refused() -> None:
+    with pytest.raises(ConfigError, match="known are default, crun, runc"):
+        NodeSpec(runtime="youki")
