@@ -271,7 +271,7 @@ STARTS = {
     ("runc", "gvisor", False): "no such file or directory",
     ("runc", "gvisor", True): None,
     ("crun", "gvisor", False): "creating cgroup directory",
-    ("crun", "gvisor", True): "creating cgroup directory",
+    ("crun", "gvisor", True): None,
     ("runc", "linux", False): "no such file or directory",
     ("runc", "linux", True): None,
     ("crun", "linux", False): None,
@@ -281,7 +281,7 @@ STARTS = {
 
 By the magic runc tells where the cgroups' root ends, and without it makes no parent of a group in
 cpuset: the magic is the interceptor's share. crun asks statx(2) for a file's type alone, and gVisor's
-FUSE then answers with none, whatever the server says.
+FUSE then answers with none, whatever the server says: the answer of Linux is the interceptor's share, too.
 """
 
 

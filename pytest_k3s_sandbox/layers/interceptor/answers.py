@@ -4,7 +4,8 @@ gVisor's FUSE fills only the fields of struct statx that the caller's mask names
 STATX_MODE, and leaves stx_mask 0 (``statFromFUSEAttr`` in pkg/sentry/fsimpl/fuse/inode.go). Linux answers all
 basic fields on kernfs, whatever the mask, and says so in stx_mask (``vfs_getattr_nosec`` in fs/stat.c). So an
 answer without a basic field in its mask is gVisor's: the tracee makes the call again with a wider mask, and
-then gets the mask that Linux answers. Every other answer stays as it is.
+then gets the mask that Linux answers. Later calls for the same rule have the wider mask at once. Every other
+answer stays as it is.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Answers:
         self._rewriter = rewriter
         self._repeat = repeat
         self._widened: dict[int, dict[tuple[int, int], int]] = {}
+        self._incomplete: set[StatxRule] = set()
 
     def forget(self, tid: int) -> None:
         """Note that a thread has ended, or executes another program."""
@@ -116,6 +118,10 @@ class Answers:
             return False
         # A signal's handler that runs in between makes its own calls, with another stack pointer.
         mask = self._widened.get(tid, {}).pop((words[RIP], words[RSP]), None)
+        if mask is None and rule in self._incomplete:
+            mask = words[_MASK]
+            words[_MASK] |= _WIDE
+            self._registers.store(tid)
         if mask is not None:
             call.restore += ((_MASK, mask),)
         first = call.finish
@@ -139,7 +145,11 @@ class Answers:
         buffer, asked = words[_BUFFER], words[_MASK]
         given = int.from_bytes(self._memory.read(tid, buffer, 4), "little")
         if given & BASIC_STATS:
+            if wide & given & ~asked & MNT_ID:  # gVisor gives a complete answer the id only if it is asked to
+                self._memory.write(tid, buffer, (given & ~MNT_ID).to_bytes(4, "little"))
+                self._memory.write(tid, buffer + _MNT_ID_AT, bytes(8))
             return
+        self._incomplete.add(rule)
         if wide & _WIDE != _WIDE:
             self._widened.setdefault(tid, {})[words[RIP], words[RSP]] = asked
             words[_MASK] |= _WIDE

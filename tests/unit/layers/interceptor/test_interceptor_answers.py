@@ -167,6 +167,24 @@ def test_who_asks_for_all_is_asked_once() -> None:
     assert tracee.masks == [0x17FF]
 
 
+def test_later_calls_ask_for_all_at_once() -> None:
+    tracee = Tracee(gvisor)
+    for mask in (1, 2, BASIC_STATS):
+        assert tracee.statx(PATH, mask) == 0x17FF
+        assert tracee.words[ARGUMENTS[3]] == mask
+    assert tracee.masks == [1, 0x17FF, 0x17FF, 0x17FF]
+
+
+@pytest.mark.parametrize(("mask", "given", "mount"), [(1, 0xFFF, 0), (MNT_ID, 0x1FFF, MOUNT)])
+def test_then_another_file_system_still_answers_what_it_is_asked(mask: int, given: int, mount: int) -> None:
+    tracee = Tracee(gvisor)
+    tracee.statx(PATH, 1)
+    tracee.says = lambda asked: 0xFFF | asked & MNT_ID
+    assert tracee.statx(b"/sys/fs/cgroup", mask) == given
+    assert struct.unpack_from("<Q", tracee.memory.content, 0x90) == (mount,)
+    assert tracee.words[ARGUMENTS[3]] == mask
+
+
 def test_a_unique_id_of_the_mount() -> None:
     tracee = Tracee(gvisor)
     assert tracee.statx(PATH, MNT_ID_UNIQUE) == 0x47FF
@@ -216,15 +234,12 @@ def test_a_handler_between_the_two_calls_has_its_own_mask() -> None:
         assert words[ARGUMENTS[3]] == mask
 
     first_of_two(STACK, 1)
-    first_of_two(STACK - 0x1000, 2)  # of the handler, with the same instruction
-    second_of_two(STACK - 0x1000, 2)
-    second_of_two(STACK, 1)
-    first_of_two(STACK, 1)
-    tracee.answers.forget(TID)
-    words[RIP], words[ARGUMENTS[3]] = BEHIND, 0
+    words[RIP], words[RSP], words[ARGUMENTS[3]] = BEHIND, STACK - 0x1000, 2  # of the handler
     call = tracee.again(PATH)
     assert call is not None
-    assert call.restore == ()
+    tracee.leave(call)
+    assert words[ARGUMENTS[3]] == 2
+    second_of_two(STACK, 1)
 
 
 @pytest.mark.parametrize(
