@@ -14,7 +14,7 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-from pytest_k3s_sandbox.layers.interceptor import procfs, requests
+from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
 from pytest_k3s_sandbox.layers.interceptor.calls import Call
 from pytest_k3s_sandbox.layers.interceptor.matching import below, normal
 from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX, Memory
@@ -165,6 +165,8 @@ class Answers:
         if written and self._memory.write(tid, buffer + _MNT_ID_AT, rest):
             self._stats.applied[rule.label] += 1
             call.label = rule.label
+            if messages.debugging():
+                messages.say("debug", f"{tid} statx: {rule.label}, mask {asked:#x}, answered {mask:#x}")
         else:  # the structure is longer than the program's memory
             words[RAX] = (1 << 64) - errno.EFAULT
             self._registers.store(tid)
