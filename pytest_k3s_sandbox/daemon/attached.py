@@ -143,6 +143,10 @@ class AttachedSandbox:
         """Refuse: the owner samples it, and the run's records have it."""
         refuse("the usage of a shared sandbox")
 
+    def processor_seconds(self) -> float | None:
+        """Refuse, as :meth:`usage`."""
+        refuse("the usage of a shared sandbox")
+
     def close(self) -> None:
         """Do nothing: only the owner ends the sandbox."""
 

@@ -208,13 +208,16 @@ def open_log(path: str) -> int:
     return fd
 
 
-def usage() -> list[tuple[int, int, str, float, int]]:
-    """Return the pid, parent, name, CPU seconds and resident bytes of processes (proc_pid_stat(5)).
+Row = tuple[int, int, str, float, int, float]
 
-    At most ``USAGE_ROWS`` of them, the first ones in the order of /proc.
+
+def usage() -> list[Row]:
+    """Return the pid, parent, name, CPU seconds, resident bytes and CPU seconds of waited-for children.
+
+    Source: proc_pid_stat(5). At most ``USAGE_ROWS`` of them, the first ones in the order of /proc.
     """
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    rows: list[tuple[int, int, str, float, int]] = []
+    rows: list[Row] = []
     for name in os.listdir("/proc"):
         if name.isdigit() and len(rows) < USAGE_ROWS:
             try:
@@ -223,8 +226,9 @@ def usage() -> list[tuple[int, int, str, float, int]]:
             except OSError:
                 continue  # it has ended meanwhile
             words = rest.split()
-            cpu = (int(words[11]) + int(words[12])) / tick
-            rows.append((int(name), int(words[1]), head.partition("(")[2], cpu, int(words[21]) * page))
+            own, waited = ((int(words[at]) + int(words[at + 1])) / tick for at in (11, 13))
+            name_of = head.partition("(")[2]
+            rows.append((int(name), int(words[1]), name_of, own, int(words[21]) * page, waited))
     return rows
 
 

@@ -78,6 +78,8 @@ class Usage:
         name: The name that it was spawned by, or the program's for one that another process started.
         cpu_seconds: User and system time.
         rss_bytes: Resident memory at this moment.
+        waited_seconds: User and system time of its children that have ended and were waited for, and of
+            theirs.
     """
 
     pid: int
@@ -85,6 +87,7 @@ class Usage:
     name: str
     cpu_seconds: float
     rss_bytes: int
+    waited_seconds: float = 0.0
 
 
 class Process(Protocol):
@@ -198,6 +201,13 @@ class Sandbox(Reachable, Protocol):
 
         Raises:
             StartError: The sandbox has ended.
+        """
+
+    def processor_seconds(self) -> float | None:
+        """Return the machine's processor time of the whole sandbox so far, of ended processes too.
+
+        In gVisor that is the time of its kernel with everything that runs on it. None where the machine's
+        control groups do not count it.
         """
 
     @property

@@ -19,6 +19,8 @@ from pytest_k3s_sandbox.sandbox import processes
 from pytest_k3s_sandbox.sandbox.limits import Limits, in_words
 
 CONTROLLERS = ("memory", "pids")
+COUNTER = "cpuacct"
+"""The controller of version 1 that counts processor time; a group of version 2 always counts it."""
 NAMES = {"memory": "memory", "pids": "processes"}
 """What each controller limits, in words."""
 
@@ -83,6 +85,8 @@ def find(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> Places:
             lacking[controller] = parent
         else:
             parents[parent] = None
+    if COUNTER in groups and os.access(groups[COUNTER][1], os.W_OK):  # nothing is lacking without it
+        parents[groups[COUNTER][1]] = None
     for top, own in groups.values():
         around += _limits_above(top, own)
     return Places(tuple(parents), lacking, tuple(around))
@@ -103,7 +107,9 @@ def _hierarchies(
         fields, _, tail = line.partition(" - ")
         kind, _, options = tail.split(" ", 2)
         words = fields.split(" ")
-        useful = {"cgroup2": {""}, "cgroup": set(options.split(",")) & set(CONTROLLERS)}.get(kind, set())
+        useful = {"cgroup2": {""}, "cgroup": set(options.split(",")) & {*CONTROLLERS, COUNTER}}.get(
+            kind, set()
+        )
         top = root / words[4].lstrip("/")
         for name in useful & own.keys():
             yield name, (top, _below(top, words[3], own[name]))
@@ -199,6 +205,26 @@ def limit(group: Path, limits: Limits) -> set[str]:
                 if (group / name).exists():
                     (group / name).write_text(text)
     return done
+
+
+def used(groups: Iterable[str]) -> float | None:
+    """Return the seconds of processor time of everything that was ever in a sandbox's groups.
+
+    Args:
+        groups: Its groups, one for each hierarchy.
+
+    Returns:
+        The time by ``cpuacct.usage`` (version 1: nanoseconds, cpuacct.rst) or by ``usage_usec`` of
+        ``cpu.stat`` (version 2: cgroup-v2.rst); None if no group counts it.
+    """
+    for group in map(Path, groups):
+        nanoseconds = _number(group / "cpuacct.usage")
+        if nanoseconds is not None:
+            return nanoseconds / 1e9
+        microseconds = _counter(group / "cpu.stat", "usage_usec")
+        if microseconds:
+            return microseconds / 1e6
+    return None
 
 
 def joining(groups: Sequence[str], argv: Sequence[str]) -> list[str]:

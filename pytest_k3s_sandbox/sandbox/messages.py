@@ -155,15 +155,17 @@ def _text(value: object, most: int, what: str) -> str:
 def _row(row: object) -> Usage:
     if not isinstance(row, list) or len(row) != len(fields(Usage)):
         raise ValueError("a row of the usage has other fields")
-    pid, parent, name, cpu, rss = row
-    if type(cpu) not in {int, float} or not 0 <= cpu <= MOST_SECONDS or not math.isfinite(cpu):
-        raise ValueError("a processor time is not a number of seconds")
+    pid, parent, name, cpu, rss, waited = row
+    for time in (cpu, waited):
+        if type(time) not in {int, float} or not 0 <= time <= MOST_SECONDS or not math.isfinite(time):
+            raise ValueError("a processor time is not a number of seconds")
     return Usage(
         _pid(pid),
         _whole(parent, 0, MOST_PIDS, "a parent's process id"),
         _text(name, NAME_CHARACTERS, "a process' name"),
         float(cpu),
         _whole(rss, 0, MOST_BYTES, "a size"),
+        float(waited),
     )
 
 

@@ -202,6 +202,10 @@ class StartedSandbox(ABC):
         """Return what every process inside has used; see :meth:`.base.Sandbox.usage`."""
         return self._agent().usage()
 
+    def processor_seconds(self) -> float | None:
+        """Return the machine's count of the whole; see :meth:`.base.Sandbox.processor_seconds`."""
+        return groups.used(self._record.cgroups)
+
     @property
     def files(self) -> Beneath:
         """The files that the inside can write; see :attr:`.base.Sandbox.files`."""

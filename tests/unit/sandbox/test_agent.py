@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -482,10 +483,12 @@ def test_usage_says_what_every_process_has_used(wires: Wires) -> None:
     (answer,) = wires.answers()
     assert answer["id"] == 5
     rows = {row[0]: row for row in answer["usage"]}
-    _pid, parent, name, cpu, rss = rows[os.getpid()]
+    _pid, parent, name, cpu, rss, waited = rows[os.getpid()]
     assert (parent, name) == (os.getppid(), Path("/proc/self/comm").read_text().strip())
     assert 0 < cpu <= time.process_time() + 0.1
     assert 2**20 < rss < 2**33
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert waited == pytest.approx(of_children.ru_utime + of_children.ru_stime, abs=0.1)
 
 
 class LateListener(AgentClient):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.sandbox import groups
-from pytest_k3s_sandbox.sandbox.groups import Gauge, Places, find, joining, limit, make
+from pytest_k3s_sandbox.sandbox.groups import Gauge, Places, find, joining, limit, make, used
 from pytest_k3s_sandbox.sandbox.limits import Limits
 
 MIB = 1 << 20
@@ -134,6 +134,27 @@ def test_a_group_that_cannot_be_written_is_lacking(tree: Tree, monkeypatch: pyte
     memory, pids = tree.group("memory"), tree.group("pids,rdma")
     monkeypatch.setattr(os, "access", lambda path, _mode: path == pids)
     assert tree.find() == Places((pids,), {"memory": f"{memory} cannot be written"})
+
+
+def test_a_group_that_counts_processor_time_is_taken_where_it_can_be(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = "42 31 0:39 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    tree.is_(V1.format(root="/") + more, "4:memory:/\n8:pids,rdma:/\n9:cpu,cpuacct:/me\n")
+    memory, pids, time = tree.group("memory"), tree.group("pids,rdma"), tree.group("cpu,cpuacct/me")
+    assert tree.find() == Places((memory, pids, time), {}, ())
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != time)
+    assert tree.find() == Places((memory, pids), {}, ())
+
+
+def test_used_is_the_processor_time_of_either_version(tree: Tree) -> None:
+    memory = str(tree.group("memory/x"))
+    one = str(tree.group("cpuacct/x", cpuacct__usage="1500000000"))
+    two = str(tree.group("x", cpu__stat="usage_usec 2500000\nuser_usec 1\nsystem_usec 2\n"))
+    assert used([memory, one]) == 1.5
+    assert used([two]) == 2.5
+    assert used([memory]) is None
+    assert used([]) is None
 
 
 def test_groups_are_made_with_their_limits(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

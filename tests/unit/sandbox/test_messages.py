@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ ROWS = st.lists(
         st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=15),
         st.floats(0, 1e9),
         st.integers(0, messages.MOST_BYTES),
+        st.floats(0, 1e9),
     ),
     max_size=5,
 )
@@ -53,7 +55,7 @@ def test_each_message_of_the_agent_is_read(pid: int, number: int, status: int, r
     assert parse(line({"id": number, "pid": pid})) == Spawned(number, pid)
     assert parse(line({"id": number, "error": "No such file"})) == Refused(number, "No such file")
     assert parse(line({"exit": pid, "status": status})) == Exit(pid, status)
-    told = [[row.pid, row.parent, row.name, row.cpu_seconds, row.rss_bytes] for row in rows]
+    told = [list(astuple(row)) for row in rows]
     assert parse(line({"id": number, "usage": told})) == Used(number, tuple(rows))
 
 
@@ -90,18 +92,19 @@ def test_any_line_is_a_message_or_refused_in_printable_words(data: bytes) -> Non
         {"exit": -1, "status": 0},
         {"id": 1, "usage": {}},
         {"id": 1, "usage": [[1, 0, "a", 0.0]]},
-        {"id": 1, "usage": [[1, 0, "a", -1.0, 0]]},
-        {"id": 1, "usage": [[1, 0, "a", float("nan"), 0]]},
-        {"id": 1, "usage": [[1, 0, "a", float("inf"), 0]]},
-        {"id": 1, "usage": [[1, 0, "a", 1e11, 0]]},
-        {"id": 1, "usage": [[1, 0, "a", True, 0]]},
-        {"id": 1, "usage": [[1, 0, "a" * 65, 0.0, 0]]},
-        {"id": 1, "usage": [[1, 0, None, 0.0, 0]]},
-        {"id": 1, "usage": [[1, 0, "a", 0.0, 2**60]]},
-        {"id": 1, "usage": [[1, -1, "a", 0.0, 0]]},
-        {"id": 1, "usage": [[1, 0, "a", 0.0, 0]] * (agent.USAGE_ROWS + 1)},
+        {"id": 1, "usage": [[1, 0, "a", -1.0, 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a", float("nan"), 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a", float("inf"), 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a", 1e11, 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a", True, 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a" * 65, 0.0, 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, None, 0.0, 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a", 0.0, 2**60, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a", 0.0, 0, -1.0]]},
+        {"id": 1, "usage": [[1, -1, "a", 0.0, 0, 0.0]]},
+        {"id": 1, "usage": [[1, 0, "a", 0.0, 0, 0.0]] * (agent.USAGE_ROWS + 1)},
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_a_value_out_of_its_range_is_refused(message: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
@@ -114,7 +117,7 @@ def test_text_from_inside_has_no_control_characters() -> None:
 
 
 def test_the_longest_usage_of_the_agent_fits_into_a_line() -> None:
-    row = (messages.MOST_PIDS, messages.MOST_PIDS, "\x01" * 15, 99999999.99, 1 << 45)
+    row = (messages.MOST_PIDS, messages.MOST_PIDS, "\x01" * 15, 99999999.99, 1 << 45, 99999999.99)
     assert len(line({"id": 1 << 53, "usage": [row] * agent.USAGE_ROWS})) < agent.LINE_BYTES
 
 
