@@ -1,228 +1,203 @@
-"""Thirty pods at once on one node: how long until all are Ready, and until all are gone."""
+"""Thirty pods at once on one node, and thirty one after another: how long, and at what price."""
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from operator import attrgetter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.bench import Result, Say
-from pytest_k3s_sandbox.cluster.reading import is_ready
+from pytest_k3s_sandbox.bench.pods_figures import CASES, PODS, Crowd, records, summary, table
+from pytest_k3s_sandbox.bench.podwatch import PodWatch
+from pytest_k3s_sandbox.bench.spending import (
+    AGENT,
+    SHIM,
+    Snapshot,
+    between,
+    in_stat,
+    programs,
+    with_cni,
+)
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
 from pytest_k3s_sandbox.lab.churn import pod
+from pytest_k3s_sandbox.node.runtime import provision
 from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
-from pytest_k3s_sandbox.report.records import Measurement, Verdict
-from pytest_k3s_sandbox.settings import KINDS
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-PODS = 30
-READY_SECONDS, GONE_SECONDS, RATIO = 90.0, 60.0, 2.0
-"""The targets: all Ready, all gone, and Ready in gVisor as a multiple of natively."""
 PATIENCE = 300.0
 NAMESPACE = "default"
-SHIM = "containerd-shim"
+CNI_LAYER, CNI_CALLS = "fake_cni", 4
+"""The layer whose check calls the CNI plugin, and how often one check does."""
 
 
-@dataclass(frozen=True)
-class Crowd:
-    """Pods that were made at once and deleted at once.
+def snapshot(session: NodeSession) -> Snapshot:
+    """Return what everything in the sandbox has used so far, ended processes too.
 
-    Attributes:
-        sandbox: The sandbox's kind.
-        ready: Seconds from the first one's creation until all were Ready; None when they never were.
-        gone: Seconds from the first one's deletion until the API had none; None when it still had some.
-        firsts: Seconds until half of them were Ready.
-        left: Their remains on the node afterwards.
-        cpu: Seconds of processor time by program or layer, from the first creation to all Ready.
-        failure: Why it could not be measured, if so.
+    Raises:
+        SandboxError: The sandbox has ended.
     """
-
-    sandbox: str
-    ready: float | None = None
-    gone: float | None = None
-    firsts: float | None = None
-    left: tuple[str, ...] = ()
-    cpu: Mapping[str, float] | None = None
-    failure: str | None = None
-
-
-def spent(session: NodeSession) -> dict[str, float]:
-    """Return the seconds of processor time of everything in the sandbox that runs, by name."""
-    totals: dict[str, float] = {}
-    traced = {session.cluster.processes[name].pid for name in session.runner.distribution.traced}
-    for row in session.stack.sandbox.usage():
-        name = f"{row.name}'s tracer" if row.pid in traced else row.name
-        totals[name] = totals.get(name, 0.0) + row.cpu_seconds
-    return totals
+    sandbox = session.stack.sandbox
+    tracers = {session.cluster.processes[name].pid for name in session.runner.distribution.traced}
+    inside = None
+    if sandbox.kind == "gvisor":
+        inside = in_stat(sandbox.run(["head", "-n1", "/proc/stat"]).stdout)
+    return Snapshot(sandbox.processor_seconds(), inside, programs(sandbox.usage(), tracers))
 
 
 def left(session: NodeSession) -> tuple[str, ...]:
-    """Return the remains of deleted pods on a node: shims, network namespaces, groups, folders."""
+    """Return what deleted pods leave on a node for good; the kubelet cleans up after it has told the API."""
+    end = Deadline.after(30)
+    while (found := remains(session)) and not end.expired:
+        time.sleep(0.5)
+    return found
+
+
+def remains(session: NodeSession) -> tuple[str, ...]:
+    """Return the remains of deleted pods at this moment: shims, network namespaces, folders."""
     shims = [f"process {row.name}" for row in session.stack.sandbox.usage() if row.name.startswith(SHIM)]
     look = "ls -d /run/netns/* /var/lib/kubelet/pods/* /run/containerd/io.containerd.runtime.v2.task/k8s.io/*"
     paths = session.stack.sandbox.run(["sh", "-c", f"{look} 2>/dev/null"], check=False).stdout.split()
     return (*shims, *paths)
 
 
-def crowd(session: NodeSession, count: int = PODS) -> Crowd:
+def crowd(session: NodeSession, watch: PodWatch, count: int = PODS) -> Crowd:
     """Make pods at once on a Ready node, wait until all are Ready, delete them at once, wait for their end.
 
     Args:
         session: The node.
+        watch: Sees the pods.
         count: How many.
 
     Raises:
         ClusterError: They were not Ready, or not gone, after :data:`PATIENCE`.
     """
-    cluster, core = session.cluster, session.cluster.core
+    cluster, core, seen = session.cluster, session.cluster.core, watch.seen
     names = [f"crowd-{number:02}" for number in range(count)]
-    ready: set[str] = set()
-    firsts = 0.0
-    before, began = spent(session), time.monotonic()
-
-    def look() -> bool:
-        nonlocal firsts
-        ready.update(
-            one.metadata.name
-            for one in core.list_namespaced_pod(NAMESPACE).items
-            if is_ready(one.status.conditions)
-        )
-        if not firsts and 2 * len(ready) >= count:
-            firsts = time.monotonic() - began
-        return len(ready) == count
-
+    before, began = snapshot(session), time.monotonic()
     for name in names:
         core.create_namespaced_pod(NAMESPACE, pod(name))
     cluster.wait(
-        look, f"{count} pods to be Ready", Deadline.after(PATIENCE), lambda: f"{len(ready)} of {count} are"
-    )
-    to_ready = time.monotonic() - began
-    cpu = {name: round(used - before.get(name, 0.0), 2) for name, used in spent(session).items()}
-    began = time.monotonic()
-    core.delete_collection_namespaced_pod(NAMESPACE)
-    cluster.wait(
-        lambda: not core.list_namespaced_pod(NAMESPACE).items,
-        f"{count} pods to be gone",
+        lambda: seen.ready.keys() >= set(names),
+        f"{count} pods to be Ready",
         Deadline.after(PATIENCE),
+        lambda: f"{len(seen.ready)} of {count} are",
     )
-    gone = time.monotonic() - began
-    end = Deadline.after(30)  # the kubelet cleans up after it has told the API
-    while (remains := left(session)) and not end.expired:
-        time.sleep(0.5)
-    return Crowd(session.stack.sandbox.kind, to_ready, gone, firsts, remains, cpu)
+    to_ready = snapshot(session)
+    deleted = time.monotonic()
+    core.delete_collection_namespaced_pod(NAMESPACE)
+    cluster.wait(lambda: seen.gone.keys() >= set(names), f"{count} pods to be gone", Deadline.after(PATIENCE))
+    kept = left(session)
+    times = sorted(seen.ready[name] - began for name in names)
+    return Crowd(
+        session.stack.sandbox.kind,
+        ready=times[-1],
+        gone=max(seen.gone[name] for name in names) - deleted,
+        firsts=times[(count - 1) // 2],
+        left=kept,
+        spent=between(before, to_ready),
+        whole=between(before, snapshot(session)),
+    )
 
 
-def run(kind: str, toolchain: Toolchain) -> Crowd:
-    """Bring a node up, and look at one crowd on it. A failure is recorded in the result."""
+def one_by_one(session: NodeSession, watch: PodWatch, count: int = PODS) -> tuple[float, ...]:
+    """Make pods one after another, each when the one before is gone.
+
+    Args:
+        session: The node.
+        watch: Sees the pods.
+        count: How many.
+
+    Returns:
+        The seconds from each one's creation until it was Ready.
+
+    Raises:
+        ClusterError: One was not Ready, or not gone, after :data:`PATIENCE`.
+    """
+    core, seen = session.cluster.core, watch.seen
+    times = []
+    for number in range(count):
+        name = f"single-{number:02}"
+        began = time.monotonic()
+        core.create_namespaced_pod(NAMESPACE, pod(name))
+        _until(session, name, seen.ready, "Ready")
+        times.append(seen.ready[name] - began)
+        core.delete_namespaced_pod(name, NAMESPACE)
+        _until(session, name, seen.gone, "gone")
+    return tuple(times)
+
+
+def cni_seconds(session: NodeSession) -> float:
+    """Return what a call of the CNI plugin takes, by the count inside: the mean of the calls of a check.
+
+    What containerd waited for is one number, of the plugin and of the programs that start shims. The layer's
+    check makes process 1 call the plugin.
+
+    Raises:
+        SandboxError: The sandbox has ended.
+    """
+    left(session)  # process 1 waits for shims, too
+    layer = next((each for each in session.stack.layers if each.name == CNI_LAYER), None)
+    if layer is None:
+        return 0.0
+
+    def waited() -> float:
+        return sum(row.waited_seconds for row in session.stack.sandbox.usage() if row.pid == AGENT)
+
+    before = waited()
+    layer.check()
+    return (waited() - before) / CNI_CALLS
+
+
+def measured(session: NodeSession) -> Crowd:
+    """Look at one crowd, and at pods one after another, on a node that is Ready."""
+    with PodWatch(session.cluster.core, NAMESPACE) as watch:
+        found = crowd(session, watch)
+        found = replace(found, singles=one_by_one(session, watch))
+    if found.spent is None:
+        return found
+    return replace(found, spent=with_cni(found.spent, PODS * cni_seconds(session)))
+
+
+def run(kind: str, runtime: str, toolchain: Toolchain) -> Crowd:
+    """Bring a node up, and measure on it. A failure is recorded in the result."""
+    spec = NodeSpec(kind, runtime=runtime)
     with tempfile.TemporaryDirectory() as folder:
         try:
             with open_session(
-                NodeSpec(kind), toolchain=toolchain, folder=Path(folder) / "run", experiment="pods"
+                spec, toolchain=toolchain, folder=Path(folder) / "run", experiment="pods"
             ) as session:
                 session.cluster.node.wait_ready(PATIENCE)
                 session.cluster.wait_usable(NAMESPACE, Deadline.after(PATIENCE))
-                return crowd(session)
+                return replace(measured(session), runtime=runtime)
         except (SandboxError, ApiException, HTTPError) as error:
             if isinstance(error, SandboxError):
                 error.log = None  # it is in the folder that ends with this block
-            return Crowd(kind, failure=str(error))
+            return Crowd(kind, runtime, failure=str(error))
 
 
-def summary(crowds: Sequence[Crowd]) -> dict[str, Any]:
-    """Return the medians by kind, their ratios, and every crowd."""
-    result: dict[str, Any] = {"pods": PODS, "crowds": [asdict(each) for each in crowds]}
-    for kind in KINDS:
-        mine = [each for each in crowds if each.sandbox == kind]
-        fine = [each for each in mine if each.ready is not None and each.gone is not None]
-        result[kind] = {
-            "n": len(mine),
-            "failures": len(mine) - len(fine),
-            "left": sum(len(each.left) for each in mine),
-            **{name: _median(fine, attrgetter(name)) for name in ("ready", "gone")},
-        }
-    for name in ("ready", "gone"):
-        ours, native = result["gvisor"][name], result["host"][name]
-        result[f"ratio_{name}"] = None if ours is None or not native else ours / native
-    return result
-
-
-def records(crowds: Sequence[Crowd], result: Mapping[str, Any]) -> tuple[Measurement | Verdict, ...]:
-    """Return the measurements and the targets as a report shows them."""
-    found: list[Measurement | Verdict] = []
-    for kind in KINDS:
-        fine = [each for each in crowds if each.sandbox == kind and each.failure is None]
-        for name in ("ready", "gone"):
-            values = [getattr(each, name) for each in fine]
-            if values:
-                found.append(Measurement.of(f"pods-{name}-{kind}", values, "s"))
-    for name, measured, limit, unit in (
-        ("ready", result["gvisor"]["ready"], READY_SECONDS, "s"),
-        ("gone", result["gvisor"]["gone"], GONE_SECONDS, "s"),
-        ("ratio", result["ratio_ready"], RATIO, ""),
-    ):
-        held = measured is not None and measured <= limit
-        text = TEXTS[name]
-        value = None if measured is None else round(measured, 2)
-        found.append(
-            Verdict(name=f"pods-{name}", text=text, held=held, measured=value, limit=limit, unit=unit)
-        )
-    return tuple(found)
-
-
-TEXTS = {
-    "ready": f"{PODS} pods made at once in gVisor are Ready within {READY_SECONDS:g} s",
-    "gone": f"{PODS} pods deleted at once in gVisor are gone within {GONE_SECONDS:g} s",
-    "ratio": f"{PODS} pods made at once take at most {RATIO:g} times as long in gVisor as natively",
-}
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """Return the summary as a text table."""
-    lines = [f"{'':8} {'n':>3} {'Ready':>8} {'gone':>8} {'left':>5}   (medians, seconds; {PODS} pods)"]
-    for kind in KINDS:
-        mine = result[kind]
-        lines.append(
-            f"{kind:8} {mine['n']:>3} {_cell(mine['ready'])} {_cell(mine['gone'])} {mine['left']:>5}"
-        )
-    lines.append(f"{'ratio':8} {'':>3} {_cell(result['ratio_ready'], 2)} {_cell(result['ratio_gone'], 2)}")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None, digits: int = 1) -> str:
-    return f"{'never':>8}" if value is None else f"{value:8.{digits}f}"
-
-
-def _median(crowds: Sequence[Crowd], of: Callable[[Crowd], float]) -> float | None:
-    return statistics.median(map(of, crowds)) if crowds else None
+def _until(session: NodeSession, name: str, seen: Mapping[str, float], what: str) -> None:
+    session.cluster.wait(lambda: name in seen, f"pod {name} to be {what}", Deadline.after(PATIENCE))
 
 
 def bench(count: int, say: Say) -> Result:
-    """Make ``count`` crowds in gVisor and as many natively, in turn, each on a node of its own."""
+    """Make ``count`` crowds of each of :data:`.CASES`, in turn, each on a node of its own."""
     toolchain = Toolchain()
-    toolchain.provision()
+    provision(NodeSpec(), toolchain)
     crowds = []
     for number in range(1, count + 1):
-        for kind in KINDS:
-            one = run(kind, toolchain)
+        for kind, runtime in CASES:
+            one = run(kind, runtime, toolchain)
             crowds.append(one)
-            say(
-                f"{number}/{count} {kind}: "
-                + (one.failure or f"Ready {one.ready:.1f} s, gone {one.gone:.1f} s")
-            )
-            busiest = sorted((one.cpu or {}).items(), key=lambda item: -item[1])[:6]
-            say("    " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in busiest))
+            say(f"{number}/{count} {kind} with {runtime}: {one.words}")
             for each in one.left[:5]:
                 say(f"    left: {each}")
     result = summary(crowds)
-    ok = not any(result[kind]["failures"] for kind in KINDS)
+    ok = all(one.failure is None for one in crowds)
     return Result(result, table(result), ok=ok, records=records(crowds, result))
