@@ -59,9 +59,9 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "coldstart": Benchmark("from a sandbox's start to a Ready node and a Running pod", 20),
+    "coldstart": Benchmark("from a sandbox's start to a Ready node and ten Running pods", 20),
     "cgroupfs": Benchmark("the cost of the FUSE cgroupfs, beside the kernel's and lxcfs'", 5),
-    "pods": Benchmark("30 pods made at once on one node: until all are Ready, and gone again", 3),
+    "pods": Benchmark("30 pods on one node, at once and one by one: times and processor time", 3),
     "interceptor": Benchmark("the cost of the interceptor, beside other tracers", 10),
 }
 """Every benchmark; its key is its module's name."""

@@ -1,4 +1,4 @@
-"""How long from a sandbox's start to a Ready node and a Running pod, in gVisor and natively."""
+"""How long from a sandbox's start to a Ready node and Running pods, in gVisor and natively."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.bench import Result, Say
+from pytest_k3s_sandbox.bench.podwatch import PodWatch
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import SandboxError
-from pytest_k3s_sandbox.node.session import open_session
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.report.records import read_run
 from pytest_k3s_sandbox.settings import KINDS
 from pytest_k3s_sandbox.toolchain import Toolchain
 
-POD = {
-    "metadata": {"name": "bench"},
-    "spec": {"containers": [{"name": "c", "image": "busybox:1.36", "command": ["sleep", "86400"]}]},
-}
+PODS = 10
+"""How many pods are made on a node, each when the one before runs."""
 PATIENCE = 90.0
 LINES = 20
 """How many of the kubelet's error lines are kept of a start that failed."""
@@ -38,11 +37,12 @@ class Start:
     Attributes:
         sandbox: The sandbox's kind.
         ready: Seconds from the sandbox's start to the node's Ready; None when it never was.
-        pod: Seconds from a pod's creation to Running; None when it never was.
+        pod: Seconds from the first pod's creation to Running; None when it never was.
         phases: Seconds that each step of the bring-up took.
         cadvisor_errors: cAdvisor's error lines in the kubelet's log.
         failure: Why it failed, if it did.
         said: The last error lines of the kubelet's log, if it failed.
+        later: The same as ``pod`` of the second to the tenth pod.
     """
 
     sandbox: str
@@ -52,14 +52,40 @@ class Start:
     cadvisor_errors: list[str]
     failure: str | None = None
     said: list[str] = field(default_factory=list)
+    later: list[float] = field(default_factory=list)
+
+
+def pod(number: int) -> dict[str, Any]:
+    """Return the pod with a number: a small one that waits."""
+    return {
+        "metadata": {"name": f"bench-{number}"},
+        "spec": {"containers": [{"name": "c", "image": "busybox:1.36", "command": ["sleep", "86400"]}]},
+    }
+
+
+def to_running(session: NodeSession, watch: PodWatch, number: int) -> float:
+    """Make a pod, and return the seconds from its creation to Running.
+
+    Raises:
+        ClusterError: It was not Running after :data:`PATIENCE`.
+    """
+    asked = time.monotonic()
+    made = pod(number)
+    name = made["metadata"]["name"]
+    session.cluster.core.create_namespaced_pod("default", made)
+    session.cluster.wait(
+        lambda: name in watch.seen.running, f"pod {number} to be Running", Deadline.after(PATIENCE)
+    )
+    return watch.seen.running[name] - asked
 
 
 def cold_start(kind: str, toolchain: Toolchain) -> Start:
-    """Start a sandbox with all its layers and a cluster, run a pod, end everything.
+    """Start a sandbox with all its layers and a cluster, run pods, end everything.
 
     A failure is recorded in the result, so that the other starts still count.
     """
-    ready = pod = None
+    ready = first = None
+    later: list[float] = []
     phases: dict[str, float] = {}
     errors: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -72,14 +98,9 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
                 cluster.node.wait_ready(PATIENCE)
                 ready = time.monotonic() - began
                 cluster.wait_usable("default", Deadline.after(PATIENCE))
-                asked = time.monotonic()
-                cluster.core.create_namespaced_pod("default", POD)
-                cluster.wait(
-                    lambda: cluster.core.read_namespaced_pod("bench", "default").status.phase == "Running",
-                    "the pod to be Running",
-                    Deadline.after(PATIENCE),
-                )
-                pod = time.monotonic() - asked
+                with PodWatch(cluster.core, "default") as watch:
+                    first = to_running(session, watch, 1)
+                    later += (to_running(session, watch, number) for number in range(2, PODS + 1))
                 errors = [line.text for line in session.readiness.errors("cadvisor")]
                 phases = {
                     p.name: p.end - p.start for p in read_run(session.folder).phases if p.end is not None
@@ -87,8 +108,9 @@ def cold_start(kind: str, toolchain: Toolchain) -> Start:
         except (SandboxError, ApiException, HTTPError) as error:
             if isinstance(error, SandboxError):
                 error.log = None  # it is in the folder that ends with this block
-            return Start(kind, ready, pod, phases, errors, str(error), said(Path(folder) / "run"))
-    return Start(kind, ready, pod, phases, errors)
+            lines = said(Path(folder) / "run")
+            return Start(kind, ready, first, phases, errors, str(error), lines, later)
+    return Start(kind, ready, first, phases, errors, later=later)
 
 
 def said(folder: Path) -> list[str]:
@@ -116,7 +138,8 @@ def measure(count: int, say: Say) -> list[Start]:
             starts.append(start)
             seconds = "never" if start.ready is None else f"{start.ready:.1f} s"
             pod = "never" if start.pod is None else f"{start.pod:.1f} s"
-            say(f"{number}/{count} {kind}: Ready after {seconds}, pod Running after {pod}")
+            more = f", later ones {statistics.median(start.later):.2f} s" if start.later else ""
+            say(f"{number}/{count} {kind}: Ready after {seconds}, pod Running after {pod}{more}")
             for line in (*start.cadvisor_errors, *start.said):
                 say(f"    {line}")
             if start.failure is not None:
@@ -136,16 +159,18 @@ def summary(starts: Sequence[Start]) -> dict[str, Any]:
     for kind in KINDS:
         mine = [start for start in starts if start.sandbox == kind]
         ready = [start.ready for start in mine if start.ready is not None]
-        pod = [start.pod for start in mine if start.pod is not None]
+        first = [start.pod for start in mine if start.pod is not None]
+        later = [statistics.median(start.later) for start in mine if start.later]
         result[kind] = {
             "n": len(mine),
             "ready": len(ready),
             "failures": sum(start.failure is not None for start in mine),
             "cadvisor_errors": sum(len(start.cadvisor_errors) for start in mine),
             "seconds_to_ready": distribution(ready) if len(ready) > 1 else None,
-            "seconds_to_pod_running": distribution(pod) if len(pod) > 1 else None,
+            "seconds_to_pod_running": distribution(first) if len(first) > 1 else None,
+            "seconds_to_later_pod_running": distribution(later) if len(later) > 1 else None,
         }
-    for name in ("seconds_to_ready", "seconds_to_pod_running"):
+    for name in ("seconds_to_ready", "seconds_to_pod_running", "seconds_to_later_pod_running"):
         ours, native = result["gvisor"][name], result["host"][name]
         if ours and native:
             result[f"ratio_of_{name}"] = ours["median"] / native["median"]
@@ -164,9 +189,16 @@ def table(result: dict[str, Any]) -> str:
             for name in ("seconds_to_ready", "seconds_to_pod_running")
         ]
         lines.append(f"{kind:8} {mine['n']:>3} {mine['ready']:>5}  {cells[0]:>37}  {cells[1]:>37}")
-    ratios = [result.get(f"ratio_of_seconds_to_{name}") for name in ("ready", "pod_running")]
-    words = " and ".join("unknown" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
-    lines.append(f"ratio of the medians, gvisor to here: {words}")
+    for kind in KINDS:
+        cell = "".join(
+            f"{value:7.2f}" for value in (result[kind]["seconds_to_later_pod_running"] or {}).values()
+        )
+        what = f"{kind:8} pods 2 to {PODS}, one after another (medians):"
+        lines.append(f"{what:57}  {cell:>37}")
+    names = ("ready", "pod_running", "later_pod_running")
+    ratios = [result.get(f"ratio_of_seconds_to_{name}") for name in names]
+    words = ["unknown" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+    lines.append(f"ratio of the medians, gvisor to here: {', '.join(words[:-1])} and {words[-1]}")
     return "\n".join(lines)
 
 

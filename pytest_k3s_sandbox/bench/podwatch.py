@@ -7,6 +7,7 @@ also this process' (see :mod:`~pytest_k3s_sandbox.cluster.reading`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from urllib3.exceptions import HTTPError
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
@@ -108,6 +111,7 @@ class PodWatch:
         self._core = core
         self._namespace = namespace
         self._stop = threading.Event()
+        self._answer: Any = None
         self._thread = threading.Thread(target=self._watch, name="pod-watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -124,8 +128,10 @@ class PodWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; that takes as long as the API server keeps the last watch open, :data:`SECONDS` at most."""
+        """Stop; without ``shutdown`` (urllib3 2.3) when the API server ends the last watch."""
         self._stop.set()
+        with contextlib.suppress(AttributeError, HTTPError, OSError, RuntimeError, ValueError):
+            self._answer.shutdown()  # it may have ended just now
         self._thread.join(SECONDS + 1)
 
     def _list(self) -> None:
@@ -134,7 +140,6 @@ class PodWatch:
 
     def _watch(self) -> None:
         from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
 
         outdated = False
         while not self._stop.is_set():
@@ -150,7 +155,7 @@ class PodWatch:
                 self._stop.wait(PAUSE)
 
     def _follow(self) -> None:
-        answer = self._core.list_namespaced_pod(
+        self._answer = answer = self._core.list_namespaced_pod(
             self._namespace,
             watch=True,
             resource_version=self.seen.version,

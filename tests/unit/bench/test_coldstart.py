@@ -24,7 +24,15 @@ SECONDS = st.floats(min_value=0.001, max_value=1e6)
 
 def starts(kind: str, *ready: float | None, pod: float = 2.0) -> list[Start]:
     return [
-        Start(kind, seconds, None if seconds is None else pod, {}, ["E1"], None if seconds else "never Ready")
+        Start(
+            kind,
+            seconds,
+            None if seconds is None else pod,
+            {},
+            ["E1"],
+            None if seconds else "never Ready",
+            later=[] if seconds is None else [pod, pod / 2, pod / 4],
+        )
         for seconds in ready
     ]
 
@@ -57,6 +65,8 @@ def test_summary_counts_and_compares_side_by_side() -> None:
     assert result["gvisor"]["seconds_to_ready"]["median"] == 14.0
     assert result["ratio_of_seconds_to_ready"] == 2.0
     assert result["ratio_of_seconds_to_pod_running"] == 2.0
+    assert result["gvisor"]["seconds_to_later_pod_running"]["median"] == 2.0
+    assert result["ratio_of_seconds_to_later_pod_running"] == 2.0
     assert len(result["starts"]) == 6
     assert json.loads(json.dumps(result)) == result
 
@@ -73,7 +83,7 @@ def test_too_few_for_a_distribution_is_none_and_no_ratio(ready: tuple[float | No
     result = summary([*starts("gvisor", *ready), *starts("host", 7.0, 8.0)])
     assert result["gvisor"]["seconds_to_ready"] is None
     assert "ratio_of_seconds_to_ready" not in result
-    assert "gvisor to here: unknown and unknown" in table(result)
+    assert "gvisor to here: unknown, unknown and unknown" in table(result)
 
 
 def test_table() -> None:
@@ -82,8 +92,21 @@ def test_table() -> None:
     assert lines[1].split() == ["min", "p25", "median", "p75", "max"] * 2
     assert lines[2].split() == ["gvisor", "3", "2", "12.0", "12.5", "13.0", "13.5", "14.0", *["4.0"] * 5]
     assert lines[3].split() == ["host", "3", "3", "6.0", "6.5", "7.0", "7.0", "7.0", *["2.0"] * 5]
-    assert lines[4] == "ratio of the medians, gvisor to here: 1.86 and 2.00"
-    assert len({len(line) for line in lines[1:4]}) == 1  # columns are below each other
+    assert lines[4].split() == [
+        "gvisor",
+        *["pods", "2", "to", "10,", "one", "after", "another", "(medians):"],
+        *["2.00"] * 5,
+    ]
+    assert lines[5].split()[-6:] == ["(medians):", *["1.00"] * 5]
+    assert lines[6] == "ratio of the medians, gvisor to here: 1.86, 2.00 and 2.00"
+    assert len({len(line) for line in lines[1:6]}) == 1  # columns are below each other
+
+
+def test_a_start_with_one_pod_has_no_figure_of_later_ones() -> None:
+    result = summary([Start("host", 7.0, 2.0, {}, []), Start("host", 7.0, 2.0, {}, [])])
+    assert result["host"]["seconds_to_pod_running"]["median"] == 2.0
+    assert result["host"]["seconds_to_later_pod_running"] is None
+    assert len({len(line) for line in table(result).splitlines()[1:6]}) == 1
 
 
 @pytest.mark.parametrize(
