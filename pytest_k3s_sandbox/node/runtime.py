@@ -63,12 +63,13 @@ def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
         return OciRuntime(CRUN, {CRUN: f"{BIN_DIR}/{CRUN}"} | runc)
     why = without or f"crun is not available: {'; '.join(toolchain.why(CRUN))}"
     if spec.runtime == CRUN:
-        raise MissingCapability(
-            "the OCI runtime crun",
-            cause=why,
-            remedy="add the layer ptrace_interceptor" if without else "install crun, or ask for runc",
-        )
+        raise _without_crun(why, "add the layer ptrace_interceptor" if without else None)
     return OciRuntime(RUNC, runc, why)
+
+
+def _without_crun(why: str, remedy: str | None = None) -> MissingCapability:
+    remedy = remedy or "install crun, name one by K3S_SANDBOX_CRUN, or ask for runc"
+    return MissingCapability("the OCI runtime crun", cause=why, remedy=remedy)
 
 
 def obstacle(spec: NodeSpec) -> str | None:
@@ -93,8 +94,10 @@ def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
         SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
     """
     toolchain.provision(programs_of(spec.distribution))
-    if spec.runtime != RUNC:
-        toolchain.try_get(CRUN)
-        runtime = runtime_of(spec, toolchain)
-        if runtime.note is not None:
-            toolchain.progress.note(f"containers start with runc, at about twice the price: {runtime.note}")
+    if spec.runtime == RUNC:
+        return
+    tried = [] if toolchain.try_get(CRUN) is not None else toolchain.why(CRUN)
+    if spec.runtime == CRUN and tried:
+        raise _without_crun("; ".join(tried))
+    if note := obstacle(spec) or "; ".join(tried):
+        toolchain.progress.note(f"containers start with runc, at about twice the price: {note}")

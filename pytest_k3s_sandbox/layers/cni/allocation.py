@@ -87,36 +87,6 @@ class Book:
         wanted = set(valid)
         return Book({key: number for key, number in self.held.items() if key in wanted}, self.last)
 
-    def document(self) -> dict[str, object]:
-        """Return the book as a JSON document; :func:`from_document` reads it."""
-        rows = [
-            [container, interface, number] for (container, interface), number in sorted(self.held.items())
-        ]
-        return {"version": 1, "last": self.last, "held": rows}
-
-
-def from_document(document: object) -> Book:
-    """Read a book that :meth:`Book.document` wrote.
-
-    Args:
-        document: The parsed JSON.
-
-    Returns:
-        The book.
-
-    Raises:
-        ValueError: The document has another form.
-    """
-    if not isinstance(document, dict) or document.get("version") != 1:
-        raise ValueError("not a version 1 record of allocations")
-    held: dict[Key, int] = {}
-    try:
-        for container, interface, number in document["held"]:
-            held[str(container), str(interface)] = int(number)
-        return Book(held, int(document["last"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a broken record of allocations: {error!r}") from error
-
 
 def bounds(network: IPv4Network, gateway: IPv4Address) -> tuple[int, int, set[int]]:
     """Return the first and the last address to allocate, and the reserved ones between them.

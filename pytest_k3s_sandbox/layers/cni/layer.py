@@ -18,6 +18,7 @@ from typing import Any, Self
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, SandboxError
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.cni.protocol import VERSIONS
+from pytest_k3s_sandbox.layers.cni.script import as_libcni, script
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Completed, Sandbox
 from pytest_k3s_sandbox.sandbox.trees import staged
 
@@ -87,8 +88,7 @@ class FakeCni:
             with staged(self._sandbox.files, FOLDER) as folder:
                 self._install(folder)
             health = self._try(("ADD",))
-            # Releases the address without DEL, which takes 0.1 s in gVisor; no pod has one yet.
-            self._sandbox.files.remove(f"{FOLDER}/{STATE}")
+            self._forget()
         except (OSError, ValueError, SandboxError) as error:
             self._remove()
             raise LayerError("the fake CNI plugin did not come up", cause=str(error)) from error
@@ -140,7 +140,7 @@ class FakeCni:
     ) -> dict[str, Any] | None:
         """Run the plugin once; return its answer ({} for none), or None for an error."""
         inside = f"{FOLDER}/{container}.{command}.json"
-        self._sandbox.files.write(inside, json.dumps(config))
+        self._sandbox.files.write(inside, as_libcni(config))
         program = shlex.quote(f"{FOLDER}/bin/{PLUGIN}")
         environment = {
             "CNI_COMMAND": command,
@@ -159,9 +159,23 @@ class FakeCni:
 
     def _install(self, folder: Path) -> None:
         _write_plugin(folder, f"{FOLDER}/lib", self._python)
+        text = script(
+            shell=_shell(),
+            python=f"{FOLDER}/lib/{PLUGIN}",
+            config=plugin_config(self._pod_range),
+            state=f"{FOLDER}/{STATE}/{NETWORK}",
+        )
+        _put_program(folder / "bin" / PLUGIN, text)
+        (folder / STATE / NETWORK).mkdir(parents=True, mode=0o700)
         target = folder / "net.d" / "10-fake.conflist"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(conflist(self._pod_range), indent=2) + "\n")
+
+    def _forget(self) -> None:
+        """Release the address of the check without a DEL, which is one program more; no pod has one yet."""
+        state = f"{FOLDER}/{STATE}/{NETWORK}"
+        self._sandbox.files.remove(state)
+        self._sandbox.files.mkdir(state, 0o700)
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
@@ -189,7 +203,7 @@ def conflist(pod_range: str) -> dict[str, Any]:
 
 
 def executable(lib: str, python: str) -> str:
-    """Return the plugin's program: a script that imports the plugin from a folder of its own.
+    """Return the program that answers everything: a script that imports the plugin from a folder of its own.
 
     The modules are beside it, compiled, so that a start neither compiles them nor imports this package.
 
@@ -229,10 +243,19 @@ def _write_plugin(folder: Path, lib: str, python: str) -> None:
         # Unchecked: a file's time may differ inside.
         mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
         py_compile.compile(str(package / module), doraise=True, invalidation_mode=mode)
-    program = folder / "bin" / PLUGIN
+    _put_program(folder / "lib" / PLUGIN, executable(lib, python))
+
+
+def _put_program(program: Path, text: str) -> None:
     program.parent.mkdir(parents=True, exist_ok=True)
-    program.write_text(executable(lib, python))
+    program.write_text(text)
     program.chmod(0o755)
+
+
+def _shell() -> str:
+    """Return the shell that starts soonest: busybox, which is a program of one file."""
+    busybox = shutil.which("busybox")
+    return "/bin/sh" if busybox is None else f"{busybox} sh"
 
 
 def _answer(command: str, done: Completed, details: dict[str, str]) -> dict[str, Any] | None:

@@ -7,10 +7,12 @@ containerd starts it for every pod, inside the sandbox. It imports little of the
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import sys
+from ipaddress import IPv4Address
 
 from . import allocation, protocol
 
@@ -18,6 +20,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Self
+
+LAST = "last"
+"""The file with the last address that was given out."""
+
+LOCK = "lock"
+"""The file that plugins lock."""
 
 
 def answer(environ: Mapping[str, str], content: bytes) -> tuple[int, dict[str, Any] | None]:
@@ -60,17 +68,7 @@ def _perform(request: protocol.Request) -> dict[str, Any] | None:
 def _act(request: protocol.Request, store: Store) -> dict[str, Any] | None:
     book = store.read()
     if request.command == "ADD":
-        first, last, reserved = allocation.bounds(request.subnet, request.gateway)
-        try:
-            changed, address = book.allocate(request.key, first, last, reserved)
-        except allocation.AlreadyAttached as error:
-            details = f"{request.key[1]} of {request.key[0]} is in {request.network}: DEL must come first"
-            raise protocol.CniError(protocol.ALREADY_ATTACHED, "already attached", details) from error
-        except allocation.Exhausted as error:
-            details = f"all of {request.subnet} is held in {request.network}"
-            raise protocol.CniError(protocol.EXHAUSTED, "no address is free", details) from error
-        store.write(changed)
-        return protocol.result(request, address)
+        return _add(request, store)
     if request.command == "CHECK":
         if request.key not in book.held:
             details = f"{request.key[1]} of {request.key[0]} is not in {request.network}"
@@ -79,8 +77,26 @@ def _act(request: protocol.Request, store: Store) -> dict[str, Any] | None:
         return None
     changed = book.keep(request.valid) if request.command == "GC" else book.release(request.key)
     if changed != book:
-        store.write(changed)
+        store.write(book, changed)
     return None
+
+
+def _add(request: protocol.Request, store: Store) -> dict[str, Any]:
+    first, last, reserved = allocation.bounds(request.subnet, request.gateway)
+    while True:
+        book = store.read()
+        try:
+            changed, address = book.allocate(request.key, first, last, reserved)
+            store.write(book, changed)
+        except FileExistsError:  # the script, which takes no lock, was faster
+            continue
+        except allocation.AlreadyAttached as error:
+            details = f"{request.key[1]} of {request.key[0]} is in {request.network}: DEL must come first"
+            raise protocol.CniError(protocol.ALREADY_ATTACHED, "already attached", details) from error
+        except allocation.Exhausted as error:
+            details = f"all of {request.subnet} is held in {request.network}"
+            raise protocol.CniError(protocol.EXHAUSTED, "no address is free", details) from error
+        return protocol.result(request, address)
 
 
 def _status(request: protocol.Request) -> None:
@@ -100,15 +116,17 @@ def _status(request: protocol.Request) -> None:
 class Store:
     """One network's allocations on disk; entering waits for the lock against concurrent plugins.
 
+    A file for each address holds its attachment, and a file for each attachment (``CONTAINER:INTERFACE``) its
+    address. Both are made exclusively, the attachment's first: the script of :mod:`.script` takes no lock.
+
     Args:
         folder: The folder of all networks' records; created if missing.
         network: The network's name.
     """
 
     def __init__(self, folder: str, network: str) -> None:
-        """Name the files."""
-        self._folder = folder
-        self._path = os.path.join(folder, f"{network}.json")
+        """Name the folder."""
+        self._folder = os.path.join(folder, network)
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -118,8 +136,7 @@ class Store:
             OSError: The folder or the lock file cannot be made.
         """
         os.makedirs(self._folder, 0o700, exist_ok=True)
-        # A separate file, because the record is replaced under the lock.
-        self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(f"{self._folder}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self
 
@@ -130,26 +147,60 @@ class Store:
     def read(self) -> allocation.Book:
         """Return the allocations; none without a record.
 
+        An address whose plugin was killed before it wrote the attachment is held by nothing that GC keeps.
+
         Raises:
             OSError: The record cannot be read.
             ValueError: The record is broken.
         """
-        try:
-            with open(self._path, "rb") as file:
-                return allocation.from_document(json.loads(file.read()))
-        except FileNotFoundError:
-            return allocation.Book()
+        held: dict[allocation.Key, int] = {}
+        last = 0
+        for name in os.listdir(self._folder):
+            if name == LOCK:
+                continue
+            if name == LAST:
+                last = int(IPv4Address(self._text(name) or "0.0.0.0"))  # noqa: S104 - no address to bind to
+            elif ":" in name:
+                key = tuple(name.split(":", 1))
+                if not self._text(name):
+                    held.setdefault((key[0], key[1]), 0)  # it has no address yet
+            else:
+                container, _, interface = (self._text(name) or f" {name}").partition(" ")
+                held[container, interface] = int(IPv4Address(name))
+        return allocation.Book(held, last)
 
-    def write(self, book: allocation.Book) -> None:
-        """Replace the record atomically.
+    def write(self, before: allocation.Book, after: allocation.Book) -> None:
+        """Change the record.
 
         Raises:
-            OSError: The record cannot be written; the old one stays.
+            FileExistsError: Another plugin was faster with an address or an attachment.
+            OSError: The record cannot be written.
         """
-        partial = f"{self._path}.partial"
-        with open(partial, "wb") as file:
-            file.write(json.dumps(book.document()).encode())
-        os.replace(partial, self._path)
+        for key in before.held.keys() - after.held.keys():
+            for name in (str(IPv4Address(before.held[key])), ":".join(key)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self._folder}/{name}")
+        for key in after.held.keys() - before.held.keys():
+            address = str(IPv4Address(after.held[key]))
+            self._put(":".join(key), address, "x")
+            try:
+                self._put(address, " ".join(key), "x")
+            except OSError:
+                os.unlink(f"{self._folder}/{':'.join(key)}")
+                raise
+        if after.last != before.last:
+            self._put(LAST, str(IPv4Address(after.last)), "w")
+
+    def _text(self, name: str) -> str:
+        try:
+            with open(f"{self._folder}/{name}", encoding="ascii") as file:
+                return file.read().rstrip("\n")
+        except FileNotFoundError:  # released meanwhile
+            return ""
+
+    def _put(self, name: str, text: str, mode: str) -> None:
+        with open(f"{self._folder}/{name}", mode, encoding="ascii") as file:
+            file.write(f"{text}\n")
 
 
 def main() -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -16,7 +14,6 @@ from pytest_k3s_sandbox.layers.cni.allocation import (
     Exhausted,
     Key,
     bounds,
-    from_document,
 )
 
 FIRST, LAST, GATEWAY = 1, 6, 3
@@ -58,11 +55,6 @@ class Attachments(RuleBasedStateMachine):
         self.book = self.book.keep(valid)
         self.model = {key: address for key, address in self.model.items() if key in valid}
 
-    @rule()
-    def save_and_load(self) -> None:
-        """Go through the file's form."""
-        self.book = from_document(json.loads(json.dumps(self.book.document())))
-
     @invariant()
     def alike(self) -> None:
         """Hold what the model holds, within the range, without the gateway's address."""
@@ -86,27 +78,6 @@ def test_a_released_address_is_given_out_last() -> None:
 def test_a_range_that_changed_is_started_anew() -> None:
     book = Book({("a", "eth0"): 100}, last=100)
     assert book.allocate(("b", "eth0"), FIRST, LAST)[1] == FIRST
-
-
-@given(
-    st.one_of(
-        st.none(),
-        st.lists(st.integers()),
-        st.fixed_dictionaries(
-            {
-                "version": st.integers(0, 2),
-                "last": st.none() | st.integers(),
-                "held": st.lists(st.text("abc") | st.none()),
-            }
-        ),
-    )
-)
-def test_any_document_is_read_or_refused(document: object) -> None:
-    try:
-        book = from_document(document)
-    except ValueError:
-        return
-    assert from_document(book.document()) == book
 
 
 def test_bounds_leave_out_the_networks_own_addresses() -> None:

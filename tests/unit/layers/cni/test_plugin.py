@@ -165,14 +165,30 @@ def test_status_says_that_allocations_cannot_be_kept(cni: Runtime) -> None:
     assert str(cni.folder) in error["details"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1, "held": [1]}'])
-def test_a_broken_record_is_an_error_and_stays(cni: Runtime, content: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"), [("last", "x\n"), ("10.42.0.300", "pod-9 eth0\n"), ("x", "y\n")]
+)
+def test_a_broken_record_is_an_error_and_stays(cni: Runtime, name: str, content: str) -> None:
     cni("ADD")
-    record = cni.folder / "net.json"
+    record = cni.folder / "net" / name
     record.write_text(content)
     assert cni("STATUS")[1]["code"] == 51
     assert cni("ADD", "pod-2")[1]["code"] == 6
     assert record.read_text() == content
+
+
+def test_what_a_killed_plugin_left_is_held_until_its_del_or_gc(cni: Runtime) -> None:
+    cni("ADD")
+    (cni.folder / "net" / "pod-2:eth0").touch()  # before the address
+    assert cni("ADD", "pod-2")[1]["code"] == 101
+    assert cni("DEL", "pod-2") == (0, None)
+    assert cni("ADD", "pod-2")[0] == 0
+    (cni.folder / "net" / "10.42.0.9").touch()  # before it wrote whose it is
+    rows = [{"containerID": name, "ifname": "eth0"} for name in ("pod-1", "pod-2")]
+    assert cni("GC", valid=rows) == (0, None)
+    assert sorted(path.name for path in (cni.folder / "net").iterdir()) == [
+        *("10.42.0.2", "10.42.0.3", "last", "lock", "pod-1:eth0", "pod-2:eth0")
+    ]
 
 
 def test_version_lists_what_is_spoken(cni: Runtime) -> None:
@@ -289,7 +305,7 @@ class TestProgram:
     def program(self, tmp_path: Path) -> Path:
         """Install the plugin."""
         _write_plugin(tmp_path, str(tmp_path / "lib"), sys.executable)
-        return tmp_path / "bin" / "k3s-sandbox-fake-cni"
+        return tmp_path / "lib" / "k3s-sandbox-fake-cni"
 
     def run(self, program: Path, command: str, config: object, container: str = "a") -> Any:  # noqa: ANN401 - JSON
         """Run it once."""
@@ -329,10 +345,7 @@ class TestProgram:
             answers = list(pool.map(lambda n: self.run(program, "ADD", config, f"pod-{n}"), range(24)))
         assert [code for code, _ in answers] == [0] * 24
         assert len({result["ips"][0]["address"] for _, result in answers}) == 24
-        assert sorted(path.name for path in (program.parent / "state").iterdir()) == [
-            "net.json",
-            "net.json.lock",
-        ]
+        assert len(list((program.parent / "state" / "net").iterdir())) == 2 * 24 + 2
 
     def test_an_error_is_json_and_an_exit_code(self, program: Path) -> None:
         """As the specification's section "Errors" wants it."""
@@ -347,5 +360,5 @@ class TestProgram:
         python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
         _write_plugin(tmp_path, str(tmp_path / "lib"), str(python))
-        program = tmp_path / "bin" / "k3s-sandbox-fake-cni"
+        program = tmp_path / "lib" / "k3s-sandbox-fake-cni"
         assert self.run(program, "VERSION", {"cniVersion": "1.0.0"})[0] == 0
