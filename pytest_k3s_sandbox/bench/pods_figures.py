@@ -208,7 +208,8 @@ def _layers(result: Mapping[str, Any]) -> list[str]:
     whole = [result[case(*one)]["whole_price"] for one in CASES]
     lines.append(f"{'total, until gone':24}" + "".join(map(_milli, whole)))
     notes = f"{UNATTRIBUTED}: the total less all programs; in gVisor the layers share the machine's total"
-    return [*lines, f"{notes} by gVisor's own count"]
+    rough = "shim starts, CNI plugin: their sum is counted; the plugin's part is of calls on a quiet node"
+    return [*lines, f"{notes} by gVisor's own count", rough]
 
 
 def _milli(value: float | None) -> str:

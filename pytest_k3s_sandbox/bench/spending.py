@@ -179,6 +179,9 @@ def _less(after: float | None, before: float | None) -> float | None:
 def with_cni(spent: Spent, seconds: float) -> Spent:
     """Return the same with the CNI plugin's part of what containerd waited for.
 
+    In gVisor the part is rough, and the rest for shim starts with it: its count of a call depends on how busy
+    the machine was, and the calls were made at another time. The sum of both is exact.
+
     Args:
         spent: What was used.
         seconds: What its calls took, by the count inside.
