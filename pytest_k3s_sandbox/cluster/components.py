@@ -64,6 +64,8 @@ class ClusterSettings:
         pause_image: The reference of the sandbox image.
         store: Where images and containers are.
         kubernetes: The version of Kubernetes.
+        pod_groups: The kubelet's ``cgroupsPerQOS``: a cgroup for each pod, with its limits. It needs a cgroup
+            file system that is complete. Without it, a pod that is resized in place ends the kubelet.
         local_storage_isolation: The kubelet's ``localStorageCapacityIsolation``.
         kubelet_overrides: Fields put over the kubelet's configuration.
     """
@@ -78,6 +80,7 @@ class ClusterSettings:
     pause_image: str = "registry.k8s.io/pause:3.10"
     store: ImageStore = IN_MEMORY
     kubernetes: str = versions.OLDEST
+    pod_groups: bool = False
     local_storage_isolation: bool = True
     kubelet_overrides: tuple[tuple[str, Any], ...] = ()
 
@@ -289,7 +292,7 @@ def kubelet_tuning(settings: ClusterSettings) -> dict[str, Any]:
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "cgroupDriver": "cgroupfs",
-        "cgroupsPerQOS": False,
+        "cgroupsPerQOS": settings.pod_groups,
         "enforceNodeAllocatable": [],
         "failSwapOn": False,
         "imageGCHighThresholdPercent": 100,

@@ -9,6 +9,7 @@ from pytest_k3s_sandbox.cluster.base import Distribution
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.k3s import K3s
 from pytest_k3s_sandbox.errors import ConfigError
+from pytest_k3s_sandbox.layers.stack import split
 from pytest_k3s_sandbox.sandbox.limits import DISK, MEMORY, PROCESSES, Wanted
 from pytest_k3s_sandbox.settings import DISTRIBUTIONS, FORMER_KINDS, KINDS, LAST_PORT, RUNTIMES, Settings
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -31,6 +32,8 @@ class NodeSpec:
             :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
         runtime: The OCI runtime that starts containers, one of
             :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is crun, or runc where crun is missing.
+        pod_groups: Whether the kubelet makes a cgroup for each pod, where the layers provide cgroups; see
+            :attr:`makes_pod_groups`.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
             :class:`~pytest_k3s_sandbox.sandbox.gvisor.GvisorSandbox`.
         supervised: Whether a supervisor restarts programs that end by themselves, the kubelet or k3s also
@@ -48,6 +51,7 @@ class NodeSpec:
     node: str = "k3s-sandbox"
     distribution: str = "embedded"
     runtime: str = "default"
+    pod_groups: bool = False
     one_root: bool = False
     supervised: bool = False
     open_ports: tuple[int, ...] = ()
@@ -87,6 +91,17 @@ class NodeSpec:
     def of_experiment(self) -> NodeSpec:
         """The specification of an experiment's node: with runc, as in the research, unless one is named."""
         return replace(self, runtime="runc") if self.runtime == "default" else self
+
+    @property
+    def makes_pod_groups(self) -> bool:
+        """Whether the kubelet makes a cgroup for each pod: in gVisor only in the FUSE cgroup filesystem.
+
+        Without these groups a kubelet from 1.34 on ends when a pod is resized in place: it reads the limits
+        of the pod's group without a look whether there is one (``doPodResizeAction``).
+        """
+        if not self.pod_groups or self.layers is None or self.sandbox != "gvisor":
+            return self.pod_groups
+        return "fuse_cgroupfs" in {split(word)[0] for word in self.layers}
 
     @classmethod
     def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:

@@ -143,6 +143,8 @@ def test_the_kubelets_configuration_is_what_the_field_guide_measured() -> None:
         "localStorageCapacityIsolation": True,
     }
     assert wanted.items() <= config.items()
+    groups = components.kubelet_config(replace(SETTINGS, pod_groups=True))
+    assert groups == config | {"cgroupsPerQOS": True}
     assert config["authentication"]["anonymous"]["enabled"] is False
     assert config["authorization"]["mode"] == "Webhook"
     assert json.loads(json.dumps(config)) == config == yaml.safe_load(json.dumps(config))

@@ -108,6 +108,21 @@ def test_an_experiment_has_runc_unless_one_is_named() -> None:
     assert NodeSpec(runtime="crun").of_experiment.runtime == "crun"
 
 
+@pytest.mark.parametrize(
+    ("spec", "groups"),
+    [
+        (NodeSpec(), False),
+        (NodeSpec(pod_groups=True), True),
+        (NodeSpec(pod_groups=True, layers=("workarounds", "fuse_cgroupfs:v1")), True),
+        # gVisor's own files lack what the kubelet writes.
+        (NodeSpec(pod_groups=True, layers=("workarounds",)), False),
+        (NodeSpec("host", pod_groups=True, layers=()), True),
+    ],
+)
+def test_pods_have_groups_if_asked_for_where_there_are_cgroups(spec: NodeSpec, groups: bool) -> None:
+    assert spec.makes_pod_groups is groups
+
+
 def test_an_unknown_runtime_is_refused() -> None:
     with pytest.raises(ConfigError, match="known are default, crun, runc"):
         NodeSpec(runtime="youki")
