@@ -236,8 +236,12 @@ def test_a_user_and_its_groups(side: Side) -> None:
 @pytest.mark.nightly
 def test_a_container_that_must_not_be_root_is_refused(side: Side) -> None:
     pod = side.start("nonroot", "created", spec={"securityContext": {"runAsNonRoot": True}})
-    side.wait(lambda: "waiting" in side.status(pod).get("state", {}), f"pod {pod} to be judged")
-    side.wait(lambda: "runAsNonRoot" in side.status(pod)["state"]["waiting"]["message"], "the refusal")
+
+    def said() -> str:
+        waiting = side.status(pod).get("state", {}).get("waiting", {})
+        return str(waiting.get("message", ""))  # none while it is being created
+
+    side.wait(lambda: "runAsNonRoot" in said(), f"pod {pod} to be refused")
     assert side.status(pod)["state"]["waiting"]["reason"] == "CreateContainerConfigError"
 
 
