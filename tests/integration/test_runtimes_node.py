@@ -165,16 +165,15 @@ def test_exec_in_a_group_that_is_frozen_by_its_file_is_refused(side: Side, main:
 
 @pytest.mark.nightly
 def test_a_paused_pod_is_deleted(side: Side) -> None:
-    """Within its grace, and the seconds that the kubelet adds; in two cases not before it is resumed.
+    """Within its grace, and the seconds that the kubelet adds; in one case not before it is resumed.
 
     Linux' freezer of version 1 keeps what is killed until it is thawed; runc thaws it, crun 1.8.1 does not.
-    In gVisor the freezer loses runc's first process (docs/cgroupfs.md): it ends, the group stays frozen.
     """
     pod = side.start("frozen")
     container = side.container(pod)
     side.oci("pause", container)
     began = time.monotonic()
-    if (side.sandbox.kind, side.runtime) in {("host", "crun"), ("gvisor", "runc")}:
+    if (side.sandbox.kind, side.runtime) == ("host", "crun"):
         side.cluster.kubectl("delete", "pod", pod, "-n", str(side.namespace), "--wait=false")
         time.sleep(10)
         assert side.frozen(container) == "FROZEN"
@@ -196,7 +195,7 @@ def test_what_is_paused_stands_still(side: Side) -> None:
     first = side.node(count).stdout
     time.sleep(3)
     stands = side.node(count).stdout == first
-    assert stands is ((side.sandbox.kind, side.runtime) != ("gvisor", "runc"))
+    assert stands
     side.oci("resume", container)
     now = side.node(count).stdout
     side.wait(lambda: side.node(count).stdout != now, "the pod to go on", 30)

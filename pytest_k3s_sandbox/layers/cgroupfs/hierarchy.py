@@ -42,6 +42,8 @@ class Hierarchy(Generic[S]):
         """Called with each new sample; a tree replaces it to pass the sample to all hierarchies."""
         self.backing: Backing | None = None
         """The kernel's own hierarchy of the same controller, if any; set before the first group."""
+        self.stand_in = ""
+        """The kernel's controller that has the same groups and processes under another name."""
         self.version = 0
         """Changes whenever a process or a group comes, goes or moves."""
         self._left: set[Group[S]] = set()

@@ -39,6 +39,14 @@ class _Stop(Exception):  # not an error: a signal to end
     """Raised in the main thread by SIGTERM and SIGINT."""
 
 
+STAND_INS = {"freezer": "job"}
+"""Controllers of gVisor that have no effect, by those that gVisor lacks and whose groups they keep.
+
+So a child starts in its parent's group of the freezer, too. The link of the other name is for crun, which
+makes a group for each line of /proc/self/cgroup whose folder there is.
+"""
+
+
 class Server:
     """Serves controllers on one FUSE mount.
 
@@ -233,12 +241,16 @@ class Server:
         target = f"{at}/{name}"
         taken_over = mounts.clear_dead(target) > 0
         self._make(target)
-        new = self.real and set(name.split(",")) <= _hierarchies() and mounts.kind(target) != "cgroup"
+        own = name if set(name.split(",")) <= _hierarchies() else STAND_INS.get(name, "")
+        new = self.real and own in {name, *_hierarchies()} and mounts.kind(target) != "cgroup"
         if new:
-            mounts.mount("none", target, "cgroup", 0, name)
+            mounts.mount("none", target, "cgroup", 0, own)
         if new or (taken_over and mounts.kind(target) == "cgroup"):  # the mount of the killed server
             self._undo.append(lambda: mounts.unmount(target))
             hierarchy.backing = Backing.at(target)
+            if own != name:
+                hierarchy.stand_in = own
+                self._link(f"{at}/{own}", name)
             self._undo.append(hierarchy.close)
         mounts.mount(f"{self.mountpoint}/{name}", target, "", mounts.MS_BIND)
         self._undo.append(lambda: mounts.unmount(target))

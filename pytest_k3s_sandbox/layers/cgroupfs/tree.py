@@ -133,8 +133,8 @@ class Tree:
             pid: The process, or a thread of one.
 
         Returns:
-            A line for each hierarchy: its controllers, the number of its groups, and the group's path, with
-            tabs between them. Nothing without such a process.
+            A line for each hierarchy: its controllers, the number of its groups, the kernel's name for it,
+            and the group's path, with tabs between them. Nothing without such a process.
         """
         leader = self._accounting.thread_group(pid)
         if leader is None:
@@ -146,10 +146,10 @@ class Tree:
             new = self._accounting.census((above,), started=False)
         self._announce(new)
         return "".join(
-            f"{name}\t{sum(1 for _ in hierarchy.root.subtree())}\t"
+            f"{name}\t{sum(1 for _ in hierarchy.root.subtree())}\t{hierarchy.stand_in}\t"
             f"{hierarchy.members.get(pid, hierarchy.members.get(leader, hierarchy.root)).path}\n"
             for name, hierarchy in self.hierarchies.items()
-            if hierarchy.backing is None
+            if hierarchy.backing is None or hierarchy.stand_in
         )
 
     def _announce(self, new: Sample) -> None:

@@ -19,6 +19,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     MaskRule,
     MountRule,
     RedirectRule,
+    RefuseRule,
     RetryRule,
     Rule,
     RuleKind,
@@ -27,7 +28,7 @@ from pytest_k3s_sandbox.layers.interceptor.rules import (
     StatxRule,
     SubstituteRule,
 )
-from pytest_k3s_sandbox.layers.interceptor.syscalls import STATFS_CALLS, Group, names, returning
+from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, STATFS_CALLS, Group, names, returning
 
 Problem = tuple[str, str]
 """The name of a field, as rule files spell it, and the error in its value."""
@@ -51,6 +52,10 @@ def problems(rule: Rule) -> Iterator[Problem]:
         yield from _fault(rule)
     elif isinstance(rule, CgroupsRule | SubstituteRule):
         yield from _text(rule)
+    elif isinstance(rule, RefuseRule):
+        yield from _only(rule.refused, NUMBERS, "calls")
+        if not rule.refused:
+            yield "calls", "is empty"
     else:
         yield from _under(rule)
 
@@ -148,7 +153,10 @@ def _text(rule: CgroupsRule | SubstituteRule) -> Iterator[Problem]:
     if isinstance(rule, CgroupsRule):
         yield from _path("served", rule.served)
         return
-    yield from _place(rule.path, rule.kind)
+    if rule.folder_option is None:
+        yield from _place(rule.path, rule.kind)
+    elif "/" in rule.path or rule.path in {"", ".", ".."}:
+        yield "path", f"{rule.path!r} is not the name of a file"
     try:
         pattern = re.compile(rule.find)
     except re.error as error:

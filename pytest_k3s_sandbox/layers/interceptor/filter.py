@@ -27,6 +27,8 @@ NO_PROCESS: Final = 0x7FFF_AB1E
 
 RET_ALLOW: Final = 0x7FFF_0000
 RET_TRACE: Final = 0x7FF0_0000
+RET_ERRNO: Final = 0x0005_0000
+"""SECCOMP_RET_ERRNO; the errno is in its lower half."""
 AUDIT_ARCH_X86_64: Final = 0xC000_003E
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -49,6 +51,7 @@ _PAGE: Final = 15
 _PROBE: Final = 20
 _ALLOW: Final = 22
 _TRACE: Final = 23
+_REFUSE: Final = 24
 _NOT_TO_READ: Final = 0o200000 | 1
 """O_DIRECTORY and O_WRONLY, asm-generic/fcntl.h (uapi): a descriptor with either cannot read a file."""
 
@@ -68,6 +71,8 @@ class Stops(Flag):
     """Stop opens, except of a directory or for writing only."""
     RETURNING = auto()
     """Stop a call whose result is watched, except from the page of :mod:`.repeating`."""
+    REFUSED = auto()
+    """Answer ENOSYS without a stop, unless another condition stops the call."""
 
 
 class Instruction(NamedTuple):
@@ -85,7 +90,9 @@ def _matched(name: str, stops: Stops) -> int:
         return _TRACE
     if Stops.READING in stops:
         return (_PAGE_AND_FLAGS if Stops.RETURNING in stops else _FLAGS)[name]
-    return _PAGE if Stops.RETURNING in stops else _ALLOW
+    if Stops.RETURNING in stops:
+        return _PAGE
+    return _REFUSE if Stops.REFUSED in stops else _ALLOW
 
 
 def _from_page(at: int, passed: int) -> tuple[Instruction, ...]:
@@ -134,6 +141,7 @@ def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruc
         Instruction(_IF_EQUAL, 1, 0, NO_PROCESS),
         Instruction(_RETURN, 0, 0, RET_ALLOW),  # 22
         Instruction(_RETURN, 0, 0, RET_TRACE),  # 23
+        Instruction(_RETURN, 0, 0, RET_ERRNO | errno.ENOSYS),  # 24
     )
     return (*head, *_halved(sorted(numbers.items()), 2 * len(numbers) - 1), *tail)
 

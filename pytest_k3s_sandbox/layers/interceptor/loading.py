@@ -8,12 +8,14 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from pytest_k3s_sandbox.layers.interceptor.checks import problems
 from pytest_k3s_sandbox.layers.interceptor.rules import (
+    EXACT,
     KINDS,
     CgroupsRule,
     FaultRule,
     MaskRule,
     MountRule,
     RedirectRule,
+    RefuseRule,
     RetryRule,
     Rule,
     RuleKind,
@@ -84,6 +86,7 @@ def parse_rules(text: str, origin: str) -> Rules:
         statx=_tables(document, text, origin, "statx", _statx),
         cgroups=_tables(document, text, origin, "cgroups", _cgroups),
         substitutes=_tables(document, text, origin, "substitute", _substitute),
+        refusals=_tables(document, text, origin, "refuse", _refuse),
     )
 
 
@@ -243,9 +246,15 @@ def _cgroups(table: _Table) -> CgroupsRule:
 
 
 def _substitute(table: _Table) -> SubstituteRule:
-    path, kind = table.place()
+    folder_option = table.take("folder_option", str)
+    path, kind = table.place() if folder_option is None else (table.need("path", str), EXACT)
     find, replacement = table.need("find", str), table.need("replacement", str)
-    return SubstituteRule(path, find, replacement, kind, table.programs(), table.texts("only") or ())
+    only = table.texts("only") or ()
+    return SubstituteRule(path, find, replacement, kind, table.programs(), only, folder_option)
+
+
+def _refuse(table: _Table) -> RefuseRule:
+    return RefuseRule(table.texts("calls") or (), table.programs())
 
 
 def _mask(table: _Table) -> MaskRule:
@@ -273,4 +282,15 @@ def _fault(table: _Table) -> FaultRule:
     return FaultRule(path, number, kind, table.groups(), skip or 0, times, table.programs(), unmounted)
 
 
-_BUILDERS: Final = ("statfs", "redirect", "mount", "mask", "fault", "retry", "statx", "cgroups", "substitute")
+_BUILDERS: Final = (
+    "statfs",
+    "redirect",
+    "mount",
+    "mask",
+    "fault",
+    "retry",
+    "statx",
+    "cgroups",
+    "substitute",
+    "refuse",
+)

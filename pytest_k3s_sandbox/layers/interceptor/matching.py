@@ -210,7 +210,9 @@ class PathRules:
         """Prepare; ``rules`` must have its tree filled in."""
         self._redirects = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.redirects)
         self._faults = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.faults)
-        self._substitutes = tuple((rule, _place(rule.path, rule.kind)) for rule in rules.substitutes)
+        self._substitutes = tuple(
+            (rule, _place(rule.path, rule.kind)) for rule in rules.substitutes if rule.calls
+        )
         self._masks = tuple((rule, os.fsencode(rule.under)) for rule in rules.masks)
         self._retries = tuple((rule, os.fsencode(rule.under)) for rule in rules.retries)
         self._watched = tuple(folder for rule, folder in self._retries if rule.exits)

@@ -46,6 +46,11 @@ def program_paths(tid: int) -> tuple[bytes, ...]:
     return executable, _beginning(f"/proc/{tid}/cmdline").partition(b"\0")[0]
 
 
+def command_line(tid: int) -> list[bytes]:
+    """Return a tracee's command line as words, from its first 4096 bytes."""
+    return _beginning(f"/proc/{tid}/cmdline").split(b"\0")
+
+
 def auxiliary(tid: int | str) -> bytes:
     """Return a tracee's auxiliary vector, getauxval(3)."""
     return _beginning(f"/proc/{tid}/auxv")

@@ -82,11 +82,13 @@ def kinds_of_stops(rules: Rules) -> dict[str, Stops]:
     reading = reads_only(others)
     always = trapped_calls(others) - reading
     exits = frozenset[str]().union(*(rule.exits for rule in rules.retries))
+    refused = frozenset[str]().union(*(rule.refused for rule in rules.refusals))
     return {
         name: (Stops.ALWAYS if name in always else Stops(0))
         | (Stops.READING if name in reading else Stops(0))
         | (Stops.RETURNING if name in exits else Stops(0))
-        for name in trapped_calls(rules)
+        | (Stops.REFUSED if name in refused else Stops(0))
+        for name in trapped_calls(rules) | refused
     }
 
 

@@ -6,6 +6,7 @@ sandbox.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -165,13 +166,16 @@ class CgroupsRule(NamedTuple):
 class SubstituteRule(NamedTuple):
     """Changes the text of a file for programs that open it to read.
 
+    With ``folder_option`` it changes the file itself, once, when such a program starts: no call stops.
+
     Attributes:
-        path: As in :class:`RedirectRule`.
+        path: As in :class:`RedirectRule`; with ``folder_option`` the file's name.
         find: The text to look for, a regular expression of :mod:`re`.
         replacement: The text in its place, at its first occurrence; as for :func:`re.sub`.
         kind: What ``path`` is.
         programs: Only in these programs; see :class:`Rules`.
         only: The names of the calls that may open the file; empty for all that open a file.
+        folder_option: The option of the command line that names the file's folder, like ``--bundle``.
     """
 
     path: str
@@ -180,6 +184,7 @@ class SubstituteRule(NamedTuple):
     kind: RuleKind = EXACT
     programs: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    folder_option: str | None = None
 
     @property
     def label(self) -> str:
@@ -189,7 +194,31 @@ class SubstituteRule(NamedTuple):
     @property
     def calls(self) -> frozenset[str]:
         """The calls that have to stop for it."""
-        return frozenset(self.only) or names(Group.OPEN)
+        return frozenset(self.only) or names(Group.OPEN) if self.folder_option is None else frozenset()
+
+
+class RefuseRule(NamedTuple):
+    """Refuses calls as a kernel does that lacks them (ENOSYS), without a stop.
+
+    Descendants of such a program, whatever they execute, inherit this.
+
+    Attributes:
+        refused: The names of the calls.
+        programs: Only in these programs; see :class:`Rules`.
+    """
+
+    refused: tuple[str, ...]
+    programs: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The rule's name in statistics."""
+        return f"refuse {', '.join(self.refused)}"
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """No call has to stop for it."""
+        return frozenset()
 
 
 class MaskRule(NamedTuple):
@@ -314,6 +343,7 @@ Rule = (
     | FaultRule
     | RetryRule
     | StatxRule
+    | RefuseRule
 )
 
 
@@ -334,25 +364,15 @@ class Rules(NamedTuple):
     statx: tuple[StatxRule, ...] = ()
     cgroups: tuple[CgroupsRule, ...] = ()
     substitutes: tuple[SubstituteRule, ...] = ()
+    refusals: tuple[RefuseRule, ...] = ()
 
     def every(self) -> tuple[Rule, ...]:
         """Return all rules."""
-        before: tuple[Rule, ...] = (*self.statfs, *self.redirects, *self.mounts, *self.masks)
-        return (*before, *self.faults, *self.retries, *self.statx, *self.cgroups, *self.substitutes)
+        return tuple(itertools.chain.from_iterable(self))
 
     def only(self, wanted: Callable[[tuple[str, ...]], bool]) -> Rules:
         """Return the rules whose ``programs`` pass a test."""
-        return Rules(
-            tuple(rule for rule in self.statfs if wanted(rule.programs)),
-            tuple(rule for rule in self.redirects if wanted(rule.programs)),
-            tuple(rule for rule in self.mounts if wanted(rule.programs)),
-            tuple(rule for rule in self.masks if wanted(rule.programs)),
-            tuple(rule for rule in self.faults if wanted(rule.programs)),
-            tuple(rule for rule in self.retries if wanted(rule.programs)),
-            tuple(rule for rule in self.statx if wanted(rule.programs)),
-            tuple(rule for rule in self.cgroups if wanted(rule.programs)),
-            tuple(rule for rule in self.substitutes if wanted(rule.programs)),
-        )
+        return Rules._make(tuple(rule for rule in kind if wanted(rule.programs)) for kind in self)
 
     def with_tree(self, tree: str | None) -> Rules:
         """Return the rules with ``{tree}`` filled in; without a tree, omit redirects that contain it."""

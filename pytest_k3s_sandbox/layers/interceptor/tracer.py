@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 
-from pytest_k3s_sandbox.layers.interceptor import messages, procfs, repeating, requests
+from pytest_k3s_sandbox.layers.interceptor import messages, procfs, repeating, requests, starting
 from pytest_k3s_sandbox.layers.interceptor.calls import Call
 from pytest_k3s_sandbox.layers.interceptor.forward import FORWARDED
 from pytest_k3s_sandbox.layers.interceptor.inject import Injector
@@ -211,6 +211,9 @@ class Tracer:
         if messages.debugging():
             names = ", ".join(os.fsdecode(path) for path in procfs.program_paths(tid))
             messages.say("debug", f"{tid} executes {names}: {len(profile.rules.every())} rules are for it")
+        for rule in profile.rules.substitutes:
+            if rule.folder_option is not None and starting.substitute(tid, rule):
+                self._stats.applied[rule.label] += 1
         function = self._programs.function(tid) if profile.repeated else None
         if function is not None:
             steps = Installation(

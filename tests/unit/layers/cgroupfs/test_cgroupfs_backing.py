@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.adopting import adopt
 from pytest_k3s_sandbox.layers.cgroupfs.backing import Backing
+from pytest_k3s_sandbox.layers.cgroupfs.sample import Process, Sample
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 from support.cgroupfs_fakes import FakeMachine, Files
 
@@ -219,3 +221,43 @@ def test_the_groups_of_a_real_folder_are_found(tmp_path: Path) -> None:
     assert backing is not None
     assert sorted(backing.groups()) == ["/a", "/a/b", "/c"]
     backing.close()
+
+
+class Stale(FakeMachine):
+    """A machine that is looked at anew only where that is asked for."""
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        super().__init__()
+        self.seen: dict[int, Process] = {}
+
+    def census(self, refresh: Iterable[int] = (), *, ended: bool = False, started: bool = True) -> Sample:
+        """Return what was seen, and what is of some."""
+        del ended, started
+        now, asked = super().sample(), set(refresh)
+        self.seen = {
+            pid: process if pid in asked else self.seen.get(pid, process)
+            for pid, process in now.processes.items()
+        }
+        return Sample(self.seen, now.cpu, now.memory, now.apart)
+
+    def sample(self) -> Sample:
+        """Return what was seen."""
+        return self.census()
+
+
+def test_a_group_is_frozen_as_soon_as_its_processes_stand() -> None:
+    """Not when they are looked at again, up to ten seconds later: crun refuses an exec by this file."""
+    machine, kernel = Stale(), Kernel()
+    tree = Tree(machine, ["freezer"])
+    tree.hierarchies["freezer"].backing = kernel
+    tree.mkdir("/freezer/a")
+    pid = machine.fork()
+    files = Files(tree)
+    kernel.said["/a/cgroup.procs"] = f"{pid}\n"
+    files.write("/freezer/a/cgroup.procs", str(pid))
+    files.write("/freezer/a/freezer.state", "FROZEN")
+    assert machine.stopped == {pid}
+    assert files.read("/freezer/a/freezer.state") == "FROZEN\n"
+    files.write("/freezer/a/freezer.state", "THAWED")
+    assert files.read("/freezer/a/freezer.state") == "THAWED\n"

@@ -14,7 +14,7 @@ from support.cgroupfs_kernel import Kernel
 def groups(kernel: Kernel, pid: int) -> dict[str, tuple[int, str]]:
     """Return the number of groups and the path, by the controllers' names."""
     rows = [line.split("\t") for line in kernel.read(f"/pid.{pid}").decode().splitlines()]
-    return {name: (int(count), path) for name, count, path in rows}
+    return {name: (int(count), path) for name, count, _stand_in, path in rows}
 
 
 def test_a_process_is_in_the_roots_until_it_is_moved(

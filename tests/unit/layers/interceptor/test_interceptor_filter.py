@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import tempfile
 from collections.abc import Iterable
@@ -11,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
-from pytest_k3s_sandbox.layers.interceptor.filter import NO_PROCESS, PROBING, RET_ALLOW, RET_TRACE, Stops
+from pytest_k3s_sandbox.layers.interceptor.filter import (
+    NO_PROCESS,
+    PROBING,
+    RET_ALLOW,
+    RET_ERRNO,
+    RET_TRACE,
+    Stops,
+)
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, preset_names
 from pytest_k3s_sandbox.layers.interceptor.profiles import covers, kinds_of_stops
 from pytest_k3s_sandbox.layers.interceptor.repeating import ADDRESS, PAGE
@@ -110,11 +118,19 @@ def test_a_call_that_is_not_trapped_costs_few_comparisons(name: str) -> None:
 
 def test_it_is_laid_out_as_the_kernel_reads_it() -> None:
     program = seccomp.packed(seccomp.build({"open": Stops.ALWAYS}))
-    assert len(program) == 29 * 8
+    assert len(program) == 30 * 8
     assert program[:8] == struct.pack("=HBBI", 0x20, 0, 0, 4)
     header = seccomp.with_header(program, 0x1000)
-    assert struct.unpack("=H6xQ", header[:16]) == (29, 0x1010)
+    assert struct.unpack("=H6xQ", header[:16]) == (30, 0x1010)
     assert header[16:] == program
+
+
+def test_refused_calls_get_enosys_unless_they_stop() -> None:
+    stops = {"statx": Stops.REFUSED, "openat": Stops.REFUSED | Stops.ALWAYS, "close": Stops.ALWAYS}
+    program = seccomp.build(stops)
+    assert run(program, NUMBERS["statx"]) == RET_ERRNO | errno.ENOSYS
+    assert run(program, NUMBERS["openat"]) == RET_TRACE
+    assert run(program, NUMBERS["newfstatat"]) == RET_ALLOW
 
 
 def test_opens_that_cannot_read_do_not_stop() -> None:

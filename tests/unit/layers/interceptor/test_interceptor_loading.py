@@ -8,7 +8,9 @@ import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError
 from pytest_k3s_sandbox.layers.interceptor.checks import checked
+from pytest_k3s_sandbox.layers.interceptor.filter import Stops
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, load_rules, parse_rules, preset_names
+from pytest_k3s_sandbox.layers.interceptor.profiles import kinds_of_stops
 from pytest_k3s_sandbox.layers.interceptor.rules import (
     PATTERN,
     PREFIX,
@@ -200,18 +202,15 @@ def test_the_presets() -> None:
     assert load_preset("exp08").statfs[0] == StatfsRule(0x01021997, 0xEF53)
 
 
-def test_both_runtimes_have_the_same_rules() -> None:
-    """Clusters start containers with either; a rule for one of them alone is one that was forgotten."""
+def test_no_call_of_crun_stops() -> None:
+    """Its containers' programs inherit its filter, and would stop, too."""
     preset = load_preset("exp08-containerd")
-    assert {rule.programs for rule in preset.substitutes} == {("crun",)}  # runc reads every version
-    assert {rule.programs for rule in preset.statx} == {("crun",)}  # runc would stop for it in vain
-    rules = preset._replace(substitutes=(), statx=()).every()
-    assert {rule.programs for rule in rules if {"runc", "crun"} & set(rule.programs)} == {("runc", "crun")}
+    crun = preset.only(lambda programs: not programs or "crun" in programs)
+    assert kinds_of_stops(crun) == {"statx": Stops.REFUSED}
 
 
-@pytest.mark.parametrize("name", ["exp08", "exp08-containerd"])
-def test_the_presets_complete_statx_on_the_cgroups(name: str) -> None:
-    assert [rule.under for rule in load_preset(name).statx] == ["/sys/fs/cgroup"]
+def test_the_preset_for_the_kubelet_completes_statx_on_the_cgroups() -> None:
+    assert [rule.under for rule in load_preset("exp08").statx] == ["/sys/fs/cgroup"]
 
 
 @pytest.mark.parametrize("name", ["exp99", "../presets/exp08", ""])
