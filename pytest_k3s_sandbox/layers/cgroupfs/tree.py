@@ -55,6 +55,7 @@ class Tree:
         self._last = Sample({}, {}, {})
         self._accounting = accounting
         for hierarchy in self.hierarchies.values():
+            hierarchy.last = self._last
             hierarchy.announce = self._announce
 
     @property
@@ -153,9 +154,17 @@ class Tree:
         )
 
     def _announce(self, new: Sample) -> None:
+        """Tell every hierarchy of a sample.
+
+        A controller that is told may ask for a newer sample. All hierarchies have that one then, and must not
+        go back to this one: a process that ended in between would be a member for ever.
+        """
         if new is self._last:
             return
         change = Change.between(self._last, new)
         self._last = new
         for hierarchy in self.hierarchies.values():
-            hierarchy.advance(change)
+            if self._last is not new:
+                return
+            old = hierarchy.last
+            hierarchy.advance(change if old is change.old else Change.between(old, new))
