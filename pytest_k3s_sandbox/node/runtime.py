@@ -1,4 +1,4 @@
-"""The OCI runtime of a node: crun where there is one, else runc."""
+"""The OCI runtime of a node: runc, or crun where it is asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OciRuntime:
 
     Attributes:
         name: ``crun`` or ``runc``.
-        paths: The runtimes of the node, paths inside by name; the first is this one.
+        paths: The runtimes of the node, paths inside by name.
         note: Why it is another one than usual; None if it is not.
     """
 
@@ -59,12 +59,14 @@ def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
     if spec.runtime == RUNC:
         return OciRuntime(RUNC, runc)
     without = obstacle(spec)
-    if without is None and toolchain.find(CRUN) is not None:
-        return OciRuntime(CRUN, {CRUN: f"{BIN_DIR}/{CRUN}"} | runc)
-    why = without or f"crun is not available: {'; '.join(toolchain.why(CRUN))}"
-    if spec.runtime == CRUN:
-        raise _without_crun(why, "add the layer ptrace_interceptor" if without else None)
-    return OciRuntime(RUNC, runc, why)
+    crun = {CRUN: f"{BIN_DIR}/{CRUN}"} if without is None and toolchain.find(CRUN) is not None else {}
+    if spec.runtime != CRUN:
+        return OciRuntime(RUNC, runc | crun)
+    if crun:
+        return OciRuntime(CRUN, crun | runc)
+    raise _without_crun(
+        without or "; ".join(toolchain.why(CRUN)), "add the layer ptrace_interceptor" if without else None
+    )
 
 
 def _without_crun(why: str, remedy: str | None = None) -> MissingCapability:
@@ -84,7 +86,7 @@ def obstacle(spec: NodeSpec) -> str | None:
 
 
 def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
-    """Put the programs of a specification's node in place; a crun that cannot be obtained is noted.
+    """Put the programs of a specification's node in place.
 
     Args:
         spec: The specification.
@@ -94,10 +96,5 @@ def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
         SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
     """
     toolchain.provision(programs_of(spec.distribution))
-    if spec.runtime == RUNC:
-        return
-    tried = [] if toolchain.try_get(CRUN) is not None else toolchain.why(CRUN)
-    if spec.runtime == CRUN and tried:
-        raise _without_crun("; ".join(tried))
-    if note := obstacle(spec) or "; ".join(tried):
-        toolchain.progress.note(f"containers start with runc, at about twice the price: {note}")
+    if spec.runtime == CRUN and toolchain.try_get(CRUN) is None:
+        raise _without_crun("; ".join(toolchain.why(CRUN)))
