@@ -20,7 +20,13 @@ from typing import Any, NoReturn
 from pytest_k3s_sandbox.layers.cgroupfs import protocol
 from pytest_k3s_sandbox.layers.cgroupfs.group import Group
 from pytest_k3s_sandbox.layers.cgroupfs.nodes import PROCESSES, Nodes
-from pytest_k3s_sandbox.layers.cgroupfs.openfiles import Listings, OpenFile, OpenFiles, UnopenedReads
+from pytest_k3s_sandbox.layers.cgroupfs.openfiles import (
+    Listings,
+    OpenFile,
+    OpenFiles,
+    ProcessFile,
+    UnopenedReads,
+)
 from pytest_k3s_sandbox.layers.cgroupfs.protocol import HEADER
 from pytest_k3s_sandbox.layers.cgroupfs.refusals import Refusals
 from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
@@ -31,6 +37,7 @@ _LONG = 3600  # seconds; only requests change anything, so the kernel's cache st
 _BLOCK = 4096
 _NAME_MAX = 255  # for statfs(2); kernfs accepts longer names, and FUSE up to 1024
 _BY_HANDLE = 1  # FUSE_GETATTR_FH
+_OPENED = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH
 
 Request = memoryview
 Mode = tuple[int, int, int]  # user, group and permission bits
@@ -191,24 +198,26 @@ class CgroupFilesystem(Refusals):
         With a size (in gVisor), a failed read looks like the end of the file. Therefore a file opened for
         reading only is read now, so that the open returns the errno.
         """
-        flags = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_NOFLUSH
-        if node >= PROCESSES and not self.unopened:
-            return protocol.opened(0, flags)
-        group, name = (None, "") if node >= PROCESSES else self._nodes.place(node, gone=errno.ENODEV)
-        if node < PROCESSES and (group is None or not name):
+        if node >= PROCESSES:
+            if self.unopened:
+                fail(errno.ENOSYS)
+            return protocol.opened(0, _OPENED)
+        group, name = self._nodes.place(node, gone=errno.ENODEV)
+        if group is None or not name:
             fail(errno.EISDIR)
-        if group is None or self.unopened:
+        if self.unopened:
             fail(errno.ENOSYS)
         ahead = bool(self.size) and struct.unpack_from("<I", request, HEADER)[0] & os.O_ACCMODE == os.O_RDONLY
         handle = self._files.open(group, name, ahead=ahead)
-        return protocol.opened(handle, flags)
+        return protocol.opened(handle, _OPENED)
 
     def do_read(self, node: int, thread: int, request: Request) -> bytes:
         """Return a part of a file's content."""
         handle, offset, size = protocol.READ_IN.unpack_from(request, HEADER)
         if node >= PROCESSES:
-            return self.tree.memberships(node - PROCESSES).encode()[offset : offset + size]
-        if handle:
+            file = ProcessFile(self.tree, node - PROCESSES)
+            content = self._reads.read(node, file, thread, offset)
+        elif handle:
             content = self._files.get(handle).read(offset)
         else:
             content = self._reads.read(node, self._file(node), thread, offset)

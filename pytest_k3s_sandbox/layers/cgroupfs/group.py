@@ -54,7 +54,6 @@ class HierarchyView(Protocol[S]):
         last: The newest sample.
         backing: The kernel's own hierarchy of the same controller, if any.
         version: Changes whenever a process or a group comes, goes or moves.
-        announce: Called with each new sample.
     """
 
     accounting: Accounting
@@ -65,7 +64,6 @@ class HierarchyView(Protocol[S]):
     last: Sample
     backing: Backing | None
     version: int
-    announce: Callable[[Sample], None]
 
     @property
     def root(self) -> Group[S]:

@@ -114,9 +114,11 @@ class Hierarchy(Generic[S]):
 
     def census(self, group: Group[S]) -> None:
         """Bring the set of processes up to date, and the numbers of the group's own."""
-        if self.listed(group, "cgroup.procs") is None:
-            ended = group.parent is None or bool(group.children)
-            self.announce(self.accounting.census(tuple(group.pids), ended=ended))
+        if self.listed(group, "cgroup.procs") is not None:  # the kernel knows who is in it
+            self.announce(self.accounting.census(tuple(group.pids), started=False))
+            return
+        ended = group.parent is None or bool(group.children)
+        self.announce(self.accounting.census(tuple(group.pids), ended=ended))
 
     def listed(self, group: Group[S], name: str) -> list[int] | None:
         """Return a list of the kernel's own group, and update the model from it.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pytest_k3s_sandbox.layers.cgroupfs.group import Group
+from pytest_k3s_sandbox.layers.cgroupfs.tree import Tree
 from pytest_k3s_sandbox.layers.cgroupfs.values import fail
 
 _READERS = 4  # of one file at a time; another reader may get a later text then
@@ -119,6 +121,31 @@ class OpenFiles:
         self._files.pop(number, None)
 
 
+class Readable(Protocol):
+    """A file whose content is rendered when it is read."""
+
+    def read(self, offset: int) -> bytes:
+        """Return the whole content, rendered again for a read at offset 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFile:
+    """The file with the memberships of one process.
+
+    Attributes:
+        tree: All hierarchies.
+        pid: The process.
+    """
+
+    tree: Tree
+    pid: int
+
+    def read(self, offset: int) -> bytes:
+        """Return the whole content; see :meth:`.Tree.memberships`."""
+        del offset
+        return self.tree.memberships(self.pid).encode()
+
+
 class UnopenedReads:
     """Reads of files without an open, by node and reading thread."""
 
@@ -126,7 +153,7 @@ class UnopenedReads:
         """Start without readers."""
         self._texts: dict[int, dict[int, bytes]] = {}
 
-    def read(self, node: int, file: OpenFile, thread: int, offset: int) -> bytes:
+    def read(self, node: int, file: Readable, thread: int, offset: int) -> bytes:
         """Return the whole content, rendered again for a read at offset 0 of the thread.
 
         A reader that continues in another thread gets the newest text.

@@ -241,14 +241,14 @@ class Server:
         target = f"{at}/{name}"
         taken_over = mounts.clear_dead(target) > 0
         self._make(target)
-        own = name if set(name.split(",")) <= _hierarchies() else STAND_INS.get(name, "")
-        new = self.real and own in {name, *_hierarchies()} and mounts.kind(target) != "cgroup"
+        own = _own(name)
+        new = bool(own) and self.real and mounts.kind(target) != "cgroup"
         if new:
             mounts.mount("none", target, "cgroup", 0, own)
         if new or (taken_over and mounts.kind(target) == "cgroup"):  # the mount of the killed server
             self._undo.append(lambda: mounts.unmount(target))
             hierarchy.backing = Backing.at(target)
-            if own != name:
+            if own not in {"", name}:
                 hierarchy.stand_in = own
                 self._link(f"{at}/{own}", name)
             self._undo.append(hierarchy.close)
@@ -307,6 +307,13 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
 def _content(path: str) -> str:
     with open(path, encoding="ascii") as file:
         return file.read()
+
+
+def _own(name: str) -> str:
+    """Return the kernel's controllers for below a hierarchy: its own, or a stand-in; empty without."""
+    present = _hierarchies()
+    candidates = (name, STAND_INS.get(name, name))
+    return next((own for own in candidates if set(own.split(",")) <= present), "")
 
 
 def _hierarchies() -> set[str]:

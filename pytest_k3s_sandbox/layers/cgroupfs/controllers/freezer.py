@@ -42,11 +42,8 @@ def _state(group: Node) -> str:
         return "THAWED\n"
     for below in group.subtree():
         group.hierarchy.census(below)
-    members = [pid for below in group.subtree() for pid in below.pids]
-    if group.hierarchy.backing is not None:  # its census asks for the members, and not whether they stand
-        group.hierarchy.announce(group.hierarchy.accounting.census(members, started=False))
     processes = group.hierarchy.last.processes
-    running = [pid for pid in members if pid in processes and processes[pid].state not in _STOPPED]
+    running = [p for below in group.subtree() for p in below.pids if processes[p].state not in _STOPPED]
     for pid in set(running) - group.hierarchy.last.apart:
         # A process that was forked meanwhile got no SIGSTOP.
         group.hierarchy.accounting.freeze(pid, frozen=True)
