@@ -12,7 +12,7 @@ from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
 from pytest_k3s_sandbox.bench import Result, Say
-from pytest_k3s_sandbox.bench.pods_figures import CASES, PODS, Crowd, records, summary, table
+from pytest_k3s_sandbox.bench.pods_figures import CASES, OURS, PODS, Crowd, records, summary, table
 from pytest_k3s_sandbox.bench.podwatch import PodWatch
 from pytest_k3s_sandbox.bench.spending import (
     AGENT,
@@ -189,7 +189,7 @@ def _until(session: NodeSession, name: str, seen: Mapping[str, float], what: str
 def bench(count: int, say: Say) -> Result:
     """Make ``count`` crowds of each of :data:`.CASES`, in turn, each on a node of its own."""
     toolchain = Toolchain()
-    provision(NodeSpec(), toolchain)
+    provision(NodeSpec(runtime=OURS[1]), toolchain)
     crowds = []
     for number in range(1, count + 1):
         for kind, runtime in CASES:

@@ -19,6 +19,7 @@ from pytest_k3s_sandbox.support import escaping
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cli.progress import Verbosity
     from pytest_k3s_sandbox.node.spec import NodeSpec
+    from pytest_k3s_sandbox.toolchain.progress import Progress
     from pytest_k3s_sandbox.toolchain.resolve import Program
 
 TAKES_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -119,11 +120,9 @@ def provisioned(
         unpinned: Whether to take releases whose digest is not pinned.
     """
     from pytest_k3s_sandbox.toolchain import Toolchain
-    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal
 
-    progress = SilentProgress() if quiet else for_terminal()
     environ = {**os.environ, **({"K3S_SANDBOX_RELEASES": "unpinned"} if unpinned else {})}
-    toolchain = Toolchain(environ=environ, progress=progress, kubernetes=version)
+    toolchain = Toolchain(environ=environ, progress=_progress(quiet=quiet), kubernetes=version)
     found = toolchain.provision(programs, for_tests=for_tests)
     for name in WELCOME if programs is None else ():
         program = toolchain.try_get(name, again=True)
@@ -144,10 +143,15 @@ def provisioned_for(spec: NodeSpec, *, quiet: bool) -> None:
     """
     from pytest_k3s_sandbox.node.runtime import provision
     from pytest_k3s_sandbox.toolchain import Toolchain
+
+    provision(spec, Toolchain(progress=_progress(quiet=quiet), kubernetes=spec.version))
+
+
+def _progress(*, quiet: bool) -> Progress:
+    """Return the display of long steps."""
     from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal
 
-    progress = SilentProgress() if quiet else for_terminal()
-    provision(spec, Toolchain(progress=progress, kubernetes=spec.version))
+    return SilentProgress() if quiet else for_terminal()
 
 
 def pinned(
@@ -165,9 +169,8 @@ def pinned(
         ConfigError: The file cannot be written.
     """
     from pytest_k3s_sandbox.toolchain import Toolchain, pinning
-    from pytest_k3s_sandbox.toolchain.progress import SilentProgress, for_terminal
 
-    toolchain = Toolchain(progress=SilentProgress() if quiet else for_terminal())
+    toolchain = Toolchain(progress=_progress(quiet=quiet))
     digests = pinning.pin(toolchain, programs)
     lines = pinning.as_toml(digests, pinning.unstated(toolchain))
     if target is not None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.errors import MissingCapability
-from pytest_k3s_sandbox.layers.stack import split
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, programs_of
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
 
@@ -26,22 +25,15 @@ class OciRuntime:
     Attributes:
         name: ``crun`` or ``runc``.
         paths: The runtimes of the node, paths inside by name.
-        note: Why it is another one than usual; None if it is not.
     """
 
     name: str
     paths: Mapping[str, str]
-    note: str | None = None
 
     @property
     def programs(self) -> tuple[str, ...]:
         """The programs that a distribution does not have of its own."""
         return tuple(name for name in self.paths if name == CRUN)
-
-    @property
-    def words(self) -> str:
-        """The name, and why it is another one than usual."""
-        return self.name if self.note is None else f"{self.name} ({self.note})"
 
 
 def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
@@ -79,10 +71,9 @@ def obstacle(spec: NodeSpec) -> str | None:
 
     In gVisor, crun misreads the answer of statx(2) on the FUSE cgroupfs, which the interceptor mends.
     """
-    if spec.sandbox != "gvisor" or spec.layers is None:
+    if spec.sandbox != "gvisor" or spec.has_layer("ptrace_interceptor"):
         return None
-    names = {split(word)[0] for word in spec.layers}
-    return None if "ptrace_interceptor" in names else "crun needs the layer ptrace_interceptor"
+    return "crun needs the layer ptrace_interceptor"
 
 
 def provision(spec: NodeSpec, toolchain: Toolchain) -> None:

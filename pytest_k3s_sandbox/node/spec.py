@@ -99,9 +99,11 @@ class NodeSpec:
         Without these groups a kubelet from 1.34 on ends when a pod is resized in place: it reads the limits
         of the pod's group without a look whether there is one (``doPodResizeAction``).
         """
-        if not self.pod_groups or self.layers is None or self.sandbox != "gvisor":
-            return self.pod_groups
-        return "fuse_cgroupfs" in {split(word)[0] for word in self.layers}
+        return self.pod_groups and (self.sandbox != "gvisor" or self.has_layer("fuse_cgroupfs"))
+
+    def has_layer(self, name: str) -> bool:
+        """Return whether a gVisor sandbox gets a layer, in any variant; by default it gets every layer."""
+        return self.layers is None or name in {split(word)[0] for word in self.layers}
 
     @classmethod
     def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:

@@ -194,7 +194,7 @@ class SubstituteRule(NamedTuple):
     @property
     def calls(self) -> frozenset[str]:
         """The calls that have to stop for it."""
-        return frozenset(self.only) or names(Group.OPEN) if self.folder_option is None else frozenset()
+        return frozenset() if self.folder_option is not None else frozenset(self.only) or names(Group.OPEN)
 
 
 class RefuseRule(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pytest_k3s_sandbox.layers.interceptor import messages, procfs
 from pytest_k3s_sandbox.layers.interceptor.rules import SubstituteRule
 from pytest_k3s_sandbox.layers.interceptor.syscalls import AT_FDCWD
+from pytest_k3s_sandbox.support import files
 
 LONGEST = 4 << 20
 """Bytes of a file that is looked at; a container's specification has some 10,000."""
@@ -64,14 +65,7 @@ def _changed(path: bytes, rule: SubstituteRule) -> bool:
     changed, count = re.subn(os.fsencode(rule.find), os.fsencode(rule.replacement), text, count=1)
     if not count or changed == text or len(text) == LONGEST:
         return False
-    partial = path + b".k3s-sandbox"
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(descriptor, "wb") as out:
-            os.fchmod(descriptor, mode)
-            out.write(changed)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with files.replacing(os.fsdecode(path)) as out:
+        os.fchmod(out.fileno(), mode)
+        out.write(changed)
     return True

@@ -2,8 +2,8 @@
 
 The shim starts its runtime for each step of a container's life (create, start, state, kill, delete, ...). For
 commands other than ``create`` and ``run`` the script executes the runtime at once, without a fork or Python.
-In gVisor, crun has no script: starting a program costs 15 ms there, and the interceptor changes the text of a
-specification while crun opens it (the rule ``substitute``).
+In gVisor, crun has no script: starting a program costs 10 ms there, and the interceptor changes the
+specification when crun starts (the rule ``substitute``).
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def machine(*, crun: bool) -> tuple[Machine, Toolchain]:
 def test_runc_is_the_default_and_crun_can_be_chosen_by_a_pod() -> None:
     _, toolchain = machine(crun=True)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, found.words, found.programs) == ("runc", "runc", ("crun",))
+    assert (found.name, found.programs) == ("runc", ("crun",))
     assert found.paths == {"crun": f"{BIN_DIR}/crun", "runc": f"{BIN_DIR}/runc"}
     assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths["runc"] == "runc"  # k3s' own
     assert runtime_of(NodeSpec(runtime="crun"), toolchain).name == "crun"
@@ -70,7 +70,7 @@ def test_runc_is_the_default_and_crun_can_be_chosen_by_a_pod() -> None:
 def test_runc_that_is_asked_for_is_alone(crun: bool) -> None:
     made, toolchain = machine(crun=crun)
     found = runtime_of(NodeSpec(runtime="runc"), toolchain)
-    assert (found.name, found.note, found.programs, list(found.paths)) == ("runc", None, (), ["runc"])
+    assert (found.name, found.programs, list(found.paths)) == ("runc", (), ["runc"])
     provision(NodeSpec(runtime="runc"), toolchain)
     assert "crun" not in made.asked
     assert made.notes == []
@@ -79,7 +79,7 @@ def test_runc_that_is_asked_for_is_alone(crun: bool) -> None:
 def test_a_machine_without_crun_uses_runc() -> None:
     made, toolchain = machine(crun=False)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, found.words, list(found.paths)) == ("runc", "runc", ["runc"])
+    assert (found.name, list(found.paths)) == ("runc", ["runc"])
     provision(NodeSpec(), toolchain)
     assert "crun" not in made.asked
 
