@@ -16,8 +16,8 @@ import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
 from support.cgroupfs_served import Namespace, namespace_in, wait_until
+from support.installed import installed
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.access("/dev/fuse", os.W_OK), reason="needs root and /dev/fuse"
@@ -180,10 +180,7 @@ def test_a_place_that_cannot_be_bound_leaves_nothing(namespace: Namespace) -> No
 
 
 def test_the_layer_in_a_genuine_sandbox() -> None:
-    runsc = Toolchain().find("runsc")
-    if runsc is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    sandbox = GvisorSandbox(runsc.path)
+    sandbox = GvisorSandbox(installed("runsc").path)
     try:
         with FuseCgroupfs(sandbox) as layer:
             health = layer.check()

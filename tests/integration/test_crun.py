@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, Bind
-from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
 from support import trixie
+from support.installed import Make, installed, maker
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root")
 
 AT = "/srv/crun"
 """Where a sandbox shows the copy of Debian 13's crun."""
 
-Make = Callable[..., StartedSandbox]
-
 
 @pytest.fixture(params=["gvisor", "host"])
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setenv("K3S_SANDBOX_HOME", str(tmp_path / "home"))
-    if request.param == "host":
-        return HostSandbox
-    found = Toolchain().find("runsc")
-    if found is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    runsc = found.path
-    return lambda **options: GvisorSandbox(runsc, **options)
+    return maker(request.param)
 
 
 def check(sandbox: StartedSandbox, version: str) -> None:
@@ -46,9 +35,7 @@ def check(sandbox: StartedSandbox, version: str) -> None:
 
 def test_the_crun_of_this_machine(make: Make) -> None:
     """Debian's is linked to a handful of libraries, which are below the machine's /usr."""
-    found = Toolchain().find("crun")
-    if found is None:
-        pytest.skip("no crun on this machine: run `k3s-sandbox provision`")
+    found = installed("crun")
     with make(programs=[found.path]) as sandbox:
         check(sandbox, found.version)
 

@@ -24,8 +24,9 @@ from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox, cgroup_mounts
 from pytest_k3s_sandbox.sandbox.processes import start_time
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
-from support.held import freeze, wait_until
+from support import held
+from support.held import freeze, naming, wait_until
+from support.installed import installed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root")
 
@@ -96,30 +97,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(params=["gvisor", "host"])
 def make(request: pytest.FixtureRequest) -> Maker:
-    runsc = Path("/nonexistent")
-    if request.param == "gvisor":
-        found = Toolchain().find("runsc")
-        if found is None:
-            pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-        runsc = found.path
+    runsc = installed("runsc").path if request.param == "gvisor" else Path("/nonexistent")
     return Maker(request.param, runsc)
 
 
 def members(key: str) -> set[Member]:
     """Return (pid, start time) of every process of a sandbox: in its netns, or naming it."""
-    pids = {int(word) for word in network._ip("netns", "pids", f"k3ssb-{key}").split()}
-    pids |= naming(key)
-    return {(pid, start_time(pid)) for pid in pids}
-
-
-def naming(key: str) -> set[int]:
-    """Return the processes whose command line names a sandbox."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if key.encode() in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
-    return found - {os.getpid()}
+    return {(pid, start_time(pid)) for pid in held.members(key)}
 
 
 def alive(processes: set[Member]) -> set[Member]:
@@ -356,7 +340,7 @@ def test_reaping_ends_what_still_runs(make: Maker, home: Path) -> None:
     """The next start may come before a sandbox has noticed the end of its owner."""
     with make.held_elsewhere() as (holder, key):
         assert reaper.reap() == []  # the owner is alive
-        stopped = freeze(lambda: {pid for pid, _ in members(key)})  # they notice nothing any more
+        stopped = freeze(lambda: held.members(key))  # they notice nothing any more
         processes = {(pid, start_time(pid)) for pid in stopped}
         assert processes
         holder.kill()

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
+from pytest_k3s_sandbox.settings import RUNTIMES
 from support.outside import outside
-from support.runtimes import CLASSES, NOTES, RUNTIMES, SECONDS, SLEEP, Side, manifest, need_crun
+from support.runtimes import CLASSES, NOTES, SECONDS, SLEEP, Side, manifest, need_crun
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster

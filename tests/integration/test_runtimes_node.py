@@ -19,8 +19,9 @@ from pytest_k3s_sandbox.cluster.images import find_busybox
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
+from pytest_k3s_sandbox.settings import RUNTIMES
 from support.outside import outside
-from support.runtimes import CLASSES, RUNTIMES, SECONDS, SLEEP, Side, manifest, need_crun
+from support.runtimes import CLASSES, SECONDS, SLEEP, Side, manifest, need_crun
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster

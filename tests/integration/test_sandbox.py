@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,10 @@ from pytest_k3s_sandbox.cluster.embedded import assert_ports_free
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError, StartError
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, V9FS_MAGIC, Bind, Process
-from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.sandbox.host import HostSandbox, cgroup_mounts
+from pytest_k3s_sandbox.sandbox.host import cgroup_mounts
 from pytest_k3s_sandbox.sandbox.layout import TMPFS
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
+from support.installed import Make, maker
 from support.outside import outside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root")
@@ -41,8 +40,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), Answer).serve_forever()
 """
 
-Make = Callable[..., StartedSandbox]
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -56,13 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module", params=["gvisor", "host"])
 def make(request: pytest.FixtureRequest, home: Path) -> Make:
     assert home.exists()
-    if request.param == "host":
-        return HostSandbox
-    found = Toolchain().find("runsc")
-    if found is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    runsc = found.path
-    return lambda **options: GvisorSandbox(runsc, **options)
+    return maker(request.param)
 
 
 @pytest.fixture(scope="module")

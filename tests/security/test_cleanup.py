@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.sandbox.reaper import remove_cgroup
-from pytest_k3s_sandbox.toolchain import Toolchain
 from support.held import Held, held, next_command, running, wait_until
+from support.installed import installed
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"), pytest.mark.timeout(120)]
 
@@ -56,10 +56,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def runsc() -> Path:
-    found = Toolchain().find("runsc")
-    if found is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    return found.path
+    return installed("runsc").path
 
 
 @pytest.fixture

@@ -67,16 +67,8 @@ class Held:
         return self.process.stdout.readline().strip()
 
     def members(self) -> set[int]:
-        """Return the processes in its network namespace, and those whose command line names its folder."""
-        found = subprocess.run(
-            ["ip", "netns", "pids", f"k3ssb-{self.key}"], capture_output=True, text=True, check=False
-        )
-        pids = {int(word) for word in found.stdout.split()}
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self.key.encode() in (process / "cmdline").read_bytes():
-                    pids.add(int(process.name))
-        return pids - {os.getpid(), self.process.pid}
+        """Return its processes but the one that holds it; see :func:`members`."""
+        return members(self.key) - {self.process.pid}
 
     def kill(self) -> None:
         """Kill the process that holds it, and wait until the sandbox has noticed."""
@@ -142,6 +134,24 @@ def next_command(home: Path, *prefix: str) -> float:
     )
     assert done.returncode == 0, done.stderr
     return time.monotonic() - began
+
+
+def members(key: str) -> set[int]:
+    """Return the processes of a sandbox: in its network namespace, or naming its folder."""
+    found = subprocess.run(
+        ["ip", "netns", "pids", f"k3ssb-{key}"], capture_output=True, text=True, check=False
+    )
+    return {int(word) for word in found.stdout.split()} | naming(key)
+
+
+def naming(key: str) -> set[int]:
+    """Return the processes whose command line names a sandbox, without this one."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if key.encode() in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+    return found - {os.getpid()}
 
 
 def freeze(members: Callable[[], set[int]]) -> set[int]:

@@ -12,13 +12,13 @@ import pytest
 from pytest_k3s_sandbox.cluster.access import Timeout
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
+from pytest_k3s_sandbox.settings import RUNTIMES
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.cluster.namespace import Namespace
     from pytest_k3s_sandbox.sandbox.base import Completed
 
-RUNTIMES = ("crun", "runc")
 ROOT = "/run/containerd/runc/k8s.io"
 """Where containerd's shim lets a runtime keep the state of a pod's containers."""
 NOTES = f"{STATE_DIR}/notes"

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
+from support.installed import installed
 
 BEGIN = """
 import json, os, subprocess, sys, time
@@ -33,10 +33,7 @@ def sandbox() -> Iterator[GvisorSandbox]:
     """Give a sandbox with the layer in it."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    runsc = Toolchain().find("runsc")
-    if runsc is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    started = GvisorSandbox(runsc.path)
+    started = GvisorSandbox(installed("runsc").path)
     try:
         with FuseCgroupfs(started):
             yield started

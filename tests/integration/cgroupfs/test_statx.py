@@ -20,9 +20,9 @@ from pytest_k3s_sandbox.sandbox.base import STATE_DIR
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
 from support import statx_probe
 from support.cgroup_sides import TOP, kernel_mount, kernel_side
+from support.installed import installed
 from support.interceptor_tools import MODULE
 
 pytestmark = [
@@ -106,10 +106,7 @@ def served(sandbox: StartedSandbox) -> Iterator[StartedSandbox]:
 @pytest.fixture(scope="module")
 def gvisor() -> Iterator[StartedSandbox]:
     """Our filesystem in gVisor."""
-    runsc = Toolchain().find("runsc")
-    if runsc is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    yield from served(GvisorSandbox(runsc.path))
+    yield from served(GvisorSandbox(installed("runsc").path))
 
 
 @pytest.fixture(scope="module")

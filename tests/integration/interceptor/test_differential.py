@@ -44,6 +44,7 @@ from support.differential_tools import (
     sequences,
     with_prologue,
 )
+from support.installed import installed
 from support.interceptor_tools import MODULE, f_type
 from support.outside import outside
 
@@ -258,10 +259,7 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return
     if os.geteuid() != 0:
         pytest.skip("sandboxes need root")
-    found = Toolchain().find("runsc")
-    if found is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    with GvisorSandbox(found.path, programs=[program]) as sandbox:
+    with GvisorSandbox(installed("runsc").path, programs=[program]) as sandbox:
         base = Path(f"{STATE_DIR}/differential")
         seen = outside(sandbox, str(base))
         seen.mkdir()

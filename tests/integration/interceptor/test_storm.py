@@ -25,7 +25,7 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from pytest_k3s_sandbox.sandbox.host import HostSandbox
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
+from support.installed import installed
 from support.interceptor_tools import MODULE
 from support.outside import outside
 
@@ -179,10 +179,7 @@ def served(sandbox: StartedSandbox) -> Iterator[Storm]:
 @pytest.fixture(scope="module")
 def storm(programs: list[Path]) -> Iterator[Storm]:
     """The program in gVisor, ready to run."""
-    found = Toolchain().find("runsc")
-    if found is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
-    with served(GvisorSandbox(found.path, programs=programs)) as ready:
+    with served(GvisorSandbox(installed("runsc").path, programs=programs)) as ready:
         yield ready
 
 

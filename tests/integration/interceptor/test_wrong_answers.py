@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
-from pytest_k3s_sandbox.toolchain import Toolchain
+from support.installed import installed
 from support.interceptor_tools import MODULE
 
 pytestmark = [
@@ -65,12 +65,10 @@ def nothing_left() -> None:
 
 def answers(name: str, code: str, *, intercepted: bool, before: str = ":") -> list[str]:
     """Return the lines that a Python program of a name prints in gVisor."""
-    found = Toolchain().find("runsc")
-    if found is None:
-        pytest.skip("no runsc on this machine: run `k3s-sandbox provision`")
+    runsc = installed("runsc").path
     wrap = f"{sys.executable} -m {MODULE} --preset {PRESET} -- " if intercepted else ""
     script = f"{before}\nln -sf {sys.executable} /run/{name}\n{wrap}/run/{name} -c '{code}'"
-    with GvisorSandbox(found.path) as sandbox:
+    with GvisorSandbox(runsc) as sandbox:
         done = sandbox.run(["sh", "-c", script], check=False)
     assert done.stderr == ""
     return done.stdout.splitlines()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,7 @@ from hypothesis import strategies as st
 from pytest_k3s_sandbox.layers.cni import plugin
 from pytest_k3s_sandbox.layers.cni.layer import _write_plugin
 from pytest_k3s_sandbox.layers.cni.plugin import answer
-
-NETNS = "/run/netns/pod"
+from support.cni import NETNS, call, variables
 
 
 class Runtime:
@@ -47,13 +45,7 @@ class Runtime:
         if "valid" in more:
             more["cni.dev/valid-attachments"] = more.pop("valid")
         config: dict[str, object] = {**self.config, **more}
-        environ = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": NETNS,
-            "CNI_IFNAME": ifname,
-            "CNI_PATH": "/bin",
-        }
+        environ = variables(command, container, ifname) | {"CNI_PATH": "/bin"}
         return answer(environ, json.dumps(config).encode())
 
 
@@ -309,24 +301,7 @@ class TestProgram:
 
     def run(self, program: Path, command: str, config: object, container: str = "a") -> Any:  # noqa: ANN401 - JSON
         """Run it once."""
-        environ = {
-            "PATH": os.environ["PATH"],
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": NETNS,
-            "CNI_IFNAME": "eth0",
-        }
-        done = subprocess.run(
-            [program],
-            input=json.dumps(config),
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
-        assert done.stderr == ""
-        return done.returncode, json.loads(done.stdout) if done.stdout else None
+        return call(program, json.dumps(config), variables(command, container))
 
     def test_it_imports_neither_the_package_nor_site(self, program: Path) -> None:
         """A start costs no more than it must."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +15,9 @@ from pytest_k3s_sandbox.layers.cni import layer
 from pytest_k3s_sandbox.layers.cni.layer import NETWORK, plugin_config
 from pytest_k3s_sandbox.layers.cni.plugin import answer
 from pytest_k3s_sandbox.layers.cni.script import script
+from support.cni import call, variables
 
 SHELLS = {"busybox": "busybox sh", "sh": "sh", "bash": "bash"}
-NETNS = "/run/netns/pod"
 
 
 class Plugin:
@@ -55,19 +53,8 @@ class Plugin:
         self, command: str, container: str = "pod-1", text: str | None = None, **environ: str
     ) -> tuple[int, Any]:
         """Run it as libcni does."""
-        given = {
-            "PATH": os.environ["PATH"],
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": NETNS,
-            "CNI_IFNAME": "eth0",
-        } | environ
         text = self.text() if text is None else text
-        done = subprocess.run(
-            [self.program], input=text, env=given, capture_output=True, text=True, check=False, timeout=30
-        )
-        assert done.stderr == ""
-        return done.returncode, json.loads(done.stdout) if done.stdout else None
+        return call(self.program, text, variables(command, container) | environ)
 
     def text(self, **more: object) -> str:
         """Return the configuration as libcni writes it."""
@@ -75,13 +62,7 @@ class Plugin:
 
     def python(self, command: str, container: str = "pod-1", **more: object) -> tuple[int, Any]:
         """Ask the plugin in Python, which has the same record."""
-        environ = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": NETNS,
-            "CNI_IFNAME": "eth0",
-        }
-        return answer(environ, json.dumps(self.config | more).encode())
+        return answer(variables(command, container), json.dumps(self.config | more).encode())
 
 
 @pytest.fixture(params=SHELLS)
