@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -39,6 +40,8 @@ MOUNT, OWN_MOUNT = "/sys/fs/cgroup", "/tmp/fuse-cgroup"  # noqa: S108 - the serv
 """Where the hierarchies are, and the one tree of all; the links in it are FUSE's own, and tmpfs' above."""
 PROBE = f"{STATE_DIR}/statx_probe.py"
 RULES = f"{STATE_DIR}/statx.toml"
+FOR_CRUN = f"{STATE_DIR}/statx-crun.toml"
+"""Rules for programs of crun's name alone."""
 PYTHON = (sys.executable, "-I", "-S")
 AS_CRUN = f"import os, sys; os.execv({sys.executable!r}, ['{sys.base_prefix}/bin/crun', *sys.argv[1:]])"
 """A program that goes on as one with crun's name; Python finds its library by the folder."""
@@ -99,6 +102,7 @@ def served(sandbox: StartedSandbox) -> Iterator[StartedSandbox]:
     with sandbox, FuseCgroupfs(sandbox, controllers=("cpu,cpuacct", CONTROLLER), real=False):
         sandbox.files.write(PROBE, Path(statx_probe.__file__).read_text())
         sandbox.files.write(RULES, f'{preset.read_text()}\n[[statx]]\nunder = "{OWN_MOUNT}"\n')
+        sandbox.files.write(FOR_CRUN, f'[[statx]]\nunder = "{MOUNT}"\nprograms = ["crun"]\n')
         sandbox.run(["mkdir", f"{MOUNT}/{CONTROLLER}/{TOP}"])
         yield sandbox
 
@@ -194,5 +198,13 @@ def test_without_the_interceptor_gvisor_says_less(gvisor: StartedSandbox, kernel
 def test_only_the_programs_of_a_rule(
     gvisor: StartedSandbox, name: str, wrap: Callable[[str], list[str]], said: str
 ) -> None:
-    argv = [*traced("--preset", "exp08-containerd"), *wrap(TYPE_OF), f"{MOUNT}/{CONTROLLER}"]
+    argv = [*traced("--rules", FOR_CRUN), *wrap(TYPE_OF), f"{MOUNT}/{CONTROLLER}"]
     assert gvisor.run(argv).stdout.strip() == said, name
+
+
+def test_the_rules_for_containerd_refuse_statx_to_crun(gvisor: StartedSandbox) -> None:
+    """It calls fstatat then, and no call of its, nor of its containers, has to stop."""
+    code = f"{TYPE_OF.replace('CDLL(None)', 'CDLL(None, use_errno=True)')}print(ctypes.get_errno())"
+    argv = [*PYTHON, "-c", AS_CRUN, "-I", "-S", "-c", code, f"{MOUNT}/{CONTROLLER}"]
+    said = gvisor.run([*traced("--preset", "exp08-containerd"), *argv]).stdout.split()
+    assert said == ["0x0", "0x0", str(errno.ENOSYS)]
