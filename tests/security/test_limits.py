@@ -40,9 +40,10 @@ while True:
         time.sleep(0.1)
 """
 CHATTER = """
-import time
+import os, time
 for number in range(10**9):
-    print(number, "x" * 10000)
+    # One write a line: a rotation comes between two writes, and so never within a line.
+    os.write(1, b"%d %s\\n" % (number, b"x" * 10000))
     time.sleep(0.004)
 """
 SCRIPTS = {
