@@ -37,6 +37,14 @@ def root_identity(tid: int | None = None) -> tuple[int, int] | None:
     return root.st_dev, root.st_ino
 
 
+def pid_namespace(tid: int | str) -> str | None:
+    """Return the name of a tracee's PID namespace: pid_namespaces(7)."""
+    try:
+        return os.readlink(f"/proc/{tid}/ns/pid")
+    except OSError:
+        return None
+
+
 def program_paths(tid: int) -> tuple[bytes, ...]:
     """Return the paths of a tracee's program: the executable and ``argv[0]``."""
     try:

@@ -62,6 +62,8 @@ class Tracer:
         self._processes: dict[int, int] = {}
         self._known: dict[int, Profile] = {}
         self._filters: dict[int, frozenset[bytes]] = {}
+        self._namespace = procfs.pid_namespace("self")
+        self._other_namespace: dict[int, bool] = {}
         self.on_signal: Callable[[int], None] = lambda _signum: None
         self.on_end: Callable[[], None] = lambda: None
         self.status = 0
@@ -165,6 +167,7 @@ class Tracer:
         self._calls.forget(tid, self._pending.pop(tid, None))
         self._processes.pop(tid, None)
         self._known.pop(tid, None)
+        self._other_namespace.pop(tid, None)
 
     def _process_of(self, tid: int) -> int:
         process = self._processes.get(tid)
@@ -189,9 +192,20 @@ class Tracer:
         gVisor evaluates all filters for every system call when it creates a thread (``populateCache`` in its
         pkg/sentry/kernel/seccomp.go), so the tracer does not load a filter twice. A process with unknown
         filters gets its filter again, which changes no result.
+
+        In gVisor the event's message is the child's id in the namespace of its parent (``ptraceClone`` in
+        pkg/sentry/kernel/ptrace.go), on Linux in the tracer's. A child in another namespace gets no note: in
+        the tracer's own, its number belongs to another process, perhaps containerd.
         """
+        process = self._process_of(tid)
+        elsewhere = self._other_namespace.get(process)
+        if elsewhere is None:
+            elsewhere = procfs.pid_namespace(process) not in {None, self._namespace}
+            self._other_namespace[process] = elsewhere
+        if elsewhere:
+            return
         child = requests.event_message(tid)
-        inherited = self._filters.get(self._process_of(tid))
+        inherited = self._filters.get(process)
         if inherited is not None:
             self._filters[child] = inherited
         else:

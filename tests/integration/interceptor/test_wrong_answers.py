@@ -12,7 +12,7 @@ import pytest
 
 from pytest_k3s_sandbox.sandbox.gvisor import GvisorSandbox
 from support.installed import installed
-from support.interceptor_tools import MODULE
+from support.interceptor_tools import MODULE, redirect
 
 pytestmark = [
     pytest.mark.k3s_requires("ptrace"),
@@ -87,3 +87,42 @@ def test_only_what_is_mounted_is_unmounted(intercepted: bool, seen: list[str]) -
 def test_a_signal_does_not_end_the_wait_for_a_fifos_other_side(intercepted: bool, seen: list[str]) -> None:
     """Without the rule a container's first process, which waits for `runc start` so, gives up with EINTR."""
     assert answers("runc", OPEN_FIFO, intercepted=intercepted) == seen
+
+
+COUNT_UP = """
+import ctypes, os
+until = os.getppid()
+assert ctypes.CDLL(None, use_errno=True).unshare(0x20000000) == 0  # CLONE_NEWPID
+if os.fork() == 0:
+    # This is the first process of the namespace. Its children count up to the number of the shell outside.
+    for _ in range(until + 1):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        if child >= until:
+            print(child == until, flush=True)
+            break
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_process_has_its_rules_whatever_number_a_container_counts_up_to() -> None:
+    """gVisor tells a tracer the numbers of a container's processes as the container sees them."""
+    rules = redirect("/run/it", "/run/other") + 'programs = ["named"]'
+    script = f"""
+echo real > /run/it; echo other > /run/other; echo 'print(open("/run/it").read(), end="")' > /run/show
+ln -s {sys.executable} /run/named
+cat > /run/rules <<'END'
+{rules}
+END
+cat > /run/count <<'END'
+{COUNT_UP}
+END
+{sys.executable} -m {MODULE} --rules /run/rules -- sh -c \\
+    '/run/named /run/show; /run/named /run/count; /run/named /run/show; cat /run/it'
+"""
+    with GvisorSandbox(installed("runsc").path) as sandbox:
+        done = sandbox.run(["sh", "-c", script], check=False)
+    assert (done.stdout.split(), done.stderr) == (["other", "True", "other", "real"], "")
