@@ -109,7 +109,7 @@ os.wait()
 
 
 def test_a_process_has_its_rules_whatever_number_a_container_counts_up_to() -> None:
-    """gVisor tells a tracer the numbers of a container's processes as the container sees them."""
+    """A tracer in gVisor is told the numbers of a container's processes as the container sees them."""
     rules = redirect("/run/it", "/run/other") + 'programs = ["named"]'
     script = f"""
 echo real > /run/it; echo other > /run/other; echo 'print(open("/run/it").read(), end="")' > /run/show
