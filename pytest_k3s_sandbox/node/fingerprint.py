@@ -43,7 +43,7 @@ def fingerprint(stack: LayerStack, spec: NodeSpec, toolchain: Toolchain, experim
         machine=Machine(cores=len(os.sched_getaffinity(0)), memory_bytes=memory),
         distribution=spec.distribution,
         kubernetes=kubernetes_version(spec, toolchain),
-        runtime=runtime.name,
+        runtime=runtime.words,
         variables=variables(os.environ),
         network=described_network(stack.sandbox, spec),
         limits=described_limits(stack.sandbox),

@@ -1,4 +1,4 @@
-"""The OCI runtime of a node: runc, or crun where it is asked for."""
+"""The OCI runtime of a node: crun where there is one, else runc."""
 
 from __future__ import annotations
 
@@ -24,16 +24,23 @@ class OciRuntime:
 
     Attributes:
         name: ``crun`` or ``runc``.
-        paths: The runtimes of the node, paths inside by name.
+        paths: The runtimes of the node, paths inside by name; the first is this one.
+        note: Why it is another one than usual; None if it is not.
     """
 
     name: str
     paths: Mapping[str, str]
+    note: str | None = None
 
     @property
     def programs(self) -> tuple[str, ...]:
         """The programs that a distribution does not have of its own."""
         return tuple(name for name in self.paths if name == CRUN)
+
+    @property
+    def words(self) -> str:
+        """The name, and why it is another one than usual."""
+        return self.name if self.note is None else f"{self.name} ({self.note})"
 
 
 def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
@@ -51,14 +58,12 @@ def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
     if spec.runtime == RUNC:
         return OciRuntime(RUNC, runc)
     without = obstacle(spec)
-    crun = {CRUN: f"{BIN_DIR}/{CRUN}"} if without is None and toolchain.find(CRUN) is not None else {}
-    if spec.runtime != CRUN:
-        return OciRuntime(RUNC, runc | crun)
-    if crun:
-        return OciRuntime(CRUN, crun | runc)
-    raise _without_crun(
-        without or "; ".join(toolchain.why(CRUN)), "add the layer ptrace_interceptor" if without else None
-    )
+    if without is None and toolchain.find(CRUN) is not None:
+        return OciRuntime(CRUN, {CRUN: f"{BIN_DIR}/{CRUN}"} | runc)
+    why = without or f"crun is not available: {'; '.join(toolchain.why(CRUN))}"
+    if spec.runtime == CRUN:
+        raise _without_crun(why, "add the layer ptrace_interceptor" if without else None)
+    return OciRuntime(RUNC, runc, why)
 
 
 def _without_crun(why: str, remedy: str | None = None) -> MissingCapability:
@@ -77,7 +82,7 @@ def obstacle(spec: NodeSpec) -> str | None:
 
 
 def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
-    """Put the programs of a specification's node in place.
+    """Put the programs of a specification's node in place; a crun that cannot be obtained is noted.
 
     Args:
         spec: The specification.
@@ -87,5 +92,10 @@ def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
         SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
     """
     toolchain.provision(programs_of(spec.distribution))
-    if spec.runtime == CRUN and toolchain.try_get(CRUN) is None:
-        raise _without_crun("; ".join(toolchain.why(CRUN)))
+    if spec.runtime == RUNC:
+        return
+    tried = [] if toolchain.try_get(CRUN) is not None else toolchain.why(CRUN)
+    if spec.runtime == CRUN and tried:
+        raise _without_crun("; ".join(tried))
+    if note := obstacle(spec) or "; ".join(tried):
+        toolchain.progress.note(f"containers start with runc, at about twice the price: {note}")

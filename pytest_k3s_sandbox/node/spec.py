@@ -31,7 +31,7 @@ class NodeSpec:
         distribution: The form in which Kubernetes comes, one of
             :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
         runtime: The OCI runtime that starts containers, one of
-            :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is runc.
+            :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is crun, or runc where crun is missing.
         pod_groups: Whether the kubelet makes a cgroup for each pod, where the layers provide cgroups; see
             :attr:`makes_pod_groups`.
         one_root: Whether a gvisor sandbox has a single 9p mount; see

@@ -57,13 +57,12 @@ def machine(*, crun: bool) -> tuple[Machine, Toolchain]:
     return made, cast("Toolchain", made)
 
 
-def test_runc_is_the_default_and_crun_can_be_chosen_by_a_pod() -> None:
+def test_crun_is_the_default_and_runc_can_be_chosen_by_a_pod() -> None:
     _, toolchain = machine(crun=True)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, found.programs) == ("runc", ("crun",))
+    assert (found.name, found.words, found.programs) == ("crun", "crun", ("crun",))
     assert found.paths == {"crun": f"{BIN_DIR}/crun", "runc": f"{BIN_DIR}/runc"}
     assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths["runc"] == "runc"  # k3s' own
-    assert runtime_of(NodeSpec(runtime="crun"), toolchain).name == "crun"
 
 
 @pytest.mark.parametrize("crun", [True, False])
@@ -76,12 +75,16 @@ def test_runc_that_is_asked_for_is_alone(crun: bool) -> None:
     assert made.notes == []
 
 
-def test_a_machine_without_crun_uses_runc() -> None:
+def test_a_machine_without_crun_uses_runc_and_says_so_in_one_line() -> None:
     made, toolchain = machine(crun=False)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, list(found.paths)) == ("runc", ["runc"])
+    assert (found.name, found.programs) == ("runc", ())
+    assert found.words == "runc (crun is not available: not on PATH; no apt-get)"
     provision(NodeSpec(), toolchain)
-    assert "crun" not in made.asked
+    assert "crun" in made.asked
+    (line,) = made.notes
+    assert line.startswith("containers start with runc")
+    assert "not on PATH; no apt-get" in line
 
 
 def test_crun_that_is_asked_for_must_be_there() -> None:
@@ -92,10 +95,10 @@ def test_crun_that_is_asked_for_must_be_there() -> None:
 
 def test_in_gvisor_crun_needs_the_interceptor() -> None:
     _, toolchain = machine(crun=True)
-    assert list(runtime_of(NodeSpec(layers=LAYERS), toolchain).paths) == ["runc"]
-    assert runtime_of(NodeSpec("host", layers=LAYERS, runtime="crun"), toolchain).name == "crun"
+    assert runtime_of(NodeSpec(layers=LAYERS), toolchain).words.startswith("runc (crun needs the layer")
+    assert runtime_of(NodeSpec("host", layers=LAYERS), toolchain).name == "crun"
     stack = (*LAYERS, "ptrace_interceptor:exp08")
-    assert runtime_of(NodeSpec(layers=stack, runtime="crun"), toolchain).name == "crun"
+    assert runtime_of(NodeSpec(layers=stack), toolchain).name == "crun"
     with pytest.raises(MissingCapability, match="add the layer ptrace_interceptor"):
         runtime_of(NodeSpec(layers=LAYERS, runtime="crun"), toolchain)
 
