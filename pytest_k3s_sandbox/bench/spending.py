@@ -23,6 +23,8 @@ from pytest_k3s_sandbox.sandbox.base import Usage
 
 AGENT = 1
 SHIM = "containerd-shim"
+SANDBOXER = "k3s-sandboxer"
+"""What runs containers: a shim for each pod, or one process for all."""
 RUNTIMES = ("crun", "runc", "k3s-sandbox-run", "k3s-sandbox-cru")
 """How names of the OCI runtimes and the scripts around them begin; a name has 15 characters (proc(5))."""
 
@@ -39,8 +41,8 @@ LAYERS = {
     "scheduler": ("kube-scheduler",),
     "containerd": ("containerd",),
     "shim starts": (f"{ENDED}containerd",),
-    "shims": (SHIM,),
-    "OCI runtime": ("OCI runtime", f"{ENDED}OCI runtime", f"{ENDED}{SHIM}"),
+    "shims": (SHIM, SANDBOXER),
+    "OCI runtime": ("OCI runtime", f"{ENDED}OCI runtime", f"{ENDED}{SHIM}", f"{ENDED}{SANDBOXER}"),
     CNI: (CNI,),
     "tracers": ("tracer of ",),
     "cgroupfs server": ("cgroupfs",),
@@ -76,11 +78,13 @@ def _program(row: Usage, table: Mapping[int, Usage], tracers: Collection[int]) -
         return f"tracer of {row.name}"
     if row.name.startswith(SHIM):
         return SHIM
+    if row.name == SANDBOXER:
+        return SANDBOXER
     above = table.get(row.parent)
     for _ in table:  # not for ever: the table is no picture of one moment
         if above is None or above.pid == AGENT:
             return row.name
-        if above.name.startswith(SHIM):
+        if above.name.startswith((SHIM, SANDBOXER)):
             return "OCI runtime" if row.name.startswith(RUNTIMES) else f"pod: {row.name}"
         above = table.get(above.parent)
     return row.name

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_k3s_sandbox.cluster import versions
+from pytest_k3s_sandbox.cluster import sandboxer, versions
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 
 KINE_SOCKET = "/run/kine.sock"
+CONTAINERD_STATE = "/run/containerd"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 PKI_DIR = f"{STATE_DIR}/pki"
 SERVICE_RANGE = "10.43.0.0/16"
@@ -61,6 +62,7 @@ class ClusterSettings:
         cni_conf_dir: The folder with the CNI configuration list, a path inside.
         runtime: The name of the OCI runtime that starts a pod without a RuntimeClass.
         runtimes: The OCI runtimes, paths inside by name; a RuntimeClass can have such a name as its handler.
+        sandboxer: The names of the OCI runtimes whose pods a sandboxer holds; see :mod:`~.sandboxer`.
         pause_image: The reference of the sandbox image.
         store: Where images and containers are.
         kubernetes: The version of Kubernetes.
@@ -77,6 +79,7 @@ class ClusterSettings:
     cni_conf_dir: str = "/etc/cni/net.d"
     runtime: str = "runc"
     runtimes: Mapping[str, str] = field(default_factory=lambda: {"runc": f"{BIN_DIR}/runc"})
+    sandboxer: frozenset[str] = frozenset()
     pause_image: str = "registry.k8s.io/pause:3.10"
     store: ImageStore = IN_MEMORY
     kubernetes: str = versions.OLDEST
@@ -173,15 +176,18 @@ def kube_scheduler() -> list[str]:
     return [f"{BIN_DIR}/kube-scheduler", *_own_kubeconfig("scheduler")]
 
 
-def containerd() -> list[str]:
+def containerd(settings: ClusterSettings) -> list[str]:
     """Return containerd's command."""
-    return [f"{BIN_DIR}/containerd", "--config", f"{STATE_DIR}/containerd.toml"]
+    argv = [f"{BIN_DIR}/containerd", "--config", f"{STATE_DIR}/containerd.toml"]
+    if not settings.sandboxer:
+        return argv
+    return sandboxer.started_with(argv, settings.store.root, CONTAINERD_STATE, CONTAINERD_SOCKET)
 
 
 def containerd_config(
     settings: ClusterSettings,
     *,
-    state: str = "/run/containerd",
+    state: str = CONTAINERD_STATE,
     socket: str = CONTAINERD_SOCKET,
 ) -> str:
     """Return containerd's configuration (TOML, version 3).
@@ -209,7 +215,7 @@ disabled_plugins = [
 
 [grpc]
   address = {text(socket)}
-
+{sandboxer.plugin() if settings.sandboxer else ""}
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/amd64"
   snapshotter = {text(store.snapshotter)}
@@ -232,15 +238,16 @@ disabled_plugins = [
     use_internal_loopback = true
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = {text(settings.runtime)}
-{"".join(_runtime(name, path) for name, path in settings.runtimes.items())}"""
+{"".join(_runtime(name, path, name in settings.sandboxer) for name, path in settings.runtimes.items())}"""
 
 
-def _runtime(name: str, path: str) -> str:
+def _runtime(name: str, path: str, by_sandboxer: bool) -> str:
     """Return the section of an OCI runtime in containerd's configuration."""
     text = json.dumps
     section = f'plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{name}'
     return f"""    [{section}]
       runtime_type = "io.containerd.runc.v2"
+      sandboxer = "{sandboxer.PROGRAM if by_sandboxer else "podsandbox"}"
       [{section}.options]
         BinaryName = {text(path)}
         NoNewKeyring = true

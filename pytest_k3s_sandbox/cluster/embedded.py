@@ -98,7 +98,7 @@ class Embedded(Programs):
         files.write(f"{STATE_DIR}/containerd.toml", components.containerd_config(settings))
         files.write(f"{STATE_DIR}/kubelet.json", json.dumps(components.kubelet_config(settings), indent=1))
         with phase("containerd"):
-            argv = [*overrides.wrap.get("containerd", ()), *components.containerd()]
+            argv = [*overrides.wrap.get("containerd", ()), *components.containerd(settings)]
             seen = files.size(f"{STATE_DIR}/logs/containerd.log")  # of a node before
             self._spawn(sandbox, "containerd", argv, overrides)
             share_kubelet_root(sandbox)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
 from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, programs_of
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
@@ -26,21 +27,24 @@ class OciRuntime:
         name: ``crun`` or ``runc``.
         paths: The runtimes of the node, paths inside by name; the first is this one.
         note: Why it is another one than usual; None if it is not.
+        sandboxer: Whether a sandboxer runs its containers.
     """
 
     name: str
     paths: Mapping[str, str]
     note: str | None = None
+    sandboxer: bool = False
 
     @property
     def programs(self) -> tuple[str, ...]:
         """The programs that a distribution does not have of its own."""
-        return tuple(name for name in self.paths if name == CRUN)
+        return tuple(name for name in self.paths if name == CRUN) + (PROGRAM,) * self.sandboxer
 
     @property
     def words(self) -> str:
-        """The name, and why it is another one than usual."""
-        return self.name if self.note is None else f"{self.name} ({self.note})"
+        """The name, with the sandboxer, and why it is another one than usual."""
+        name = f"{self.name} with {PROGRAM}" if self.sandboxer else self.name
+        return name if self.note is None else f"{name} ({self.note})"
 
 
 def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
@@ -59,7 +63,8 @@ def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
         return OciRuntime(RUNC, runc)
     without = obstacle(spec)
     if without is None and toolchain.find(CRUN) is not None:
-        return OciRuntime(CRUN, {CRUN: f"{BIN_DIR}/{CRUN}"} | runc)
+        by_sandboxer = wants_sandboxer(spec) and toolchain.find(PROGRAM) is not None
+        return OciRuntime(CRUN, {CRUN: f"{BIN_DIR}/{CRUN}"} | runc, sandboxer=by_sandboxer)
     why = without or f"crun is not available: {'; '.join(toolchain.why(CRUN))}"
     if spec.runtime == CRUN:
         raise _without_crun(why, "add the layer ptrace_interceptor" if without else None)
@@ -81,6 +86,11 @@ def obstacle(spec: NodeSpec) -> str | None:
     return "crun needs the layer ptrace_interceptor"
 
 
+def wants_sandboxer(spec: NodeSpec) -> bool:
+    """Return whether a sandboxer is to run the containers of crun; k3s has a containerd of its own."""
+    return spec.sandboxer and spec.distribution == "embedded"
+
+
 def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
     """Put the programs of a specification's node in place; a crun that cannot be obtained is noted.
 
@@ -99,3 +109,6 @@ def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
         raise _without_crun("; ".join(tried))
     if note := obstacle(spec) or "; ".join(tried):
         toolchain.progress.note(f"containers start with runc, at about twice the price: {note}")
+    elif wants_sandboxer(spec) and toolchain.try_get(PROGRAM) is None:
+        why = "; ".join(toolchain.why(PROGRAM))
+        toolchain.progress.note(f"each pod has a shim and a pause container, which cost more: {why}")

@@ -32,6 +32,8 @@ class NodeSpec:
             :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
         runtime: The OCI runtime that starts containers, one of
             :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is crun, or runc where crun is missing.
+        sandboxer: Whether one process holds the namespaces of all pods and runs their containers, with crun
+            in the embedded form, in place of a shim and a pause container for each pod.
         pod_groups: Whether the kubelet makes a cgroup for each pod, where the layers provide cgroups; see
             :attr:`makes_pod_groups`.
         one_root: Whether a gvisor sandbox has a single 9p mount; see
@@ -51,6 +53,7 @@ class NodeSpec:
     node: str = "k3s-sandbox"
     distribution: str = "embedded"
     runtime: str = "default"
+    sandboxer: bool = True
     pod_groups: bool = False
     one_root: bool = False
     supervised: bool = False
@@ -89,8 +92,9 @@ class NodeSpec:
 
     @property
     def of_experiment(self) -> NodeSpec:
-        """The specification of an experiment's node: with runc, as in the research, unless one is named."""
-        return replace(self, runtime="runc") if self.runtime == "default" else self
+        """The specification of an experiment's node: as in the research, but for a runtime that is named."""
+        runtime = "runc" if self.runtime == "default" else self.runtime
+        return replace(self, runtime=runtime, sandboxer=False)
 
     @property
     def makes_pod_groups(self) -> bool:

@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[], list[str]]] = {
     "kube-apiserver": lambda: components.kube_apiserver(SETTINGS),
     "kube-controller-manager": components.kube_controller_manager,
     "kube-scheduler": components.kube_scheduler,
-    "containerd": components.containerd,
+    "containerd": lambda: components.containerd(SETTINGS),
     "kubelet": lambda: components.kubelet(SETTINGS),
 }
 

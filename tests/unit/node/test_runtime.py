@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
 from pytest_k3s_sandbox.node.runtime import provision, runtime_of
 from pytest_k3s_sandbox.node.spec import NodeSpec
@@ -19,28 +20,27 @@ LAYERS = ("workarounds", "fuse_cgroupfs", "fake_cni")
 
 
 class Machine:
-    """A toolchain that has crun or not."""
+    """A toolchain that has crun or not, and the sandboxer or not."""
 
-    def __init__(self, *, crun: bool) -> None:
+    def __init__(self, *, crun: bool, sandboxer: bool = True) -> None:
         """Note what is asked for."""
-        self._crun = Program("crun", Path("/usr/bin/crun"), "1.8.1", "path") if crun else None
+        self._has = {"crun": crun, PROGRAM: sandboxer}
         self.asked: list[str] = []
         self.notes: list[str] = []
         self.progress = cast("Any", self)
 
     def find(self, name: str) -> Program | None:
-        """Look for crun."""
-        assert name == "crun"
-        return self._crun
+        """Look for one of the two."""
+        return Program(name, Path(f"/usr/bin/{name}"), "1.8.1", "path") if self._has[name] else None
 
     def try_get(self, name: str) -> Program | None:
-        """Try to get crun."""
+        """Try to get one of the two."""
         self.asked.append(name)
         return self.find(name)
 
     def why(self, name: str) -> list[str]:
         """Say why there is none."""
-        assert name == "crun"
+        assert not self._has[name]
         return ["not on PATH", "no apt-get"]
 
     def provision(self, names: Sequence[str]) -> None:
@@ -52,17 +52,37 @@ class Machine:
         self.notes.append(text)
 
 
-def machine(*, crun: bool) -> tuple[Machine, Toolchain]:
-    made = Machine(crun=crun)
+def machine(*, crun: bool, sandboxer: bool = True) -> tuple[Machine, Toolchain]:
+    made = Machine(crun=crun, sandboxer=sandboxer)
     return made, cast("Toolchain", made)
 
 
 def test_crun_is_the_default_and_runc_can_be_chosen_by_a_pod() -> None:
     _, toolchain = machine(crun=True)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, found.words, found.programs) == ("crun", "crun", ("crun",))
+    assert (found.name, found.words, found.programs) == ("crun", f"crun with {PROGRAM}", ("crun", PROGRAM))
     assert found.paths == {"crun": f"{BIN_DIR}/crun", "runc": f"{BIN_DIR}/runc"}
     assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths["runc"] == "runc"  # k3s' own
+
+
+def test_without_a_sandboxer_each_pod_has_a_shim_and_one_line_says_so() -> None:
+    made, toolchain = machine(crun=True, sandboxer=False)
+    found = runtime_of(NodeSpec(), toolchain)
+    assert (found.words, found.programs) == ("crun", ("crun",))
+    provision(NodeSpec(), toolchain)
+    (line,) = made.notes
+    assert line == "each pod has a shim and a pause container, which cost more: not on PATH; no apt-get"
+
+
+@pytest.mark.parametrize(
+    "spec", [NodeSpec(runtime="crun").of_experiment, NodeSpec(distribution="k3s"), NodeSpec(sandboxer=False)]
+)
+def test_these_nodes_have_no_sandboxer(spec: NodeSpec) -> None:
+    made, toolchain = machine(crun=True)
+    assert runtime_of(spec, toolchain).words == "crun"
+    provision(spec, toolchain)
+    assert PROGRAM not in made.asked
+    assert made.notes == []
 
 
 @pytest.mark.parametrize("crun", [True, False])

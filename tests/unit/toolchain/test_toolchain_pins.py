@@ -81,7 +81,12 @@ def test_versions_as_the_programs_state_them(
 
 
 def test_a_cluster_needs_all_but_these() -> None:
-    assert [pin.name for pin in PINS.programs.values() if pin.optional] == ["crun", "cadvisor", "k3s"]
+    assert [pin.name for pin in PINS.programs.values() if pin.optional] == [
+        "k3s-sandboxer",
+        "crun",
+        "cadvisor",
+        "k3s",
+    ]
 
 
 @pytest.mark.parametrize(

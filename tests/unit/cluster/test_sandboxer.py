@@ -1,0 +1,126 @@
+"""The command that starts a sandboxer, on this machine with stand-ins for the programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pytest_k3s_sandbox.cluster import components, sandboxer
+from pytest_k3s_sandbox.cluster.components import ClusterSettings
+from pytest_k3s_sandbox.sandbox.base import BIN_DIR
+
+SETTINGS = ClusterSettings(
+    "node",
+    "10.0.0.2",
+    runtime="crun",
+    runtimes={"crun": "/crun", "runc": "/runc"},
+    sandboxer=frozenset({"crun"}),
+)
+
+
+def test_the_pods_of_crun_are_the_sandboxers_and_those_of_runc_are_containerds() -> None:
+    config = tomllib.loads(components.containerd_config(SETTINGS))
+    runtimes = config["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]
+    assert {name: section["sandboxer"] for name, section in runtimes.items()} == {
+        "crun": sandboxer.PROGRAM,
+        "runc": "podsandbox",
+    }
+    plugin = config["proxy_plugins"][sandboxer.PROGRAM]
+    assert plugin == {"type": "sandbox", "address": f"{sandboxer.FOLDER}/controller.sock"}
+
+
+def test_without_one_containerd_is_started_as_it_is() -> None:
+    without = dataclasses.replace(SETTINGS, sandboxer=frozenset())
+    assert "proxy_plugins" not in tomllib.loads(components.containerd_config(without))
+    assert components.containerd(without)[0] == f"{BIN_DIR}/containerd"
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the command, with every path below the test's folder and shell scripts as the programs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    body = {
+        "containerd": f"touch {tmp_path}/c.sock.ttrpc.made; exec sleep 600",
+        sandboxer.PROGRAM: f'echo "$@" >>{tmp_path}/started; while :; do sleep 0.05; done',
+        "crun": f'echo "$@" >>{tmp_path}/removed',
+    }
+    for name, text in body.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    script = sandboxer.START.replace(sandboxer.FOLDER, f"{tmp_path}/run").replace(BIN_DIR, str(programs))
+    monkeypatch.setattr(sandboxer, "START", script.replace(sandboxer.TASKS, f"{tmp_path}/tasks"))
+    return sandboxer.started_with([f"{programs}/containerd"], "/root", "/state", f"{tmp_path}/c.sock")
+
+
+def until(path: Path) -> str:
+    """Return a file's text, once it has one."""
+    for _ in range(500):
+        if path.exists() and (text := path.read_text()):
+            return text
+        time.sleep(0.02)
+    raise AssertionError(f"{path} was not written")
+
+
+def ends(process: subprocess.Popen[bytes]) -> int:
+    return process.wait(timeout=20)
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Path:
+    """Make the socket that the sandboxer waits for."""
+    import socket
+
+    path = tmp_path / "c.sock.ttrpc"
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+    return path
+
+
+def test_containerd_ends_with_its_sandboxer(tmp_path: Path, start: list[str], socket: Path) -> None:
+    assert socket.exists()
+    (tmp_path / "tasks/of-crun").mkdir(parents=True)
+    (tmp_path / "tasks/of-crun/status").touch()
+    (tmp_path / "tasks/of-runc").mkdir()
+    containerd = subprocess.Popen(start)
+    pid = int(until(tmp_path / "run/pid"))
+    assert until(tmp_path / "started").split() == [
+        f"{tmp_path}/run",
+        "/root/io.containerd.grpc.v1.cri",
+        "/state/io.containerd.grpc.v1.cri",
+        f"{tmp_path}/c.sock",
+    ]
+    assert until(tmp_path / "removed").split() == [
+        "--root",
+        f"{tmp_path}/tasks",
+        "delete",
+        "--force",
+        "of-crun",
+    ]
+    os.kill(pid, 9)
+    assert ends(containerd) == -9
+
+
+def test_a_sandboxer_stays_when_containerd_is_started_again(
+    tmp_path: Path, start: list[str], socket: Path
+) -> None:
+    assert socket.exists()
+    first = subprocess.Popen(start)
+    pid = int(until(tmp_path / "run/pid"))
+    until(tmp_path / "started")
+    first.kill()
+    ends(first)
+    second = subprocess.Popen(start)
+    while until(tmp_path / "run/containerd") != f"{second.pid}\n":
+        time.sleep(0.02)
+    time.sleep(0.2)
+    assert int(until(tmp_path / "run/pid")) == pid
+    os.kill(pid, 9)  # it ends the one that runs now
+    assert ends(second) == -9
+    assert len(until(tmp_path / "started").splitlines()) == 1
