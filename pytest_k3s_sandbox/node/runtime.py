@@ -1,4 +1,4 @@
-"""The OCI runtime of a node: crun where there is one, else runc."""
+"""The OCI runtime of a node: runc, or crun where it is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
-from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.errors import MissingCapability, ProvisionError
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, programs_of
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
 
@@ -25,14 +25,12 @@ class OciRuntime:
 
     Attributes:
         name: ``crun`` or ``runc``.
-        paths: The runtimes of the node, paths inside by name; the first is this one.
-        note: Why it is another one than usual; None if it is not.
+        paths: The runtimes of the node, paths inside by name.
         sandboxer: Whether a sandboxer runs its containers.
     """
 
     name: str
     paths: Mapping[str, str]
-    note: str | None = None
     sandboxer: bool = False
 
     @property
@@ -42,9 +40,8 @@ class OciRuntime:
 
     @property
     def words(self) -> str:
-        """The name, with the sandboxer, and why it is another one than usual."""
-        name = f"{self.name} with {PROGRAM}" if self.sandboxer else self.name
-        return name if self.note is None else f"{name} ({self.note})"
+        """The name, and what runs its containers if that is not a shim for each pod."""
+        return f"{self.name} with {PROGRAM}" if self.sandboxer else self.name
 
 
 def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
@@ -62,13 +59,13 @@ def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
     if spec.runtime == RUNC:
         return OciRuntime(RUNC, runc)
     without = obstacle(spec)
-    if without is None and toolchain.find(CRUN) is not None:
+    crun = {CRUN: f"{BIN_DIR}/{CRUN}"} if without is None and toolchain.find(CRUN) is not None else {}
+    if spec.runtime != CRUN:
+        return OciRuntime(RUNC, runc | crun)
+    if crun:
         by_sandboxer = wants_sandboxer(spec) and toolchain.find(PROGRAM) is not None
-        return OciRuntime(CRUN, {CRUN: f"{BIN_DIR}/{CRUN}"} | runc, sandboxer=by_sandboxer)
-    why = without or f"crun is not available: {'; '.join(toolchain.why(CRUN))}"
-    if spec.runtime == CRUN:
-        raise _without_crun(why, "add the layer ptrace_interceptor" if without else None)
-    return OciRuntime(RUNC, runc, why)
+        return OciRuntime(CRUN, crun | runc, sandboxer=by_sandboxer)
+    raise _without_crun(without or "; ".join(toolchain.why(CRUN)), "ask for runc" if without else None)
 
 
 def _without_crun(why: str, remedy: str | None = None) -> MissingCapability:
@@ -79,20 +76,25 @@ def _without_crun(why: str, remedy: str | None = None) -> MissingCapability:
 def obstacle(spec: NodeSpec) -> str | None:
     """Return why crun cannot start a container on these layers; None if it can.
 
-    In gVisor, crun misreads the answer of statx(2) on the FUSE cgroupfs, which the interceptor mends.
+    In gVisor, crun misreads the answer of statx(2) on the FUSE cgroupfs, which the interceptor's rules for
+    containerd mend. k3s runs as one process under the rules for the kubelet.
     """
-    if spec.sandbox != "gvisor" or spec.has_layer("ptrace_interceptor"):
+    if spec.sandbox != "gvisor":
+        return None
+    if spec.distribution == "k3s":
+        return "in gVisor, crun needs a containerd that is a process of its own, which k3s has not"
+    if spec.has_layer("ptrace_interceptor"):
         return None
     return "crun needs the layer ptrace_interceptor"
 
 
 def wants_sandboxer(spec: NodeSpec) -> bool:
     """Return whether a sandboxer is to run the containers of crun; k3s has a containerd of its own."""
-    return spec.sandboxer and spec.distribution == "embedded"
+    return spec.runtime == CRUN and spec.sandboxer and spec.distribution == "embedded"
 
 
 def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
-    """Put the programs of a specification's node in place; a crun that cannot be obtained is noted.
+    """Put the programs of a specification's node in place; a sandboxer that cannot be obtained is noted.
 
     Args:
         spec: The specification.
@@ -102,13 +104,17 @@ def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
         SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
     """
     toolchain.provision(programs_of(spec.distribution))
-    if spec.runtime == RUNC:
+    if spec.runtime != CRUN:
         return
-    tried = [] if toolchain.try_get(CRUN) is not None else toolchain.why(CRUN)
-    if spec.runtime == CRUN and tried:
-        raise _without_crun("; ".join(tried))
-    if note := obstacle(spec) or "; ".join(tried):
-        toolchain.progress.note(f"containers start with runc, at about twice the price: {note}")
-    elif wants_sandboxer(spec) and toolchain.try_get(PROGRAM) is None:
-        why = "; ".join(toolchain.why(PROGRAM))
+    if toolchain.try_get(CRUN) is None:
+        raise _without_crun("; ".join(toolchain.why(CRUN)))
+    if wants_sandboxer(spec) and (why := _tried(PROGRAM, toolchain)):
         toolchain.progress.note(f"each pod has a shim and a pause container, which cost more: {why}")
+
+
+def _tried(name: str, toolchain: Toolchain) -> str:
+    """Try to get a program; return in a line why there is none, and nothing if there is one."""
+    try:
+        return "" if toolchain.try_get(name) is not None else "; ".join(toolchain.why(name))
+    except (MissingCapability, ProvisionError) as error:
+        return " ".join(str(error).split())

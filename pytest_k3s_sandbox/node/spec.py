@@ -31,7 +31,7 @@ class NodeSpec:
         distribution: The form in which Kubernetes comes, one of
             :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
         runtime: The OCI runtime that starts containers, one of
-            :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is crun, or runc where crun is missing.
+            :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is runc.
         sandboxer: Whether one process holds the namespaces of all pods and runs their containers, with crun
             in the embedded form, in place of a shim and a pause container for each pod.
         pod_groups: Whether the kubelet makes a cgroup for each pod, where the layers provide cgroups; see

@@ -93,7 +93,7 @@ class Environment(FrozenModel):
         machine: The machine below the sandbox.
         distribution: The form of Kubernetes: ``embedded`` (its parts) or ``k3s`` (the binary).
         kubernetes: The version of Kubernetes under test.
-        runtime: The OCI runtime that starts containers, and why if it is not the usual one;
+        runtime: The OCI runtime that starts containers, with the sandboxer if one runs them;
             None in records from before 2026-11-27.
         variables: The environment variables of this project that were set.
         network: The reach of programs in the sandbox, in words; None in records from before 2026-11-26.

@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
-from support.runtimes import CLASSES, SECONDS, manifest, need_crun
+from pytest_k3s_sandbox.cluster.sandboxer import FOLDER, PROGRAM
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.node.runtime import provision
+from pytest_k3s_sandbox.node.session import open_session
+from pytest_k3s_sandbox.node.spec import NodeSpec
+from pytest_k3s_sandbox.toolchain import Toolchain
+from support.runtimes import CLASSES, SECONDS, manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kubernetes.client import V1ContainerStatus
+
     from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.cluster.namespace import Namespace
-    from pytest_k3s_sandbox.pytestplugin.namespaces import Namespaces
 
 pytestmark = [
     pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"),
@@ -27,10 +35,24 @@ GONE_SECONDS = 45
 
 
 @pytest.fixture(scope="module")
-def pods(k3s: Cluster, k3s_namespaces: Namespaces) -> Namespace:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster whose pods a sandboxer holds."""
+    spec, toolchain = NodeSpec(runtime="crun", supervised=True), Toolchain()
+    provision(spec, toolchain)
+    folder = tmp_path_factory.mktemp("sandboxer") / "run"
+    with open_session(spec, toolchain=toolchain, folder=folder, experiment="sandboxer") as session:
+        session.cluster.node.wait_ready(SECONDS)
+        yield session.cluster
+
+
+@pytest.fixture(scope="module")
+def pods(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace with a pod of each kind, which come up side by side."""
-    need_crun(k3s)
-    namespace = k3s_namespaces(scope="module")
+    with cluster.namespace() as namespace:
+        yield with_pods(namespace)
+
+
+def with_pods(namespace: Namespace) -> Namespace:
     shared = manifest("shared", "crun", spec={"shareProcessNamespace": True}, **PRIVILEGED)
     usual = manifest("usual", "crun", spec={"hostname": "named"}, **PRIVILEGED)
     namespace.apply([*CLASSES, usual, shared])
@@ -39,9 +61,9 @@ def pods(k3s: Cluster, k3s_namespaces: Namespaces) -> Namespace:
     return namespace
 
 
-def test_a_pod_has_no_shim_and_no_pause_container(k3s: Cluster, pods: Namespace) -> None:
+def test_a_pod_has_no_shim_and_no_pause_container(cluster: Cluster, pods: Namespace) -> None:
     assert pods.exec("usual-crun", "hostname").stdout == "named\n"
-    names = k3s.sandbox.run(["sh", "-c", "cat /proc/[0-9]*/comm"], check=False).stdout.split()
+    names = cluster.sandbox.run(["sh", "-c", "cat /proc/[0-9]*/comm"], check=False).stdout.split()
     assert names.count(PROGRAM) == 2  # and the first process of the pod whose containers share processes
     assert not [name for name in names if name.startswith("containerd-shim")]
 
@@ -58,13 +80,27 @@ def test_containers_that_share_processes_see_nothing_of_the_node(pods: Namespace
 
 
 @pytest.mark.nightly
-def test_many_pods_end_at_once(k3s: Cluster, k3s_namespaces: Namespaces) -> None:
-    namespace = k3s_namespaces()
-    namespace.apply([*CLASSES, *(manifest(f"crowd{number}", "crun") for number in range(CROWD))])
+def test_a_sandboxer_that_is_killed_costs_its_containers_a_restart(cluster: Cluster, pods: Namespace) -> None:
+    def container() -> V1ContainerStatus:
+        return cluster.core.read_namespaced_pod("usual-crun", pods).status.container_statuses[0]
+
+    cluster.sandbox.run(["sh", "-c", f"kill -KILL $(cat {FOLDER}/pid)"])
+    cluster.wait(
+        lambda: container().restart_count > 0 and container().ready,
+        "the pod to run again",
+        Deadline.after(2 * SECONDS),
+    )
+    assert pods.exec("usual-crun", "hostname").stdout == "named\n"
+
+
+@pytest.mark.nightly
+def test_many_pods_end_at_once(cluster: Cluster, pods: Namespace) -> None:
+    namespace = pods
+    namespace.apply([*(manifest(f"crowd{number}", "crun") for number in range(CROWD))])
     for number in range(CROWD):
         namespace.wait(f"crowd{number}-crun", "Ready", timeout=SECONDS)
     began = time.monotonic()
-    k3s.core.delete_collection_namespaced_pod(namespace)
+    cluster.core.delete_collection_namespaced_pod(namespace)
     for number in range(CROWD):
         namespace.wait(f"crowd{number}-crun", "deleted", timeout=GONE_SECONDS)
     assert time.monotonic() - began < GONE_SECONDS

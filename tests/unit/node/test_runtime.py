@@ -57,25 +57,33 @@ def machine(*, crun: bool, sandboxer: bool = True) -> tuple[Machine, Toolchain]:
     return made, cast("Toolchain", made)
 
 
-def test_crun_is_the_default_and_runc_can_be_chosen_by_a_pod() -> None:
+def test_runc_is_the_default_and_crun_can_be_chosen_by_a_pod() -> None:
     _, toolchain = machine(crun=True)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, found.words, found.programs) == ("crun", f"crun with {PROGRAM}", ("crun", PROGRAM))
+    assert (found.name, found.words, found.programs) == ("runc", "runc", ("crun",))
     assert found.paths == {"crun": f"{BIN_DIR}/crun", "runc": f"{BIN_DIR}/runc"}
-    assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths["runc"] == "runc"  # k3s' own
+    assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths == {"runc": "runc"}  # k3s' own
+    found = runtime_of(NodeSpec(runtime="crun"), toolchain)
+    assert (found.name, found.words, found.programs) == ("crun", f"crun with {PROGRAM}", ("crun", PROGRAM))
 
 
 def test_without_a_sandboxer_each_pod_has_a_shim_and_one_line_says_so() -> None:
     made, toolchain = machine(crun=True, sandboxer=False)
-    found = runtime_of(NodeSpec(), toolchain)
+    spec = NodeSpec(runtime="crun")
+    found = runtime_of(spec, toolchain)
     assert (found.words, found.programs) == ("crun", ("crun",))
-    provision(NodeSpec(), toolchain)
+    provision(spec, toolchain)
     (line,) = made.notes
     assert line == "each pod has a shim and a pause container, which cost more: not on PATH; no apt-get"
 
 
 @pytest.mark.parametrize(
-    "spec", [NodeSpec(runtime="crun").of_experiment, NodeSpec(distribution="k3s"), NodeSpec(sandboxer=False)]
+    "spec",
+    [
+        NodeSpec(runtime="crun").of_experiment,
+        NodeSpec("host", distribution="k3s", runtime="crun"),
+        NodeSpec(runtime="crun", sandboxer=False),
+    ],
 )
 def test_these_nodes_have_no_sandboxer(spec: NodeSpec) -> None:
     made, toolchain = machine(crun=True)
@@ -95,16 +103,12 @@ def test_runc_that_is_asked_for_is_alone(crun: bool) -> None:
     assert made.notes == []
 
 
-def test_a_machine_without_crun_uses_runc_and_says_so_in_one_line() -> None:
+def test_a_machine_without_crun_uses_runc() -> None:
     made, toolchain = machine(crun=False)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, found.programs) == ("runc", ())
-    assert found.words == "runc (crun is not available: not on PATH; no apt-get)"
+    assert (found.name, list(found.paths)) == ("runc", ["runc"])
     provision(NodeSpec(), toolchain)
-    assert "crun" in made.asked
-    (line,) = made.notes
-    assert line.startswith("containers start with runc")
-    assert "not on PATH; no apt-get" in line
+    assert "crun" not in made.asked
 
 
 def test_crun_that_is_asked_for_must_be_there() -> None:
@@ -115,12 +119,14 @@ def test_crun_that_is_asked_for_must_be_there() -> None:
 
 def test_in_gvisor_crun_needs_the_interceptor() -> None:
     _, toolchain = machine(crun=True)
-    assert runtime_of(NodeSpec(layers=LAYERS), toolchain).words.startswith("runc (crun needs the layer")
-    assert runtime_of(NodeSpec("host", layers=LAYERS), toolchain).name == "crun"
+    assert list(runtime_of(NodeSpec(layers=LAYERS), toolchain).paths) == ["runc"]
+    assert runtime_of(NodeSpec("host", layers=LAYERS, runtime="crun"), toolchain).name == "crun"
     stack = (*LAYERS, "ptrace_interceptor:exp08")
-    assert runtime_of(NodeSpec(layers=stack), toolchain).name == "crun"
-    with pytest.raises(MissingCapability, match="add the layer ptrace_interceptor"):
+    assert runtime_of(NodeSpec(layers=stack, runtime="crun"), toolchain).name == "crun"
+    with pytest.raises(MissingCapability, match="needs the layer ptrace_interceptor"):
         runtime_of(NodeSpec(layers=LAYERS, runtime="crun"), toolchain)
+    with pytest.raises(MissingCapability, match="ask for runc"):
+        runtime_of(NodeSpec(distribution="k3s", runtime="crun"), toolchain)
 
 
 def test_an_experiment_has_runc_unless_one_is_named() -> None:

@@ -88,7 +88,7 @@ func (p *pods) Start(_ context.Context, r *sandbox.ControllerStartRequest) (*san
 		err = found.hold()
 	}
 	if err != nil {
-		p.clean(r.SandboxID)
+		p.forget(r.SandboxID) // containerd does not ask for it again
 		return nil, status.Errorf(codes.Internal, "sandbox %s: %v", r.SandboxID, err)
 	}
 	found.created = time.Now()
@@ -261,6 +261,13 @@ func (p *pods) clean(id string) {
 	}
 }
 
+func (p *pods) forget(id string) {
+	p.clean(id)
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	delete(p.known, id)
+}
+
 func (p *pods) Platform(context.Context, *sandbox.ControllerPlatformRequest) (*sandbox.ControllerPlatformResponse, error) {
 	return &sandbox.ControllerPlatformResponse{
 		Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH},
@@ -273,7 +280,9 @@ func (p *pods) Stop(_ context.Context, r *sandbox.ControllerStopRequest) (*sandb
 		return nil, err
 	}
 	found.once.Do(func() { close(found.stop) })
-	<-found.ended
+	if !found.created.IsZero() { // a thread holds it
+		<-found.ended
+	}
 	return &sandbox.ControllerStopResponse{}, nil
 }
 
@@ -317,9 +326,6 @@ func (p *pods) Shutdown(_ context.Context, r *sandbox.ControllerShutdownRequest)
 		return nil, err
 	}
 	found.once.Do(func() { close(found.stop) })
-	p.clean(r.SandboxID)
-	p.mutex.Lock()
-	defer p.mutex.Unlock()
-	delete(p.known, r.SandboxID)
+	p.forget(r.SandboxID)
 	return &sandbox.ControllerShutdownResponse{}, nil
 }
