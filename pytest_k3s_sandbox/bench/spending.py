@@ -19,14 +19,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM as SANDBOXER
 from pytest_k3s_sandbox.sandbox.base import Usage
 
 AGENT = 1
 SHIM = "containerd-shim"
-SANDBOXER = "k3s-sandboxer"
-"""What runs containers: a shim for each pod, or one process for all."""
+RUNNERS = (SHIM, SANDBOXER)
+"""What runs containers: a shim for each pod, or one process for all; a name has 15 characters (proc(5))."""
 RUNTIMES = ("crun", "runc", "k3s-sandbox-run", "k3s-sandbox-cru")
-"""How names of the OCI runtimes and the scripts around them begin; a name has 15 characters (proc(5))."""
+"""How names of the OCI runtimes and the scripts around them begin."""
 
 ENDED = "ended children of "
 CNI = "CNI plugin"
@@ -41,8 +42,8 @@ LAYERS = {
     "scheduler": ("kube-scheduler",),
     "containerd": ("containerd",),
     "shim starts": (f"{ENDED}containerd",),
-    "shims": (SHIM, SANDBOXER),
-    "OCI runtime": ("OCI runtime", f"{ENDED}OCI runtime", f"{ENDED}{SHIM}", f"{ENDED}{SANDBOXER}"),
+    "shims": RUNNERS,
+    "OCI runtime": ("OCI runtime", f"{ENDED}OCI runtime", *(f"{ENDED}{name}" for name in RUNNERS)),
     CNI: (CNI,),
     "tracers": ("tracer of ",),
     "cgroupfs server": ("cgroupfs",),
@@ -76,15 +77,13 @@ def programs(rows: Sequence[Usage], tracers: Collection[int]) -> dict[str, float
 def _program(row: Usage, table: Mapping[int, Usage], tracers: Collection[int]) -> str:
     if row.pid in tracers:
         return f"tracer of {row.name}"
-    if row.name.startswith(SHIM):
-        return SHIM
-    if row.name == SANDBOXER:
-        return SANDBOXER
+    if row.name in RUNNERS:
+        return row.name
     above = table.get(row.parent)
     for _ in table:  # not for ever: the table is no picture of one moment
         if above is None or above.pid == AGENT:
             return row.name
-        if above.name.startswith((SHIM, SANDBOXER)):
+        if above.name in RUNNERS:
             return "OCI runtime" if row.name.startswith(RUNTIMES) else f"pod: {row.name}"
         above = table.get(above.parent)
     return row.name

@@ -17,7 +17,7 @@ from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 
 KINE_SOCKET = "/run/kine.sock"
 CONTAINERD_STATE = "/run/containerd"
-CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+CONTAINERD_SOCKET = f"{CONTAINERD_STATE}/containerd.sock"
 PKI_DIR = f"{STATE_DIR}/pki"
 SERVICE_RANGE = "10.43.0.0/16"
 POD_RANGE = "10.42.0.0/24"
@@ -62,7 +62,7 @@ class ClusterSettings:
         cni_conf_dir: The folder with the CNI configuration list, a path inside.
         runtime: The name of the OCI runtime that starts a pod without a RuntimeClass.
         runtimes: The OCI runtimes, paths inside by name; a RuntimeClass can have such a name as its handler.
-        sandboxer: The names of the OCI runtimes whose pods a sandboxer holds; see :mod:`~.sandboxer`.
+        sandboxer: Whether a sandboxer holds the pods of that runtime; see :mod:`~.sandboxer`.
         pause_image: The reference of the sandbox image.
         store: Where images and containers are.
         kubernetes: The version of Kubernetes.
@@ -79,7 +79,7 @@ class ClusterSettings:
     cni_conf_dir: str = "/etc/cni/net.d"
     runtime: str = "runc"
     runtimes: Mapping[str, str] = field(default_factory=lambda: {"runc": f"{BIN_DIR}/runc"})
-    sandboxer: frozenset[str] = frozenset()
+    sandboxer: bool = False
     pause_image: str = "registry.k8s.io/pause:3.10"
     store: ImageStore = IN_MEMORY
     kubernetes: str = versions.OLDEST
@@ -238,18 +238,18 @@ disabled_plugins = [
     use_internal_loopback = true
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = {text(settings.runtime)}
-{"".join(_runtime(name, path, name in settings.sandboxer) for name, path in settings.runtimes.items())}"""
+{"".join(_runtime(settings, name) for name in settings.runtimes)}"""
 
 
-def _runtime(name: str, path: str, by_sandboxer: bool) -> str:
+def _runtime(settings: ClusterSettings, name: str) -> str:
     """Return the section of an OCI runtime in containerd's configuration."""
-    text = json.dumps
+    text, held = json.dumps, settings.sandboxer and name == settings.runtime
     section = f'plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{name}'
     return f"""    [{section}]
       runtime_type = "io.containerd.runc.v2"
-      sandboxer = "{sandboxer.PROGRAM if by_sandboxer else "podsandbox"}"
+      sandboxer = "{sandboxer.PROGRAM if held else "podsandbox"}"
       [{section}.options]
-        BinaryName = {text(path)}
+        BinaryName = {text(settings.runtimes[name])}
         NoNewKeyring = true
         SystemdCgroup = false
 """

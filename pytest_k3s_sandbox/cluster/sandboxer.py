@@ -32,7 +32,7 @@ if [ "$name" != {PROGRAM} ]; then
   done
   setsid sh -c '
     until test -S "$TTRPC_ADDRESS"; do sleep 0.02; done
-    sh -c "echo \\$\\$ >{FOLDER}/pid; exec \\"\\$0\\" \\"\\$@\\"" {BIN_DIR}/{PROGRAM} "$@"
+    {BIN_DIR}/{PROGRAM} "$@"
     read -r pid <{FOLDER}/containerd && kill -KILL "$pid"
   ' sh {FOLDER} "$1" "$2" "$3" &
 fi

@@ -150,7 +150,7 @@ def open_control_plane(
             kubernetes=kubernetes_version(spec, toolchain),
             runtime=runtime.name,
             runtimes=runtime.paths,
-            sandboxer=frozenset({runtime.name} if runtime.sandboxer else ()),
+            sandboxer=runtime.sandboxer,
             pod_groups=spec.makes_pod_groups,
         ),
         kubectl=toolchain.get("kubectl").path,

@@ -48,17 +48,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace with a pod of each kind, which come up side by side."""
-    with cluster.namespace() as namespace:
-        yield with_pods(namespace)
-
-
-def with_pods(namespace: Namespace) -> Namespace:
     shared = manifest("shared", "crun", spec={"shareProcessNamespace": True}, **PRIVILEGED)
     usual = manifest("usual", "crun", spec={"hostname": "named"}, **PRIVILEGED)
-    namespace.apply([*CLASSES, usual, shared])
-    for name in ("usual-crun", "shared-crun"):
-        namespace.wait(name, "Ready", timeout=SECONDS)
-    return namespace
+    with cluster.namespace() as namespace:
+        namespace.apply([*CLASSES, usual, shared])
+        for name in ("usual-crun", "shared-crun"):
+            namespace.wait(name, "Ready", timeout=SECONDS)
+        yield namespace
 
 
 def test_a_pod_has_no_shim_and_no_pause_container(cluster: Cluster, pods: Namespace) -> None:
@@ -95,12 +91,11 @@ def test_a_sandboxer_that_is_killed_costs_its_containers_a_restart(cluster: Clus
 
 @pytest.mark.nightly
 def test_many_pods_end_at_once(cluster: Cluster, pods: Namespace) -> None:
-    namespace = pods
-    namespace.apply([*(manifest(f"crowd{number}", "crun") for number in range(CROWD))])
+    pods.apply([manifest(f"crowd{number}", "crun") for number in range(CROWD)])
     for number in range(CROWD):
-        namespace.wait(f"crowd{number}-crun", "Ready", timeout=SECONDS)
+        pods.wait(f"crowd{number}-crun", "Ready", timeout=SECONDS)
     began = time.monotonic()
-    cluster.core.delete_collection_namespaced_pod(namespace)
+    cluster.core.delete_collection_namespaced_pod(pods)
     for number in range(CROWD):
-        namespace.wait(f"crowd{number}-crun", "deleted", timeout=GONE_SECONDS)
+        pods.wait(f"crowd{number}-crun", "deleted", timeout=GONE_SECONDS)
     assert time.monotonic() - began < GONE_SECONDS

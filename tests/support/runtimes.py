@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_k3s_sandbox.cluster.access import Timeout
+from pytest_k3s_sandbox.cluster.sandboxer import TASKS as ROOT
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 from pytest_k3s_sandbox.settings import RUNTIMES
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from pytest_k3s_sandbox.cluster.namespace import Namespace
     from pytest_k3s_sandbox.sandbox.base import Completed
 
-ROOT = "/run/containerd/runc/k8s.io"
-"""Where containerd's shim lets a runtime keep the state of a pod's containers."""
 NOTES = f"{STATE_DIR}/notes"
 """A folder of the node that pods write to."""
 SECONDS = 100

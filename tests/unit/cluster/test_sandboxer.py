@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import time
 import tomllib
@@ -20,7 +21,7 @@ SETTINGS = ClusterSettings(
     "10.0.0.2",
     runtime="crun",
     runtimes={"crun": "/crun", "runc": "/runc"},
-    sandboxer=frozenset({"crun"}),
+    sandboxer=True,
 )
 
 
@@ -36,7 +37,7 @@ def test_the_pods_of_crun_are_the_sandboxers_and_those_of_runc_are_containerds()
 
 
 def test_without_one_containerd_is_started_as_it_is() -> None:
-    without = dataclasses.replace(SETTINGS, sandboxer=frozenset())
+    without = dataclasses.replace(SETTINGS, sandboxer=False)
     assert "proxy_plugins" not in tomllib.loads(components.containerd_config(without))
     assert components.containerd(without)[0] == f"{BIN_DIR}/containerd"
 
@@ -46,9 +47,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the command, with every path below the test's folder and shell scripts as the programs."""
     programs = tmp_path / "bin"
     programs.mkdir()
+    started = f'echo "$@" >>{tmp_path}/started; echo $$ >{tmp_path}/run/pid'
     body = {
-        "containerd": f"touch {tmp_path}/c.sock.ttrpc.made; exec sleep 600",
-        sandboxer.PROGRAM: f'echo "$@" >>{tmp_path}/started; while :; do sleep 0.05; done',
+        "containerd": "exec sleep 600",
+        sandboxer.PROGRAM: f"{started}; while :; do sleep 0.05; done",
         "crun": f'echo "$@" >>{tmp_path}/removed',
     }
     for name, text in body.items():
@@ -68,23 +70,15 @@ def until(path: Path) -> str:
     raise AssertionError(f"{path} was not written")
 
 
-def ends(process: subprocess.Popen[bytes]) -> int:
-    return process.wait(timeout=20)
-
-
 @pytest.fixture
-def socket(tmp_path: Path) -> Path:
+def listening(tmp_path: Path) -> None:
     """Make the socket that the sandboxer waits for."""
-    import socket
-
-    path = tmp_path / "c.sock.ttrpc"
     with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
-    return path
+        made.bind(str(tmp_path / "c.sock.ttrpc"))
 
 
-def test_containerd_ends_with_its_sandboxer(tmp_path: Path, start: list[str], socket: Path) -> None:
-    assert socket.exists()
+@pytest.mark.usefixtures("listening")
+def test_containerd_ends_with_its_sandboxer(tmp_path: Path, start: list[str]) -> None:
     (tmp_path / "tasks/of-crun").mkdir(parents=True)
     (tmp_path / "tasks/of-crun/status").touch()
     (tmp_path / "tasks/of-runc").mkdir()
@@ -104,23 +98,21 @@ def test_containerd_ends_with_its_sandboxer(tmp_path: Path, start: list[str], so
         "of-crun",
     ]
     os.kill(pid, 9)
-    assert ends(containerd) == -9
+    assert containerd.wait(timeout=20) == -9
 
 
-def test_a_sandboxer_stays_when_containerd_is_started_again(
-    tmp_path: Path, start: list[str], socket: Path
-) -> None:
-    assert socket.exists()
+@pytest.mark.usefixtures("listening")
+def test_a_sandboxer_stays_when_containerd_is_started_again(tmp_path: Path, start: list[str]) -> None:
     first = subprocess.Popen(start)
     pid = int(until(tmp_path / "run/pid"))
     until(tmp_path / "started")
     first.kill()
-    ends(first)
+    first.wait(timeout=20)
     second = subprocess.Popen(start)
     while until(tmp_path / "run/containerd") != f"{second.pid}\n":
         time.sleep(0.02)
     time.sleep(0.2)
     assert int(until(tmp_path / "run/pid")) == pid
     os.kill(pid, 9)  # it ends the one that runs now
-    assert ends(second) == -9
+    assert second.wait(timeout=20) == -9
     assert len(until(tmp_path / "started").splitlines()) == 1

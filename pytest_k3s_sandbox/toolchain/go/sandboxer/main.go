@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 
 	sandbox "github.com/containerd/containerd/api/services/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
@@ -43,11 +44,11 @@ func (manager) Stop(context.Context, string) (shim.StopStatus, error) {
 func (manager) Info(context.Context, io.Reader) (*types.RuntimeInfo, error) { return nil, errNoShim }
 
 // lasting is the shutdown service of a process that does not end with its last container.
-type lasting struct{ never chan struct{} }
+type lasting struct{}
 
 func (lasting) Shutdown()                                    {}
 func (lasting) RegisterCallback(func(context.Context) error) {}
-func (l lasting) Done() <-chan struct{}                      { return l.never }
+func (lasting) Done() <-chan struct{}                        { return nil }
 func (lasting) Err() error                                   { return nil }
 
 func register(tasks, controller, root, state string) {
@@ -63,7 +64,7 @@ func register(tasks, controller, root, state string) {
 			if err := serve(controller, newPods("ttrpc+unix://"+tasks, root, state)); err != nil {
 				return nil, err
 			}
-			service, err := task.NewTaskService(ic.Context, publisher.(shim.Publisher), lasting{make(chan struct{})})
+			service, err := task.NewTaskService(ic.Context, publisher.(shim.Publisher), lasting{})
 			runc.Monitor = newCommands()
 			return service, err
 		},
@@ -107,7 +108,7 @@ func fail(err error) {
 	}
 }
 
-// run serves tasks.sock (ttrpc) and controller.sock (gRPC) in a folder; root and state are those of containerd's
+// run writes its number to pid, and serves tasks.sock (ttrpc) and controller.sock (gRPC) in a folder; root and state are those of containerd's
 // CRI plugin. Its events go to the address in the variable TTRPC_ADDRESS, as a shim's do.
 func run(folder, root, state, containerd string) error {
 	tasks, controller := folder+"/tasks.sock", folder+"/controller.sock"
@@ -115,6 +116,9 @@ func run(folder, root, state, containerd string) error {
 		if err := os.Remove(socket); err != nil && !os.IsNotExist(err) {
 			return err
 		}
+	}
+	if err := os.WriteFile(folder+"/pid", []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		return err
 	}
 	register(tasks, controller, root, state)
 	os.Args = []string{os.Args[0], "-namespace", "k8s.io", "-id", "pods", "-address", containerd, "-socket", tasks}
