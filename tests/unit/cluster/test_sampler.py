@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,6 +30,7 @@ from pytest_k3s_sandbox.report.errors import group_errors
 from pytest_k3s_sandbox.report.records import Cost, RunWriter, read_run
 from pytest_k3s_sandbox.sandbox.base import Usage
 from pytest_k3s_sandbox.sandbox.inside import InsidePath
+from support.waiting import until
 
 ERROR = 'E1123 15:00:00.000000       1 server.go:302] "Failed to run" err="open /dev/kmsg: no such device"'
 WARNING = 'W1123 15:00:00.000000       1 server.go:302] "Something minor"'
@@ -167,13 +168,6 @@ def writer(tmp_path: Path) -> Iterator[RunWriter]:
 @pytest.fixture
 def sampler(cluster: FakeCluster, writer: RunWriter) -> Sampler:
     return Sampler(cast("ClusterRunner", cluster), writer, interval=0.02, rush=0.01)
-
-
-def until(held: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not held():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_before_there_is_an_api_server_a_sample_says_that_nothing_answers(sampler: Sampler) -> None:

@@ -15,6 +15,7 @@ import pytest
 from pytest_k3s_sandbox.cluster import components, sandboxer
 from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
+from support.waiting import until
 
 SETTINGS = ClusterSettings(
     "node",
@@ -61,13 +62,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return sandboxer.started_with([f"{programs}/containerd"], "/root", "/state", f"{tmp_path}/c.sock")
 
 
-def until(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Return a file's text, once it has one."""
-    for _ in range(500):
-        if path.exists() and (text := path.read_text()):
-            return text
-        time.sleep(0.02)
-    raise AssertionError(f"{path} was not written")
+    until(lambda: path.exists() and path.read_text())
+    return path.read_text()
 
 
 @pytest.fixture
@@ -83,14 +81,14 @@ def test_containerd_ends_with_its_sandboxer(tmp_path: Path, start: list[str]) ->
     (tmp_path / "tasks/of-crun/status").touch()
     (tmp_path / "tasks/of-runc").mkdir()
     containerd = subprocess.Popen(start)
-    pid = int(until(tmp_path / "run/pid"))
-    assert until(tmp_path / "started").split() == [
+    pid = int(text_of(tmp_path / "run/pid"))
+    assert text_of(tmp_path / "started").split() == [
         f"{tmp_path}/run",
         "/root/io.containerd.grpc.v1.cri",
         "/state/io.containerd.grpc.v1.cri",
         f"{tmp_path}/c.sock",
     ]
-    assert until(tmp_path / "removed").split() == [
+    assert text_of(tmp_path / "removed").split() == [
         "--root",
         f"{tmp_path}/tasks",
         "delete",
@@ -104,15 +102,14 @@ def test_containerd_ends_with_its_sandboxer(tmp_path: Path, start: list[str]) ->
 @pytest.mark.usefixtures("listening")
 def test_a_sandboxer_stays_when_containerd_is_started_again(tmp_path: Path, start: list[str]) -> None:
     first = subprocess.Popen(start)
-    pid = int(until(tmp_path / "run/pid"))
-    until(tmp_path / "started")
+    pid = int(text_of(tmp_path / "run/pid"))
+    text_of(tmp_path / "started")
     first.kill()
     first.wait(timeout=20)
     second = subprocess.Popen(start)
-    while until(tmp_path / "run/containerd") != f"{second.pid}\n":
-        time.sleep(0.02)
+    until(lambda: text_of(tmp_path / "run/containerd") == f"{second.pid}\n")
     time.sleep(0.2)
-    assert int(until(tmp_path / "run/pid")) == pid
+    assert int(text_of(tmp_path / "run/pid")) == pid
     os.kill(pid, 9)  # it ends the one that runs now
     assert second.wait(timeout=20) == -9
-    assert len(until(tmp_path / "started").splitlines()) == 1
+    assert len(text_of(tmp_path / "started").splitlines()) == 1

@@ -19,6 +19,7 @@ from pytest_k3s_sandbox.errors import ClusterError, LayerError, StartError
 from pytest_k3s_sandbox.report.records import Event, RunWriter, read_run
 from pytest_k3s_sandbox.sandbox.base import Usage
 from pytest_k3s_sandbox.support import clock
+from support.waiting import until
 
 Entry = tuple[str, str | None, str]
 
@@ -376,10 +377,10 @@ def test_other_ends_are_final_until_the_node_was_ready_and_all_after_the_supervi
         assert cluster.restarts == []
         assert set(made.unsupervised) == {"kine", "containerd"}
         ready.set()
-        until(lambda: cluster.restarts == [("kine", False)])
+        until(lambda: cluster.restarts == [("kine", False)], seconds=5)
         assert made.unsupervised == {}
         cluster.processes["kine"].code = 1
-        until(lambda: "kine" in made.unsupervised)
+        until(lambda: "kine" in made.unsupervised, seconds=5)
     assert made.failure is None
     assert dict(made.unsupervised) == dict[str, Any](cluster.processes)
 
@@ -393,10 +394,3 @@ def test_a_sandbox_that_another_process_owns_is_left_alone(
     with Supervisor(cast("Supervised", cluster), writer, lambda: True):
         time.sleep(0.1)
     assert cluster.restarts == []
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -7,7 +7,6 @@ import os
 import platform
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,11 @@ import pytest
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, ProvisionError
 from pytest_k3s_sandbox.toolchain import golang
 from support.machines import Machine
+from support.waiting import until
 
 TOOL, OTHER = "k3sfake-tool", "k3sfake-other"
 VARIABLE = "K3S_SANDBOX_K3SFAKE_TOOL"
 FORK = multiprocessing.get_context("fork")
-
-
-def until(condition: object, seconds: float = 10.0) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_environment_variable_goes_before_path(machine: Machine) -> None:
