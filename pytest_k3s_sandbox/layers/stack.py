@@ -146,11 +146,17 @@ def _side_by_side(
     around: Callable[[str], contextlib.AbstractContextManager[None]],
     stack: contextlib.ExitStack,
 ) -> dict[str, Layer]:
-    """Enter layers in threads; ``stack`` leaves all that came up, even if others failed."""
+    """Enter layers in threads; ``stack`` leaves all that came up, even if others failed.
+
+    The layers are made before, in this thread, since that imports their modules. Under pytest an import of
+    ours parses the module (assertion rewriting). Two threads that parse at once fail before Python 3.11.8:
+    "AST constructor recursion depth mismatch" (gh-106905).
+    """
+    made = {word: make(word, sandbox) for word in words}
 
     def enter(word: str) -> tuple[contextlib.AbstractContextManager[Layer], Layer]:
         with around(f"layer {word}"):
-            context = entered(make(word, sandbox), sandbox)
+            context = entered(made[word], sandbox)
             return context, context.__enter__()
 
     with ThreadPoolExecutor(len(words), "layer") as pool:

@@ -165,6 +165,21 @@ def test_layers_that_do_not_need_each_other_come_up_side_by_side(
     assert notes[3:] == ["-b", "-d", "-a"]
 
 
+@pytest.mark.usefixtures("notes")
+def test_layers_are_made_in_the_thread_that_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making a layer imports its modules, which under pytest two threads must not do at once."""
+    threads = []
+    make = stack.make
+
+    def noted(word: str, sandbox: Sandbox) -> Layer:
+        threads.append(threading.current_thread())
+        return make(word, sandbox)
+
+    monkeypatch.setattr(stack, "make", noted)
+    with stack.bring_up(SANDBOX, ["a", "b", "d"]):
+        assert threads == [threading.current_thread()] * 3
+
+
 def test_a_broken_layer_takes_the_ones_before_it_down(notes: list[str]) -> None:
     with (
         pytest.raises(LayerError, match="broken"),
