@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from pytest_k3s_sandbox.errors import ConfigError, suggestion
@@ -140,6 +140,16 @@ def waves(words: Sequence[str]) -> list[list[str]]:
     ]
 
 
+def _made(word: str, sandbox: Sandbox) -> Future[Layer]:
+    """Make a layer now, and keep an error until the layer is to come up: it belongs to that layer alone."""
+    layer: Future[Layer] = Future()
+    try:
+        layer.set_result(make(word, sandbox))
+    except BaseException as error:  # noqa: BLE001 - also an interrupt: the layers beside it go down in one place
+        layer.set_exception(error)
+    return layer
+
+
 def _side_by_side(
     sandbox: Sandbox,
     words: Sequence[str],
@@ -152,11 +162,11 @@ def _side_by_side(
     ours parses the module (assertion rewriting). Two threads that parse at once fail before Python 3.11.8:
     "AST constructor recursion depth mismatch" (gh-106905).
     """
-    made = {word: make(word, sandbox) for word in words}
+    made = {word: _made(word, sandbox) for word in words}
 
     def enter(word: str) -> tuple[contextlib.AbstractContextManager[Layer], Layer]:
         with around(f"layer {word}"):
-            context = entered(made[word], sandbox)
+            context = entered(made[word].result(), sandbox)
             return context, context.__enter__()
 
     with ThreadPoolExecutor(len(words), "layer") as pool:
