@@ -6,16 +6,17 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.lab.nodes import NodeTrials
 from pytest_k3s_sandbox.lab.places import need_9p
-from pytest_k3s_sandbox.pytestplugin import experiment_markers, options
+from pytest_k3s_sandbox.pytestplugin import experiment_markers
 from pytest_k3s_sandbox.pytestplugin.activation import activate
+from pytest_k3s_sandbox.pytestplugin.fixtures import spec_of_options
 from pytest_k3s_sandbox.pytestplugin.recording import Claim, claims, experiment_of, recorded
-from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, SETTINGS
+from pytest_k3s_sandbox.pytestplugin.stash import RUNNING, SETTINGS, SPEC
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.node.session import NodeSession
@@ -38,19 +39,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     experiment_markers.apply(config, items, Path(__file__).parent)
 
 
-def _scope(fixture_name: str, config: pytest.Config) -> Any:  # noqa: ANN401, ARG001 - pytest's signature
-    return options.scope(config)
-
-
-@pytest.fixture(scope=_scope)
-def k3s_spec(request: pytest.FixtureRequest, k3s_spec: NodeSpec) -> NodeSpec:
-    """The specification that the options give, with an experiment's OCI runtime in a run of experiments.
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Give a run of experiments alone the OCI runtime of the research.
 
     In a run that has other tests as well, all share one cluster, and its records name its runtime.
     """
     folder = Path(__file__).parent
-    users = (item for item in request.session.items if "k3s_spec" in getattr(item, "fixturenames", ()))
-    return k3s_spec.of_experiment if all(folder in item.path.parents for item in users) else k3s_spec
+    users = [item for item in session.items if "k3s_toolchain" in getattr(item, "fixturenames", ())]
+    if users and all(folder in item.path.parents for item in users):
+        session.config.stash[SPEC] = spec_of_options(session.config).of_experiment
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from pytest_k3s_sandbox.errors import ConfigError, MissingCapability, StartError
 from pytest_k3s_sandbox.sandbox import gateway, groups, machine
 from pytest_k3s_sandbox.sandbox.limits import Room, Wanted
 from pytest_k3s_sandbox.toolchain import golang, packages, probes
-from pytest_k3s_sandbox.toolchain.resolve import Toolchain, architecture
+from pytest_k3s_sandbox.toolchain.keys import architecture
+from pytest_k3s_sandbox.toolchain.resolve import Toolchain
 
 LEAST_PYTHON = (3, 11)
 BUILD_BYTES = 8_000_000_000

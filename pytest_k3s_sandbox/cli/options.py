@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TAKES_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 """The settings of a command that hands the words after its own options to a program."""
 
-WELCOME = ("crun",)
+WELCOME = ("crun", "k3s-sandboxer")
 """Programs that ``provision`` tries to get though a cluster can do without them."""
 
 STDOUT = Path("-")
@@ -125,12 +125,11 @@ def provisioned(
     toolchain = Toolchain(environ=environ, progress=_progress(quiet=quiet), kubernetes=version)
     found = toolchain.provision(programs, for_tests=for_tests)
     for name in WELCOME if programs is None else ():
-        program = toolchain.try_get(name, again=True)
-        if program is not None:
+        program = toolchain.get_or_why(name, again=True)
+        if not isinstance(program, str):
             found.append(program)
         elif not quiet:
-            why = "; ".join(toolchain.why(name))
-            say(f"k3s-sandbox: {name}, which a cluster can do without, is not available ({why})")
+            say(f"k3s-sandbox: {name}, which a cluster can do without, is not available ({program})")
     return found
 
 

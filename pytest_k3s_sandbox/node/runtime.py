@@ -1,4 +1,4 @@
-"""The OCI runtime of a node: runc, or crun where it is asked for."""
+"""The OCI runtime of a node: crun, or runc where crun cannot be had or would not work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
-from pytest_k3s_sandbox.errors import MissingCapability, ProvisionError
+from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, programs_of
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
 
@@ -25,13 +25,15 @@ class OciRuntime:
 
     Attributes:
         name: ``crun`` or ``runc``.
-        paths: The runtimes of the node, paths inside by name.
+        paths: The runtimes of the node, paths inside by name; the first is this one.
         sandboxer: Whether a sandboxer runs its containers.
+        note: Why it is another one than usual; None if it is not.
     """
 
     name: str
     paths: Mapping[str, str]
     sandboxer: bool = False
+    note: str | None = None
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -40,8 +42,10 @@ class OciRuntime:
 
     @property
     def words(self) -> str:
-        """The name, and what runs its containers if that is not a shim for each pod."""
-        return f"{self.name} with {PROGRAM}" if self.sandboxer else self.name
+        """The name, and what is not as with runc: a sandboxer, or why crun is not used."""
+        if self.sandboxer:
+            return f"{self.name} with {PROGRAM}"
+        return self.name if self.note is None else f"{self.name} ({self.note})"
 
 
 def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
@@ -60,16 +64,21 @@ def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
         return OciRuntime(RUNC, runc)
     without = obstacle(spec)
     crun = {CRUN: f"{BIN_DIR}/{CRUN}"} if without is None and toolchain.find(CRUN) is not None else {}
-    if spec.runtime != CRUN:
+    if not wants_crun(spec):
         return OciRuntime(RUNC, runc | crun)
     if crun:
         by_sandboxer = wants_sandboxer(spec) and toolchain.find(PROGRAM) is not None
         return OciRuntime(CRUN, crun | runc, sandboxer=by_sandboxer)
-    raise _without_crun(without or "; ".join(toolchain.why(CRUN)), "ask for runc" if without else None)
+    why = without or "; ".join(toolchain.why(CRUN))
+    if spec.runtime == CRUN:
+        raise _without_crun(spec, why)
+    return OciRuntime(RUNC, runc, note=f"no crun: {why}")
 
 
-def _without_crun(why: str, remedy: str | None = None) -> MissingCapability:
-    remedy = remedy or "install crun, name one by K3S_SANDBOX_CRUN, or ask for runc"
+def _without_crun(spec: NodeSpec, why: str) -> MissingCapability:
+    remedy = (
+        "ask for runc" if obstacle(spec) else "install crun, name one by K3S_SANDBOX_CRUN, or ask for runc"
+    )
     return MissingCapability("the OCI runtime crun", cause=why, remedy=remedy)
 
 
@@ -82,19 +91,26 @@ def obstacle(spec: NodeSpec) -> str | None:
     if spec.sandbox != "gvisor":
         return None
     if spec.distribution == "k3s":
-        return "in gVisor, crun needs a containerd that is a process of its own, which k3s has not"
+        return "in gVisor, it needs a containerd that is a process of its own, which k3s has not"
     if spec.has_layer("ptrace_interceptor"):
         return None
-    return "crun needs the layer ptrace_interceptor"
+    return "it needs the layer ptrace_interceptor"
+
+
+def wants_crun(spec: NodeSpec) -> bool:
+    """Return whether crun is to start the containers if it can: k3s' own way is runc."""
+    return spec.runtime == CRUN or (spec.runtime == "default" and spec.distribution == "embedded")
 
 
 def wants_sandboxer(spec: NodeSpec) -> bool:
     """Return whether a sandboxer is to run the containers of crun; k3s has a containerd of its own."""
-    return spec.runtime == CRUN and spec.sandboxer and spec.distribution == "embedded"
+    return spec.sandboxer and spec.distribution == "embedded"
 
 
 def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
-    """Put the programs of a specification's node in place; a sandboxer that cannot be obtained is noted.
+    """Put the programs of a specification's node in place.
+
+    A line says why there is no crun or no sandboxer, for a node that can do without.
 
     Args:
         spec: The specification.
@@ -104,17 +120,12 @@ def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
         SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
     """
     toolchain.provision(programs_of(spec.distribution))
-    if spec.runtime != CRUN:
+    if not wants_crun(spec):
         return
-    if toolchain.try_get(CRUN) is None:
-        raise _without_crun("; ".join(toolchain.why(CRUN)))
-    if wants_sandboxer(spec) and (why := _tried(PROGRAM, toolchain)):
+    crun = obstacle(spec) or toolchain.get_or_why(CRUN)
+    if isinstance(crun, str):
+        if spec.runtime == CRUN:
+            raise _without_crun(spec, crun)
+        toolchain.progress.note(f"containers start with runc, at several times the price of crun: {crun}")
+    elif wants_sandboxer(spec) and isinstance(why := toolchain.get_or_why(PROGRAM), str):
         toolchain.progress.note(f"each pod has a shim and a pause container, which cost more: {why}")
-
-
-def _tried(name: str, toolchain: Toolchain) -> str:
-    """Try to get a program; return in a line why there is none, and nothing if there is one."""
-    try:
-        return "" if toolchain.try_get(name) is not None else "; ".join(toolchain.why(name))
-    except (MissingCapability, ProvisionError) as error:
-        return " ".join(str(error).split())

@@ -31,7 +31,8 @@ class NodeSpec:
         distribution: The form in which Kubernetes comes, one of
             :data:`~pytest_k3s_sandbox.settings.DISTRIBUTIONS`.
         runtime: The OCI runtime that starts containers, one of
-            :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is runc.
+            :data:`~pytest_k3s_sandbox.settings.RUNTIMES`; ``default`` is crun in the embedded form, where
+            there is one and the layers let it work, else runc.
         sandboxer: Whether one process holds the namespaces of all pods and runs their containers, with crun
             in the embedded form, in place of a shim and a pause container for each pod.
         pod_groups: Whether the kubelet makes a cgroup for each pod, where the layers provide cgroups; see

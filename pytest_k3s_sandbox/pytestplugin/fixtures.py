@@ -60,7 +60,6 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     """The source of the programs under test; the first use provisions missing programs."""
     from pytest_k3s_sandbox.node.runtime import provision
     from pytest_k3s_sandbox.node.seed import seed
-    from pytest_k3s_sandbox.node.spec import NodeSpec
     from pytest_k3s_sandbox.toolchain import Toolchain
     from pytest_k3s_sandbox.toolchain.capabilities import missing
 
@@ -69,13 +68,13 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
         raise lack  # before the long build of programs that could not start
     settings = activate(request.config)
     toolchain = Toolchain(kubernetes=settings.version)
-    provision(NodeSpec.of(settings), toolchain)
+    provision(spec_of_options(request.config), toolchain)
     if settings.distribution == "embedded":
         seed(toolchain)
     return toolchain
 
 
-def _spec_of_options(config: pytest.Config) -> NodeSpec:
+def spec_of_options(config: pytest.Config) -> NodeSpec:
     """Return the specification that the options give: the same object for the whole run."""
     from pytest_k3s_sandbox.node.spec import NodeSpec
 
@@ -95,13 +94,13 @@ def _note(config: pytest.Config, line: str) -> None:
 @pytest.fixture(scope=_scope)
 def k3s_wish(request: pytest.FixtureRequest) -> NodeSpec:
     """The former name of ``k3s_spec``; a project's own ``k3s_wish`` still takes effect."""
-    return _spec_of_options(request.config)
+    return spec_of_options(request.config)
 
 
 @pytest.fixture(scope=_scope)
 def k3s_spec(request: pytest.FixtureRequest, k3s_wish: NodeSpec) -> NodeSpec:
     """The specification that the options give: kind of sandbox, layers, distribution, API server's port."""
-    if k3s_wish is not _spec_of_options(request.config):
+    if k3s_wish is not spec_of_options(request.config):
         _note(request.config, "k3s-sandbox: the fixture k3s_wish is now k3s_spec")
     return k3s_wish
 

@@ -93,8 +93,8 @@ class Environment(FrozenModel):
         machine: The machine below the sandbox.
         distribution: The form of Kubernetes: ``embedded`` (its parts) or ``k3s`` (the binary).
         kubernetes: The version of Kubernetes under test.
-        runtime: The OCI runtime that starts containers, with the sandboxer if one runs them;
-            None in records from before 2026-11-27.
+        runtime: The OCI runtime that starts containers, with the sandboxer if one runs them, and why it is
+            runc where crun was wanted; None in records from before 2026-11-27.
         variables: The environment variables of this project that were set.
         network: The reach of programs in the sandbox, in words; None in records from before 2026-11-26.
         limits: The resources of the machine that the sandbox could use, in words; None likewise.

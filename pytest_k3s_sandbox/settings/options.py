@@ -106,7 +106,7 @@ OPTIONS = (
     Option(
         "runtime",
         "default",
-        "the OCI runtime that starts containers; 'default' is runc",
+        "the OCI runtime that starts containers; 'default' is crun if there is one, for experiments runc",
         ("default", *RUNTIMES),
     ),
     Option("api-port", "6443", "the API server's port inside the sandbox"),

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from typing import TYPE_CHECKING
 
+from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.toolchain import golang
 
 if TYPE_CHECKING:
     from pytest_k3s_sandbox.toolchain.pins import Build, Pin, Release
+
+ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64"}
+
+
+def architecture() -> str:
+    """Return this machine's architecture as Go calls it.
+
+    Raises:
+        MissingCapability: It is not one that programs are pinned for.
+    """
+    machine = platform.machine()
+    if machine.lower() not in ARCHITECTURES:
+        raise MissingCapability(
+            f"architecture {machine} is not supported",
+            cause="programs are pinned for x86_64 (amd64) only, and so is the interceptor",
+            remedy="use an x86_64 machine",
+        )
+    return ARCHITECTURES[machine.lower()]
 
 
 def release_key(pin: Pin, official: Release) -> str:

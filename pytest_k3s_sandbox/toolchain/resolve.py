@@ -6,7 +6,6 @@ import contextlib
 import errno
 import http.client
 import os
-import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from pytest_k3s_sandbox.toolchain.packages import which
 from pytest_k3s_sandbox.toolchain.progress import Progress, Work, for_terminal
 
 Origin = Literal["env", "path", "cache", "release", "package", "build"]
-ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64"}
 VERSION_SECONDS = 20.0
 APPLICATION = "pytest-k3s-sandbox"
 
@@ -51,22 +49,6 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     """Return where programs are cached: ``K3S_SANDBOX_CACHE``, else the user's cache folder."""
     named = environ.get("K3S_SANDBOX_CACHE")
     return Path(named).absolute() if named else platformdirs.user_cache_path(APPLICATION)
-
-
-def architecture() -> str:
-    """Return this machine's architecture as Go calls it.
-
-    Raises:
-        MissingCapability: It is not one that programs are pinned for.
-    """
-    machine = platform.machine()
-    if machine.lower() not in ARCHITECTURES:
-        raise MissingCapability(
-            f"architecture {machine} is not supported",
-            cause="programs are pinned for x86_64 (amd64) only, and so is the interceptor",
-            remedy="use an x86_64 machine",
-        )
-    return ARCHITECTURES[machine.lower()]
 
 
 class Toolchain:
@@ -179,13 +161,33 @@ class Toolchain:
         if found is not None:
             return found
         pin = self._pin(name)
-        architecture()
+        keys.architecture()
         notes = self._notes[name]
         return (
             self._from_release(pin, notes)
             or self._from_package(pin, notes, again=again)
             or self._from_build(pin, notes)
         )
+
+    def get_or_why(self, name: str, *, again: bool = False) -> Program | str:
+        """Return a program that can be done without, or in a line why there is none.
+
+        A program that is built here is lacking on a machine without a network, for instance: what fails then
+        is its build.
+
+        Args:
+            name: The program.
+            again: As for :meth:`try_get`.
+
+        Raises:
+            SandboxError: As for :meth:`try_get`, except for a build.
+        """
+        try:
+            return self.try_get(name, again=again) or "; ".join(self.why(name))
+        except (MissingCapability, ProvisionError) as error:
+            if self._pin(name).build is None:
+                raise
+            return " ".join(str(error).split())
 
     def provision(self, names: Iterable[str] | None = None, *, for_tests: bool = False) -> list[Program]:
         """Get system packages and programs.
@@ -198,7 +200,7 @@ class Toolchain:
             SandboxError: As for :meth:`get` and :func:`ensure_system_packages`.
         """
         wanted = [self._pin(name).name for name in (self.needed if names is None else names)]
-        architecture()
+        keys.architecture()
         self.cache.reap()
         self._ensure((*packages.RUN, *packages.TESTS) if for_tests else packages.RUN)
         return [self.get(name) for name in wanted]
@@ -264,7 +266,7 @@ class Toolchain:
         if pin.release:
             yield keys.release_key(pin, pin.release)
         if pin.build:
-            yield keys.build_key(pin, pin.build, architecture())
+            yield keys.build_key(pin, pin.build, keys.architecture())
 
     def _from_cache(self, pin: pins.Pin, notes: list[str]) -> Program | None:
         try:
@@ -374,7 +376,7 @@ class Toolchain:
                     f"building {pin.group}", cause=f"needs Go {'.'.join(map(str, least))}, there is only {go}"
                 )
         self._ensure([packages.CERTIFICATES, packages.COMPILER] if build.cgo else [packages.CERTIFICATES])
-        key = keys.build_key(pin, build, architecture())
+        key = keys.build_key(pin, build, keys.architecture())
         what = f"building {pin.group} {pin.version}"
         with self._working(key, what) as work:
             entry = self._lookup(key, pin, notes) or self.cache.create(

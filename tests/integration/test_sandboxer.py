@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_k3s_sandbox.cluster.sandboxer import FOLDER, PROGRAM
-from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
 from pytest_k3s_sandbox.node.runtime import provision
 from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
@@ -17,8 +16,6 @@ from support.runtimes import CLASSES, SECONDS, manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from kubernetes.client import V1ContainerStatus
 
     from pytest_k3s_sandbox.cluster.cluster import Cluster
     from pytest_k3s_sandbox.cluster.namespace import Namespace
@@ -73,20 +70,6 @@ def test_containers_that_share_processes_see_nothing_of_the_node(pods: Namespace
     alone = pods.exec("usual-crun", "sh", "-c", "cat /proc/[0-9]*/comm").stdout
     assert PROGRAM not in alone
     assert "kubelet" not in alone
-
-
-@pytest.mark.nightly
-def test_a_sandboxer_that_is_killed_costs_its_containers_a_restart(cluster: Cluster, pods: Namespace) -> None:
-    def container() -> V1ContainerStatus:
-        return cluster.core.read_namespaced_pod("usual-crun", pods).status.container_statuses[0]
-
-    cluster.sandbox.run(["sh", "-c", f"kill -KILL $(cat {FOLDER}/pid)"])
-    cluster.wait(
-        lambda: container().restart_count > 0 and container().ready,
-        "the pod to run again",
-        Deadline.after(2 * SECONDS),
-    )
-    assert pods.exec("usual-crun", "hostname").stdout == "named\n"
 
 
 @pytest.mark.nightly

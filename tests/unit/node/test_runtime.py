@@ -33,10 +33,10 @@ class Machine:
         """Look for one of the two."""
         return Program(name, Path(f"/usr/bin/{name}"), "1.8.1", "path") if self._has[name] else None
 
-    def try_get(self, name: str) -> Program | None:
+    def get_or_why(self, name: str) -> Program | str:
         """Try to get one of the two."""
         self.asked.append(name)
-        return self.find(name)
+        return self.find(name) or "; ".join(self.why(name))
 
     def why(self, name: str) -> list[str]:
         """Say why there is none."""
@@ -57,22 +57,28 @@ def machine(*, crun: bool, sandboxer: bool = True) -> tuple[Machine, Toolchain]:
     return made, cast("Toolchain", made)
 
 
-def test_runc_is_the_default_and_crun_can_be_chosen_by_a_pod() -> None:
+def test_crun_is_the_default_and_runc_can_be_chosen_by_a_pod() -> None:
     _, toolchain = machine(crun=True)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, found.words, found.programs) == ("runc", "runc", ("crun",))
-    assert found.paths == {"crun": f"{BIN_DIR}/crun", "runc": f"{BIN_DIR}/runc"}
-    assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths == {"runc": "runc"}  # k3s' own
-    found = runtime_of(NodeSpec(runtime="crun"), toolchain)
     assert (found.name, found.words, found.programs) == ("crun", f"crun with {PROGRAM}", ("crun", PROGRAM))
+    assert list(found.paths.items()) == [("crun", f"{BIN_DIR}/crun"), ("runc", f"{BIN_DIR}/runc")]
+
+
+def test_k3s_has_its_own_runc_by_default() -> None:
+    made, toolchain = machine(crun=True)
+    assert runtime_of(NodeSpec(distribution="k3s"), toolchain).paths == {"runc": "runc"}
+    found = runtime_of(NodeSpec("host", distribution="k3s"), toolchain)
+    assert (found.name, list(found.paths)) == ("runc", ["runc", "crun"])
+    provision(NodeSpec(distribution="k3s"), toolchain)
+    assert "crun" not in made.asked
+    assert made.notes == []
 
 
 def test_without_a_sandboxer_each_pod_has_a_shim_and_one_line_says_so() -> None:
     made, toolchain = machine(crun=True, sandboxer=False)
-    spec = NodeSpec(runtime="crun")
-    found = runtime_of(spec, toolchain)
+    found = runtime_of(NodeSpec(), toolchain)
     assert (found.words, found.programs) == ("crun", ("crun",))
-    provision(spec, toolchain)
+    provision(NodeSpec(), toolchain)
     (line,) = made.notes
     assert line == "each pod has a shim and a pause container, which cost more: not on PATH; no apt-get"
 
@@ -82,7 +88,7 @@ def test_without_a_sandboxer_each_pod_has_a_shim_and_one_line_says_so() -> None:
     [
         NodeSpec(runtime="crun").of_experiment,
         NodeSpec("host", distribution="k3s", runtime="crun"),
-        NodeSpec(runtime="crun", sandboxer=False),
+        NodeSpec(sandboxer=False),
     ],
 )
 def test_these_nodes_have_no_sandboxer(spec: NodeSpec) -> None:
@@ -103,12 +109,16 @@ def test_runc_that_is_asked_for_is_alone(crun: bool) -> None:
     assert made.notes == []
 
 
-def test_a_machine_without_crun_uses_runc() -> None:
+def test_a_machine_without_crun_uses_runc_and_says_so_in_one_line() -> None:
     made, toolchain = machine(crun=False)
     found = runtime_of(NodeSpec(), toolchain)
-    assert (found.name, list(found.paths)) == ("runc", ["runc"])
+    assert (found.name, found.programs, list(found.paths)) == ("runc", (), ["runc"])
+    assert found.words == "runc (no crun: not on PATH; no apt-get)"
     provision(NodeSpec(), toolchain)
-    assert "crun" not in made.asked
+    assert "crun" in made.asked
+    (line,) = made.notes
+    assert line.startswith("containers start with runc, ")
+    assert line.endswith("not on PATH; no apt-get")
 
 
 def test_crun_that_is_asked_for_must_be_there() -> None:
@@ -118,15 +128,29 @@ def test_crun_that_is_asked_for_must_be_there() -> None:
 
 
 def test_in_gvisor_crun_needs_the_interceptor() -> None:
+    made, toolchain = machine(crun=True)
+    found = runtime_of(NodeSpec(layers=LAYERS), toolchain)
+    assert found.words == "runc (no crun: it needs the layer ptrace_interceptor)"
+    provision(NodeSpec(layers=LAYERS), toolchain)
+    assert "crun" not in made.asked
+    (line,) = made.notes
+    assert line.endswith(": it needs the layer ptrace_interceptor")
+    assert runtime_of(NodeSpec("host", layers=LAYERS), toolchain).name == "crun"
+    assert runtime_of(NodeSpec(layers=(*LAYERS, "ptrace_interceptor:exp08")), toolchain).name == "crun"
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        (NodeSpec(layers=LAYERS, runtime="crun"), "needs the layer ptrace_interceptor"),
+        (NodeSpec(distribution="k3s", runtime="crun"), "needs a containerd"),
+    ],
+)
+def test_crun_that_cannot_work_is_refused(spec: NodeSpec, why: str) -> None:
     _, toolchain = machine(crun=True)
-    assert list(runtime_of(NodeSpec(layers=LAYERS), toolchain).paths) == ["runc"]
-    assert runtime_of(NodeSpec("host", layers=LAYERS, runtime="crun"), toolchain).name == "crun"
-    stack = (*LAYERS, "ptrace_interceptor:exp08")
-    assert runtime_of(NodeSpec(layers=stack, runtime="crun"), toolchain).name == "crun"
-    with pytest.raises(MissingCapability, match="needs the layer ptrace_interceptor"):
-        runtime_of(NodeSpec(layers=LAYERS, runtime="crun"), toolchain)
-    with pytest.raises(MissingCapability, match="ask for runc"):
-        runtime_of(NodeSpec(distribution="k3s", runtime="crun"), toolchain)
+    for refuse in (provision, runtime_of):
+        with pytest.raises(MissingCapability, match=rf"(?s){why}.*ask for runc"):
+            refuse(spec, toolchain)
 
 
 def test_an_experiment_has_runc_unless_one_is_named() -> None:

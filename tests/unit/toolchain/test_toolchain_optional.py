@@ -9,7 +9,7 @@ import pytest
 
 from pytest_k3s_sandbox.cli import options
 from pytest_k3s_sandbox.errors import ConfigError, ProvisionError
-from pytest_k3s_sandbox.toolchain import Toolchain, packages, pinning, pins
+from pytest_k3s_sandbox.toolchain import Toolchain, golang, packages, pinning, pins
 from pytest_k3s_sandbox.toolchain.attempts import AGAIN_SECONDS
 from pytest_k3s_sandbox.toolchain.release import ChecksumError
 from support.machines import TOOL, Machine, Server
@@ -164,9 +164,35 @@ def test_a_wrong_variable_is_no_absence(bare: Machine) -> None:
 def test_a_download_that_was_changed_is_no_absence(bare: Machine, server: Server) -> None:
     apt(bare)
     bare.pin(release=replace(server.offer(TOOL, DATA), checksum_url=None, sha256="0" * 64))
-    with pytest.raises(ChecksumError, match="pinned in programs"):
-        bare.toolchain().try_get(TOOL)
+    for method in (bare.toolchain().try_get, bare.toolchain().get_or_why):
+        with pytest.raises(ChecksumError, match="pinned in programs"):
+            method(TOOL)
     assert not (bare.home / "apt-runs").exists()
+
+
+def test_a_program_that_is_lacking_is_a_line(bare: Machine) -> None:
+    why = bare.toolchain().get_or_why(TOOL)
+    assert isinstance(why, str)
+    assert why.startswith("not on PATH; ")
+    apt(bare)
+    found = bare.toolchain().get_or_why(TOOL, again=True)
+    assert not isinstance(found, str)
+    assert found.origin == "package"
+
+
+def test_a_build_that_fails_is_a_line_too(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a network; a program that cannot be done without is still an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ProvisionError("building k3sfake", cause="go mod download failed", remedy="look at the log")
+
+    monkeypatch.setattr(golang, "find_go", fail)
+    machine.pin(release=None)
+    why = machine.toolchain().get_or_why(TOOL)
+    assert isinstance(why, str)
+    assert why.startswith("building k3sfake: go mod download failed ")
+    with pytest.raises(ProvisionError, match="go mod download failed"):
+        machine.toolchain().get(TOOL)
 
 
 def test_pinning_says_where_there_is_nothing_to_compare_with(bare: Machine, server: Server) -> None:
