@@ -93,9 +93,8 @@ class NodeSpec:
 
     @property
     def of_experiment(self) -> NodeSpec:
-        """The specification of an experiment's node: as in the research, but for a runtime that is named."""
-        runtime = "runc" if self.runtime == "default" else self.runtime
-        return replace(self, runtime=runtime, sandboxer=False)
+        """The specification of an experiment's node: runc, as in the research, unless a runtime is named."""
+        return replace(self, runtime="runc") if self.runtime == "default" else self
 
     @property
     def makes_pod_groups(self) -> bool:
