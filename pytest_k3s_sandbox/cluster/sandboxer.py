@@ -3,7 +3,7 @@
 By itself containerd starts a shim for each pod, by a run of the shim that ends, and a container that only
 holds namespaces (pause), which takes half of the runs of the OCI runtime. Starting programs is the dear part
 of a pod in gVisor. containerd accepts another *sandbox controller* by a socket (its ``proxy_plugins``, type
-"sandbox"); ours is ``toolchain/go/sandboxer``, with the task service of containerd's own shim in it.
+"sandbox"); ours is ``toolchain/go/sandboxer``, with task services of containerd's own shim in it.
 
 It stays when containerd ends, as shims do. When it ends, containerd is ended, so that it is started again and
 takes stock: the containers are removed then, and the kubelet makes the pods again.

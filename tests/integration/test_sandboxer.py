@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
+from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.node.runtime import provision
 from pytest_k3s_sandbox.node.session import open_session
 from pytest_k3s_sandbox.node.spec import NodeSpec
@@ -31,13 +33,33 @@ GONE_SECONDS = 45
 """Thirty containers that end at once took more than a minute while one exit waited for the other."""
 
 
+BEGUN, GO_ON = "/run/slow-begun", "/run/slow-goes-on"
+SLOW = """#!/bin/sh
+for word; do
+  if test "$before" = --bundle && grep -q '"slow-crun"' "$word/config.json"; then
+    : >{begun}
+    until test -e {go_on}; do sleep 0.1; done
+  fi
+  before=$word
+done
+exec {crun} "$@"
+"""
+"""A crun that creates the container of the pod ``slow-crun`` only when it is allowed to."""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster whose pods a sandboxer holds."""
+    """A cluster whose pods a sandboxer holds, with a crun that can be held up."""
     spec, toolchain = NodeSpec(runtime="crun", supervised=True), Toolchain()
     provision(spec, toolchain)
-    folder = tmp_path_factory.mktemp("sandboxer") / "run"
-    with open_session(spec, toolchain=toolchain, folder=folder, experiment="sandboxer") as session:
+    crun, folder = toolchain.get("crun").path, tmp_path_factory.mktemp("sandboxer")
+    if not crun.is_relative_to("/usr"):
+        pytest.skip("not applicable: a program around this machine's crun would not find it in the sandbox")
+    held_up = folder / "crun"
+    held_up.write_text(SLOW.format(begun=BEGUN, go_on=GO_ON, crun=crun))
+    held_up.chmod(0o755)
+    toolchain = Toolchain(environ={**os.environ, "K3S_SANDBOX_CRUN": str(held_up)})
+    with open_session(spec, toolchain=toolchain, folder=folder / "run", experiment="sandboxer") as session:
         session.cluster.node.wait_ready(SECONDS)
         yield session.cluster
 
@@ -70,6 +92,22 @@ def test_containers_that_share_processes_see_nothing_of_the_node(pods: Namespace
     alone = pods.exec("usual-crun", "sh", "-c", "cat /proc/[0-9]*/comm").stdout
     assert PROGRAM not in alone
     assert "kubelet" not in alone
+
+
+def test_a_container_that_takes_long_to_create_holds_up_no_other(cluster: Cluster, pods: Namespace) -> None:
+    pods.apply(manifest("slow", "crun"))
+    begun = ["test", "-e", BEGUN]
+    cluster.wait(
+        lambda: cluster.sandbox.run(begun, check=False).returncode == 0,
+        "crun to begin with a container",
+        Deadline.after(SECONDS),
+    )
+    try:
+        pods.apply(manifest("quick", "crun"))
+        pods.wait("quick-crun", "Ready", timeout=SECONDS)
+    finally:
+        cluster.sandbox.run(["touch", GO_ON])
+    pods.wait("slow-crun", "Ready", timeout=SECONDS)
 
 
 @pytest.mark.nightly

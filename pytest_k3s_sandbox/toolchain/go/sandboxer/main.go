@@ -1,5 +1,5 @@
 // Command k3s-sandboxer holds the namespaces of pods and runs their containers: containerd's sandbox
-// controller (containerd.services.sandbox.v1) and the task service of its own shim for runc, in one process.
+// controller (containerd.services.sandbox.v1) and the task services of its own shim for runc, in one process.
 //
 // containerd otherwise starts two programs for each pod (the shim, twice) and a container that only holds
 // namespaces (pause), which takes another four runs of the OCI runtime. Where starting a program is dear,
@@ -13,8 +13,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 
+	api "github.com/containerd/containerd/api/runtime/task/v3"
 	sandbox "github.com/containerd/containerd/api/services/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
@@ -64,9 +66,11 @@ func register(tasks, controller, root, state string) {
 			if err := serve(controller, newPods("ttrpc+unix://"+tasks, root, state)); err != nil {
 				return nil, err
 			}
-			service, err := task.NewTaskService(ic.Context, publisher.(shim.Publisher), lasting{})
-			runc.Monitor = newCommands()
-			return service, err
+			made, err := newTasks(2*runtime.NumCPU(), func() (api.TTRPCTaskService, error) {
+				return task.NewTaskService(ic.Context, publisher.(shim.Publisher), lasting{})
+			})
+			runc.Monitor = newCommands() // each of the services has set another one
+			return made, err
 		},
 	})
 }
