@@ -20,6 +20,7 @@ from pytest_k3s_sandbox.layers.cgroupfs.accounting import (
     parse_stat,
 )
 from pytest_k3s_sandbox.layers.cgroupfs.sample import Process
+from support.waiting import until
 
 # Of a gVisor sandbox, release-20260905.
 GVISOR_STAT = (
@@ -180,7 +181,8 @@ def test_a_thread_that_is_apart_takes_its_time_out_of_its_process() -> None:
         assert time.monotonic() < end
     now = accounting.sample()
     stop.set()
-    thread.join()
+    thread.join()  # returns before the kernel's thread has ended
+    until(lambda: not Path(f"/proc/self/task/{tids[0]}").exists())
     after = accounting.census([me])
     assert after.apart == frozenset()
     assert tids[0] not in after.processes
