@@ -68,7 +68,9 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
         raise lack  # before the long build of programs that could not start
     settings = activate(request.config)
     toolchain = Toolchain(kubernetes=settings.version)
-    provision(spec_of_options(request.config), toolchain)
+    spec = spec_of_options(request.config)
+    provision(spec, toolchain)
+    note_runtime(request.config, spec, toolchain)
     if settings.distribution == "embedded":
         seed(toolchain)
     return toolchain
@@ -84,8 +86,17 @@ def spec_of_options(config: pytest.Config) -> NodeSpec:
     return config.stash[SPEC]
 
 
+def note_runtime(config: pytest.Config, spec: NodeSpec, toolchain: Toolchain) -> None:
+    """Say in pytest's output if containers start with runc for want of crun."""
+    from pytest_k3s_sandbox.node.runtime import runtime_of
+
+    runtime = runtime_of(spec, toolchain)
+    if runtime.note is not None:
+        _note(config, f"k3s-sandbox: containers start with {runtime.words}")
+
+
 def _note(config: pytest.Config, line: str) -> None:
-    """Add a line to the end of pytest's output, once."""
+    """Add a line to pytest's output, once."""
     lines = config.stash[LINES]
     if line not in lines:
         lines.append(line)
