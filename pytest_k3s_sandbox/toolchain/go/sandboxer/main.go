@@ -66,7 +66,7 @@ func register(tasks, controller, root, state string) {
 			if err := serve(controller, newPods("ttrpc+unix://"+tasks, root, state)); err != nil {
 				return nil, err
 			}
-			made, err := newTasks(2*runtime.NumCPU(), func() (api.TTRPCTaskService, error) {
+			made, err := newTasks(min(2*runtime.NumCPU(), maxServices), func() (api.TTRPCTaskService, error) {
 				return task.NewTaskService(ic.Context, publisher.(shim.Publisher), lasting{})
 			})
 			runc.Monitor = newCommands() // each of the services has set another one
@@ -74,6 +74,9 @@ func register(tasks, controller, root, state string) {
 		},
 	})
 }
+
+// maxServices bounds the task services: each has two threads, which wait for consoles and for groups' events.
+const maxServices = 8
 
 func serve(path string, pods *pods) error {
 	listener, err := net.Listen("unix", path)
