@@ -40,6 +40,7 @@ OVERRIDES = NodeOverrides(
     cni_conf_dir="/cni/net.d",
     runtimes={"runc": "/runtime/adapted"},
 )
+SEEN = {"LC_ALL": "C", "SEEN": "yes"}
 FIELD_GUIDE = {
     "--snapshotter=native",
     "--flannel-backend=none",
@@ -179,7 +180,7 @@ def test_server_and_node_are_one_process_under_what_wraps_the_kubelet(
     sandbox: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = started(sandbox, monkeypatch)
-    assert sandbox.spawned == [("k3s", ["intercept", "--", *k3s.server(SETTINGS)], {"SEEN": "yes"})]
+    assert sandbox.spawned == [("k3s", ["intercept", "--", *k3s.server(SETTINGS)], SEEN)]
     assert list(made.processes) == ["k3s"]
     made.stop_node()
     assert made.processes == {}
@@ -191,12 +192,12 @@ def test_an_agent_is_started_under_the_layers_and_its_server_is_not(
     made = started(sandbox, monkeypatch, apart=True)
     assert sandbox.spawned == [
         ("k3s-server", k3s.server(SETTINGS, agent=False), {}),
-        ("k3s", ["intercept", "--", *k3s.agent(SETTINGS)], {"SEEN": "yes"}),
+        ("k3s", ["intercept", "--", *k3s.agent(SETTINGS)], SEEN),
     ]
     made.stop_node()
     assert list(made.processes) == ["k3s-server"]
     made.start_node(cast("Sandbox", sandbox), SETTINGS, NodeOverrides(), Deadline.after(5), no_phase)
-    assert sandbox.spawned[-1] == ("k3s", k3s.agent(SETTINGS), {})
+    assert sandbox.spawned[-1] == ("k3s", k3s.agent(SETTINGS), {"LC_ALL": "C"})
     made.stop()
     assert made.processes == {}
 

@@ -120,6 +120,7 @@ def test_a_program_starts_again_as_it_was_started_and_keeps_its_place(
     assert list(programs.processes) == ["kine", "kubelet"]
     assert [each.poll() for each in programs.processes.values()] == [None, None]
     assert programs.traced == {"kubelet"}
+    assert [env for _, _, env in sandbox.spawned[:2]] == [{}, {"LC_ALL": "C", "SEEN": "yes"}]
     assert sandbox.parts[1].code == -15  # the running process was told to end
 
 
