@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 TAKES_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 """The settings of a command that hands the words after its own options to a program."""
 
-WELCOME = ("crun", "k3s-sandboxer")
-"""Programs that ``provision`` tries to get though a cluster can do without them."""
-
 STDOUT = Path("-")
 """``--json -``: the result as JSON on standard output, in the place of the text."""
 
@@ -112,13 +109,14 @@ def provisioned(
     """Put programs in place and return them; shows the progress of long steps.
 
     Args:
-        programs: Their names; by default all that the embedded parts need, and those of :data:`WELCOME` that
-            can be had; a line names each that cannot.
+        programs: Their names; by default all that the embedded parts need, and those that a node can do
+            without and that can be had; a line names each that cannot.
         quiet: Whether to show nothing.
         version: The version of Kubernetes; None for the default.
         for_tests: Whether to get also the programs that only the project's own tests need.
         unpinned: Whether to take releases whose digest is not pinned.
     """
+    from pytest_k3s_sandbox.node.runtime import WELCOME
     from pytest_k3s_sandbox.toolchain import Toolchain
 
     environ = {**os.environ, **({"K3S_SANDBOX_RELEASES": "unpinned"} if unpinned else {})}

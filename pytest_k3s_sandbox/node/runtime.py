@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
 from pytest_k3s_sandbox.errors import MissingCapability
+from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, programs_of
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 CRUN = "crun"
 RUNC = "runc"
+WELCOME = (CRUN, PROGRAM)
+"""Programs that a node can do without."""
+_ASK_FOR_RUNC = "ask for runc"
+_GET_CRUN = "install crun, name one by K3S_SANDBOX_CRUN, or ask for runc"
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,11 @@ def runtime_of(spec: NodeSpec, toolchain: Toolchain) -> OciRuntime:
         return OciRuntime(CRUN, crun | runc, sandboxer=by_sandboxer)
     why = without or "; ".join(toolchain.why(CRUN))
     if spec.runtime == CRUN:
-        raise _without_crun(spec, why)
+        raise _without_crun(why, remedy=_ASK_FOR_RUNC if without else _GET_CRUN)
     return OciRuntime(RUNC, runc, note=f"no crun: {why}")
 
 
-def _without_crun(spec: NodeSpec, why: str) -> MissingCapability:
-    remedy = (
-        "ask for runc" if obstacle(spec) else "install crun, name one by K3S_SANDBOX_CRUN, or ask for runc"
-    )
+def _without_crun(why: str, *, remedy: str) -> MissingCapability:
     return MissingCapability("the OCI runtime crun", cause=why, remedy=remedy)
 
 
@@ -107,25 +109,31 @@ def wants_sandboxer(spec: NodeSpec) -> bool:
     return spec.sandboxer and spec.distribution == "embedded"
 
 
-def provision(spec: NodeSpec, toolchain: Toolchain) -> None:
+def provision(spec: NodeSpec, toolchain: Toolchain) -> tuple[str, ...]:
     """Put the programs of a specification's node in place.
-
-    A line says why there is no crun or no sandboxer, for a node that can do without.
 
     Args:
         spec: The specification.
-        toolchain: The source of the programs.
+        toolchain: The source of the programs, whose progress shows the lines that are returned.
+
+    Returns:
+        A line for each program that is not there and that the node can do without, with the reason.
 
     Raises:
         SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
     """
-    toolchain.provision(programs_of(spec.distribution))
+    toolchain.provision((*programs_of(spec.distribution), *stack.programs_of(spec.layers or ())))
     if not wants_crun(spec):
-        return
-    crun = obstacle(spec) or toolchain.get_or_why(CRUN)
+        return ()
+    lines = []
+    without = obstacle(spec)
+    crun = without or toolchain.get_or_why(CRUN)
     if isinstance(crun, str):
         if spec.runtime == CRUN:
-            raise _without_crun(spec, crun)
-        toolchain.progress.note(f"containers start with runc, at several times the price of crun: {crun}")
+            raise _without_crun(crun, remedy=_ASK_FOR_RUNC if without else _GET_CRUN)
+        lines.append(f"containers start with runc, at several times the price of crun: {crun}")
     elif wants_sandboxer(spec) and isinstance(why := toolchain.get_or_why(PROGRAM), str):
-        toolchain.progress.note(f"each pod has a shim and a pause container, which cost more: {why}")
+        lines.append(f"each pod has a shim and a pause container, which cost more: {why}")
+    for line in lines:
+        toolchain.progress.note(line)
+    return tuple(lines)

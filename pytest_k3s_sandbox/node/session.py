@@ -111,19 +111,22 @@ class NodeSession:
 
 
 @contextlib.contextmanager
-def open_sandbox(spec: NodeSpec, toolchain: Toolchain, writer: RunWriter) -> Iterator[StartedSandbox]:
+def open_sandbox(
+    spec: NodeSpec, toolchain: Toolchain, writer: RunWriter, layers: Sequence[str] | None = None
+) -> Iterator[StartedSandbox]:
     """Start the sandbox of a specification; at the end, stop it and its processes.
 
     Args:
         spec: The specification.
         toolchain: The source of the programs.
         writer: The run's records.
+        layers: The words of the layers that the sandbox gets; None for the specification's.
 
     Raises:
         SandboxError: A program is not available, or the sandbox does not start; nothing is left.
     """
     with writer.phase("sandbox"):
-        sandbox = start_sandbox(spec, toolchain)
+        sandbox = start_sandbox(spec, toolchain, layers)
     with sandbox:
         yield sandbox
 

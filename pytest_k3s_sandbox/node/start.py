@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE
 from pytest_k3s_sandbox.node.runtime import runtime_of
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec
@@ -13,17 +15,25 @@ from pytest_k3s_sandbox.sandbox.started import StartedSandbox
 from pytest_k3s_sandbox.toolchain import Toolchain
 
 
-def start_sandbox(spec: NodeSpec, toolchain: Toolchain) -> StartedSandbox:
+def start_sandbox(
+    spec: NodeSpec, toolchain: Toolchain, layers: Sequence[str] | None = None
+) -> StartedSandbox:
     """Start the sandbox of a specification, with the programs of a node in it.
 
     Args:
         spec: The specification.
         toolchain: The source of the programs.
+        layers: The words of the layers that the sandbox gets; None for the specification's.
 
     Raises:
         SandboxError: A program is not available, or the sandbox does not start; nothing is left.
     """
-    names = [*FORMS[spec.distribution]().programs, *runtime_of(spec, toolchain).programs]
+    words = (spec.layers or ()) if layers is None else layers
+    names = [
+        *FORMS[spec.distribution]().programs,
+        *runtime_of(spec, toolchain).programs,
+        *stack.programs_of(words),
+    ]
     found = {name: toolchain.get(name).path for name in names}
     with tempfile.TemporaryDirectory() as folder:
         # Inside, each program has its usual name, even if the user's file has another name.

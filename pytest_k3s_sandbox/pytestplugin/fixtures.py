@@ -69,8 +69,8 @@ def k3s_toolchain(request: pytest.FixtureRequest) -> Toolchain:
     settings = activate(request.config)
     toolchain = Toolchain(kubernetes=settings.version)
     spec = spec_of_options(request.config)
-    provision(spec, toolchain)
-    note_runtime(request.config, spec, toolchain)
+    for line in provision(spec, toolchain):
+        _note(request.config, f"k3s-sandbox: {line}")
     if settings.distribution == "embedded":
         seed(toolchain)
     return toolchain
@@ -84,15 +84,6 @@ def spec_of_options(config: pytest.Config) -> NodeSpec:
     if SPEC not in config.stash:
         config.stash[SPEC] = NodeSpec.of(settings, supervised=True)
     return config.stash[SPEC]
-
-
-def note_runtime(config: pytest.Config, spec: NodeSpec, toolchain: Toolchain) -> None:
-    """Say in pytest's output if containers start with runc for want of crun."""
-    from pytest_k3s_sandbox.node.runtime import runtime_of
-
-    runtime = runtime_of(spec, toolchain)
-    if runtime.note is not None:
-        _note(config, f"k3s-sandbox: containers start with {runtime.words}")
 
 
 def _note(config: pytest.Config, line: str) -> None:
@@ -202,7 +193,7 @@ def k3s_layers(request: pytest.FixtureRequest) -> Iterator[LayerStack]:
         if own:
             layers = words = parse(request.param)
             run = stack.enter_context(recorded(request, spec, "+".join(words) or "none"))
-            sandbox = stack.enter_context(open_sandbox(spec, toolchain, run))
+            sandbox = stack.enter_context(open_sandbox(spec, toolchain, run, words))
         else:
             run, sandbox = request.getfixturevalue("k3s_run"), request.getfixturevalue("k3s_sandbox")
             words = default_layers(sandbox) if spec.layers is None else spec.layers

@@ -85,7 +85,7 @@ import pytest
 from pytest_k3s_sandbox.node import session
 from pytest_k3s_sandbox.errors import MissingCapability
 
-def unable(spec, toolchain): raise MissingCapability("the sandbox", cause="no such thing")
+def unable(spec, toolchain, layers): raise MissingCapability("the sandbox", cause="no such thing")
 
 @pytest.fixture(scope="session", autouse=True)
 def unable_machine(_nothing_is_real):

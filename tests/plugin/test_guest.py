@@ -146,3 +146,19 @@ def test_what_is_missing_for_it_skips_the_test(pytester: pytest.Pytester) -> Non
     result = pytester.runpytest_subprocess("-rs", "-pno:xdist")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*the moon: new moon"])
+
+
+@pytest.mark.k3s_requires("root")
+def test_what_the_node_has_to_do_without_is_a_line(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        from pytest_k3s_sandbox.node import runtime, seed
+
+        runtime.provision = lambda spec, toolchain: ("containers start with runc: not on PATH",)
+        seed.seed = lambda toolchain: None
+        """
+    )
+    pytester.makepyfile("def test_it(k3s_toolchain): pass")
+    result = pytester.runpytest_subprocess("-pno:xdist")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["k3s-sandbox: containers start with runc: not on PATH"])

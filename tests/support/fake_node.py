@@ -209,7 +209,7 @@ def k3s_toolchain() -> object:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_real() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "start_sandbox", lambda _spec, _toolchain: FakeSandbox())
+        patch.setattr(session, "start_sandbox", lambda _spec, _toolchain, _layers: FakeSandbox())
         patch.setattr(session, "open_control_plane", lambda *_: contextlib.nullcontext(FakeCluster()))
         patch.setattr(session, "open_node", open_node)
         for name, layer in registry.LAYERS.items():

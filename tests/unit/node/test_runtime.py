@@ -78,8 +78,9 @@ def test_without_a_sandboxer_each_pod_has_a_shim_and_one_line_says_so() -> None:
     made, toolchain = machine(crun=True, sandboxer=False)
     found = runtime_of(NodeSpec(), toolchain)
     assert (found.words, found.programs) == ("crun", ("crun",))
-    provision(NodeSpec(), toolchain)
-    (line,) = made.notes
+    said = provision(NodeSpec(), toolchain)
+    (line,) = said
+    assert made.notes == [line]
     assert line == "each pod has a shim and a pause container, which cost more: not on PATH; no apt-get"
 
 
@@ -113,9 +114,10 @@ def test_a_machine_without_crun_uses_runc_and_says_so_in_one_line() -> None:
     found = runtime_of(NodeSpec(), toolchain)
     assert (found.name, found.programs, list(found.paths)) == ("runc", (), ["runc"])
     assert found.words == "runc (no crun: not on PATH; no apt-get)"
-    provision(NodeSpec(), toolchain)
+    said = provision(NodeSpec(), toolchain)
     assert "crun" in made.asked
-    (line,) = made.notes
+    (line,) = said
+    assert made.notes == [line]
     assert line.startswith("containers start with runc, ")
     assert line.endswith("not on PATH; no apt-get")
 
@@ -130,9 +132,10 @@ def test_in_gvisor_crun_needs_the_interceptor() -> None:
     made, toolchain = machine(crun=True)
     found = runtime_of(NodeSpec(layers=LAYERS), toolchain)
     assert found.words == "runc (no crun: it needs the layer ptrace_interceptor)"
-    provision(NodeSpec(layers=LAYERS), toolchain)
+    said = provision(NodeSpec(layers=LAYERS), toolchain)
     assert "crun" not in made.asked
-    (line,) = made.notes
+    (line,) = said
+    assert made.notes == [line]
     assert line.endswith(": it needs the layer ptrace_interceptor")
     assert runtime_of(NodeSpec("host", layers=LAYERS), toolchain).name == "crun"
     assert runtime_of(NodeSpec(layers=(*LAYERS, "ptrace_interceptor:exp08")), toolchain).name == "crun"

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_k3s_sandbox.cli import options
 from pytest_k3s_sandbox.errors import ConfigError, ProvisionError
+from pytest_k3s_sandbox.node import runtime
 from pytest_k3s_sandbox.toolchain import Toolchain, golang, packages, pinning, pins
 from pytest_k3s_sandbox.toolchain.attempts import AGAIN_SECONDS
 from pytest_k3s_sandbox.toolchain.release import ChecksumError
@@ -216,7 +217,7 @@ def command(bare: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(os, "environ", bare.environ)
     monkeypatch.setattr(pins, "load", lambda **_: bare.pins)
     monkeypatch.setattr(packages, "RUN", ())
-    monkeypatch.setattr(options, "WELCOME", (TOOL,))
+    monkeypatch.setattr(runtime, "WELCOME", (TOOL,))
     return bare
 
 
@@ -242,4 +243,4 @@ def test_provision_goes_on_without_it_and_says_so_in_a_line(
 
 
 def test_what_is_welcome_is_optional() -> None:
-    assert {pins.load().programs[name].optional for name in options.WELCOME} == {True}
+    assert {pins.load().programs[name].optional for name in runtime.WELCOME} == {True}
