@@ -25,6 +25,9 @@ class Declaration:
         check_variant: Raises ConfigError for an unknown variant; None for a layer without variants.
         needs: The layers that come up before it, if they are in the stack.
         native: Whether a node on plain Linux gets the layer, too.
+        usual: Whether a stack has the layer if its layers were not named.
+        gives: What only one layer of a stack can give; empty for a layer that excludes no other.
+        programs: The programs that the layer needs in its sandbox, by their names in the toolchain.
         processes: The names of the layer's own processes in a sandbox; samples record their use.
         wraps: The node's programs that the layer starts as children of a process of its own.
     """
@@ -34,5 +37,8 @@ class Declaration:
     check_variant: Callable[[str], None] | None = None
     needs: tuple[str, ...] = ()
     native: bool = False
+    usual: bool = True
+    gives: str = ""
+    programs: tuple[str, ...] = ()
     processes: tuple[str, ...] = ()
     wraps: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ A layer is named by a word: its name, or ``NAME:VARIANT`` for a variant of it, a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 from pytest_k3s_sandbox.support import forks
 
-FULL = tuple(registry.LAYERS)
-"""Every layer, in the order of a stack."""
+FULL = tuple(name for name, layer in registry.LAYERS.items() if layer.usual)
+"""The layers of a node on a 9p root, in the order of a stack."""
 
-NATIVE = tuple(name for name, layer in registry.LAYERS.items() if layer.native)
+NATIVE = tuple(name for name in FULL if registry.LAYERS[name].native)
 """The layers of a node on plain Linux."""
 
 
@@ -65,7 +65,8 @@ def parse(text: str | Sequence[str]) -> tuple[str, ...]:
         text: Words with commas, or a sequence of words; ``none`` and the empty text mean no layer.
 
     Raises:
-        ConfigError: A name or a variant is unknown, or a layer is named in two ways.
+        ConfigError: A name or a variant is unknown, a layer is named in two ways, or two layers give what
+            only one can.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
     found: dict[str, str] = {}
@@ -85,7 +86,33 @@ def parse(text: str | Sequence[str]) -> tuple[str, ...]:
         if name in found:
             raise ConfigError(f"layers {found[name]!r} and {word!r}", cause="a stack has each layer once")
         found[name] = word
+    _check_gifts(found)
     return tuple(found[name] for name in registry.LAYERS if name in found)
+
+
+def _check_gifts(names: Iterable[str]) -> None:
+    """Refuse layers that exclude each other.
+
+    Raises:
+        ConfigError: Two layers give what only one can.
+    """
+    givers: dict[str, str] = {}
+    for name in names:
+        gift = registry.LAYERS[name].gives
+        other = givers.setdefault(gift, name) if gift else name
+        if other != name:
+            raise ConfigError(
+                f"layers {other!r} and {name!r}", cause=f"each gives {gift}", remedy="name one of them"
+            )
+
+
+def programs_of(words: Iterable[str]) -> tuple[str, ...]:
+    """Return the programs that layers need in their sandbox.
+
+    Args:
+        words: The layers' words.
+    """
+    return tuple(program for word in words for program in registry.LAYERS[split(word)[0]].programs)
 
 
 @contextlib.contextmanager

@@ -21,4 +21,5 @@ LAYER = Declaration(
     name="fake_cni",
     make=_make,
     native=True,  # a node is not Ready without a CNI plugin
+    gives="pods their addresses",
 )

@@ -21,12 +21,16 @@ from pytest_k3s_sandbox.sandbox.base import Sandbox
 SANDBOX = cast("Sandbox", SimpleNamespace(kind="gvisor", handed_over=False))
 
 
-@given(st.lists(st.sampled_from([*registry.LAYERS, "none", ""])))
-def test_names_come_in_the_order_of_the_stack_once_each(words: list[str]) -> None:
+@given(
+    st.lists(st.sampled_from([*registry.LAYERS, "none", ""])),
+    st.sampled_from([name for name, layer in registry.LAYERS.items() if layer.gives]),
+)
+def test_names_come_in_the_order_of_the_stack_once_each(words: list[str], giver: str) -> None:
+    words = [giver if word in registry.LAYERS and registry.LAYERS[word].gives else word for word in words]
     parsed = stack.parse(words)
     assert parsed == stack.parse(",".join(words)) == stack.parse(" , ".join(words))
     assert set(parsed) == set(words) - {"none", ""}
-    assert list(parsed) == sorted(parsed, key=stack.FULL.index)
+    assert list(parsed) == sorted(parsed, key=list(registry.LAYERS).index)
     assert stack.parse(parsed) == parsed
 
 
@@ -45,6 +49,24 @@ def test_an_unknown_layer_is_named_with_a_suggestion(word: str, remedy: str) -> 
     assert caught.value.what == f"unknown layer {word!r}"
     assert caught.value.remedy == remedy
     assert all(name in str(caught.value) for name in registry.LAYERS)
+
+
+@pytest.mark.parametrize("words", ["fake_cni,pod_network", "pod_network, fake_cni"])
+def test_layers_that_exclude_each_other_are_named(words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stack.parse(words)
+    assert caught.value.what == "layers 'fake_cni' and 'pod_network'"
+    assert caught.value.cause == "each gives pods their addresses"
+
+
+def test_the_usual_stack_has_the_layers_of_the_research() -> None:
+    assert stack.FULL == ("workarounds", "fuse_cgroupfs", "ptrace_interceptor", "fake_cni")
+    assert stack.NATIVE == ("workarounds", "fake_cni")
+
+
+def test_the_programs_of_layers_are_found_by_their_words() -> None:
+    assert stack.programs_of(["workarounds:kmsg", "pod_network"]) == ("k3s-sandbox-network",)
+    assert stack.programs_of(stack.FULL) == ()
 
 
 @given(st.permutations(["workarounds:oci+kmsg", "ptrace_interceptor:exp04", "fake_cni"]))
@@ -83,7 +105,7 @@ def test_a_layer_is_as_its_folder_declares(layer: Declaration) -> None:
     made = layer.make(SANDBOX, None)
     assert made.name == layer.name
     assert set(made.overrides.wrap) == set(layer.wraps)
-    assert set(layer.needs) <= set(stack.FULL)
+    assert set(layer.needs) <= set(registry.LAYERS)
 
 
 class Noted:

@@ -1,0 +1,1 @@
+"""The network of pods: a CNI plugin that makes interfaces and routes, and its configuration list."""
