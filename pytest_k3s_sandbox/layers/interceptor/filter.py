@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import struct
 from collections.abc import Iterable, Mapping
 from enum import Flag, auto
@@ -43,15 +44,8 @@ _ARGUMENTS: Final = (16, 24, 32)
 """Offsets of the lower halves of the first arguments."""
 _POINTER: Final = 8
 """Offset of the instruction pointer, its lower half first."""
-_FLAGS: Final = {"open": 6, "openat": 13}
-"""The part of the tail that tests the flags of a call that opens; openat2 has them in memory."""
-_PAGE_AND_FLAGS: Final = {"open": 1, "openat": 8}
-"""The part that tests the flags of calls from the page of :mod:`.repeating`, and stops all others."""
-_PAGE: Final = 15
-_PROBE: Final = 20
-_ALLOW: Final = 22
-_TRACE: Final = 23
-_REFUSE: Final = 24
+_OPENS: Final = {"open": 1, "openat": 2}
+"""The argument with the flags of a call that opens; openat2 has them in memory."""
 _NOT_TO_READ: Final = 0o200000 | 1
 """O_DIRECTORY and O_WRONLY, asm-generic/fcntl.h (uapi): a descriptor with either cannot read a file."""
 
@@ -73,6 +67,8 @@ class Stops(Flag):
     """Stop a call whose result is watched, except from the page of :mod:`.repeating`."""
     REFUSED = auto()
     """Answer ENOSYS without a stop, unless another condition stops the call."""
+    CONCERNED = auto()
+    """Stop no call that the page of :mod:`.repeating` makes because no rule can concern its path."""
 
 
 class Instruction(NamedTuple):
@@ -84,27 +80,105 @@ class Instruction(NamedTuple):
     value: int
 
 
-def _matched(name: str, stops: Stops) -> int:
-    """Return the part of the tail for a call."""
-    if Stops.ALWAYS in stops or (Stops.READING in stops and name not in _FLAGS):
-        return _TRACE
-    if Stops.READING in stops:
-        return (_PAGE_AND_FLAGS if Stops.RETURNING in stops else _FLAGS)[name]
-    if Stops.RETURNING in stops:
-        return _PAGE
-    return _REFUSE if Stops.REFUSED in stops else _ALLOW
+class _Jump(NamedTuple):
+    """An instruction of the tail: it goes on at a part, or at the next instruction (None)."""
+
+    code: int
+    if_true: str | None
+    if_false: str | None
+    value: int
 
 
-def _from_page(at: int, passed: int) -> tuple[Instruction, ...]:
-    """Return the part of the tail at ``at``: calls from the page go on at ``passed``, others stop."""
+_Step = Instruction | _Jump
+
+
+def _skipped(otherwise: str) -> tuple[_Step, ...]:
+    """Return the part that passes calls that no rule can concern; others go on."""
+    return (
+        Instruction(_LOAD, 0, 0, _POINTER + 4),
+        _Jump(_IF_EQUAL, None, otherwise, repeating.SKIPPED >> 32),
+        Instruction(_LOAD, 0, 0, _POINTER),
+        _Jump(_IF_EQUAL, "allow", otherwise, repeating.SKIPPED & 0xFFFF_FFFF),
+    )
+
+
+def _from_page(passed: str) -> tuple[_Step, ...]:
+    """Return the part for calls from the page, which go on; others stop."""
     low, high = repeating.ADDRESS & 0xFFFF_FFFF, repeating.ADDRESS >> 32
     return (
         Instruction(_LOAD, 0, 0, _POINTER + 4),
-        Instruction(_IF_EQUAL, 0, _TRACE - at - 2, high),
+        _Jump(_IF_EQUAL, None, "trace", high),
         Instruction(_LOAD, 0, 0, _POINTER),
-        Instruction(_IF_AT_LEAST, _TRACE - at - 4, 0, low + repeating.PAGE),
-        Instruction(_IF_AT_LEAST, passed - at - 5, _TRACE - at - 5, low),
+        _Jump(_IF_AT_LEAST, "trace", None, low + repeating.PAGE),
+        _Jump(_IF_AT_LEAST, passed, "trace", low),
     )
+
+
+def _parts() -> dict[str, tuple[_Step, ...]]:
+    """Return the parts of the tail, by name; a jump goes to a later part.
+
+    The first part is for calls whose number did not match.
+    """
+    parts: dict[str, tuple[_Step, ...]] = {
+        "none": (Instruction(_RETURN, 0, 0, RET_ALLOW),),
+        "skipped trace": _skipped("trace"),
+        "page": _from_page("allow"),
+    }
+    for name, argument in _OPENS.items():
+        parts[f"skipped page flags {name}"] = _skipped(f"page flags {name}")
+        parts[f"page flags {name}"] = _from_page(f"flags {name}")
+        parts[f"skipped flags {name}"] = _skipped(f"flags {name}")
+        parts[f"flags {name}"] = (
+            Instruction(_LOAD, 0, 0, _ARGUMENTS[argument]),
+            _Jump(_IF_BITS, "allow", "trace", _NOT_TO_READ),
+        )
+    parts["probe"] = (
+        Instruction(_LOAD, 0, 0, _ARGUMENTS[0]),
+        _Jump(_IF_EQUAL, "trace", "allow", NO_PROCESS),
+    )
+    parts["allow"] = (Instruction(_RETURN, 0, 0, RET_ALLOW),)
+    parts["trace"] = (Instruction(_RETURN, 0, 0, RET_TRACE),)
+    parts["refuse"] = (Instruction(_RETURN, 0, 0, RET_ERRNO | errno.ENOSYS),)
+    return parts
+
+
+def _joined(parts: Mapping[str, tuple[_Step, ...]]) -> tuple[tuple[Instruction, ...], dict[str, int]]:
+    """Return the tail, and the offset of each part."""
+    offsets, length = {}, 0
+    for name, part in parts.items():
+        offsets[name] = length
+        length += len(part)
+    tail: list[Instruction] = []
+    for step in itertools.chain.from_iterable(parts.values()):
+        if isinstance(step, _Jump):
+            here = len(tail) + 1
+            true, false = (
+                0 if name is None else offsets[name] - here for name in (step.if_true, step.if_false)
+            )
+            tail.append(Instruction(step.code, true, false, step.value))
+        else:
+            tail.append(step)
+    return tuple(tail), offsets
+
+
+_TAIL, _OFFSETS = _joined(_parts())
+
+
+def _matched(name: str, stops: Stops) -> int:
+    """Return the offset in the tail for a call."""
+    return _OFFSETS[_part(name, stops)]
+
+
+def _part(name: str, stops: Stops) -> str:
+    """Return the part of the tail for a call."""
+    skipped = "skipped " if Stops.CONCERNED in stops else ""
+    if Stops.ALWAYS in stops or (Stops.READING in stops and name not in _OPENS):
+        return f"{skipped}trace"
+    if Stops.READING in stops:
+        return f"{skipped}{'page ' if Stops.RETURNING in stops else ''}flags {name}"
+    if Stops.RETURNING in stops:
+        return "page"
+    return "refuse" if Stops.REFUSED in stops else "allow"
 
 
 def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruction, ...]:
@@ -119,7 +193,7 @@ def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruc
     """
     numbers = {NUMBERS[name]: _matched(name, stops) for name, stops in calls.items()}
     if probing:
-        numbers[PROBING] = _PROBE
+        numbers[PROBING] = _OFFSETS["probe"]
     if not numbers:
         return (Instruction(_RETURN, 0, 0, RET_ALLOW),)
     head = (
@@ -128,22 +202,7 @@ def build(calls: Mapping[str, Stops], *, probing: bool = False) -> tuple[Instruc
         Instruction(_RETURN, 0, 0, RET_ALLOW),
         Instruction(_LOAD, 0, 0, _NUMBER),
     )
-    tail = (
-        Instruction(_RETURN, 0, 0, RET_ALLOW),  # 0: no number matched
-        *_from_page(1, 6),
-        Instruction(_LOAD, 0, 0, _ARGUMENTS[1]),  # 6: flags of open
-        Instruction(_IF_BITS, _ALLOW - 8, _TRACE - 8, _NOT_TO_READ),
-        *_from_page(8, 13),
-        Instruction(_LOAD, 0, 0, _ARGUMENTS[2]),  # 13: flags of openat
-        Instruction(_IF_BITS, _ALLOW - 15, _TRACE - 15, _NOT_TO_READ),
-        *_from_page(15, _ALLOW),
-        Instruction(_LOAD, 0, 0, _ARGUMENTS[0]),  # 20: the probing call
-        Instruction(_IF_EQUAL, 1, 0, NO_PROCESS),
-        Instruction(_RETURN, 0, 0, RET_ALLOW),  # 22
-        Instruction(_RETURN, 0, 0, RET_TRACE),  # 23
-        Instruction(_RETURN, 0, 0, RET_ERRNO | errno.ENOSYS),  # 24
-    )
-    return (*head, *_halved(sorted(numbers.items()), 2 * len(numbers) - 1), *tail)
+    return (*head, *_halved(sorted(numbers.items()), 2 * len(numbers) - 1), *_TAIL)
 
 
 def _halved(numbers: list[tuple[int, int]], left: int) -> list[Instruction]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Final
 
 from pytest_k3s_sandbox.layers.interceptor import repeating, requests
@@ -32,7 +32,7 @@ class Installation:
         registers: Registers,
         memory: Memory,
         function: int,
-        numbers: Collection[int],
+        page: bytes,
         after: Callable[[int, Call], Call | None],
     ) -> None:
         """Prepare.
@@ -42,14 +42,14 @@ class Installation:
             registers: The buffer of registers.
             memory: The program's memory.
             function: The address of its Syscall6.
-            numbers: The numbers of the calls to repeat.
+            page: The page's content; see :func:`.repeating.content`.
             after: Called at the end, with the program's own registers in the buffer.
         """
         self._injector = injector
         self._registers = registers
         self._memory = memory
         self._function = function
-        self._numbers = numbers
+        self._page = page
         self._after = after
 
     def begin(self, tid: int, call: Call) -> Call | None:
@@ -82,7 +82,7 @@ class Installation:
         if requests.failed(address):
             return self._done(tid, call)
         if address == repeating.ADDRESS and self._memory.write(
-            tid, address, repeating.page(self._function, self._numbers)
+            tid, address, repeating.page(self._page, self._function)
         ):
             return self._make(tid, call, MPROTECT, repeating.PROTECT_ARGUMENTS, self._executable)
         return self._make(tid, call, MUNMAP, (address, repeating.PAGE), self._unmapped)

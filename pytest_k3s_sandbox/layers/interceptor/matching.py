@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from pytest_k3s_sandbox.layers.interceptor.rules import (
@@ -71,6 +71,17 @@ def normal(path: bytes) -> bytes:
         if path.startswith(b"//"):  # normpath keeps two leading slashes, as POSIX says
             path = path[1:]
     return path
+
+
+def outermost(prefixes: Collection[bytes]) -> tuple[bytes, ...]:
+    """Return the prefixes that start with no other one, for startswith()."""
+    return tuple(
+        sorted(
+            prefix
+            for prefix in prefixes
+            if not any(prefix != other and prefix.startswith(other) for other in prefixes)
+        )
+    )
 
 
 def names_a_folder(path: bytes) -> bool:
@@ -223,14 +234,22 @@ class PathRules:
             wanted.update(place.root for _, place in rows)
         if self._mounts or self._cgroups:
             wanted.add(b"/proc/")
-        # startswith() takes a tuple; one prefix that covers another makes it shorter.
-        self.roots = tuple(
-            sorted(path for path in wanted if not any(path != o and path.startswith(o) for o in wanted))
-        )
+        self.roots = outermost(wanted)
 
     def may_concern(self, path: bytes) -> bool:
         """Return whether a rule may match a path as a program wrote it: the cheap test."""
         return path.startswith(self.roots) or path[:1] != b"/" or b"//" in path or b"/." in path
+
+    def roots_of(self, call: PathCall) -> tuple[bytes, ...]:
+        """Return the roots for one call: decide() returns NOTHING for paths that start with none of them."""
+        group = call.group
+        wanted = {folder for rule, folder in self._masks if _masks(rule, group)}
+        wanted.update(place.root for failing, place in self._faults if group in failing.groups)
+        wanted.update(place.root for substitute, place in self._substitutes if call.name in substitute.calls)
+        wanted.update(place.root for redirect, place in self._redirects if group in redirect.groups)
+        if call.name in self._mounts or call.name in self._cgroups:
+            wanted.add(b"/proc/")
+        return outermost(wanted)
 
     def decide(self, path: bytes, call: PathCall) -> Decision:
         """Return the rules that match an absolute path in a call.
@@ -243,8 +262,7 @@ class PathRules:
         mask = fault = None
         group = call.group
         for rule, folder in self._masks:
-            wanted = group in rule.groups or (group is Group.OPEN and Group.CLOSE in rule.groups)
-            if wanted and below(path, folder):
+            if _masks(rule, group) and below(path, folder):
                 mask = rule
                 break
         for failing, place in self._faults:
@@ -311,6 +329,11 @@ class PathRules:
             elif rule.kind is EXACT and below(path, place.path):
                 return f"{rule.label} is for that path alone, not for what is below"
         return "no rule's path fits"
+
+
+def _masks(rule: MaskRule, group: Group) -> bool:
+    """Return whether a rule masks signals during calls of a group."""
+    return group in rule.groups or (group is Group.OPEN and Group.CLOSE in rule.groups)
 
 
 def _target(rule: RedirectRule, place: _Place, path: bytes) -> bytes:

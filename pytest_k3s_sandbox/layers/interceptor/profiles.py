@@ -6,7 +6,7 @@ import errno
 from typing import Final
 
 from pytest_k3s_sandbox.layers.interceptor import filter as seccomp
-from pytest_k3s_sandbox.layers.interceptor import procfs, repeating
+from pytest_k3s_sandbox.layers.interceptor import procfs, repeating, skipping
 from pytest_k3s_sandbox.layers.interceptor.filter import Stops
 from pytest_k3s_sandbox.layers.interceptor.matching import PathRules, program_test
 from pytest_k3s_sandbox.layers.interceptor.rules import NO_RULES, Rules, reads_only, trapped_calls
@@ -25,11 +25,13 @@ class Profile:
         retries: Whether there is a retry rule.
         exits: Whether a retry rule watches the return of calls.
         repeated: The numbers of the calls that code inside a Go program repeats; see :mod:`.repeating`.
+        page: The content of the page for a Go program; empty if it gets none. See :func:`.repeating.content`.
         filter: The BPF filter to load into the program; empty if the filter of every program is enough.
     """
 
     __slots__ = (
-        *("exits", "filter", "masks_close", "paths", "places", "reads_links", "repeated", "retries", "rules"),
+        *("exits", "filter", "masks_close", "page", "paths", "places", "reads_links", "repeated"),
+        *("retries", "rules"),
     )
 
     def __init__(self, rules: Rules, everyones: Rules | None) -> None:
@@ -49,6 +51,8 @@ class Profile:
         self.retries = bool(rules.retries)
         self.exits = any(rule.exits for rule in rules.retries)
         self.repeated = repeated_calls(rules)
+        tests = skipping.prefixes(rules, self.paths, self.repeated)
+        self.page = repeating.content(self.repeated, tests) if self.repeated or tests else b""
         self.filter = b""
         if everyones is not None:
             mine, known = kinds_of_stops(rules), kinds_of_stops(everyones)
@@ -61,8 +65,11 @@ class Profile:
 
 
 def covers(known: Stops, wanted: Stops) -> bool:
-    """Return whether one condition for a stop includes another."""
-    return Stops.ALWAYS in known or wanted in known
+    """Return whether one condition for a stop includes another.
+
+    A program's page is made of all its rules, so any of its filters may pass what the page skips.
+    """
+    return Stops.ALWAYS in known or wanted & ~Stops.CONCERNED in known
 
 
 def repeated_calls(rules: Rules) -> frozenset[int]:
@@ -83,11 +90,13 @@ def kinds_of_stops(rules: Rules) -> dict[str, Stops]:
     always = trapped_calls(others) - reading
     exits = frozenset[str]().union(*(rule.exits for rule in rules.retries))
     refused = frozenset[str]().union(*(rule.refused for rule in rules.refusals))
+    testable = skipping.testable(rules)
     return {
         name: (Stops.ALWAYS if name in always else Stops(0))
         | (Stops.READING if name in reading else Stops(0))
         | (Stops.RETURNING if name in exits else Stops(0))
         | (Stops.REFUSED if name in refused else Stops(0))
+        | (Stops.CONCERNED if name in testable else Stops(0))
         for name in trapped_calls(rules) | refused
     }
 
@@ -104,7 +113,7 @@ class Profiles:
         everyones: The rules without ``programs``.
         selective: Whether there are rules for some programs only.
         retries: Whether a rule handles signals.
-        exits: Whether a rule watches the return of calls.
+        paged: Whether code of ours comes into every Go program; see :mod:`.repeating`.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -112,12 +121,12 @@ class Profiles:
         self._rules = rules
         self.everyones = rules.only(lambda programs: not programs)
         self.retries = bool(rules.retries)
-        self.exits = any(rule.exits for rule in rules.retries)
         self._tests = {
             programs: program_test(programs) for programs in {rule.programs for rule in rules.every()} - {()}
         }
         self.selective = bool(self._tests)
         self._everyone = Profile(self.everyones, None)
+        self.paged = bool(self._everyone.page)
         self._without_rules: Final = Profile(NO_RULES, None)
         self._known: dict[frozenset[tuple[str, ...]], Profile] = {frozenset(): self._everyone}
         self._root = procfs.root_identity()

@@ -11,6 +11,9 @@ the program has mapped at a fixed address. The code there makes the call, and re
 EINTR and its number is in the page's bitmap. Then it jumps back behind the function's ``syscall``. The
 seccomp filter passes these calls from that page; see :mod:`.filter`. The tracer does not change programs
 without the function, such as those in C.
+
+The code has two ``syscall`` instructions. It makes a call with one of them if the call's path tells that no
+rule can concern the call; see :mod:`.skipping`. The filter passes every call from there that has such a test.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from pytest_k3s_sandbox.layers.interceptor import elf, procfs
+from pytest_k3s_sandbox.layers.interceptor import elf, procfs, skipping
+from pytest_k3s_sandbox.layers.interceptor.assembling import Label, To, assembled
+from pytest_k3s_sandbox.layers.interceptor.requests import SYSCALL
 
 PAGE: Final = 4096
 ADDRESS: Final = 0x4000_0000_0000
@@ -35,11 +40,47 @@ PROTECT_ARGUMENTS: Final = (ADDRESS, PAGE, 0x5)
 
 _ARGUMENTS: Final = bytes.fromhex("4989f2 4889fa 4889ce 4889df")
 """mov r10, rsi; mov rdx, rdi; mov rsi, rcx; mov rdi, rbx: from Go's registers to the kernel's."""
-FUNCTION: Final = _ARGUMENTS + b"\x0f\x05"
+FUNCTION: Final = _ARGUMENTS + SYSCALL
 """The beginning of Syscall6: the moves and ``syscall``. It is as long as a jump to any address."""
-_WANTED_AT: Final = 2048
+_BEHIND_AT: Final = 512
+"""The offset of the address behind the function's ``syscall``; the code comes before it."""
+_WANTED_AT: Final = _BEHIND_AT + 8
 """The offset of the bitmap of calls to repeat: one bit for each number."""
-_NUMBERS: Final = 512
+_TABLE_AT: Final = _WANTED_AT + skipping.NUMBERS // 8
+"""The offset of the prefixes of paths; see :mod:`.skipping`."""
+
+_CODE, _LABELS = assembled(
+    (
+        # The code changes only registers that callers of the function do not preserve (Go's internal ABI):
+        # rsp, rbp, r14, r15 and X15 stay. r12 keeps the call's number, because the result overwrites rax.
+        _ARGUMENTS,
+        b"\x49\x89\xc4",  # mov r12, rax
+        Label("test"),
+        *skipping.CODE,
+        Label("skip"),
+        b"\x4c\x89\xe0",  # mov rax, r12
+        SYSCALL,
+        Label("skipped"),
+        To(b"\xe9", "answered"),  # jmp answered
+        Label("call"),
+        b"\x4c\x89\xe0",  # mov rax, r12
+        SYSCALL,
+        Label("answered"),
+        b"\x48\x83\xf8" + struct.pack("<b", -errno.EINTR),  # cmp rax, -EINTR
+        To(b"\x0f\x84", "interrupted"),  # je interrupted
+        Label("back"),
+        To(b"\xff\x25", "behind"),  # jmp [behind]
+        Label("interrupted"),
+        b"\x49\x81\xfc" + struct.pack("<I", skipping.NUMBERS - 1),  # cmp r12, 511
+        To(b"\x0f\x87", "back"),  # ja back
+        To(b"\x4c\x0f\xa3\x25", "wanted"),  # bt [wanted], r12
+        To(b"\x0f\x83", "back"),  # jnc back
+        To(b"\xe9", "test"),  # jmp test
+    ),
+    {"page": 0, "behind": _BEHIND_AT, "wanted": _WANTED_AT, "table": _TABLE_AT},
+)
+SKIPPED: Final = ADDRESS + _LABELS["skipped"]
+"""The address behind the ``syscall`` of calls that no rule can concern: their instruction pointer."""
 _SEARCHED: Final = 4 << 20
 """How much of a program is searched. The linker puts the function into the first 64 KiB of a program."""
 
@@ -135,37 +176,51 @@ def jump(address: int) -> bytes:
     return b"\xff\x25\x00\x00\x00\x00" + struct.pack("<Q", address)
 
 
-def page(function: int, numbers: Iterable[int]) -> bytes:
-    """Return the page's content.
+def content(numbers: Iterable[int], tests: Mapping[int, tuple[bytes, ...]]) -> bytes:
+    """Return the page's content for all programs with the same rules; see :func:`page`.
 
-    The code changes only registers that callers of the function do not preserve (Go's internal ABI). r12
-    keeps the call's number, because the kernel's result overwrites rax.
     The kernel repeats some interrupted calls itself, by going back over ``syscall`` (ERESTARTSYS).
 
     Args:
-        function: The address of Syscall6.
         numbers: The calls to repeat.
+        tests: The prefixes of paths of each call that has a test, by its number.
     """
-    wanted = bytearray(_NUMBERS // 8)
+    wanted = bytearray(skipping.NUMBERS // 8)
     for number in numbers:
         wanted[number // 8] |= 1 << number % 8
-    instructions = (
-        _ARGUMENTS,  # 0
-        b"\x49\x89\xc4",  # 12: mov r12, rax
-        b"\x0f\x05",  # 15: syscall
-        b"\x48\x83\xf8" + struct.pack("<b", -errno.EINTR),  # 17: cmp rax, -EINTR
-        b"\x74\x0e",  # 21: je 37
-        jump(function + len(FUNCTION)),  # 23
-        b"\x49\x81\xfc" + struct.pack("<I", _NUMBERS - 1),  # 37: cmp r12, 511
-        b"\x77\xe9",  # 44: ja 23
-        b"\x4c\x0f\xa3\x25" + struct.pack("<i", _WANTED_AT - 54),  # 46: bt [rip + ...], r12
-        b"\x73\xdf",  # 54: jnc 23
-        b"\x4c\x89\xe0",  # 56: mov rax, r12
-        b"\xeb\xd2",  # 59: jmp 15
-    )
-    return b"".join(instructions).ljust(_WANTED_AT, b"\xcc") + wanted
+    table = skipping.table(tests, _TABLE_AT, PAGE - _TABLE_AT)
+    return _CODE.ljust(_WANTED_AT, b"\xcc") + wanted + table
+
+
+def page(same: bytes, function: int) -> bytes:
+    """Return the page's content for a program.
+
+    Args:
+        same: What :func:`content` returns.
+        function: The address of Syscall6.
+    """
+    return same[:_BEHIND_AT] + struct.pack("<Q", function + len(FUNCTION)) + same[_WANTED_AT:]
 
 
 def inside(pointer: int) -> bool:
     """Return whether an instruction pointer is in the page."""
     return ADDRESS <= pointer < ADDRESS + PAGE
+
+
+def after_fault(pointer: int) -> int | None:
+    """Return where a program goes on whose code could not read a path: at the call.
+
+    Args:
+        pointer: The instruction pointer at the fault.
+
+    Returns:
+        The address; None if the fault is not in the code that reads paths.
+    """
+    if ADDRESS + _LABELS["test"] <= pointer < ADDRESS + _LABELS["skip"]:
+        return ADDRESS + _LABELS["call"]
+    return None
+
+
+def is_ours(text: bytes) -> bool:
+    """Return whether the page's content is ours, of whatever rules."""
+    return text.startswith(_CODE)

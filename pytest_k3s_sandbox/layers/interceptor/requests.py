@@ -19,6 +19,7 @@ _GETREGS: Final = 12
 _SETREGS: Final = 13
 _SYSCALL: Final = 24
 _GETEVENTMSG: Final = 0x4201
+_GETSIGINFO: Final = 0x4202
 _SEIZE: Final = 0x4206
 _LISTEN: Final = 0x4208
 _GETSIGMASK: Final = 0x420A
@@ -84,6 +85,10 @@ _ptrace.argtypes = (ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulo
 _ptrace.restype = ctypes.c_long
 _word: Final = ctypes.c_ulong()
 _word_at: Final = ctypes.addressof(_word)
+_siginfo: Final = (ctypes.c_int * 32)()
+"""siginfo_t, asm-generic/siginfo.h (uapi): si_signo, si_errno, si_code, and more."""
+_siginfo_at: Final = ctypes.addressof(_siginfo)
+_SI_CODE: Final = 2
 
 
 class PtraceError(OSError):
@@ -173,6 +178,16 @@ def event_message(tid: int) -> int:
     if _ptrace(_GETEVENTMSG, tid, 0, _word_at):
         _fail(_GETEVENTMSG, tid)
     return _word.value
+
+
+def is_fault(tid: int) -> bool:
+    """Return whether the signal of a signal-delivery-stop is from the kernel; raises PtraceError.
+
+    The kernel's si_code is positive, and that of kill(2) and similar calls is not: sigaction(2).
+    """
+    if _ptrace(_GETSIGINFO, tid, 0, _siginfo_at):
+        _fail(_GETSIGINFO, tid)
+    return _siginfo[_SI_CODE] > 0
 
 
 def signal_mask(tid: int) -> int:

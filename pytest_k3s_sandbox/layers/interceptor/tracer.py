@@ -26,6 +26,8 @@ from pytest_k3s_sandbox.layers.interceptor.waiting import Waiter
 
 _STOPPED: Final = 0x7F
 """The low byte of a stopped tracee's wait status (WIFSTOPPED of waitpid(2))."""
+_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS})
+"""Signals of a program that reads memory that is not there."""
 _SECCOMP: Final = "seccomp"
 _SYSCALL: Final = "syscall"
 _SIGNAL: Final = "signal"
@@ -57,7 +59,7 @@ class Tracer:
         )
         self._memory = memory
         self._programs = repeating.GoPrograms()
-        self._injector = Injector(self._registers, memory) if profiles.selective or profiles.exits else None
+        self._injector = Injector(self._registers, memory) if profiles.selective or profiles.paged else None
         self._pending: dict[int, Call] = {}
         self._processes: dict[int, int] = {}
         self._known: dict[int, Profile] = {}
@@ -115,6 +117,9 @@ class Tracer:
             self._syscall_stop(tid)
             return _SYSCALL
         if code <= signal.NSIG:
+            if code in _FAULTS and self._calls.at_fault(tid):
+                self._go_on(tid)
+                return _SIGNAL
             if code in FORWARDED and self._process_of(tid) == root:
                 self.on_signal(code)
             if self._profiles.retries and tid not in self._pending:
@@ -228,10 +233,10 @@ class Tracer:
         for rule in profile.rules.substitutes:
             if rule.folder_option is not None and starting.substitute(tid, rule):
                 self._stats.applied[rule.label] += 1
-        function = self._programs.function(tid) if profile.repeated else None
+        function = self._programs.function(tid) if profile.page else None
         if function is not None:
             steps = Installation(
-                self._injector, self._registers, self._memory, function, profile.repeated, self._executable
+                self._injector, self._registers, self._memory, function, profile.page, self._executable
             )
             self._pending[tid] = Call(steps.begin, MMAP, at_entry=False)
         elif profile.filter and profile.filter not in self._filters.get(tid, ()):

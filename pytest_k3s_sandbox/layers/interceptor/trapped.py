@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pytest_k3s_sandbox.layers.interceptor import messages, procfs, requests
+from pytest_k3s_sandbox.layers.interceptor import messages, procfs, repeating, requests
 from pytest_k3s_sandbox.layers.interceptor.answers import Answers
 from pytest_k3s_sandbox.layers.interceptor.calls import NO_PATH, Call
 from pytest_k3s_sandbox.layers.interceptor.matching import NOTHING, Decision, below, names_a_folder, normal
@@ -145,6 +145,26 @@ class TrappedCalls:
             self._stats.restarted += 1
             self._stats.applied[rule.label] += 1
             self.label = rule.label
+
+    def at_fault(self, tid: int) -> bool:
+        """Make the call whose path code of ours could not read, at the stop of the fault's signal.
+
+        Returns:
+            Whether that was it; the program must not get the signal then.
+        """
+        registers = self._registers
+        registers.load(tid)
+        following = repeating.after_fault(registers.words[RIP])
+        # A program may have its own code at the page's address.
+        if following is None or not repeating.is_ours(
+            self._memory.read(tid, repeating.ADDRESS, repeating.PAGE)
+        ):
+            return False
+        if not requests.is_fault(tid):
+            return False
+        registers.words[RIP] = following
+        registers.store(tid)
+        return True
 
     def _retry(self, tid: int, profile: Profile, number: int) -> RetryRule | None:
         """Return the retry rule for an interrupted call."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_k3s_sandbox.layers.interceptor.repeating import ADDRESS, FUNCTION
-from support.interceptor_tools import compiled, run, stats
+from support.interceptor_tools import compiled, redirect, run, stats
 
 pytestmark = pytest.mark.k3s_requires("ptrace")
 
@@ -77,6 +77,20 @@ def test_an_interrupted_call_is_made_again_in_a_page_that_nothing_can_write(
         rules = '[[retry]]\nunder = "/elsewhere"\n' + ('exits = ["openat"]\n' if where else "")
         done = run(rules, tmp_path, str(program), str(fifo))
         assert (done.stdout.split(), done.stderr) == (seen, "")
+
+
+@pytest.mark.parametrize("exits", [False, True])
+def test_an_interrupted_call_that_no_rule_concerns_is_made_again_without_a_stop(
+    exits: bool, fifo: Path, tmp_path: Path
+) -> None:
+    program = compiled(PROGRAM, tmp_path, "-mno-red-zone", "-static")
+    under = "/elsewhere" if exits else tmp_path
+    rules = f'[[retry]]\nunder = "{under}"\n' + 'exits = ["openat"]\n' * exits + redirect("/from", "/to")
+    done = run(rules, tmp_path, str(program), str(fifo))
+    assert (done.stdout.split(), done.stderr) == (["0", "1", "r-xp"], "")
+    counted = stats(tmp_path)
+    assert counted["calls"] == {"openat": 2}  # those of the C library
+    assert counted["restarted"] == (not exits)  # where the signal is delivered
 
 
 def test_a_program_sees_that_a_rule_lets_its_call_be_interrupted(fifo: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pytest_k3s_sandbox.layers.interceptor.filter import (
 )
 from pytest_k3s_sandbox.layers.interceptor.loading import load_preset, preset_names
 from pytest_k3s_sandbox.layers.interceptor.profiles import covers, kinds_of_stops
-from pytest_k3s_sandbox.layers.interceptor.repeating import ADDRESS, PAGE
+from pytest_k3s_sandbox.layers.interceptor.repeating import ADDRESS, PAGE, SKIPPED
 from pytest_k3s_sandbox.layers.interceptor.rules import RetryRule, Rules
 from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, Group
 
@@ -118,10 +118,10 @@ def test_a_call_that_is_not_trapped_costs_few_comparisons(name: str) -> None:
 
 def test_it_is_laid_out_as_the_kernel_reads_it() -> None:
     program = seccomp.packed(seccomp.build({"open": Stops.ALWAYS}))
-    assert len(program) == 30 * 8
+    assert len(program) == 50 * 8
     assert program[:8] == struct.pack("=HBBI", 0x20, 0, 0, 4)
     header = seccomp.with_header(program, 0x1000)
-    assert struct.unpack("=H6xQ", header[:16]) == (30, 0x1010)
+    assert struct.unpack("=H6xQ", header[:16]) == (50, 0x1010)
     assert header[16:] == program
 
 
@@ -181,7 +181,57 @@ def test_flags_count_only_in_that_page_where_the_return_is_watched_as_well(name:
             assert run(program, NUMBERS[name], arguments=(*before, flags), pointer=pointer) == RET_TRACE
 
 
-reasons = st.integers(0, 7).map(Stops)
+STOPPING = (
+    Stops.ALWAYS,
+    Stops.READING,
+    Stops.RETURNING,
+    Stops.READING | Stops.RETURNING,
+    Stops.ALWAYS | Stops.RETURNING,
+)
+ELSEWHERE = (
+    SKIPPED - 1,
+    SKIPPED + 1,
+    SKIPPED + 5,
+    SKIPPED + (1 << 32),
+    SKIPPED & 0xFFFF_FFFF,
+    *INSIDE,
+    *OUTSIDE,
+)
+
+
+@pytest.mark.parametrize("name", ["open", "openat", "openat2", "stat"])
+@pytest.mark.parametrize("stops", STOPPING)
+def test_what_the_page_skips_passes_by_its_exact_instruction(stops: Stops, name: str) -> None:
+    plain = seccomp.build({name: stops, "unlink": Stops.ALWAYS})
+    testing = seccomp.build({name: stops | Stops.CONCERNED, "unlink": Stops.ALWAYS})
+    for flags in (0, 1, 2, 0o200000):
+        arguments = (flags,) * 3
+        assert run(testing, NUMBERS[name], arguments=arguments, pointer=SKIPPED) == RET_ALLOW
+        for pointer in ELSEWHERE:
+            assert run(testing, NUMBERS[name], arguments=arguments, pointer=pointer) == run(
+                plain, NUMBERS[name], arguments=arguments, pointer=pointer
+            )
+    assert run(testing, NUMBERS["unlink"], pointer=SKIPPED) == RET_TRACE
+
+
+def test_what_a_rule_refuses_is_refused_also_where_the_page_skips() -> None:
+    program = seccomp.build({"stat": Stops.REFUSED | Stops.CONCERNED})
+    assert run(program, NUMBERS["stat"], pointer=SKIPPED) == RET_ERRNO | errno.ENOSYS
+
+
+@given(st.dictionaries(st.sampled_from(sorted(NUMBERS)), st.integers(0, 31).map(Stops)), st.booleans())
+def test_every_jump_leads_to_an_instruction(calls: dict[str, Stops], probing: bool) -> None:
+    """The kernel checks that; here it is also that a jump has eight bits."""
+    program = seccomp.build(calls, probing=probing)
+    for at, (code, if_true, if_false, _) in enumerate(program):
+        if code & 0x07 == 0x05:  # BPF_JMP
+            assert 0 <= if_true <= 255
+            assert 0 <= if_false <= 255
+            assert at + 1 + max(if_true, if_false) < len(program)
+    assert program[-1].code == 0x06
+
+
+reasons = st.integers(0, 7).map(Stops) | st.integers(16, 23).map(Stops)
 
 
 @given(reasons, reasons, st.sampled_from(["open", "openat", "openat2", "stat"]))

@@ -23,6 +23,7 @@ TID = 4242
 AT = 0x401000
 OLD = FUNCTION + b"\x48\x3d"
 NEW = repeating.jump(ADDRESS) + b"\x48\x3d"
+CONTENT = repeating.content({2}, {2: (b"/proc/",)})
 OWN = 77
 """What the program has in rax."""
 MAPPED, PROTECTED = (MMAP, repeating.MAP_ARGUMENTS), (MPROTECT, repeating.PROTECT_ARGUMENTS)
@@ -81,7 +82,7 @@ class Machine:
     def run(self) -> bytes:
         """Go through all steps; return the function as it is then."""
         steps = Installation(
-            cast("Injector", self), cast("Registers", self), cast("Memory", self), AT, {2}, self.done
+            cast("Injector", self), cast("Registers", self), cast("Memory", self), AT, CONTENT, self.done
         )
         call = Call(steps.begin, MMAP, at_entry=False)
         while True:
@@ -113,7 +114,7 @@ def test_the_function_jumps_to_a_page_that_is_no_longer_writable(machine: Callab
     assert program.made == [MAPPED, PROTECTED]
     assert repeating.MAP_ARGUMENTS[2] == 1 | 2  # PROT_READ|PROT_WRITE
     assert repeating.PROTECT_ARGUMENTS[2] == 1 | 4  # PROT_READ|PROT_EXEC
-    assert program.page == repeating.page(AT, {2})
+    assert program.page == repeating.page(CONTENT, AT)
 
 
 def test_nothing_is_mapped_where_the_function_is_another(machine: Callable[..., Machine]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
-import mmap
 import os
 import platform
 import struct
@@ -18,67 +16,26 @@ from hypothesis import strategies as st
 from pytest_k3s_sandbox.layers.interceptor import repeating
 from pytest_k3s_sandbox.layers.interceptor.profiles import repeated_calls
 from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION, GoProgram
-from pytest_k3s_sandbox.layers.interceptor.requests import SYSCALL
 from pytest_k3s_sandbox.layers.interceptor.rules import FaultRule, RetryRule, Rules
 from pytest_k3s_sandbox.layers.interceptor.syscalls import NUMBERS, Group
+from support.go_page import Page
 
 processor = pytest.mark.skipif(platform.machine() != "x86_64", reason="its instructions are x86-64's")
 
 OPENAT2, STAT = 437, 4
-ROOM = 8192
-CALL_AT = 15
-"""Where in the page the call is made."""
 
 
 def enter(number: int, answers: list[int], wanted: set[int]) -> tuple[int, int]:
-    """Execute the page's code with a stand-in for the kernel, and return its result and how often it called.
+    """Execute the page's code, and return its result and how often it called.
 
     Args:
         number: The call's number, as Go gives it in rax.
-        answers: What the kernel answers, one after the other; at most three.
+        answers: What the kernel answers, one after the other.
         wanted: The numbers of the calls that are made again.
     """
-    memory = mmap.mmap(-1, ROOM, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    function = start + 4096
-    memory[0:4096] = repeating.page(function, wanted).ljust(4096, b"\x00")
-    stand_in, counter = start + 4096 + 512, start + 4096 + 1024
-    # The stand-in: rax = answers[counter]; counter += 1.
-    memory[4096 + 512 : 4096 + 512 + 35] = (
-        b"\x49\xbd"
-        + struct.pack("<Q", counter)  # mov r13, counter
-        + b"\x49\x8b\x4d\x00"  # mov rcx, [r13]
-        + b"\x49\x8b\x44\xcd\x08"  # mov rax, [r13 + 8 * rcx + 8]
-        + b"\x49\xff\x45\x00"  # inc qword [r13]
-        + b"\xc3"  # ret
-    ).ljust(35, b"\x90")
-    memory[4096 + 1024 : 4096 + 1024 + 8 + 8 * len(answers)] = struct.pack(
-        f"<{len(answers) + 1}q", 0, *answers
-    )
-    assert memory[CALL_AT : CALL_AT + 2] == SYSCALL
-    # In the place of `syscall` is room for a short jump: to a call of the stand-in, in the unused room.
-    memory[CALL_AT : CALL_AT + 2] = b"\xeb" + struct.pack("<b", 80 - CALL_AT - 2)
-    memory[80:97] = (
-        b"\x49\xbe"
-        + struct.pack("<Q", stand_in)  # mov r14, stand_in
-        + b"\x41\xff\xd6"  # call r14
-        + b"\xeb"
-        + struct.pack("<b", CALL_AT + 2 - 95)  # back behind the call
-    ).ljust(17, b"\x90")
-    # Behind the function's syscall: ret. The caller: keep what C wants back, rax = number, jump to the page.
-    memory[4096 + len(FUNCTION) : 4096 + len(FUNCTION) + 1] = b"\xc3"
-    entry = 4096 + 2048
-    memory[entry : entry + 41] = (
-        b"\x53\x41\x54\x41\x55\x41\x56"  # push rbx, r12, r13, r14
-        b"\x48\xb8"
-        + struct.pack("<Q", number & (1 << 64) - 1)  # mov rax, number
-        + b"\x48\xb9"
-        + struct.pack("<Q", start)  # mov rcx, page
-        + b"\xff\xd1"  # call rcx
-        + b"\x41\x5e\x41\x5d\x41\x5c\x5b\xc3"  # pop, ret
-    ).ljust(41, b"\x90")
-    result = int(ctypes.CFUNCTYPE(ctypes.c_long)(start + entry)())
-    return result, struct.unpack_from("<q", memory, 4096 + 1024)[0]
+    done = Page(repeating.content(wanted, {})).call(number, answers=answers)
+    assert done.skipped == 0
+    return done.result, done.made
 
 
 @processor
@@ -109,7 +66,7 @@ def test_exactly_the_wanted_numbers_are_made_again(wanted: frozenset[int], numbe
 
 def test_the_jump_fits_over_the_functions_beginning() -> None:
     assert len(repeating.jump(repeating.ADDRESS)) == len(FUNCTION)
-    assert len(repeating.page(0x401000, range(512))) <= repeating.PAGE
+    assert len(repeating.page(repeating.content(range(512), {}), 0x401000)) <= repeating.PAGE
 
 
 def test_an_instruction_pointer_is_inside_the_page_or_not() -> None:

@@ -18,6 +18,7 @@ def test_numbers_and_registers_are_python_ptraces() -> None:
         "SETREGS",
         "SYSCALL",
         "GETEVENTMSG",
+        "GETSIGINFO",
         *(f"EVENT_{e}" for e in ("FORK", "VFORK", "CLONE", "EXEC")),
     ):
         assert getattr(requests, f"_{name}") == getattr(func, f"PTRACE_{name}")
