@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_k3s_sandbox.cluster import dns
 from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
 from pytest_k3s_sandbox.errors import MissingCapability
 from pytest_k3s_sandbox.layers import stack
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 CRUN = "crun"
 RUNC = "runc"
-WELCOME = (CRUN, PROGRAM)
+WELCOME = (CRUN, PROGRAM, dns.PROGRAM)
 """Programs that a node can do without."""
 _ASK_FOR_RUNC = "ask for runc"
 _GET_CRUN = "install crun, name one by K3S_SANDBOX_CRUN, or ask for runc"

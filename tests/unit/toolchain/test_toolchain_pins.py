@@ -59,6 +59,8 @@ def test_pinned_version_is_the_modules(pin: Pin) -> None:
         ("containerd", "containerd github.com/containerd/containerd/v2 v2.1.8 \n", "2.1.8", True),
         ("containerd", "containerd github.com/containerd/containerd 1.6.20~ds1\n", None, False),
         ("containerd-shim-runc-v2", "containerd-shim-runc-v2:\n  Version:  v2.1.8\n", "2.1.8", True),
+        ("coredns", "CoreDNS-1.15.0\nlinux/amd64, go1.26.8, \n", "1.15.0", True),
+        ("coredns", "CoreDNS-1.14.7\nlinux/amd64, go1.26.8, \n", "1.14.7", False),
         ("runc", "runc version 1.3.4\nspec: 1.2.1\n", "1.3.4", True),
         ("crun", "crun version 1.8.1\ncommit: 0\nrundir: /run/user/0/crun\n", "1.8.1", True),
         ("crun", "crun version 1.8\n", "1.8", False),
@@ -83,6 +85,7 @@ def test_versions_as_the_programs_state_them(
 def test_a_cluster_needs_all_but_these() -> None:
     assert [pin.name for pin in PINS.programs.values() if pin.optional] == [
         "k3s-sandboxer",
+        "coredns",
         "crun",
         "cadvisor",
         "k3s",
