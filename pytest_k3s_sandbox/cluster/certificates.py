@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pytest_k3s_sandbox.cluster import dns
 from pytest_k3s_sandbox.support import clock
 
 BACKDATED = timedelta(hours=1)
@@ -82,6 +83,8 @@ class Pki:
         admin: A client that may do everything.
         controller_manager: The controller-manager's client certificate.
         scheduler: The scheduler's client certificate.
+        kube_proxy: kube-proxy's client certificate.
+        coredns: CoreDNS' client certificate.
         kubelet_client: The kubelet's certificate for the API server.
         kubelet_serving: The kubelet's serving certificate, for logs, exec and statistics.
         service_account_key: The private key that signs service account tokens.
@@ -97,6 +100,8 @@ class Pki:
     admin: Pair
     controller_manager: Pair
     scheduler: Pair
+    kube_proxy: Pair
+    coredns: Pair
     kubelet_client: Pair
     kubelet_serving: Pair
     service_account_key: Path
@@ -251,6 +256,8 @@ def write_pki(
         admin=put("admin", ca.client("kubernetes-admin", masters)),
         controller_manager=put("controller-manager", ca.client("system:kube-controller-manager")),
         scheduler=put("scheduler", ca.client("system:kube-scheduler")),
+        kube_proxy=put("kube-proxy", ca.client("system:kube-proxy")),
+        coredns=put("coredns", ca.client(dns.USER)),
         kubelet_client=put("kubelet-client", ca.client(kubelet_user, "system:nodes")),
         kubelet_serving=put("kubelet-serving", ca.server(kubelet_user, (address, node), "system:nodes")),
         service_account_key=_write(folder / "service-account.key", _private_pem(token_key), 0o600),

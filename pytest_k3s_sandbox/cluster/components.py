@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_k3s_sandbox.cluster import sandboxer, versions
+from pytest_k3s_sandbox.cluster import dns, sandboxer, versions
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 
 KINE_SOCKET = "/run/kine.sock"
@@ -63,6 +63,7 @@ class ClusterSettings:
         runtime: The name of the OCI runtime that starts a pod without a RuntimeClass.
         runtimes: The OCI runtimes, paths inside by name; a RuntimeClass can have such a name as its handler.
         sandboxer: Whether a sandboxer holds the pods of that runtime; see :mod:`~.sandboxer`.
+        dns: Whether the cluster has a DNS: CoreDNS runs, and pods ask it; see :mod:`~.dns`.
         pause_image: The reference of the sandbox image.
         store: Where images and containers are.
         kubernetes: The version of Kubernetes.
@@ -80,6 +81,7 @@ class ClusterSettings:
     runtime: str = "runc"
     runtimes: Mapping[str, str] = field(default_factory=lambda: {"runc": f"{BIN_DIR}/runc"})
     sandboxer: bool = False
+    dns: bool = False
     pause_image: str = "registry.k8s.io/pause:3.10"
     store: ImageStore = IN_MEMORY
     kubernetes: str = versions.OLDEST
@@ -284,7 +286,8 @@ def kubelet_config(settings: ClusterSettings) -> dict[str, Any]:
         "staticPodPath": MANIFESTS,
         # In gVisor inotify does not tell of files that the machine writes there.
         "fileCheckFrequency": "2s",
-        "clusterDomain": "cluster.local",
+        "clusterDomain": dns.DOMAIN,
+        **({"clusterDNS": [dns.SERVICE_ADDRESS]} if settings.dns else {}),
         "podCIDR": POD_RANGE,
     } | kubelet_tuning(settings)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_k3s_sandbox.cluster import certificates, components, images
+from pytest_k3s_sandbox.cluster import certificates, components, dns, images
 from pytest_k3s_sandbox.cluster.base import Phase
 from pytest_k3s_sandbox.cluster.components import KINE_SOCKET, KUBELET_ROOT, PKI_DIR, ClusterSettings
 from pytest_k3s_sandbox.cluster.datastore import FILE
@@ -19,9 +19,10 @@ from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ClusterError
 from pytest_k3s_sandbox.layers.base import NodeOverrides
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Reachable, Sandbox
+from pytest_k3s_sandbox.sandbox.network import machine_of
 from pytest_k3s_sandbox.sandbox.trees import staged
 
-CONTROL_PLANE = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
+CONTROL_PLANE = (dns.PROGRAM, "kube-scheduler", "kube-controller-manager", "kube-apiserver", "kine")
 NODE = ("kubelet", "containerd")
 IMAGES = "images.tar"
 SHARE_ROOT = """
@@ -52,7 +53,7 @@ class Embedded(Programs):
 
     name = "embedded"
     kubelet_process = "kubelet"
-    programs = (
+    programs: tuple[str, ...] = (
         "kine",
         "kube-apiserver",
         "kube-controller-manager",
@@ -130,6 +131,8 @@ class Embedded(Programs):
         if "kube-scheduler" not in self.processes:
             self._spawn(sandbox, "kube-controller-manager", components.kube_controller_manager())
             self._spawn(sandbox, "kube-scheduler", components.kube_scheduler())
+            if settings.dns:
+                self._spawn(sandbox, dns.PROGRAM, dns.command())
 
     def stop_node(self) -> None:
         """End kubelet and containerd, side by side."""
@@ -157,6 +160,7 @@ class Embedded(Programs):
         serves = {
             "containerd": lambda: CONTAINERD_SERVES in written_since(process.log, seen),
             "kube-apiserver": self._api(sandbox, settings).answers,
+            dns.PROGRAM: lambda: dns.SERVES in written_since(process.log, seen),
         }
         if name in serves:
             until(serves[name], what=f"{name} to answer", deadline=deadline, alive={name: process})
@@ -173,6 +177,8 @@ class Embedded(Programs):
             "admin": pki.admin,
             "controller-manager": pki.controller_manager,
             "scheduler": pki.scheduler,
+            "kube-proxy": pki.kube_proxy,
+            dns.PROGRAM: pki.coredns,
             "kubelet": pki.kubelet_client,
         }
         for name, pair in clients.items():
@@ -184,6 +190,10 @@ class Embedded(Programs):
             # The administrator's are inside, too, for a shell there.
             put = files.copy_in if path.name in ours else files.move_in
             put(path, f"{PKI_DIR}/{path.name}", 0o600)
+        if settings.dns:
+            hosts = {dns.MACHINE: machine_of(settings.address), settings.node: settings.address}
+            files.write(dns.COREFILE, dns.corefile(f"{PKI_DIR}/{dns.PROGRAM}.kubeconfig", hosts))
+            files.write(dns.NOWHERE, dns.NOWHERE_ZONE)
 
     def _until_api(self, sandbox: Sandbox, settings: ClusterSettings, path: str, deadline: Deadline) -> None:
         api = self._api(sandbox, settings)

@@ -201,6 +201,15 @@ def choose(key: str) -> Network:
     return network
 
 
+def machine_of(address: str) -> str:
+    """Return the machine's address for a sandbox: the first of the two of their network.
+
+    Args:
+        address: The sandbox's address.
+    """
+    return str(next(IPv4Network(f"{address}/{PREFIX}", strict=False).hosts()))
+
+
 def named(key: str, gateway: str = "", address: str = "") -> Network:
     """Return the network of a key; its removal needs no addresses."""
     return Network(netns=f"k3ssb-{key}", veth=f"k3s{key}", gateway=gateway, address=address)

@@ -30,6 +30,7 @@ KNOWN = (
     "kube-apiserver.log",
     "kube-controller-manager.log",
     "kube-scheduler.log",
+    "coredns.log",
     "containerd.log",
     "kubelet.log",
     "cgroupfs.log",

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from pytest_k3s_sandbox.cluster import dns
 from pytest_k3s_sandbox.cluster.certificates import (
     Authority,
     Pair,
@@ -88,6 +89,8 @@ def test_alternative_names_are_those_asked_for_and_no_others(pki: Pki) -> None:
         ("apiserver_kubelet_client", ("kube-apiserver-kubelet-client", "system:masters")),
         ("controller_manager", ("system:kube-controller-manager", None)),
         ("scheduler", ("system:kube-scheduler", None)),
+        ("kube_proxy", ("system:kube-proxy", None)),
+        ("coredns", (dns.USER, None)),
         ("kubelet_client", ("system:node:node-1", "system:nodes")),
     ],
 )
@@ -106,7 +109,7 @@ def test_the_front_proxy_has_an_authority_of_its_own(pki: Pki) -> None:
 
 
 def test_each_key_belongs_to_its_certificate_and_is_readable_by_the_owner_only(pki: Pki) -> None:
-    assert len(pairs(pki)) == 9
+    assert len(pairs(pki)) == 11
     for pair in pairs(pki).values():
         key = load_pem_private_key(pair.key.read_bytes(), None)
         assert key.public_key() == load(pair.cert).public_key()
