@@ -3,16 +3,18 @@
 An API server writes some 300 objects into an empty datastore (roles, priority classes, flow
 schemas, namespaces), and the controller manager one service account for each of its controllers.
 They are the same at every start of the same programs, so they are written once a machine, and a
-cluster begins with a copy.
+cluster begins with a copy. The objects of the DNS (:mod:`~.dns`) are in it, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pytest_k3s_sandbox.errors import ClusterError
 
@@ -32,13 +34,14 @@ OF_ONE_RUN = (
 """Keys, as SQL patterns, that belong to the run that wrote them; each is written anew at a start."""
 
 
-def identity(programs: Iterable[Path]) -> str:
+def identity(programs: Iterable[Path], objects: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return the name of a seed that these programs write.
 
     Args:
         programs: The files of datastore, API server and controller manager.
+        objects: The objects that are put into it.
     """
-    facts = []
+    facts = [json.dumps(each, sort_keys=True) for each in objects]
     for path in programs:
         real = path.resolve()
         stat = real.stat()

@@ -9,6 +9,7 @@ selector; its EndpointSlice names that address.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ METRICS_PORT = 9153
 
 COREFILE = f"{STATE_DIR}/Corefile"
 NOWHERE = f"{STATE_DIR}/nowhere.zone"
+MANIFEST = f"{STATE_DIR}/dns.json"
+"""The objects, for a datastore that begins without them."""
 SERVES = b"CoreDNS-"
 """The begin of the log line after which it answers: it states its version then (``coremain.Run``)."""
 
@@ -132,6 +135,11 @@ def objects(address: str = ADDRESS) -> list[dict[str, Any]]:
     """
     ports = [_port("dns", PORT, "UDP"), _port("dns-tcp", PORT, "TCP"), _port("metrics", METRICS_PORT, "TCP")]
     return [_role(), _binding(), _service(ports), _endpoints(address, ports)]
+
+
+def manifest() -> str:
+    """Return the objects as a manifest (JSON) for kubectl."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects()})
 
 
 def _port(name: str, number: int, protocol: str) -> dict[str, Any]:

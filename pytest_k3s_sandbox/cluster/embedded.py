@@ -48,7 +48,8 @@ class Embedded(Programs):
     Implements :class:`~.base.Distribution`.
 
     Args:
-        seed: A datastore to begin with (see :mod:`~.datastore`); an empty one if None.
+        seed: A datastore to begin with, with the objects of the DNS (see :mod:`~.datastore`); an empty one if
+            None.
     """
 
     name = "embedded"
@@ -132,7 +133,7 @@ class Embedded(Programs):
             self._spawn(sandbox, "kube-controller-manager", components.kube_controller_manager())
             self._spawn(sandbox, "kube-scheduler", components.kube_scheduler())
             if settings.dns:
-                self._spawn(sandbox, dns.PROGRAM, dns.command())
+                self._start_dns(sandbox, deadline)
 
     def stop_node(self) -> None:
         """End kubelet and containerd, side by side."""
@@ -194,6 +195,19 @@ class Embedded(Programs):
             hosts = {dns.MACHINE: machine_of(settings.address), settings.node: settings.address}
             files.write(dns.COREFILE, dns.corefile(f"{PKI_DIR}/{dns.PROGRAM}.kubeconfig", hosts))
             files.write(dns.NOWHERE, dns.NOWHERE_ZONE)
+
+    def _start_dns(self, sandbox: Sandbox, deadline: Deadline) -> None:
+        """Start CoreDNS, which may read nothing before its role is there: a prepared datastore has it."""
+        if self._seed is None:
+            sandbox.files.write(dns.MANIFEST, dns.manifest())
+            argv = [f"{BIN_DIR}/kubectl", f"--kubeconfig={PKI_DIR}/{certificates.ADMIN}", "apply"]
+            self._until(
+                # The namespace may come later.
+                lambda: sandbox.run([*argv, "-f", dns.MANIFEST], check=False).returncode == 0,
+                "the objects of the DNS",
+                deadline,
+            )
+        self._spawn(sandbox, dns.PROGRAM, dns.command())
 
     def _until_api(self, sandbox: Sandbox, settings: ClusterSettings, path: str, deadline: Deadline) -> None:
         api = self._api(sandbox, settings)

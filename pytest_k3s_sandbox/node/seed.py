@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from pytest_k3s_sandbox.cluster import datastore
+from pytest_k3s_sandbox.cluster import datastore, dns
 from pytest_k3s_sandbox.cluster.components import ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.cluster.runner import ClusterRunner
@@ -40,7 +40,7 @@ def seed(toolchain: Toolchain) -> Path | None:
     """
     if toolchain.environ.get("K3S_SANDBOX_SEED") == "0":
         return None
-    key = datastore.identity(toolchain.get(name).path for name in WRITERS)
+    key = datastore.identity((toolchain.get(name).path for name in WRITERS), dns.objects())
     found = _cached(toolchain, key)
     if found is not None:
         return found
@@ -93,6 +93,7 @@ def _write(toolchain: Toolchain, target: Path) -> None:
             distribution.wait_control_plane(sandbox, settings, deadline)
             for namespace in NAMESPACES:
                 runner.cluster.wait_usable(namespace, deadline)
+            runner.cluster.kubectl("create", "-f", "-", stdin=dns.manifest())
         # Programs inside could swap files while SQLite opens them by name: use copies outside.
         for suffix in ("", "-wal"):
             name = f"{STATE_DIR}/db/{datastore.FILE}{suffix}"

@@ -87,30 +87,31 @@ class Served:
 
 
 @pytest.fixture(
-    scope="module", params=["host", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))]
+    scope="module",
+    params=["host", "empty", pytest.param("gvisor", marks=pytest.mark.k3s_requires("gvisor"))],
 )
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
-    """A control plane with the objects of the DNS, and CoreDNS."""
+    """A control plane and CoreDNS; ``empty`` is a ``host`` sandbox that begins with an empty datastore."""
+    empty = request.param == "empty"
     toolchain, deadline = Toolchain(), Deadline.after(SECONDS)
     if isinstance(why := toolchain.get_or_why(dns.PROGRAM), str):
         pytest.skip(f"not applicable: no CoreDNS: {why}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FORMS, "embedded", WithDns)
-        sandbox = start_sandbox(NodeSpec(request.param), toolchain)
+        sandbox = start_sandbox(NodeSpec("host" if empty else request.param), toolchain)
     with sandbox:
         sandbox.run(["ip", "address", "add", f"{dns.ADDRESS}/32", "dev", "lo"])
         settings = ClusterSettings(
             node="n", address=sandbox.address, kubernetes=toolchain.pins.kubernetes, dns=True
         )
-        distribution = WithDns(seed(toolchain))
+        distribution = WithDns(None if empty else seed(toolchain))
         kubectl = toolchain.get("kubectl").path
         with ClusterRunner(sandbox, distribution, settings, kubectl=kubectl) as runner:
             cluster = runner.cluster
-            cluster.wait(cluster.reader().answers, "the API server to be ready", deadline)
-            for content in (dns.objects(), HEADLESS):
-                listed = {"apiVersion": "v1", "kind": "List", "items": content}
-                cluster.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
             distribution.wait_control_plane(sandbox, settings, deadline)
+            cluster.wait_usable("default", deadline)
+            listed = {"apiVersion": "v1", "kind": "List", "items": HEADLESS}
+            cluster.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
             made = Served(runner)
             made.until_it_serves()
             yield made

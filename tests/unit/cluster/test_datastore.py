@@ -99,7 +99,7 @@ def test_where_here_cannot_start_the_datastore_is_empty_and_a_note_says_so(
 
     monkeypatch.setattr(seeds, "start_sandbox", refuse)
     monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
-    monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
+    monkeypatch.setattr(datastore, "identity", lambda *_: "a-key")
     noted = Noted()
     assert seed(Toolchain(tmp_path, {}, progress=noted)) is None
     (note,) = noted.notes
@@ -119,6 +119,6 @@ def test_a_control_plane_that_does_not_come_up_is_no_reason_for_an_empty_datasto
     monkeypatch.setattr(seeds, "start_sandbox", started)
     monkeypatch.setattr("pytest_k3s_sandbox.node.seed.ClusterRunner", refuse)
     monkeypatch.setattr(Toolchain, "get", lambda _self, name: SimpleNamespace(path=Path("/bin", name)))
-    monkeypatch.setattr(datastore, "identity", lambda _paths: "a-key")
+    monkeypatch.setattr(datastore, "identity", lambda *_: "a-key")
     with pytest.raises(StartError, match="the API server ended"):
         seed(Toolchain(tmp_path, {}))

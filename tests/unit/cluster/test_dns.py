@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_k3s_sandbox.cluster import components, dns
+from pytest_k3s_sandbox.cluster import components, datastore, dns
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
@@ -125,6 +125,12 @@ def test_coredns_may_read_what_it_serves_and_nothing_else() -> None:
     assert [(each["kind"], each["name"]) for each in binding["subjects"]] == [("User", dns.USER)]
 
 
+def test_a_prepared_datastore_is_another_one_with_other_objects() -> None:
+    assert datastore.identity([], dns.objects()) == datastore.identity([], dns.objects())
+    assert datastore.identity([], dns.objects()) != datastore.identity([], dns.objects("10.42.9.1"))
+    assert json.loads(dns.manifest())["items"] == dns.objects()
+
+
 def test_pods_ask_it_if_there_is_one() -> None:
     assert components.kubelet_config(WITH_DNS)["clusterDNS"] == [dns.SERVICE_ADDRESS]
     assert "clusterDNS" not in components.kubelet_config(SETTINGS)
@@ -190,7 +196,7 @@ def test_a_node_starts_coredns_if_its_settings_say_so(
     distribution.wait_control_plane(sandbox, settings, Deadline.after(10))
     distribution.wait_control_plane(sandbox, settings, Deadline.after(10))
     assert (dns.PROGRAM in inside.spawned) is settings.dns
-    for path in (dns.COREFILE, dns.NOWHERE):
+    for path in (dns.COREFILE, dns.NOWHERE, dns.MANIFEST):
         assert inside.files.exists(path) is settings.dns
     assert list(distribution.processes)[:4] == [
         *("kine", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
