@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_k3s_sandbox.cluster import dns
 from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
 from pytest_k3s_sandbox.errors import MissingCapability
-from pytest_k3s_sandbox.layers import stack
+from pytest_k3s_sandbox.layers import registry, stack
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, programs_of
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CRUN = "crun"
 RUNC = "runc"
-WELCOME = (CRUN, PROGRAM, dns.PROGRAM)
+WELCOME = (CRUN, PROGRAM, dns.PROGRAM, *stack.programs_of(registry.LAYERS))
 """Programs that a node can do without."""
 _ASK_FOR_RUNC = "ask for runc"
 _GET_CRUN = "install crun, name one by K3S_SANDBOX_CRUN, or ask for runc"

@@ -70,6 +70,7 @@ def test_pinned_version_is_the_modules(pin: Pin) -> None:
         ("crun", "crun version UNKNOWN\n", None, False),
         ("bridge", "CNI bridge plugin v1.9.1\nCNI protocol versions supported: 0.1.0\n", "1.9.1", True),
         ("bridge", "Usage: bridge [ OPTIONS ] OBJECT\n", None, False),
+        ("k3s-sandbox-network", "CNI k3s-sandbox-network plugin v1.9.1\nCNI protocol\n", "1.9.1", True),
         ("k3s", "k3s version v1.34.1+k3s1 (24fc436e)\n", "1.34.1+k3s1", True),
     ],
 )
@@ -87,6 +88,7 @@ def test_a_cluster_needs_all_but_these() -> None:
         "k3s-sandboxer",
         "coredns",
         "crun",
+        "k3s-sandbox-network",
         "cadvisor",
         "k3s",
     ]
