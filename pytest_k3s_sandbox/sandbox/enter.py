@@ -9,6 +9,7 @@ anything else when namespaces change.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -50,6 +51,9 @@ CAPABILITY_VERSION_3 = 0x20080522
 WORDS = 6
 """capset(2), version 3: effective, permitted and inheritable, twice, 32 capabilities each."""
 
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+"""Whether the network namespace routes packets between its interfaces (ip-sysctl)."""
+
 NEVER_WRITTEN = ("sysrq-trigger",)
 """Files of /proc by which root reboots or halts the machine (proc(5))."""
 
@@ -81,9 +85,15 @@ def mount(*words: str) -> None:
 
 
 def join(recipe: dict[str, Any]) -> None:
-    """Join the sandbox's cgroups."""
+    """Join the sandbox's cgroups, and let its network namespace route, as a network of pods needs it.
+
+    Inside, /proc/sys is read-only. What it has of the network belongs to the process's network namespace,
+    which is the sandbox's already (proc_sys(5), network_namespaces(7)).
+    """
     for group in recipe["groups"]:
         (Path(group) / "cgroup.procs").write_text("0")
+    with contextlib.suppress(OSError):  # what needs it says that it is off
+        FORWARDING.write_text("1")
 
 
 def build_root(recipe: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ _LARGEST_PREFIX: Final = 30
 _UP: Final = """
 set -e
 mkdir -p "$1"
-echo 1 >/proc/sys/net/ipv4/ip_forward
+[ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || echo 1 >/proc/sys/net/ipv4/ip_forward
 ip address add "$2/32" dev lo
 if [ -n "$3" ]; then ip address add "$3/32" dev lo; fi
 """
@@ -50,16 +50,20 @@ ip address delete "$2/32" dev lo
 if [ -n "$3" ]; then ip address delete "$3/32" dev lo; fi
 rm -rf "$1"
 """
-_TRY: Final = """
+REACHED: Final = "--reached--"
+_TRY: Final = f"""
 set -e
-ip netns add "$1"
-trap 'ip netns delete "$1"' EXIT
-export CNI_CONTAINERID=$1 CNI_NETNS=/run/netns/$1 CNI_IFNAME=eth0 CNI_PATH=$3
-added=$(printf %s "$4" | CNI_COMMAND=ADD "$3/$2")
-printf '%s\\n' "$added"
-ip netns exec "$1" ping -c 1 -W 2 "$5" >/dev/null 2>&1 && echo reached
+unshare --net sleep 60 &
+holder=$!
+trap 'kill "$holder"' EXIT
+export CNI_CONTAINERID=$1 CNI_NETNS=/proc/$holder/ns/net CNI_IFNAME=eth0 CNI_PATH=$3
+while [ "$(readlink "$CNI_NETNS")" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+printf %s "$4" | CNI_COMMAND=ADD "$3/$2"
+nsenter --net="$CNI_NETNS" busybox ping -c 1 -W 2 "$5" >/dev/null 2>&1 && echo {REACHED}
 printf %s "$4" | CNI_COMMAND=DEL "$3/$2"
 """
+"""Not by `ip netns`: it makes /run/netns a mount, under which containerd's namespaces are out of reach."""
+
 
 
 class PodNetwork:
@@ -145,8 +149,7 @@ class PodNetwork:
             done = self._sandbox.run(argv, check=False, timeout=30)
         except SandboxError as error:
             return Health(ok=False, details={"plugin": str(error)})
-        answer, _, rest = done.stdout.partition("\n")
-        reached = rest.strip() == "reached"
+        answer, reached, _ = done.stdout.rpartition(REACHED)
         if done.returncode != 0 or not reached:
             return Health(ok=False, details={"plugin": _said(done) or "the node does not answer"})
         try:

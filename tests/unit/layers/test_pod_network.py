@@ -30,7 +30,7 @@ class Noting:
         self.runs: list[tuple[str, ...]] = []
         self.asked: list[str] = []
         self.status = Completed((), 0, "", "")
-        self.tried = Completed((), 0, f"{ANSWER}\nreached\n", "")
+        self.tried = Completed((), 0, f"{ANSWER}\n{module.REACHED}\n", "")
         self.broken: str | None = None
 
     def run(
@@ -137,8 +137,8 @@ def test_its_check_attaches_and_reaches_the_node(folder: Path) -> None:
     [
         (Completed((), 1, '{"code": 11, "msg": "no room"}', ""), "no room"),
         (Completed((), 0, f"{ANSWER}\n", ""), "10.42.0.2"),
-        (Completed((), 0, "what\nreached\n", ""), "what"),
-        (Completed((), 0, '{"ips": 3}\nreached\n', ""), "TypeError"),
+        (Completed((), 0, f"what\n{module.REACHED}\n", ""), "what"),
+        (Completed((), 0, '{"ips": 3}\n' + module.REACHED, ""), "TypeError"),
         (Completed((), 0, "", ""), "the node does not answer"),
     ],
 )

@@ -1,0 +1,134 @@
+"""Pods with a network: probes over HTTP, and ways from pod to pod, to the node and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_k3s_sandbox.cluster.namespace import Namespace
+from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.node.session import NodeSession, open_session
+from pytest_k3s_sandbox.node.spec import NodeSpec
+
+if TYPE_CHECKING:
+    from pytest_k3s_sandbox.toolchain import Toolchain
+
+pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(200)]
+
+LAYERS = {
+    "gvisor": ("workarounds", "fuse_cgroupfs", "ptrace_interceptor", "pod_network"),
+    "host": ("workarounds", "pod_network"),
+}
+SECONDS = 90
+"""For pods to come up, on a machine that does much else."""
+
+WEB = """\
+# Two servers with probes over HTTP, and a pod that asks them.
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+        - name: web
+          image: busybox:1.36
+          command: [sh, -c, "mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"]
+          ports: [{name: http, containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
+          livenessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: asker}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: it, image: "busybox:1.36", command: [sleep, "1000"]}]
+"""
+GET = ("timeout", "10", "busybox", "wget", "-q", "-O", "-")
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def node(request: pytest.FixtureRequest, k3s_toolchain: Toolchain) -> Iterator[NodeSession]:
+    """A node whose pods have a network."""
+    kind = request.param
+    with open_session(
+        NodeSpec(kind, layers=LAYERS[kind], supervised=True), toolchain=k3s_toolchain, experiment="network"
+    ) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def pods(node: NodeSession) -> Iterator[Namespace]:
+    """The servers and the asker, Ready."""
+    with node.namespace() as namespace:
+        namespace.apply(WEB, timeout=SECONDS)
+        namespace.wait("deployment/web", "Available", timeout=SECONDS)
+        namespace.wait("pod/asker", "Ready", timeout=SECONDS)
+        yield namespace
+
+
+def addresses(node: NodeSession, namespace: str, selector: str = "app=web") -> dict[str, str]:
+    """Return the addresses of pods by their names."""
+    found = node.cluster.core.list_namespaced_pod(namespace, label_selector=selector).items
+    return {pod.metadata.name: pod.status.pod_ip for pod in found}
+
+
+def test_a_deployment_with_probes_over_http_stays_available(node: NodeSession, pods: Namespace) -> None:
+    deadline = Deadline.after(5)
+    while not deadline.expired:
+        for pod in node.cluster.core.list_namespaced_pod(pods, label_selector="app=web").items:
+            assert [status.restart_count for status in pod.status.container_statuses] == [0]
+    assert [event.reason for event in pods.events() if event.reason == "Unhealthy"] == []
+
+
+def test_each_pod_has_an_address_of_its_own(node: NodeSession, pods: Namespace) -> None:
+    found = {**addresses(node, pods), **addresses(node, pods, "app!=web")}
+    assert len(found) == len(set(found.values())) == 3
+    assert all(address.startswith("10.42.0.") for address in found.values())
+
+
+def test_a_pod_reaches_another_one_itself_and_the_node(node: NodeSession, pods: Namespace) -> None:
+    for name, address in addresses(node, pods).items():
+        assert pods.exec("pod/asker", *GET, f"http://{address}:8080/").stdout == f"{name}\n"
+        assert pods.exec(f"pod/{name}", *GET, f"http://{address}:8080/").stdout == f"{name}\n"
+    for address in ("10.42.0.1", node.stack.sandbox.address):
+        pods.exec("pod/asker", "timeout", "10", "busybox", "nc", "-w", "5", address, "10250", stdin="")
+
+
+def test_the_node_reaches_a_pod(node: NodeSession, pods: Namespace) -> None:
+    for name, address in addresses(node, pods).items():
+        assert node.stack.sandbox.run([*GET, f"http://{address}:8080/"]).stdout == f"{name}\n"
+
+
+def test_a_pods_address_is_given_back_with_its_interface(node: NodeSession, pods: Namespace) -> None:
+    links = ["sh", "-c", "ip -o link | cut -d: -f2"]
+    before = set(node.stack.sandbox.run(links).stdout.split())
+    pods.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "short"}, "spec": SHORT})
+    pods.wait("pod/short", "Ready", timeout=SECONDS)
+    assert len(set(node.stack.sandbox.run(links).stdout.split()) - before) == 1
+    pods.delete("pod/short")
+    deadline = Deadline.after(20)  # the object goes before the pod's network
+    while (after := set(node.stack.sandbox.run(links).stdout.split())) != before and not deadline.expired:
+        time.sleep(0.2)
+    assert after == before
+
+
+SHORT = {
+    "terminationGracePeriodSeconds": 0,
+    "containers": [{"name": "it", "image": "busybox:1.36", "command": ["sleep", "1000"]}],
+}
+
+
+def test_the_layer_says_that_it_works(node: NodeSession, pods: Namespace) -> None:
+    del pods
+    health = node.stack.check()["pod_network"]
+    assert health.ok, health.details
+    assert health.details["address"].startswith("10.42.0.")
