@@ -124,17 +124,32 @@ def provision(spec: NodeSpec, toolchain: Toolchain) -> tuple[str, ...]:
         SandboxError: As for :meth:`.Toolchain.provision`; and for crun if the specification asks for it.
     """
     toolchain.provision((*programs_of(spec.distribution), *stack.programs_of(spec.layers or ())))
-    if not wants_crun(spec):
-        return ()
-    lines = []
+    lines = [] if not wants_crun(spec) else _provision_crun(spec, toolchain)
+    if spec.wants_dns and isinstance(why := toolchain.get_or_why(dns.PROGRAM), str):
+        lines.append(f"the cluster has no DNS: {why}")
+    for line in lines:
+        toolchain.progress.note(line)
+    return tuple(lines)
+
+
+def _provision_crun(spec: NodeSpec, toolchain: Toolchain) -> list[str]:
+    """Put crun and the sandboxer in place, if they can be had; return a line for what is missing."""
     without = obstacle(spec)
     crun = without or toolchain.get_or_why(CRUN)
     if isinstance(crun, str):
         if spec.runtime == CRUN:
             raise _without_crun(crun, remedy=_ASK_FOR_RUNC if without else _GET_CRUN)
-        lines.append(f"containers start with runc, at several times the price of crun: {crun}")
-    elif wants_sandboxer(spec) and isinstance(why := toolchain.get_or_why(PROGRAM), str):
-        lines.append(f"each pod has a shim and a pause container, which cost more: {why}")
-    for line in lines:
-        toolchain.progress.note(line)
-    return tuple(lines)
+        return [f"containers start with runc, at several times the price of crun: {crun}"]
+    if wants_sandboxer(spec) and isinstance(why := toolchain.get_or_why(PROGRAM), str):
+        return [f"each pod has a shim and a pause container, which cost more: {why}"]
+    return []
+
+
+def has_dns(spec: NodeSpec, toolchain: Toolchain) -> bool:
+    """Return whether the cluster gets a DNS; no network, no build.
+
+    Args:
+        spec: The specification.
+        toolchain: The source of the programs, which :func:`provision` has put in place.
+    """
+    return spec.wants_dns and toolchain.find(dns.PROGRAM) is not None

@@ -26,7 +26,7 @@ from pytest_k3s_sandbox.layers.base import Health, Layer
 from pytest_k3s_sandbox.layers.stack import LayerStack, bring_up
 from pytest_k3s_sandbox.node.diagnostics import diagnose, explained
 from pytest_k3s_sandbox.node.fingerprint import fingerprint
-from pytest_k3s_sandbox.node.runtime import provision, runtime_of
+from pytest_k3s_sandbox.node.runtime import has_dns, provision, runtime_of
 from pytest_k3s_sandbox.node.seed import seed
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec, kubernetes_version
 from pytest_k3s_sandbox.node.start import default_layers, start_sandbox
@@ -154,6 +154,7 @@ def open_control_plane(
             runtime=runtime.name,
             runtimes=runtime.paths,
             sandboxer=runtime.sandboxer,
+            dns=has_dns(spec, toolchain),
             pod_groups=spec.makes_pod_groups,
         ),
         kubectl=toolchain.get("kubectl").path,

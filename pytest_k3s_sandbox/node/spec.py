@@ -109,6 +109,11 @@ class NodeSpec:
         """Return whether a gVisor sandbox gets a layer, in any variant; by default it gets every layer."""
         return self.layers is None or name in {split(word)[0] for word in self.layers}
 
+    @property
+    def wants_dns(self) -> bool:
+        """Whether the cluster is to have a DNS: where pods reach services, and the parts are processes."""
+        return self.distribution == "embedded" and "services" in {split(word)[0] for word in self.layers or ()}
+
     @classmethod
     def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:
         """Return the specification for the settings of a run."""

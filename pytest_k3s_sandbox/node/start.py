@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_k3s_sandbox.cluster import dns
 from pytest_k3s_sandbox.layers import stack
 from pytest_k3s_sandbox.layers.stack import FULL, NATIVE
-from pytest_k3s_sandbox.node.runtime import runtime_of
+from pytest_k3s_sandbox.node.runtime import has_dns, runtime_of
 from pytest_k3s_sandbox.node.spec import FORMS, NodeSpec
 from pytest_k3s_sandbox.sandbox.base import V9FS_MAGIC
 from pytest_k3s_sandbox.sandbox.started import StartedSandbox
@@ -33,6 +34,7 @@ def start_sandbox(
         *FORMS[spec.distribution]().programs,
         *runtime_of(spec, toolchain).programs,
         *stack.programs_of(words),
+        *([dns.PROGRAM] if has_dns(spec, toolchain) else []),
     ]
     found = {name: toolchain.get(name).path for name in names}
     with tempfile.TemporaryDirectory() as folder:
