@@ -1,0 +1,389 @@
+"""Rules of the nat table from Services and slices: pure functions, whose text iptables-restore reads.
+
+Only iptables' parts that gVisor has are used: the matches ``tcp``, ``udp`` and ``multiport``, the targets
+``DNAT``, ``SNAT`` and jumps. gVisor takes a table of at most 32 KiB (``maxOptLen`` in its
+``pkg/sentry/syscalls/linux/sys_socket.go``), so that every rule's size is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from pytest_k3s_sandbox.layers.services.objects import Endpoint, Service, ServicePort, Slice
+
+PREFIX: Final = "K3SSB-"
+"""What the names of our chains begin with."""
+
+SERVICES: Final = f"{PREFIX}SERVICES"
+NODES: Final = f"{PREFIX}NODES"
+HAIRPIN: Final = f"{PREFIX}HAIRPIN"
+JUMPS: Final = (("PREROUTING", SERVICES), ("OUTPUT", SERVICES), ("POSTROUTING", HAIRPIN))
+"""The built-in chains that lead to ours."""
+
+REFUSING: Final = 1
+"""A port of the gateway at which nothing listens (tcpmux)."""
+
+MOST_ENDPOINTS: Final = 64
+"""The endpoints of a port that connections are shared among."""
+
+SLOTS: Final = 16
+"""The parts of the clients' addresses for session affinity; a power of two."""
+
+GVISOR_BYTES: Final = 32 * 1024
+"""The largest table that gVisor takes."""
+
+# Ports that clients get: Linux 32768-60999 (ip_local_port_range), gVisor 16000-65535
+# (ports.FirstEphemeral in pkg/tcpip/ports). Each part is shared evenly by itself, in so many bands for each
+# endpoint; a multiport match has room for seven ranges (XT_MULTI_PORTS).
+_REGIONS: Final = ((1024, 15999, 1), (16000, 32767, 1), (32768, 60999, 4), (61000, 65535, 1))
+
+# Bytes in the table (linux/netfilter_ipv4/ip_tables.h, linux/netfilter/x_tables.h), x86-64.
+_EMPTY: Final = 96 + 4 * 152 + 176  # ipt_replace, the built-in chains' policies, the final entry
+_CHAIN: Final = 176 + 152  # the entry with its name, the one that returns
+_ENTRY: Final = 112
+_TARGETS: Final = {"DNAT": 80, "SNAT": 56, "": 40}
+_PORT_MATCH: Final = 48
+_MULTIPORT: Final = 80
+_RESERVED: Final = 2048  # for the rules of others
+
+# What is given up, in this order, when the rules do not fit: the endpoints of a port, then services.
+_LIMITS: Final = (MOST_ENDPOINTS, 8, 4, 2, 1)
+
+
+class Facts(NamedTuple):
+    """What the rules need to know of the node.
+
+    Attributes:
+        node: Its name.
+        address: Its IPv4 address.
+        gateway: The pods' gateway, an address of the node, too.
+        capacity: The bytes that the table may have; None for any number.
+    """
+
+    node: str
+    address: str
+    gateway: str
+    capacity: int | None = None
+
+
+class Table(NamedTuple):
+    """The content of our chains.
+
+    Attributes:
+        chains: Their names.
+        lines: Their rules, as iptables-restore reads them.
+        size: The bytes that a table with them and no others has.
+        ports: The ports of services that have rules.
+        limit: The endpoints of a port that connections are shared among, at most.
+        left_out: The ports for which there was no room.
+    """
+
+    chains: tuple[str, ...]
+    lines: tuple[str, ...]
+    size: int
+    ports: int
+    limit: int
+    left_out: tuple[str, ...]
+
+
+class Present(NamedTuple):
+    """What a table has of ours already.
+
+    Attributes:
+        chains: The names of our chains.
+        jumps: The jumps to them.
+    """
+
+    chains: frozenset[str] = frozenset()
+    jumps: frozenset[tuple[str, str]] = frozenset()
+
+
+class _Entry(NamedTuple):
+    """Addresses that lead to the same endpoints."""
+
+    name: str
+    protocol: str  # as iptables has it
+    at: tuple[tuple[str, int], ...]  # address and port; without an address, the node's
+    backends: tuple[str, ...]
+    affinity: bool
+
+
+class _Match(NamedTuple):
+    """The client's part of a rule: source and source ports, both may be empty."""
+
+    source: str = ""
+    sports: str = ""
+
+
+def table(services: Iterable[Service], slices: Iterable[Slice], facts: Facts) -> Table:
+    """Return the rules for all services; the same for the same objects in any order.
+
+    Args:
+        services: The services.
+        slices: The slices of their endpoints; those of other services are ignored.
+        facts: The node.
+    """
+    # Those without endpoints come last: a cluster address refuses by itself where no rule has room.
+    entries = sorted(_entries(services, slices, facts), key=lambda entry: not entry.backends)
+    capacity = None if facts.capacity is None else facts.capacity - _RESERVED
+    for limit in _LIMITS:
+        builder = _Builder(facts, limit, capacity)
+        left_out = [entry.name for entry in entries if not builder.add(entry) and entry.backends]
+        if not left_out:
+            break
+    chains, lines = builder.content()
+    ports = len({entry.name for entry in entries} - set(left_out))
+    return Table(chains, lines, builder.size, ports, limit, tuple(sorted(set(left_out))))
+
+
+def restore_text(wanted: Table, present: Present) -> str:
+    """Return the input of ``iptables-restore --noflush`` that makes our chains those of a table.
+
+    Args:
+        wanted: The table.
+        present: What there is already.
+    """
+    names = {chain for _, chain in JUMPS} | set(wanted.chains)
+    stale = sorted(present.chains - names)
+    return "\n".join(
+        [
+            "*nat",
+            *(f":{chain} - [0:0]" for chain in [*sorted(names), *stale]),
+            *(f"-I {hook} 1 -j {chain}" for hook, chain in JUMPS if (hook, chain) not in present.jumps),
+            *wanted.lines,
+            *(f"-X {chain}" for chain in stale),
+            "COMMIT\n",
+        ]
+    )
+
+
+def removal_text(present: Present) -> str:
+    """Return the input of ``iptables-restore --noflush`` that removes our chains.
+
+    Args:
+        present: What there is.
+    """
+    return "\n".join(
+        [
+            "*nat",
+            *(f":{chain} - [0:0]" for chain in sorted(present.chains)),
+            *(f"-D {hook} -j {chain}" for hook, chain in sorted(present.jumps)),
+            *(f"-X {chain}" for chain in sorted(present.chains)),
+            "COMMIT\n",
+        ]
+    )
+
+
+def written(wanted: Table) -> Present:
+    """Return what there is after :func:`restore_text`."""
+    return Present(frozenset({chain for _, chain in JUMPS} | set(wanted.chains)), frozenset(JUMPS))
+
+
+def present_in(saved: str) -> Present:
+    """Return what there is of ours.
+
+    Args:
+        saved: The output of ``iptables-save -t nat``.
+    """
+    chains = set()
+    jumps = set()
+    for line in saved.splitlines():
+        words = line.split()
+        if line.startswith(f":{PREFIX}"):
+            chains.add(words[0][1:])
+        elif words[:1] == ["-A"] and tuple(words[1::2]) == (words[1], words[-1]) and words[2:3] == ["-j"]:
+            jumps.add((words[1], words[-1]))
+    return Present(frozenset(chains), frozenset(jumps) & frozenset(JUMPS))
+
+
+class _Builder:
+    """Collects rules while they fit."""
+
+    def __init__(self, facts: Facts, limit: int, capacity: int | None) -> None:
+        self._facts = facts
+        self._limit = limit
+        self._capacity = capacity
+        self._rules: dict[str, list[str]] = {SERVICES: [], HAIRPIN: []}
+        self._hairpins: set[tuple[str, str]] = set()
+        self.size = _EMPTY + 2 * _CHAIN + len(JUMPS) * (_ENTRY + _TARGETS[""])
+
+    def add(self, entry: _Entry) -> bool:
+        """Add an entry's rules; return whether there was room for all of them."""
+        rules, size = self._of(entry)
+        pods = {backend.rpartition(":")[0] for backend in entry.backends[: self._limit]}
+        hairpins = {(pod, entry.protocol) for pod in pods - {self._facts.gateway}} - self._hairpins
+        size += len(hairpins) * (_ENTRY + _TARGETS["SNAT"])
+        if any(not address for address, _ in entry.at) and NODES not in self._rules:
+            size += _CHAIN + 2 * (_ENTRY + _TARGETS[""])
+            rules = [(NODES, ""), *rules]
+        if self._capacity is not None and self.size + size > self._capacity:
+            return False
+        self.size += size
+        self._hairpins |= hairpins
+        for chain, rule in rules:
+            self._rules.setdefault(chain, []).extend([rule] if rule else [])
+        return True
+
+    def content(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the chains and the lines."""
+        self._rules[HAIRPIN] = [
+            f"-s {pod}/32 -d {pod}/32 -p {protocol} -j SNAT --to-source {self._facts.gateway}"
+            for pod, protocol in sorted(self._hairpins)
+        ]
+        if NODES in self._rules:  # last, so that an address of a load balancer comes before it
+            nodes = dict.fromkeys((self._facts.address, self._facts.gateway))
+            self._rules[SERVICES] += [f"-d {node}/32 -j {NODES}" for node in nodes]
+        lines = [f"-A {chain} {rule}" for chain, rules in sorted(self._rules.items()) for rule in rules]
+        return tuple(sorted(self._rules)), tuple(lines)
+
+    def _of(self, entry: _Entry) -> tuple[list[tuple[str, str]], int]:
+        """Return an entry's rules with their chains, and the size; in a chain of its own if smaller."""
+        backends = entry.backends[: self._limit]
+        if not backends:
+            chosen = [(_Match(), f"{self._facts.gateway}:{REFUSING}")]
+        elif entry.affinity and len(backends) > 1:
+            chosen = list(_by_address(backends))
+        else:
+            chosen = list(_by_port(backends))
+        protocol = entry.protocol
+        inline = [
+            (NODES if not address else SERVICES, *_rule(protocol, address, port, match, backend))
+            for address, port in entry.at
+            for match, backend in chosen
+        ]
+        name = PREFIX + _digest(f"{entry.name} {entry.at[0]}").hex().upper()
+        shared = [
+            *(
+                (NODES if not address else SERVICES, *_rule(protocol, address, port, _Match(), jump=name))
+                for address, port in entry.at
+            ),
+            *((name, *_rule(protocol, "", 0, match, backend)) for match, backend in chosen),
+        ]
+        costs = sum(size for *_, size in inline), _CHAIN + sum(size for *_, size in shared)
+        rules = inline if costs[0] <= costs[1] else shared
+        return [(chain, text) for chain, text, _ in rules], min(costs)
+
+
+def _rule(
+    protocol: str, address: str, port: int, match: _Match, backend: str = "", *, jump: str = ""
+) -> tuple[str, int]:
+    """Return a rule without its chain, and its size in the table."""
+    words = [f"-s {match.source}"] if match.source else []
+    words += [f"-d {address}/32"] if address else []
+    words.append(f"-p {protocol}")
+    size = _ENTRY
+    if port:
+        words.append(f"-m {protocol} --dport {port}")
+        size += _PORT_MATCH
+    if match.sports:
+        words.append(f"-m multiport --sports {match.sports}")
+        size += _MULTIPORT
+    words.append(f"-j {jump}" if jump else f"-j DNAT --to-destination {backend}")
+    return " ".join(words), size + _TARGETS["" if jump else "DNAT"]
+
+
+def _by_port(backends: Sequence[str]) -> Iterator[tuple[_Match, str]]:
+    """Share connections by the client's port, of which each backend has bands; the last one has the rest."""
+    count = len(backends)
+    for number, backend in enumerate(backends[:-1]):
+        bands = []
+        for first, last, each in _REGIONS:
+            width, pieces = last - first + 1, each * count
+            cuts = [first + width * piece // pieces for piece in range(pieces + 1)]
+            bands += [f"{cuts[at]}:{cuts[at + 1] - 1}" for at in range(number, pieces, count)]
+        yield _Match(sports=",".join(bands)), backend
+    yield _Match(), backends[-1]
+
+
+def _by_address(backends: Sequence[str]) -> Iterator[tuple[_Match, str]]:
+    """Share clients by the last bits of their address: each slot is its highest bidder's (rendezvous)."""
+    slots = [max(backends, key=lambda backend: _digest(f"{backend} {slot}")) for slot in range(SLOTS)]
+    covers = list(_covers(slots, 0, 0))
+    rest = max(backends, key=lambda backend: (sum(each == backend for _, each in covers), backend))
+    yield from ((_Match(source), backend) for source, backend in covers if backend != rest)
+    yield _Match(), rest
+
+
+def _covers(slots: Sequence[str], bits: int, value: int) -> Iterator[tuple[str, str]]:
+    """Yield sources that cover the slots with these last bits, each with its backend."""
+    among = {slots[slot] for slot in range(value, SLOTS, 1 << bits)}
+    if len(among) == 1:
+        yield f"0.0.0.{value}/0.0.0.{(1 << bits) - 1}", among.pop()
+        return
+    yield from _covers(slots, bits + 1, value)
+    yield from _covers(slots, bits + 1, value | 1 << bits)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _entries(services: Iterable[Service], slices: Iterable[Slice], facts: Facts) -> Iterator[_Entry]:
+    """Yield what each port of each service leads to, what a cluster needs first."""
+    of: dict[tuple[str, str], list[Slice]] = {}
+    for each in slices:
+        of.setdefault(each.service, []).append(each)
+    claimed: set[tuple[str, str, int]] = set()
+    for service in sorted(services, key=lambda service: (_rank(service.key), service.key)):
+        for port in sorted(service.ports):
+            for entry in _of_port(service, port, _endpoints(of.get(service.key, ()), port), facts):
+                at = tuple(place for place in entry.at if (entry.protocol, *place) not in claimed)
+                claimed |= {(entry.protocol, *place) for place in at}
+                if at:
+                    yield entry._replace(at=at)
+
+
+def _rank(key: tuple[str, str]) -> int:
+    if key == ("default", "kubernetes"):
+        return 0
+    return 1 if key[0] == "kube-system" else 2
+
+
+def _endpoints(slices: Iterable[Slice], port: ServicePort) -> Mapping[str, list[Endpoint]]:
+    """Return the endpoints of a port from all slices, by what connections are led to."""
+    found: dict[str, list[Endpoint]] = {}
+    for each in slices:
+        number = each.ports.get((port.name, port.protocol))
+        if number is not None:
+            for endpoint in each.endpoints:
+                found.setdefault(f"{endpoint.address}:{number}", []).append(endpoint)
+    return found
+
+
+def _of_port(
+    service: Service, port: ServicePort, endpoints: Mapping[str, list[Endpoint]], facts: Facts
+) -> Iterator[_Entry]:
+    name = f"{service.key[0]}/{service.key[1]}:{port.name or port.port}/{port.protocol}"
+    inside = _backends(endpoints, facts, local=service.internal_local)
+    outside = _backends(endpoints, facts, local=service.external_local)
+    at = [(service.address, port.port)]
+    other = [(address, port.port) for address in service.external if address != service.address]
+    # Without endpoints nothing listens at a port of the node, which refuses by itself.
+    other += [("", port.node_port)] if port.node_port and outside else []
+    protocol = port.protocol.lower()
+    if inside == outside:
+        yield _Entry(name, protocol, (*at, *other), inside, service.affinity)
+        return
+    yield _Entry(name, protocol, tuple(at), inside, service.affinity)
+    if other:
+        yield _Entry(name, protocol, tuple(other), outside, service.affinity)
+
+
+def _backends(endpoints: Mapping[str, list[Endpoint]], facts: Facts, *, local: bool) -> tuple[str, ...]:
+    """Return the endpoints to use: the ready ones, else those that still serve (KEP-1669)."""
+    here = {
+        target: [each for each in found if not local or each.node == facts.node]
+        for target, found in endpoints.items()
+    }
+    ready = {target for target, found in here.items() if any(each.ready for each in found)}
+    ending = {
+        target for target, found in here.items() if any(each.serving and each.terminating for each in found)
+    }
+    # In gVisor a pod's connection that is led to the node's own address gets no answer.
+    moved = {
+        f"{facts.gateway}:{target.rpartition(':')[2]}" if target.startswith(f"{facts.address}:") else target
+        for target in ready or ending
+    }
+    return tuple(sorted(moved)[:MOST_ENDPOINTS])
