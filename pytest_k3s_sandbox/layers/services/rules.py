@@ -360,8 +360,7 @@ def _of_port(
     outside = _backends(endpoints, facts, local=service.external_local)
     at = [(service.address, port.port)]
     other = [(address, port.port) for address in service.external if address != service.address]
-    # Without endpoints nothing listens at a port of the node, which refuses by itself.
-    other += [("", port.node_port)] if port.node_port and outside else []
+    other += [("", port.node_port)] if port.node_port else []
     protocol = port.protocol.lower()
     if inside == outside:
         yield _Entry(name, protocol, (*at, *other), inside, service.affinity)

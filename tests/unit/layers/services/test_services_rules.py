@@ -183,7 +183,7 @@ def test_local_traffic_policies_hold_for_their_addresses() -> None:
     seen = {nat.led_to(to_vip(sport)) for sport in range(16000, 65535, 999)}
     assert seen == {"10.42.0.5:8080", "10.42.0.6:8080"}
     nat = nat_of([one], [slice_of([away])])
-    assert nat.led_to(Packet("10.42.0.9", 40000, NODE, 30080)) is None
+    assert nat.led_to(Packet("10.42.0.9", 40000, NODE, 30080)) == REFUSED
     assert nat.led_to(Packet("10.42.0.9", 40000, "192.0.2.1", 80)) == REFUSED
 
 

@@ -1,0 +1,169 @@
+"""Service rules in a sandbox's kernel: pods are network namespaces with routes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_k3s_sandbox.layers.services import rules
+from pytest_k3s_sandbox.layers.services.objects import Endpoint, Service, ServicePort, Slice
+from support.installed import maker
+from support.routed import CLIENT, VIP, Pods
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes need root"),
+    pytest.mark.timeout(120),
+]
+GATEWAY = "10.42.0.1"
+SERVERS = {"b": "10.42.0.6", "c": "10.42.0.7", "d": "10.42.0.8"}
+
+
+@pytest.fixture(scope="module", params=["gvisor", "host"])
+def pods(request: pytest.FixtureRequest) -> Iterator[Pods]:
+    with maker(request.param)() as sandbox, Pods(sandbox, GATEWAY) as made:
+        made.add("a", "10.42.0.5")
+        for name, address in SERVERS.items():
+            made.add(name, address)
+            made.serve(name)
+        made.serve("node")
+        yield made
+
+
+def facts(pods: Pods) -> rules.Facts:
+    capacity = rules.GVISOR_BYTES if pods.sandbox.kind == "gvisor" else None
+    return rules.Facts("here", pods.sandbox.address, GATEWAY, capacity)
+
+
+def service(**other: object) -> list[Service]:
+    ports = (ServicePort("t", "TCP", 80, 30080), ServicePort("u", "UDP", 80, 30080))
+    made = Service(("default", "web"), VIP, ports)
+    return [made._replace(**other)]  # type: ignore[arg-type]  # each test names fields of Service
+
+
+def endpoints(*addresses: str) -> list[Slice]:
+    ports = {("t", "TCP"): 8080, ("u", "UDP"): 8080}
+    return [Slice(("default", "web"), ports, tuple(Endpoint(each, "here") for each in addresses))]
+
+
+def apply(pods: Pods, services: list[Service], slices: list[Slice]) -> rules.Table:
+    table = rules.table(services, slices, facts(pods))
+    pods.restore(rules.restore_text(table, rules.present_in(pods.saved())))
+    return table
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+@pytest.mark.parametrize("client", ["a", "node"])
+def test_connections_are_shared_and_endpoints_see_the_client(pods: Pods, client: str, kind: str) -> None:
+    apply(pods, service(), endpoints(*SERVERS.values()))
+    seen = pods.ask(client, VIP, 80, kind, 300)
+    assert sum(seen.values()) == 300
+    names = Counter[str]()
+    for answer, count in seen.items():
+        name, address = answer.split()
+        names[name] += count
+        if client == "a":
+            assert address == "10.42.0.5"
+    # Linux gives a client's TCP connections to a port consecutive ports (RFC 6056, algorithm 4).
+    if kind == "udp" or pods.sandbox.kind == "gvisor":
+        assert set(names) == set(SERVERS)
+        assert min(names.values()) > 60  # of 100 that are expected; the standard deviation is 8
+
+
+def test_a_pod_reaches_itself_and_sees_the_gateway(pods: Pods) -> None:
+    apply(pods, service(), endpoints(SERVERS["b"]))
+    assert set(pods.ask("b", VIP, 80, "tcp", 5)) == {f"b {GATEWAY}"}
+    assert set(pods.ask("b", VIP, 80, "udp", 5)) == {f"b {GATEWAY}"}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_node_port_is_open_to_pods_and_to_the_machine(pods: Pods, kind: str) -> None:
+    apply(pods, service(), endpoints(SERVERS["c"]))
+    node = pods.sandbox.address
+    assert set(pods.ask("a", node, 30080, kind, 5)) == {"c 10.42.0.5"}
+    assert set(pods.ask("a", GATEWAY, 30080, kind, 5)) == {"c 10.42.0.5"}
+    argv = [sys.executable, "-c", CLIENT, node, "30080", kind, "5"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
+    assert {answer.split()[0] for answer in json.loads(done.stdout)} == {"c"}
+
+
+def test_a_client_keeps_its_endpoint_with_affinity(pods: Pods) -> None:
+    apply(pods, service(affinity=True), endpoints(*SERVERS.values()))
+    for client in ("a", *SERVERS, "node"):
+        first = pods.ask(client, VIP, 80, "tcp", 20)
+        assert len({answer.split()[0] for answer in first}) == 1
+        assert pods.ask(client, VIP, 80, "tcp", 20) == first
+
+
+def test_an_external_address_leads_to_the_endpoints(pods: Pods) -> None:
+    apply(pods, service(external=("192.0.2.7",)), endpoints(SERVERS["c"]))
+    assert set(pods.ask("a", "192.0.2.7", 80, "tcp", 5)) == {"c 10.42.0.5"}
+
+
+@pytest.mark.parametrize("client", ["a", "node"])
+def test_a_service_without_endpoints_refuses_at_once(pods: Pods, client: str) -> None:
+    apply(pods, service(external=("192.0.2.7",)), endpoints())
+    places = [(VIP, 80), ("192.0.2.7", 80)]
+    # In gVisor the node does not reach its own address and a port of a service there.
+    if client != "node" or pods.sandbox.kind == "host":
+        places.append((pods.sandbox.address, 30080))
+    for kind, count in (("tcp", 3), ("udp", 1)):  # Linux limits how often it refuses a datagram
+        for address, port in places:
+            refused = pods.ask(client, address, port, kind, count, timeout=2)
+            assert refused == {"ConnectionRefusedError": count}
+
+
+def test_an_address_without_rules_refuses_at_once(pods: Pods) -> None:
+    apply(pods, [], [])
+    for client in ("a", "node"):
+        assert pods.ask(client, VIP, 81, "tcp", 3, timeout=2) == {"ConnectionRefusedError": 3}
+
+
+@pytest.mark.parametrize("client", ["a", "node"])
+def test_an_endpoint_at_the_nodes_address_is_reached(pods: Pods, client: str) -> None:
+    apply(pods, service(), endpoints(pods.sandbox.address))
+    assert {answer.split()[0] for answer in pods.ask(client, VIP, 80, "tcp", 5)} == {"node"}
+
+
+def test_streams_survive_fifty_tables(pods: Pods) -> None:
+    apply(pods, service(), endpoints(*SERVERS.values()))
+    with pods.streams("a", VIP, 80, 30) as streams:
+        for number in range(25):
+            apply(pods, service(), endpoints(SERVERS["b"]) if number % 2 else [])
+            apply(pods, service(), endpoints(*SERVERS.values()))
+        ended = streams()
+    assert ended == {"ok": 30}
+
+
+def test_a_table_of_the_largest_size_is_taken(pods: Pods) -> None:
+    for each in (1, 3):
+        many = [
+            Service(
+                ("default", f"s{number}"),
+                f"10.43.9.{number + 1}",
+                (ServicePort("t", "TCP", 80, 0),),
+                affinity=number % 2 == 0,
+            )
+            for number in range(250)
+        ]
+        slices = [
+            each_slice._replace(service=one.key)
+            for one in many
+            for each_slice in endpoints(*list(SERVERS.values())[:each])
+        ]
+        table = rules.table(many, slices, facts(pods))
+        pods.restore(rules.restore_text(table, rules.present_in(pods.saved())))
+        assert bool(table.left_out) == (pods.sandbox.kind == "gvisor")
+        if pods.sandbox.kind == "gvisor":
+            # The sizes are right: the kernel refuses a table that has somewhat more.
+            full = rules.table(many, slices, facts(pods)._replace(capacity=rules.GVISOR_BYTES + 2048))
+            pods.restore(rules.restore_text(full, rules.present_in(pods.saved())))
+            beyond = rules.table(many, slices, facts(pods)._replace(capacity=rules.GVISOR_BYTES + 2048 + 400))
+            assert pods.refuses(rules.restore_text(beyond, rules.present_in(pods.saved())))
+    pods.restore(rules.removal_text(rules.present_in(pods.saved())))
+    assert rules.PREFIX not in pods.saved()
