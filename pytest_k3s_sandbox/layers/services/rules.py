@@ -48,7 +48,7 @@ _PORT_MATCH: Final = 48
 _MULTIPORT: Final = 80
 _RESERVED: Final = 2048  # for the rules of others
 
-# What is given up, in this order, when the rules do not fit: the endpoints of a port, then services.
+# What is given up when the rules do not fit: the endpoints of a port, then services.
 _LIMITS: Final = (MOST_ENDPOINTS, 8, 4, 2, 1)
 
 
@@ -60,12 +60,15 @@ class Facts(NamedTuple):
         address: Its IPv4 address.
         gateway: The pods' gateway, an address of the node, too.
         capacity: The bytes that the table may have; None for any number.
+        pod_range: The pods' addresses, where the kernel does not answer them at the node's address, as gVisor
+            does not: what they send there is led to the gateway. Empty elsewhere.
     """
 
     node: str
     address: str
     gateway: str
     capacity: int | None = None
+    pod_range: str = ""
 
 
 class Table(NamedTuple):
@@ -208,6 +211,7 @@ class _Builder:
         self._rules: dict[str, list[str]] = {SERVICES: [], HAIRPIN: []}
         self._hairpins: set[tuple[str, str]] = set()
         self.size = _EMPTY + 2 * _CHAIN + len(JUMPS) * (_ENTRY + _TARGETS[""])
+        self.size += len(self._moved()) * (_ENTRY + _TARGETS["DNAT"])
 
     def add(self, entry: _Entry) -> bool:
         """Add an entry's rules; return whether there was room for all of them."""
@@ -235,8 +239,18 @@ class _Builder:
         if NODES in self._rules:  # last, so that an address of a load balancer comes before it
             nodes = dict.fromkeys((self._facts.address, self._facts.gateway))
             self._rules[SERVICES] += [f"-d {node}/32 -j {NODES}" for node in nodes]
+        self._rules[SERVICES] += self._moved()
         lines = [f"-A {chain} {rule}" for chain, rules in sorted(self._rules.items()) for rule in rules]
         return tuple(sorted(self._rules)), tuple(lines)
+
+    def _moved(self) -> list[str]:
+        """Return the rules that lead pods from the node's address to the gateway."""
+        if not self._facts.pod_range or self._facts.address == self._facts.gateway:
+            return []
+        where = f"-s {self._facts.pod_range} -d {self._facts.address}/32"
+        return [
+            f"{where} -p {each} -j DNAT --to-destination {self._facts.gateway}" for each in ("tcp", "udp")
+        ]
 
     def _of(self, entry: _Entry) -> tuple[list[tuple[str, str]], int]:
         """Return an entry's rules with their chains, and the size; in a chain of its own if smaller."""
@@ -336,9 +350,7 @@ def _entries(services: Iterable[Service], slices: Iterable[Slice], facts: Facts)
 
 
 def _rank(key: tuple[str, str]) -> int:
-    if key == ("default", "kubernetes"):
-        return 0
-    return 1 if key[0] == "kube-system" else 2
+    return 0 if key == ("default", "kubernetes") else 1 if key[0] == "kube-system" else 2
 
 
 def _endpoints(slices: Iterable[Slice], port: ServicePort) -> Mapping[str, list[Endpoint]]:
