@@ -47,10 +47,11 @@ while True:
 """Says its name and the client's address, then what it gets."""
 
 CLIENT = """
-import json, socket, sys
+import json, socket, sys, time
 address, port, kind, count = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 timeout = float(sys.argv[5]) if len(sys.argv) > 5 else 5.0
 seen = {}
+began = time.monotonic()
 for _ in range(count):
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as peer:
         peer.settimeout(timeout)
@@ -63,8 +64,9 @@ for _ in range(count):
             answer = type(error).__name__
     seen[answer] = seen.get(answer, 0) + 1
 print(json.dumps(seen))
+print((time.monotonic() - began) / count * 1000)
 """
-"""Prints how often it got which answer."""
+"""Prints how often it got which answer, and the milliseconds of each connection."""
 
 STREAMS = """
 import collections, json, os, socket, sys, threading, time
@@ -134,7 +136,7 @@ class Pods:
         else:  # it is read-only inside
             outside = ["ip", "netns", "exec", self.sandbox.network.netns, "sh", "-ec", forward]
             subprocess.run(outside, check=True, timeout=10)
-        self.script("mkdir -p /run/netns; ip addr add 10.43.0.1/16 dev lo")
+        self.script("mkdir -p /run/netns; ip addr replace 10.43.0.1/16 dev lo")
         return self
 
     def __exit__(
@@ -168,8 +170,13 @@ class Pods:
     ) -> dict[str, int]:
         """Connect so often; return how often there was which answer, or which error."""
         argv = self.argv(name, CLIENT, address, port, kind, count, timeout)
-        answers: dict[str, int] = json.loads(self.sandbox.run(argv, timeout=60).stdout)
+        answers: dict[str, int] = json.loads(self.sandbox.run(argv, timeout=60).stdout.splitlines()[0])
         return answers
+
+    def milliseconds(self, name: str, address: str, port: int, count: int = 300) -> float:
+        """Return how long each of so many connections took, until the first answer."""
+        argv = self.argv(name, CLIENT, address, port, "tcp", count)
+        return float(self.sandbox.run(argv, timeout=60).stdout.splitlines()[1])
 
     @contextlib.contextmanager
     def streams(
