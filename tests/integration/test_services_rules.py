@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from pytest_k3s_sandbox.layers.services import rules
+from pytest_k3s_sandbox.layers.services.entries import Facts
 from pytest_k3s_sandbox.layers.services.objects import Endpoint, Service, ServicePort, Slice
 from support.installed import maker
 from support.routed import CLIENT, VIP, Pods
@@ -36,10 +37,10 @@ def pods(request: pytest.FixtureRequest) -> Iterator[Pods]:
         yield made
 
 
-def facts(pods: Pods) -> rules.Facts:
+def facts(pods: Pods) -> Facts:
     capacity = rules.GVISOR_BYTES if pods.sandbox.kind == "gvisor" else None
     pod_range = "10.42.0.0/24" if pods.sandbox.kind == "gvisor" else ""
-    return rules.Facts("here", pods.sandbox.address, GATEWAY, capacity, pod_range)
+    return Facts("here", pods.sandbox.address, GATEWAY, capacity, pod_range)
 
 
 def service(**other: object) -> list[Service]:
@@ -77,10 +78,21 @@ def test_connections_are_shared_and_endpoints_see_the_client(pods: Pods, client:
         assert min(names.values()) > 60  # of 100 that are expected; the standard deviation is 8
 
 
-def test_a_pod_reaches_itself_and_sees_the_gateway(pods: Pods) -> None:
-    apply(pods, service(), endpoints(SERVERS["b"]))
-    assert set(pods.ask("b", VIP, 80, "tcp", 5)) == {f"b {GATEWAY}"}
-    assert set(pods.ask("b", VIP, 80, "udp", 5)) == {f"b {GATEWAY}"}
+@pytest.mark.parametrize("others", [0, 30])
+def test_a_pod_reaches_itself_and_sees_the_gateway(pods: Pods, others: int) -> None:
+    more = [f"10.42.0.{number + 100}" for number in range(others)]
+    (other,) = service(key=("default", "other"), address="10.43.7.8")
+    table = apply(
+        pods,
+        [*service(), other],
+        [*endpoints(SERVERS["b"]), endpoints(*more)[0]._replace(service=other.key)],
+    )
+    # gVisor's table has more room when many pods share the rules.
+    assert any("RETURN" in line for line in table.lines) == (pods.sandbox.kind == "gvisor" and others > 0)
+    for kind in ("tcp", "udp"):
+        assert set(pods.ask("b", VIP, 80, kind, 5)) == {f"b {GATEWAY}"}
+        assert set(pods.ask("a", VIP, 80, kind, 5)) == {"b 10.42.0.5"}
+        assert set(pods.ask("a", SERVERS["c"], 8080, kind, 5)) == {"c 10.42.0.5"}
 
 
 @pytest.mark.parametrize("kind", ["tcp", "udp"])

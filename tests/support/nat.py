@@ -49,7 +49,7 @@ class Nat:
         for rules in self.chains.values():
             for rule in rules:
                 named = rule[rule.index("-j") + 1]
-                assert named in self.chains or named in {"DNAT", "SNAT"}, rule
+                assert named in self.chains or named in {"DNAT", "SNAT", "RETURN"}, rule
 
     def save(self) -> str:
         """Return what iptables-save prints."""
@@ -79,6 +79,8 @@ class Nat:
             if not _matches(rule, packet):
                 continue
             at = rule.index("-j")
+            if rule[at + 1] == "RETURN":
+                return None
             if rule[at + 1] in {"DNAT", "SNAT"}:
                 return rule[at + 3]
             found = self._through(rule[at + 1], packet)

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from pytest_k3s_sandbox.layers.services import programs, rules
+from pytest_k3s_sandbox.layers.services.entries import MOST_ENDPOINTS, Facts
 from pytest_k3s_sandbox.layers.services.watch import SERVICES, SLICES, Watch
 from pytest_k3s_sandbox.support.files import write_text
 
@@ -39,7 +40,7 @@ class Settings(NamedTuple):
         gateway: The pods' gateway.
         service: The first address of the range of services, with the prefix' length.
         capacity: The bytes that the table may have; None for any number.
-        pod_range: See :class:`.rules.Facts`.
+        pod_range: See :class:`.entries.Facts`.
     """
 
     kubeconfig: str
@@ -52,9 +53,9 @@ class Settings(NamedTuple):
     pod_range: str = ""
 
     @property
-    def facts(self) -> rules.Facts:
+    def facts(self) -> Facts:
         """What the rules need of them."""
-        return rules.Facts(self.node, self.address, self.gateway, self.capacity, self.pod_range)
+        return Facts(self.node, self.address, self.gateway, self.capacity, self.pod_range)
 
 
 class Proxy:
@@ -174,7 +175,7 @@ class Proxy:
             "ports": 0 if table is None else table.ports,
             "rules": 0 if table is None else len(table.lines),
             "bytes": 0 if table is None else table.size,
-            "endpoints_of_a_port": rules.MOST_ENDPOINTS if table is None else table.limit,
+            "endpoints_of_a_port": MOST_ENDPOINTS if table is None else table.limit,
             "left_out": [] if table is None else list(table.left_out[:20]),
             "skipped": {**self._services.skipped(), **self._slices.skipped()},
             "writes": self._writes,

@@ -8,10 +8,13 @@ Only iptables' parts that gVisor has are used: the matches ``tcp``, ``udp`` and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 
-from pytest_k3s_sandbox.layers.services.objects import Endpoint, Service, ServicePort, Slice
+from pytest_k3s_sandbox.layers.services.entries import MOST_ENDPOINTS, Entry, Facts, entries_of
+from pytest_k3s_sandbox.layers.services.objects import Service, Slice
 
 PREFIX: Final = "K3SSB-"
 """What the names of our chains begin with."""
@@ -24,9 +27,6 @@ JUMPS: Final = (("PREROUTING", SERVICES), ("OUTPUT", SERVICES), ("POSTROUTING", 
 
 REFUSING: Final = 1
 """A port of the gateway at which nothing listens (tcpmux)."""
-
-MOST_ENDPOINTS: Final = 64
-"""The endpoints of a port that connections are shared among."""
 
 SLOTS: Final = 16
 """The parts of the clients' addresses for session affinity; a power of two."""
@@ -50,25 +50,6 @@ _RESERVED: Final = 2048  # for the rules of others
 
 # What is given up when the rules do not fit: the endpoints of a port, then services.
 _LIMITS: Final = (MOST_ENDPOINTS, 8, 4, 2, 1)
-
-
-class Facts(NamedTuple):
-    """What the rules need to know of the node.
-
-    Attributes:
-        node: Its name.
-        address: Its IPv4 address.
-        gateway: The pods' gateway, an address of the node, too.
-        capacity: The bytes that the table may have; None for any number.
-        pod_range: The pods' addresses, where the kernel does not answer them at the node's address, as gVisor
-            does not: what they send there is led to the gateway. Empty elsewhere.
-    """
-
-    node: str
-    address: str
-    gateway: str
-    capacity: int | None = None
-    pod_range: str = ""
 
 
 class Table(NamedTuple):
@@ -103,16 +84,6 @@ class Present(NamedTuple):
     jumps: frozenset[tuple[str, str]] = frozenset()
 
 
-class _Entry(NamedTuple):
-    """Addresses that lead to the same endpoints."""
-
-    name: str
-    protocol: str  # as iptables has it
-    at: tuple[tuple[str, int], ...]  # address and port; without an address, the node's
-    backends: tuple[str, ...]
-    affinity: bool
-
-
 class _Match(NamedTuple):
     """The client's part of a rule: source and source ports, both may be empty."""
 
@@ -129,7 +100,7 @@ def table(services: Iterable[Service], slices: Iterable[Slice], facts: Facts) ->
         facts: The node.
     """
     # Those without endpoints come last: a cluster address refuses by itself where no rule has room.
-    entries = sorted(_entries(services, slices, facts), key=lambda entry: not entry.backends)
+    entries = sorted(entries_of(services, slices, facts), key=lambda entry: not entry.backends)
     capacity = None if facts.capacity is None else facts.capacity - _RESERVED
     for limit in _LIMITS:
         builder = _Builder(facts, limit, capacity)
@@ -210,32 +181,34 @@ class _Builder:
         self._capacity = capacity
         self._rules: dict[str, list[str]] = {SERVICES: [], HAIRPIN: []}
         self._hairpins: set[tuple[str, str]] = set()
-        self.size = _EMPTY + 2 * _CHAIN + len(JUMPS) * (_ENTRY + _TARGETS[""])
-        self.size += len(self._moved()) * (_ENTRY + _TARGETS["DNAT"])
+        self._size = _EMPTY + 2 * _CHAIN + len(JUMPS) * (_ENTRY + _TARGETS[""])
+        self._size += len(self._moved()) * (_ENTRY + _TARGETS["DNAT"])
 
-    def add(self, entry: _Entry) -> bool:
+    def add(self, entry: Entry) -> bool:
         """Add an entry's rules; return whether there was room for all of them."""
         rules, size = self._of(entry)
         pods = {backend.rpartition(":")[0] for backend in entry.backends[: self._limit]}
-        hairpins = {(pod, entry.protocol) for pod in pods - {self._facts.gateway}} - self._hairpins
-        size += len(hairpins) * (_ENTRY + _TARGETS["SNAT"])
+        hairpins = self._hairpins | {(pod, entry.protocol) for pod in pods - {self._facts.gateway}}
         if any(not address for address, _ in entry.at) and NODES not in self._rules:
             size += _CHAIN + 2 * (_ENTRY + _TARGETS[""])
             rules = [(NODES, ""), *rules]
-        if self._capacity is not None and self.size + size > self._capacity:
+        size += self._size
+        if self._capacity is not None and size + _hairpins(hairpins, self._facts)[1] > self._capacity:
             return False
-        self.size += size
-        self._hairpins |= hairpins
+        self._size = size
+        self._hairpins = hairpins
         for chain, rule in rules:
             self._rules.setdefault(chain, []).extend([rule] if rule else [])
         return True
 
+    @property
+    def size(self) -> int:
+        """The bytes of the table so far."""
+        return self._size + _hairpins(self._hairpins, self._facts)[1]
+
     def content(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the chains and the lines."""
-        self._rules[HAIRPIN] = [
-            f"-s {pod}/32 -d {pod}/32 -p {protocol} -j SNAT --to-source {self._facts.gateway}"
-            for pod, protocol in sorted(self._hairpins)
-        ]
+        self._rules[HAIRPIN] = _hairpins(self._hairpins, self._facts)[0]
         if NODES in self._rules:  # last, so that an address of a load balancer comes before it
             nodes = dict.fromkeys((self._facts.address, self._facts.gateway))
             self._rules[SERVICES] += [f"-d {node}/32 -j {NODES}" for node in nodes]
@@ -252,7 +225,7 @@ class _Builder:
             f"{where} -p {each} -j DNAT --to-destination {self._facts.gateway}" for each in ("tcp", "udp")
         ]
 
-    def _of(self, entry: _Entry) -> tuple[list[tuple[str, str]], int]:
+    def _of(self, entry: Entry) -> tuple[list[tuple[str, str]], int]:
         """Return an entry's rules with their chains, and the size; in a chain of its own if smaller."""
         backends = entry.backends[: self._limit]
         if not backends:
@@ -278,6 +251,43 @@ class _Builder:
         costs = sum(size for *_, size in inline), _CHAIN + sum(size for *_, size in shared)
         rules = inline if costs[0] <= costs[1] else shared
         return [(chain, text) for chain, text, _ in rules], min(costs)
+
+
+def _hairpins(wanted: AbstractSet[tuple[str, str]], facts: Facts) -> tuple[list[str], int]:
+    """Return the rules for pods that reach themselves, which see the gateway then, and their size.
+
+    Args:
+        wanted: The pods' addresses, each with a protocol.
+        facts: The node.
+    """
+    source = f"-j SNAT --to-source {facts.gateway}"
+    target = _ENTRY + _TARGETS["SNAT"]
+    single = [f"-s {pod}/32 -d {pod}/32 -p {protocol} {source}" for pod, protocol in sorted(wanted)]
+    if not facts.pod_range:
+        return single, len(single) * target
+    # For many pods it is smaller to return where a bit of the two addresses differs.
+    base, _, length = facts.pod_range.partition("/")
+    bits = [_dotted(1 << bit) for bit in range(32 - int(length))]
+    among = [f"-s {facts.gateway}/32 -j RETURN"]
+    for bit in bits:
+        zero, one = f"0.0.0.0/{bit}", f"{bit}/{bit}"
+        among += [f"-s {zero} -d {one} -j RETURN", f"-s {one} -d {zero} -j RETURN"]
+    protocols = sorted({protocol for _, protocol in wanted})
+    size = len(among) * (_ENTRY + _TARGETS[""]) + len(protocols) * target
+    mask = (1 << 32) - (1 << len(bits))
+    inside = all((_number(pod) ^ _number(base)) & mask == 0 for pod, _ in wanted)
+    if not inside or len(single) * target <= size:
+        return single, len(single) * target
+    both = f"-s {facts.pod_range} -d {facts.pod_range}"
+    return [*among, *(f"{both} -p {protocol} {source}" for protocol in protocols)], size
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(socket.inet_aton(address), "big")
+
+
+def _dotted(number: int) -> str:
+    return socket.inet_ntoa(number.to_bytes(4, "big"))
 
 
 def _rule(
@@ -332,69 +342,3 @@ def _covers(slots: Sequence[str], bits: int, value: int) -> Iterator[tuple[str, 
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def _entries(services: Iterable[Service], slices: Iterable[Slice], facts: Facts) -> Iterator[_Entry]:
-    """Yield what each port of each service leads to, what a cluster needs first."""
-    of: dict[tuple[str, str], list[Slice]] = {}
-    for each in slices:
-        of.setdefault(each.service, []).append(each)
-    claimed: set[tuple[str, str, int]] = set()
-    for service in sorted(services, key=lambda service: (_rank(service.key), service.key)):
-        for port in sorted(service.ports):
-            for entry in _of_port(service, port, _endpoints(of.get(service.key, ()), port), facts):
-                at = tuple(place for place in entry.at if (entry.protocol, *place) not in claimed)
-                claimed |= {(entry.protocol, *place) for place in at}
-                if at:
-                    yield entry._replace(at=at)
-
-
-def _rank(key: tuple[str, str]) -> int:
-    return 0 if key == ("default", "kubernetes") else 1 if key[0] == "kube-system" else 2
-
-
-def _endpoints(slices: Iterable[Slice], port: ServicePort) -> Mapping[str, list[Endpoint]]:
-    """Return the endpoints of a port from all slices, by what connections are led to."""
-    found: dict[str, list[Endpoint]] = {}
-    for each in slices:
-        number = each.ports.get((port.name, port.protocol))
-        if number is not None:
-            for endpoint in each.endpoints:
-                found.setdefault(f"{endpoint.address}:{number}", []).append(endpoint)
-    return found
-
-
-def _of_port(
-    service: Service, port: ServicePort, endpoints: Mapping[str, list[Endpoint]], facts: Facts
-) -> Iterator[_Entry]:
-    name = f"{service.key[0]}/{service.key[1]}:{port.name or port.port}/{port.protocol}"
-    inside = _backends(endpoints, facts, local=service.internal_local)
-    outside = _backends(endpoints, facts, local=service.external_local)
-    at = [(service.address, port.port)]
-    other = [(address, port.port) for address in service.external if address != service.address]
-    other += [("", port.node_port)] if port.node_port else []
-    protocol = port.protocol.lower()
-    if inside == outside:
-        yield _Entry(name, protocol, (*at, *other), inside, service.affinity)
-        return
-    yield _Entry(name, protocol, tuple(at), inside, service.affinity)
-    if other:
-        yield _Entry(name, protocol, tuple(other), outside, service.affinity)
-
-
-def _backends(endpoints: Mapping[str, list[Endpoint]], facts: Facts, *, local: bool) -> tuple[str, ...]:
-    """Return the endpoints to use: the ready ones, else those that still serve (KEP-1669)."""
-    here = {
-        target: [each for each in found if not local or each.node == facts.node]
-        for target, found in endpoints.items()
-    }
-    ready = {target for target, found in here.items() if any(each.ready for each in found)}
-    ending = {
-        target for target, found in here.items() if any(each.serving and each.terminating for each in found)
-    }
-    # In gVisor a pod's connection that is led to the node's own address gets no answer.
-    moved = {
-        f"{facts.gateway}:{target.rpartition(':')[2]}" if target.startswith(f"{facts.address}:") else target
-        for target in ready or ending
-    }
-    return tuple(sorted(moved)[:MOST_ENDPOINTS])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.services import objects, rules
+from pytest_k3s_sandbox.layers.services.entries import Facts
 from pytest_k3s_sandbox.layers.services.objects import Endpoint, Service, ServicePort, Unusable
 from support.stub_api import endpoint_slice, service
 
@@ -161,7 +162,7 @@ def test_whatever_is_taken_makes_rules_of_a_known_form(spec: dict[str, Any], por
     except Unusable:
         return
     table = rules.table(
-        [one] if one else [], [each] if each else [], rules.Facts("here", "10.213.0.2", "10.42.0.1")
+        [one] if one else [], [each] if each else [], Facts("here", "10.213.0.2", "10.42.0.1")
     )
     for line in table.lines:
         assert set(line) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-./:, ")

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_k3s_sandbox.layers.services import rules
+from pytest_k3s_sandbox.layers.services.entries import MOST_ENDPOINTS, Facts
 from pytest_k3s_sandbox.layers.services.objects import Endpoint, Service, ServicePort, Slice
 from support.nat import Nat, Packet
 
 NODE, GATEWAY, VIP = "10.213.0.2", "10.42.0.1", "10.43.7.7"
-FACTS = rules.Facts("here", NODE, GATEWAY)
-GVISOR = FACTS._replace(capacity=rules.GVISOR_BYTES)
+FACTS = Facts("here", NODE, GATEWAY)
+GVISOR = FACTS._replace(capacity=rules.GVISOR_BYTES, pod_range="10.42.0.0/24")
 REFUSED = f"{GATEWAY}:{rules.REFUSING}"
 EPHEMERAL = {"linux": (32768, 60999), "gvisor": (16000, 65535)}
 
@@ -44,7 +45,7 @@ def applied(table: rules.Table, nat: Nat | None = None) -> Nat:
     return nat
 
 
-def nat_of(services: Iterable[Service], slices: Iterable[Slice], facts: rules.Facts = FACTS) -> Nat:
+def nat_of(services: Iterable[Service], slices: Iterable[Slice], facts: Facts = FACTS) -> Nat:
     return applied(rules.table(services, slices, facts))
 
 
@@ -200,6 +201,40 @@ def test_an_endpoint_that_reaches_itself_sees_the_gateway(first: str, second: st
     assert nat.seen_as(Packet(first, 40000, second, 8080, "udp")) is None
 
 
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+@pytest.mark.parametrize("count", [1, 16, 17, 60])
+def test_no_other_connection_sees_the_gateway_however_many_endpoints_there_are(
+    count: int, protocol: str
+) -> None:
+    nat = nat_of([service(protocol=protocol)], [slice_of(pods(count), protocol=protocol)], GVISOR)
+    proto = protocol.lower()
+    for first in (*pods(count), "10.42.0.250", "10.213.0.1", "10.1.0.5"):
+        for second in (*pods(count), "10.42.1.5", "10.1.0.5"):
+            seen = nat.seen_as(Packet(first, 40000, second, 8080, proto))
+            assert seen == (GATEWAY if first == second and first in pods(count) else None)
+    assert nat.seen_as(Packet(GATEWAY, 40000, GATEWAY, 8080, proto)) is None
+    assert (
+        nat.seen_as(Packet(pods(1)[0], 40000, pods(1)[0], 8080, "udp" if proto == "tcp" else "tcp")) is None
+    )
+    assert len(nat.chains[rules.HAIRPIN]) <= 18
+
+
+def test_an_endpoint_beyond_the_pods_range_reaches_itself_too() -> None:
+    addresses = [*pods(40), "10.42.1.9"]
+    nat = nat_of([service()], [slice_of(addresses)], GVISOR)
+    assert {nat.seen_as(Packet(each, 40000, each, 8080)) for each in addresses} == {GATEWAY}
+
+
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_pods_are_led_from_the_nodes_address_to_the_gateway_in_gvisor(proto: str) -> None:
+    one = service(ports=(ServicePort("http", "TCP", 80, 30080),))
+    nat = nat_of([one], [slice_of(pods(1))], GVISOR)
+    assert nat.led_to(Packet("10.42.0.9", 40000, NODE, 10250, proto)) == GATEWAY
+    assert nat.led_to(Packet("10.42.0.9", 40000, NODE, 30080)) == "10.42.0.5:8080"
+    assert nat.led_to(Packet("10.213.0.1", 40000, NODE, 10250, proto)) is None
+    assert nat_of([one], []).led_to(Packet("10.42.0.9", 40000, NODE, 10250, proto)) is None
+
+
 def test_an_address_of_two_services_is_the_first_ones() -> None:
     both = [service("a", address="10.43.0.9", external=(VIP,)), service("b")]
     slices = [slice_of(pods(1), "a"), slice_of(pods(1, 77), "b")]
@@ -251,7 +286,7 @@ def test_the_table_has_room_in_gvisor(count: int, each: int, *, affinity: bool) 
 def test_few_services_keep_all_their_endpoints_in_gvisor() -> None:
     services, slices = many(20, 3)
     table = rules.table(services, slices, GVISOR)
-    assert (table.limit, table.left_out, table.ports) == (rules.MOST_ENDPOINTS, (), 20)
+    assert (table.limit, table.left_out, table.ports) == (MOST_ENDPOINTS, (), 20)
     table = rules.table(*many(80, 3), GVISOR)
     assert (table.limit, table.left_out, table.ports) == (1, (), 80)
 
@@ -260,7 +295,7 @@ def test_few_services_keep_all_their_endpoints_in_gvisor() -> None:
 @pytest.mark.parametrize("affinity", [False, True])
 def test_a_port_has_few_rules(count: int, *, affinity: bool) -> None:
     table = rules.table([service(affinity=affinity)], [slice_of(pods(count))], FACTS)
-    assert sum("DNAT" in line for line in table.lines) <= (rules.SLOTS if affinity else rules.MOST_ENDPOINTS)
+    assert sum("DNAT" in line for line in table.lines) <= (rules.SLOTS if affinity else MOST_ENDPOINTS)
 
 
 @given(counts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 5)), min_size=1, max_size=4))
