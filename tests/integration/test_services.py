@@ -119,8 +119,7 @@ def test_a_service_follows_its_endpoints(up: Up) -> None:
     up.slices.replace_namespaced_endpoint_slice(
         "web-abcde", "default", endpoint_slice("10.42.0.6", "10.42.0.7")
     )
-    gvisor = up.pods.sandbox.kind == "gvisor"  # Linux gives a client consecutive ports
-    until(lambda: up.seen() == {"b", "c"} if gvisor else up.seen() <= {"b", "c"})
+    until(lambda: up.seen() == {"b", "c"})
     up.slices.replace_namespaced_endpoint_slice("web-abcde", "default", endpoint_slice("10.42.0.7"))
     until(lambda: up.seen(3) == {"c"})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import NamedTuple
@@ -20,11 +22,18 @@ class Packet(NamedTuple):
 
 @dataclass
 class Nat:
-    """A nat table, as iptables-restore with ``--noflush`` changes it."""
+    """A nat table, as iptables-restore with ``--noflush`` changes it.
+
+    Attributes:
+        chains: The rules of each chain.
+        chance: What the match ``statistic`` throws; from 0 to 1.
+    """
 
     chains: dict[str, list[list[str]]] = field(
         default_factory=lambda: {name: [] for name in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
     )
+
+    chance: Callable[[], float] = random.random
 
     def restore(self, text: str) -> None:
         """Apply the input of iptables-restore; raise for what it would refuse."""
@@ -76,7 +85,7 @@ class Nat:
 
     def _through(self, chain: str, packet: Packet) -> str | None:
         for rule in self.chains[chain]:
-            if not _matches(rule, packet):
+            if not _matches(rule, packet, self.chance):
                 continue
             at = rule.index("-j")
             if rule[at + 1] == "RETURN":
@@ -89,7 +98,7 @@ class Nat:
         return None
 
 
-def _matches(rule: list[str], packet: Packet) -> bool:
+def _matches(rule: list[str], packet: Packet, chance: Callable[[], float]) -> bool:
     words = rule[: rule.index("-j")]
     for option, value in zip(words[::2], words[1::2], strict=True):
         if option in {"-s", "-d"} and not _within(packet.src if option == "-s" else packet.dst, value):
@@ -103,7 +112,9 @@ def _matches(rule: list[str], packet: Packet) -> bool:
             assert len(ranges) * 2 <= 15  # XT_MULTI_PORTS
             if not any(first <= packet.sport <= last for first, last in ranges):
                 return False
-        assert option in {"-s", "-d", "-p", "-m", "--dport", "--sports"}, option
+        if option == "--probability" and chance() >= float(value):
+            return False
+        assert option in {"-s", "-d", "-p", "-m", "--dport", "--sports", "--mode", "--probability"}, option
     return True
 
 

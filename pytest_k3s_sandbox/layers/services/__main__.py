@@ -74,6 +74,7 @@ class Proxy:
         self._services = Watch(SERVICES, settings.kubeconfig, self._wake)
         self._slices = Watch(SLICES, settings.kubeconfig, self._wake)
         self._present = rules.Present()
+        self._facts = settings.facts
         self._table: rules.Table | None = None
         self._error = ""
         self._writes = 0
@@ -90,6 +91,10 @@ class Proxy:
             signal.signal(number, self._end)
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         self._addresses("replace")
+        if self._facts.capacity is None:
+            with contextlib.suppress(OSError):  # the kernel, or this iptables, does not have it
+                self._write(rules.probe_text())
+                self._facts = self._facts._replace(random=True)
         self._look()
         self._say()
         for watch in (self._services, self._slices):
@@ -119,7 +124,7 @@ class Proxy:
         """Write the table if it is another one; return whether it was written or tried to be."""
         if not (self._services.synced and self._slices.synced):
             return False
-        wanted = rules.table(self._services.objects(), self._slices.objects(), self._settings.facts)
+        wanted = rules.table(self._services.objects(), self._slices.objects(), self._facts)
         if wanted == self._table and not self._error:
             return False
         try:

@@ -21,6 +21,7 @@ class Facts(NamedTuple):
         capacity: The bytes that the table may have; None for any number.
         pod_range: The pods' addresses, where the kernel does not answer them at the node's address, as gVisor
             does not: what they send there is led to the gateway. Empty elsewhere.
+        random: Whether the kernel has the match ``statistic``, which gVisor has not.
     """
 
     node: str
@@ -28,6 +29,7 @@ class Facts(NamedTuple):
     gateway: str
     capacity: int | None = None
     pod_range: str = ""
+    random: bool = False
 
 
 class Entry(NamedTuple):

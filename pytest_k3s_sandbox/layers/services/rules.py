@@ -1,8 +1,9 @@
 """Rules of the nat table from Services and slices: pure functions, whose text iptables-restore reads.
 
 Only iptables' parts that gVisor has are used: the matches ``tcp``, ``udp`` and ``multiport``, the targets
-``DNAT``, ``SNAT`` and jumps. gVisor takes a table of at most 32 KiB (``maxOptLen`` in its
-``pkg/sentry/syscalls/linux/sys_socket.go``), so that every rule's size is counted.
+``DNAT``, ``SNAT`` and jumps. Where the kernel has the match ``statistic``, it is used, too.
+gVisor takes a table of at most 32 KiB (``maxOptLen`` in its ``pkg/sentry/syscalls/linux/sys_socket.go``), so
+that every rule's size is counted.
 """
 
 from __future__ import annotations
@@ -85,10 +86,11 @@ class Present(NamedTuple):
 
 
 class _Match(NamedTuple):
-    """The client's part of a rule: source and source ports, both may be empty."""
+    """What a rule depends on besides the destination; each part may be empty."""
 
     source: str = ""
     sports: str = ""
+    probability: str = ""
 
 
 def table(services: Iterable[Service], slices: Iterable[Slice], facts: Facts) -> Table:
@@ -131,6 +133,13 @@ def restore_text(wanted: Table, present: Present) -> str:
             "COMMIT\n",
         ]
     )
+
+
+def probe_text() -> str:
+    """Return an input of iptables-restore that is refused where there is no match ``statistic``."""
+    chain = f"{PREFIX}PROBE"
+    rule = f"-A {chain} -m statistic --mode random --probability 0.5 -j RETURN"
+    return f"*nat\n:{chain} - [0:0]\n{rule}\nCOMMIT\n"
 
 
 def removal_text(present: Present) -> str:
@@ -233,7 +242,7 @@ class _Builder:
         elif entry.affinity and len(backends) > 1:
             chosen = list(_by_address(backends))
         else:
-            chosen = list(_by_port(backends))
+            chosen = list(_by_chance(backends) if self._facts.random else _by_port(backends))
         protocol = entry.protocol
         inline = [
             (NODES if not address else SERVICES, *_rule(protocol, address, port, match, backend))
@@ -304,6 +313,8 @@ def _rule(
     if match.sports:
         words.append(f"-m multiport --sports {match.sports}")
         size += _MULTIPORT
+    if match.probability:
+        words.append(f"-m statistic --mode random --probability {match.probability}")
     words.append(f"-j {jump}" if jump else f"-j DNAT --to-destination {backend}")
     return " ".join(words), size + _TARGETS["" if jump else "DNAT"]
 
@@ -318,6 +329,13 @@ def _by_port(backends: Sequence[str]) -> Iterator[tuple[_Match, str]]:
             cuts = [first + width * piece // pieces for piece in range(pieces + 1)]
             bands += [f"{cuts[at]}:{cuts[at + 1] - 1}" for at in range(number, pieces, count)]
         yield _Match(sports=",".join(bands)), backend
+    yield _Match(), backends[-1]
+
+
+def _by_chance(backends: Sequence[str]) -> Iterator[tuple[_Match, str]]:
+    """Share connections by chance, as kube-proxy does (its ``pkg/proxy/iptables/proxier.go``)."""
+    for number, backend in enumerate(backends[:-1]):
+        yield _Match(probability=f"{1 / (len(backends) - number):.10f}"), backend
     yield _Match(), backends[-1]
 
 

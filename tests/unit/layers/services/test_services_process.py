@@ -33,7 +33,13 @@ IP = "#!/bin/sh\ncat >>{home}/ip\n"
 class Running:
     """The process, and what it has given to iptables."""
 
-    def __init__(self, home: Path, kubeconfig: str, saved: str = "*nat\nCOMMIT\n") -> None:
+    def __init__(
+        self,
+        home: Path,
+        kubeconfig: str,
+        saved: str = "*nat\nCOMMIT\n",
+        capacity: int | None = 32768,
+    ) -> None:
         """Start it where iptables-save prints a text."""
         self.home = home
         (home / "bin").mkdir()
@@ -49,6 +55,7 @@ class Running:
             "address": "10.213.0.2",
             "gateway": "10.42.0.1",
             "service": "10.43.0.1/16",
+            "capacity": capacity,
         }
         argv = [*layer._PYTHON, "-c", layer._RUN, layer._ROOT, json.dumps(settings)]
         environ = {**os.environ, "PATH": f"{home}/bin:{os.environ['PATH']}"}
@@ -193,6 +200,23 @@ def test_it_keeps_the_rules_while_the_api_server_is_away(tmp_path: Path) -> None
     finally:
         running.process.kill()
         running.process.communicate()
+
+
+def test_it_shares_by_chance_where_iptables_can(api: StubApi, tmp_path: Path) -> None:
+    api.put(SLICES, endpoint_slice("10.42.0.5", "10.42.0.6"))
+    for refused in (False, True):
+        home = tmp_path / f"{refused}"
+        home.mkdir()
+        if refused:
+            (home / "refuse").touch()
+        running = Running(home, api.write_kubeconfig(tmp_path), capacity=None)
+        try:
+            (home / "refuse").unlink(missing_ok=True)
+            until(lambda running=running: running.said["synced"])  # type: ignore[misc]  # a default binds it
+            assert ("--probability 0.5000000000 -j DNAT" in running.texts[-1]) is not refused
+        finally:
+            running.process.kill()
+            running.process.communicate()
 
 
 def test_it_ends_where_there_is_no_iptables(tmp_path: Path) -> None:

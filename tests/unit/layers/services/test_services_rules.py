@@ -93,6 +93,21 @@ def test_clients_ports_are_shared_evenly(kernel: str, count: int) -> None:
     assert max(seen.values()) - min(seen.values()) <= 7  # a port for each band at most
 
 
+@pytest.mark.parametrize("count", range(1, 11))
+def test_chance_is_fair_where_the_kernel_has_it(count: int) -> None:
+    nat = nat_of([service()], [slice_of(pods(count))], FACTS._replace(random=True))
+    rest = 1.0
+    for number, rule in enumerate(nat.chains[rules.SERVICES]):
+        last = number == count - 1
+        probability = 1.0 if last else float(rule[rule.index("--probability") + 1])
+        assert abs(rest * probability - 1 / count) < 1e-6
+        rest *= 1 - probability
+        throws = iter([1.0] * number + [0.0])
+        nat.chance = lambda throws=throws: next(throws)  # type: ignore[misc]  # a default binds it
+        assert nat.led_to(to_vip()) == f"{sorted(pods(count))[number]}:8080"
+    assert rest == 0.0
+
+
 @pytest.mark.parametrize("count", [2, 5, 10])
 def test_a_run_of_ports_reaches_several_endpoints(count: int) -> None:
     nat = nat_of([service()], [slice_of(pods(count))])
