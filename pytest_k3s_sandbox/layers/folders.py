@@ -30,5 +30,6 @@ FOLDERS = {
     "interceptor": Fixture("k3s_interceptor", "The layer of the ptrace interceptor, proven in the sandbox."),
     "cni": Fixture("k3s_fake_cni", "The layer of the fake CNI plugin, installed in the sandbox."),
     "pod_network": Fixture("k3s_pod_network", "The layer of the pod network, up in the sandbox."),
+    "services": Fixture("k3s_services", "The layer of the services' rules, up in the sandbox."),
 }
 """The fixtures by the layers' folders, in the order in which a full stack has the layers."""

@@ -1,8 +1,9 @@
-"""Pods with a network: probes over HTTP, and ways from pod to pod, to the node and back."""
+"""Pods with a network: probes over HTTP, and ways from pod to pod, to the node, to services and back."""
 
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.k3s_requires("root", "fuse", "ptrace", "gvisor"), pytest.mark.timeout(200)]
 
 LAYERS = {
-    "gvisor": ("workarounds", "fuse_cgroupfs", "ptrace_interceptor", "pod_network"),
-    "host": ("workarounds", "pod_network"),
+    "gvisor": ("workarounds", "fuse_cgroupfs", "ptrace_interceptor", "pod_network", "services"),
+    "host": ("workarounds", "pod_network", "services"),
 }
 SECONDS = 90
 """For pods to come up, on a machine that does much else."""
@@ -44,6 +45,11 @@ spec:
           ports: [{name: http, containerPort: 8080}]
           readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
           livenessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: http}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -127,8 +133,59 @@ SHORT = {
 }
 
 
-def test_the_layer_says_that_it_works(node: NodeSession, pods: Namespace) -> None:
+def test_the_layers_say_that_they_work(node: NodeSession, pods: Namespace) -> None:
     del pods
-    health = node.stack.check()["pod_network"]
-    assert health.ok, health.details
-    assert health.details["address"].startswith("10.42.0.")
+    found = node.stack.check()
+    assert all(health.ok for health in found.values()), found
+    assert found["pod_network"].details["address"].startswith("10.42.0.")
+
+
+def test_a_service_is_reached_by_its_name_from_a_pod(node: NodeSession, pods: Namespace) -> None:
+    names = set(addresses(node, pods))
+    seen = {
+        pods.exec("pod/asker", *GET, f"http://{name}/").stdout.strip()
+        for name in ("web", f"web.{pods}", f"web.{pods}.svc.cluster.local") * 6
+    }
+    assert seen == names
+
+
+def test_a_service_is_reached_by_its_address_from_the_node(node: NodeSession, pods: Namespace) -> None:
+    service = node.cluster.core.read_namespaced_service("web", pods)
+    seen = node.stack.sandbox.run([*GET, f"http://{service.spec.cluster_ip}/"]).stdout.strip()
+    assert seen in addresses(node, pods)
+
+
+def test_a_node_port_is_reached_from_the_machine(node: NodeSession, pods: Namespace) -> None:
+    service = node.cluster.core.read_namespaced_service("web", pods)
+    url = f"http://{node.stack.sandbox.address}:{service.spec.ports[0].node_port}/"
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the sandbox's address
+        assert answer.read().decode().strip() in addresses(node, pods)
+
+
+def test_the_api_server_is_reached_by_its_name_from_a_pod(pods: Namespace) -> None:
+    argv = ("timeout", "10", "busybox", "nc", "-w", "5", "kubernetes.default.svc", "443")
+    pods.exec("pod/asker", *argv, stdin="")
+
+
+def test_a_service_without_a_pod_refuses_at_once(node: NodeSession, pods: Namespace) -> None:
+    pods.apply(EMPTY)
+    address = node.cluster.core.read_namespaced_service("empty", pods).spec.cluster_ip
+    began = time.monotonic()
+    refused = pods.exec("pod/asker", *GET, f"http://{address}/", check=False)
+    assert "refused" in refused.stderr
+    assert time.monotonic() - began < 5
+
+
+def test_an_unknown_name_is_refused_at_once(pods: Namespace) -> None:
+    began = time.monotonic()
+    unknown = pods.exec("pod/asker", "timeout", "20", "busybox", "nslookup", "nothing.invalid", check=False)
+    assert "NXDOMAIN" in unknown.stdout + unknown.stderr
+    assert time.monotonic() - began < 5
+
+
+EMPTY = """\
+apiVersion: v1
+kind: Service
+metadata: {name: empty}
+spec: {selector: {app: nothing}, ports: [{port: 80}]}
+"""

@@ -17,4 +17,11 @@ def _make(sandbox: Sandbox, _variant: str | None) -> Layer:
     return Services(sandbox)
 
 
-LAYER = Declaration(name="services", make=_make, processes=("services",))
+LAYER = Declaration(
+    name="services",
+    make=_make,
+    needs=("pod_network",),
+    native=True,
+    usual=False,
+    processes=("services",),
+)
