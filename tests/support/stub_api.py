@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -160,6 +161,7 @@ class StubApi:
             changes.put(json.dumps(gone).encode() + b"\n")
         if self.brief:
             return
-        while (line := changes.get()) is not None:
-            handler.wfile.write(line)
-            handler.wfile.flush()
+        with contextlib.suppress(ConnectionError):  # the client has ended
+            while (line := changes.get()) is not None:
+                handler.wfile.write(line)
+                handler.wfile.flush()

@@ -48,7 +48,7 @@ class Services:
         service_range: The range of the Services' addresses.
         pod_range: The range of the pods' addresses.
         gateway: The pods' gateway; by default the first address of their range.
-        node: The node's name; by default the sandbox's.
+        node: The node's name, by default that of a node without another one.
         address: The node's IPv4 address; by default the sandbox's.
         timeout: The most seconds until the process has begun.
 
@@ -67,7 +67,7 @@ class Services:
         service_range: str = "10.43.0.0/16",
         pod_range: str = "10.42.0.0/24",
         gateway: str | None = None,
-        node: str | None = None,
+        node: str = "k3s-sandbox",
         address: str | None = None,
         timeout: float = 15.0,
     ) -> None:
@@ -85,7 +85,7 @@ class Services:
         self._settings = {
             "kubeconfig": kubeconfig,
             "status": STATUS,
-            "node": sandbox.name if node is None else node,
+            "node": node,
             "address": address,
             "gateway": gateway,
             "service": f"{services[1]}/{services.prefixlen}",

@@ -109,7 +109,7 @@ def test_the_process_is_told_what_the_node_has(folder: Path) -> None:
             {
                 "kubeconfig": "/var/lib/k3s-sandbox/pki/kube-proxy.kubeconfig",
                 "status": STATUS,
-                "node": "k3ssb-1",
+                "node": "k3s-sandbox",
                 "address": "10.213.0.2",
                 "gateway": "10.42.0.1",
                 "service": "10.43.0.1/16",
