@@ -68,7 +68,8 @@ class NodeSpec:
         """Check the fields.
 
         Raises:
-            ConfigError: The kind or the distribution is unknown, or a port or a limit is invalid.
+            ConfigError: The kind or the distribution is unknown, a port or a limit is invalid, or a layer
+                does not work with the distribution.
         """
         object.__setattr__(self, "sandbox", FORMER_KINDS.get(self.sandbox, self.sandbox))
         for name, given, known in (
@@ -84,6 +85,12 @@ class NodeSpec:
         ):
             if not 0 < number <= LAST_PORT:
                 raise ConfigError(f"{name} {number}", cause=f"a TCP port is between 1 and {LAST_PORT}")
+        if self.distribution != "embedded" and self._names("services"):
+            raise ConfigError(
+                f"layer 'services' with the distribution {self.distribution!r}",
+                cause="it has no client certificate for the API server there",
+                remedy="use the embedded distribution, or leave the layer out",
+            )
         _ = self.limits  # raises ConfigError for an invalid limit
 
     @property
@@ -107,12 +114,16 @@ class NodeSpec:
 
     def has_layer(self, name: str) -> bool:
         """Return whether a gVisor sandbox gets a layer, in any variant; by default it gets every layer."""
-        return self.layers is None or name in {split(word)[0] for word in self.layers}
+        return self.layers is None or self._names(name)
 
     @property
     def wants_dns(self) -> bool:
-        """Whether the cluster is to have a DNS: where pods reach services, and the parts are processes."""
-        return self.distribution == "embedded" and "services" in {split(word)[0] for word in self.layers or ()}
+        """Whether the cluster is to have a DNS: where pods reach services."""
+        return self._names("services")
+
+    def _names(self, layer: str) -> bool:
+        """Return whether the specification names a layer, in any variant."""
+        return layer in {split(word)[0] for word in self.layers or ()}
 
     @classmethod
     def of(cls, settings: Settings, *, supervised: bool = False) -> NodeSpec:

@@ -65,7 +65,6 @@ printf %s "$4" | CNI_COMMAND=DEL "$3/$2"
 """Not by `ip netns`: it makes /run/netns a mount, under which containerd's namespaces are out of reach."""
 
 
-
 class PodNetwork:
     """Gives pods a network of the node's range: pods, node and machine reach them as routing allows.
 

@@ -18,7 +18,7 @@ from pytest_k3s_sandbox.layers.base import Health, Layer, NodeOverrides
 from pytest_k3s_sandbox.layers.declaration import Declaration
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 
-SANDBOX = cast("Sandbox", SimpleNamespace(kind="gvisor", handed_over=False))
+SANDBOX = cast("Sandbox", SimpleNamespace(kind="gvisor", name="x", address="10.213.0.2", handed_over=False))
 
 
 @given(

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_k3s_sandbox.cluster.sandboxer import PROGRAM
 from pytest_k3s_sandbox.errors import ConfigError, MissingCapability
-from pytest_k3s_sandbox.node.runtime import provision, runtime_of
+from pytest_k3s_sandbox.node.runtime import has_dns, provision, runtime_of
 from pytest_k3s_sandbox.node.spec import NodeSpec
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR
 from pytest_k3s_sandbox.toolchain import Toolchain
@@ -20,21 +20,21 @@ LAYERS = ("workarounds", "fuse_cgroupfs", "fake_cni")
 
 
 class Machine:
-    """A toolchain that has crun or not, and the sandboxer or not."""
+    """A toolchain that has crun or not, the sandboxer or not, and CoreDNS or not."""
 
-    def __init__(self, *, crun: bool, sandboxer: bool = True) -> None:
+    def __init__(self, *, crun: bool, sandboxer: bool = True, dns: bool = True) -> None:
         """Note what is asked for."""
-        self._has = {"crun": crun, PROGRAM: sandboxer}
+        self._has = {"crun": crun, PROGRAM: sandboxer, "coredns": dns}
         self.asked: list[str] = []
         self.notes: list[str] = []
         self.progress = cast("Any", self)
 
     def find(self, name: str) -> Program | None:
-        """Look for one of the two."""
+        """Look for one of them."""
         return Program(name, Path(f"/usr/bin/{name}"), "1.8.1", "path") if self._has[name] else None
 
     def get_or_why(self, name: str) -> Program | str:
-        """Try to get one of the two."""
+        """Try to get one of them."""
         self.asked.append(name)
         return self.find(name) or "; ".join(self.why(name))
 
@@ -52,8 +52,8 @@ class Machine:
         self.notes.append(text)
 
 
-def machine(*, crun: bool, sandboxer: bool = True) -> tuple[Machine, Toolchain]:
-    made = Machine(crun=crun, sandboxer=sandboxer)
+def machine(*, crun: bool, sandboxer: bool = True, dns: bool = True) -> tuple[Machine, Toolchain]:
+    made = Machine(crun=crun, sandboxer=sandboxer, dns=dns)
     return made, cast("Toolchain", made)
 
 
@@ -178,3 +178,26 @@ def test_pods_have_groups_if_asked_for_where_there_are_cgroups(spec: NodeSpec, g
 def test_an_unknown_runtime_is_refused() -> None:
     with pytest.raises(ConfigError, match="known are default, crun, runc"):
         NodeSpec(runtime="youki")
+
+
+SERVED = NodeSpec(layers=(*LAYERS[:2], "ptrace_interceptor", "pod_network", "services"))
+
+
+def test_a_cluster_with_services_has_a_dns() -> None:
+    made, toolchain = machine(crun=True)
+    assert has_dns(SERVED, toolchain)
+    assert provision(SERVED, toolchain) == ()
+    assert "coredns" in made.asked
+    assert not has_dns(NodeSpec(), toolchain)
+
+
+def test_without_coredns_a_cluster_with_services_has_no_dns_and_one_line_says_so() -> None:
+    made, toolchain = machine(crun=True, dns=False)
+    assert not has_dns(SERVED, toolchain)
+    assert provision(SERVED, toolchain) == ("the cluster has no DNS: not on PATH; no apt-get",)
+    assert made.notes == ["the cluster has no DNS: not on PATH; no apt-get"]
+
+
+def test_services_are_refused_with_k3s() -> None:
+    with pytest.raises(ConfigError, match="layer 'services' with the distribution 'k3s'"):
+        NodeSpec(distribution="k3s", layers=("services",))
