@@ -62,7 +62,7 @@ WORDS = {
 NODE_NAME = "k3s-sandbox"
 """Whom a server alone makes certificates for; k3s makes them when an agent asks."""
 
-ENVIRONMENT = {"PATH", "HOME", "LANG", "PYTHONDONTWRITEBYTECODE"}
+ENVIRONMENT = {"PATH", "HOME", "LANG", "LC_ALL", "PYTHONDONTWRITEBYTECODE"}
 """The variables that a sandbox gives to every process; any other could change what k3s does."""
 
 
