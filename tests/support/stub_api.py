@@ -133,13 +133,14 @@ class StubApi:
         self.event(path, what, thing)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        self.requests.append(handler.path)
         parts = urlsplit(handler.path)
         query = parse_qs(parts.query)
         status = self.status
         if status is None and "watch" in query and self.gone.get(parts.path) == "status":
             del self.gone[parts.path]
             status = 410
+        if status is not None or "watch" not in query:
+            self.requests.append(handler.path)
         handler.send_response(status or 200)
         handler.end_headers()
         if status is not None:
@@ -156,6 +157,7 @@ class StubApi:
                 if int(thing["metadata"]["resourceVersion"]) > int(query["resourceVersion"][0]):
                     changes.put(json.dumps({"type": "ADDED", "object": thing}).encode() + b"\n")
             self._watchers[parts.path].append(changes)
+            self.requests.append(handler.path)  # a watch counts when events reach it
         if self.gone.pop(parts.path, None) == "event":
             gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410}}
             changes.put(json.dumps(gone).encode() + b"\n")
