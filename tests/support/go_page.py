@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pytest
+
 from pytest_k3s_sandbox.layers.interceptor import repeating
+from pytest_k3s_sandbox.layers.interceptor.memory import PATH_MAX
 from pytest_k3s_sandbox.layers.interceptor.repeating import FUNCTION, PAGE
 from pytest_k3s_sandbox.layers.interceptor.requests import SYSCALL
+from pytest_k3s_sandbox.layers.interceptor.syscalls import PATH_CALLS
+
+processor = pytest.mark.skipif(platform.machine() != "x86_64", reason="its instructions are x86-64's")
 
 RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8, R9, R10, R14, R15 = 0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 14, 15
 """Numbers of registers: Intel's manual, volume 2, 2.1.5."""
@@ -144,3 +151,18 @@ class Page:
         assert list(after[SEEN : SEEN + len(KERNEL)]) == given
         assert list(after[LEFT : LEFT + len(KEPT)]) == kept
         return Done(result, after[MADE], after[SKIPPED])
+
+
+def skips(page: Page, number: int, path: bytes) -> bool:
+    """Return whether a call on a path is made where it does not stop."""
+    at = page.path(path + b"\0")
+    arguments = (0x77, at) if PATH_CALLS[number].path else (at, 0x77)
+    done = page.call(number, *arguments)
+    assert done in {Done(0, 1, 0), Done(0, 0, 1)}
+    return done == Done(0, 0, 1)
+
+
+def is_far(path: bytes, roots: tuple[bytes, ...]) -> bool:
+    """Return what the code is to find of a path up to its end."""
+    plain = path[:1] == b"/" and b"//" not in path and b"/." not in path and len(path) < PATH_MAX
+    return plain and not path.startswith(roots)
