@@ -8,42 +8,15 @@ from typing import cast
 
 import pytest
 
-from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Layer, NodeOverrides
 from pytest_k3s_sandbox.layers.cgroupfs.layer import FuseCgroupfs
 from pytest_k3s_sandbox.layers.cgroupfs.probe import render
 from pytest_k3s_sandbox.sandbox.base import Completed, Sandbox
+from support.fake_process import FakeProcess
 
 GOOD = {"f_type": "0x65735546", "problems": ""}
 READY = f"{render(GOOD)}ready, pid 7\n"
-
-
-class _FakeProcess:
-    """A server that has written its log."""
-
-    name, pid = "cgroupfs", 7
-
-    def __init__(self, log: Path, code: int | None) -> None:
-        self.log = log
-        self.code = code
-        self.stops = 0
-
-    def poll(self) -> int | None:
-        return self.code
-
-    def wait(self, deadline: Deadline) -> int | None:
-        del deadline
-        return self.code
-
-    def signal(self, number: int) -> None:
-        raise AssertionError(number)
-
-    def stop(self, grace: float = 5.0) -> int:
-        del grace
-        self.stops += 1
-        self.code = 0
-        return 0
 
 
 class _FakeSandbox:
@@ -52,14 +25,13 @@ class _FakeSandbox:
     kind = "gvisor"
 
     def __init__(self, folder: Path, log: str, *, code: int | None = None, found: object = None) -> None:
-        self.process = _FakeProcess(folder / "cgroupfs.log", code)
-        self.process.log.write_text(log)
+        self.process = FakeProcess(folder, "cgroupfs", log, code)
         self.found = render(GOOD) if found is None else found
         self.spawned: list[str] = []
 
     def spawn(
         self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: str = "/"
-    ) -> _FakeProcess:
+    ) -> FakeProcess:
         assert (name, env, cwd) == ("cgroupfs", None, "/")
         self.spawned = list(argv)
         return self.process

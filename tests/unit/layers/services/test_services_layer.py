@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
 from pytest_k3s_sandbox.layers.base import Layer, NodeOverrides, Restorable
 from pytest_k3s_sandbox.layers.services.declaration import LAYER
@@ -17,35 +16,7 @@ from pytest_k3s_sandbox.layers.services.layer import STATUS, Services
 from pytest_k3s_sandbox.layers.services.rules import GVISOR_BYTES
 from pytest_k3s_sandbox.sandbox.base import Sandbox
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
-from pytest_k3s_sandbox.sandbox.inside import InsidePath
-
-
-class _FakeProcess:
-    """A process that has written its log."""
-
-    name, pid = "services", 7
-
-    def __init__(self, folder: Path) -> None:
-        self.log = InsidePath(folder / "services.log")
-        (folder / "services.log").write_text("services: no nat table\n")
-        self.code: int | None = None
-        self.stops = 0
-
-    def poll(self) -> int | None:
-        return self.code
-
-    def wait(self, deadline: Deadline) -> int | None:
-        del deadline
-        return self.code
-
-    def signal(self, number: int) -> None:
-        raise AssertionError(number)
-
-    def stop(self, grace: float = 5.0) -> int:
-        del grace
-        self.stops += 1
-        self.code = 0
-        return 0
+from support.fake_process import FakeProcess
 
 
 class _FakeSandbox:
@@ -58,14 +29,14 @@ class _FakeSandbox:
     ) -> None:
         self.kind = kind
         self.files = Beneath(folder)
-        self.process = _FakeProcess(folder)
+        self.process = FakeProcess(folder, "services", "services: no nat table\n")
         self.status = status
         self.code = code
         self.settings: list[dict[str, Any]] = []
 
     def spawn(
         self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: str = "/"
-    ) -> _FakeProcess:
+    ) -> FakeProcess:
         del env, cwd
         if self.status is StartError:
             raise StartError("no such program")
