@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_k3s_sandbox.cluster import dns, sandboxer, versions
+from pytest_k3s_sandbox.layers.addresses import POD_RANGE, SERVICE_RANGE
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 
 KINE_SOCKET = "/run/kine.sock"
 CONTAINERD_STATE = "/run/containerd"
 CONTAINERD_SOCKET = f"{CONTAINERD_STATE}/containerd.sock"
 PKI_DIR = f"{STATE_DIR}/pki"
-SERVICE_RANGE = "10.43.0.0/16"
-POD_RANGE = "10.42.0.0/24"
 MANIFESTS = f"{STATE_DIR}/manifests"
 """Where the embedded kubelet looks for static pods."""
 KUBELET_PORT = 10250

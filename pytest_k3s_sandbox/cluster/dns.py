@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network
 from typing import Any
 
+from pytest_k3s_sandbox.layers.addresses import POD_RANGE, SERVICE_RANGE
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR
 
 PROGRAM = "coredns"
@@ -26,9 +28,9 @@ REVERSE = ("in-addr.arpa", "ip6.arpa")
 MACHINE = "host.k3s.internal"
 """The name of the machine, for programs in the cluster."""
 
-SERVICE_ADDRESS = "10.43.0.10"
-"""The address of the Service, the same as in k3s: the tenth of the service range."""
-ADDRESS = "10.42.0.1"
+SERVICE_ADDRESS = str(IPv4Network(SERVICE_RANGE)[10])
+"""The address of the Service, 10.43.0.10 as in k3s: the tenth of the service range."""
+ADDRESS = str(IPv4Network(POD_RANGE)[1])
 """Where CoreDNS listens: the first address of the pod range, which is the gateway of the pods."""
 PORT = 53
 METRICS_PORT = 9153

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import LayerError, StartError
+from pytest_k3s_sandbox.layers import ownprogram
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.cgroupfs import probe
 from pytest_k3s_sandbox.layers.cgroupfs.__main__ import READY
 from pytest_k3s_sandbox.layers.cgroupfs.controllers import DEFAULT
 from pytest_k3s_sandbox.sandbox.base import Process, Sandbox, described
 
-# Without site-packages: the server needs none, and .pth files double its start.
-_PYTHON = (sys.executable, "-I", "-S")
-_ROOT = str(Path(__file__).parents[3])
-_SERVE = (
-    "import sys; sys.path.append(sys.argv.pop(1)); "
-    "from pytest_k3s_sandbox.layers.cgroupfs.__main__ import main; sys.exit(main())"
-)
 _TAIL = 2000  # characters of the log in an error
 
 
@@ -88,10 +80,11 @@ class FuseCgroupfs:
         self._start()
 
     def _start(self) -> None:
-        argv = [*_PYTHON, "-c", _SERVE, _ROOT, "--stack-on" if self._real else "--at", self._at]
-        argv += ["--controllers", ",".join(name.replace(",", "+") for name in self._controllers)]
-        argv += ["--opens"] if self._opens else []
-        argv += ["--stats", self._stats] if self._stats else []
+        words = ["--stack-on" if self._real else "--at", self._at]
+        words += ["--controllers", ",".join(name.replace(",", "+") for name in self._controllers)]
+        words += ["--opens"] if self._opens else []
+        words += ["--stats", self._stats] if self._stats else []
+        argv = ownprogram.argv("pytest_k3s_sandbox.layers.cgroupfs", *words)
         try:
             process = self._process = self._sandbox.spawn(argv, name="cgroupfs")
         except StartError as error:
@@ -123,7 +116,7 @@ class FuseCgroupfs:
         if self.pid is None:
             return Health(ok=False, details={"problems": "the server is not running"})
         try:
-            done = self._sandbox.run([*_PYTHON, probe.__file__, self._at, *self._controllers])
+            done = self._sandbox.run([*ownprogram.PYTHON, probe.__file__, self._at, *self._controllers])
             seen = probe.parse(done.stdout)
         except (StartError, ValueError) as failed:
             seen = {"problems": f"the probe failed: {failed}"}

@@ -10,12 +10,12 @@ import shutil
 import sys
 import uuid
 from collections.abc import Sequence
-from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pytest_k3s_sandbox.errors import ConfigError, LayerError, SandboxError
+from pytest_k3s_sandbox.errors import LayerError, SandboxError
+from pytest_k3s_sandbox.layers.addresses import POD_RANGE, pods_of
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.cni.protocol import VERSIONS
 from pytest_k3s_sandbox.layers.cni.script import as_libcni, script
@@ -35,7 +35,6 @@ NETWORK = "k3s-sandbox"
 """The network's name."""
 
 _MODULES = ("allocation.py", "protocol.py", "plugin.py")
-_FEWEST_ADDRESSES = 4  # the network's, the gateway's, one pod's and the broadcast address
 # Linux before 5.1 and gVisor read only this much of a script's first line (BINPRM_BUF_SIZE - 2).
 _LINE_LIMIT = 126
 
@@ -52,18 +51,9 @@ class FakeCni:
         ConfigError: ``pod_range`` is not an IPv4 range, or too small.
     """
 
-    def __init__(
-        self, sandbox: Sandbox, pod_range: str = "10.42.0.0/24", *, python: str = sys.executable
-    ) -> None:
+    def __init__(self, sandbox: Sandbox, pod_range: str = POD_RANGE, *, python: str = sys.executable) -> None:
         """Check the range; nothing is written yet."""
-        try:
-            size = IPv4Network(pod_range).num_addresses
-        except ValueError as error:
-            raise ConfigError(
-                f"pod range {pod_range!r}", cause=str(error), remedy="e.g. 10.42.0.0/24"
-            ) from error
-        if size < _FEWEST_ADDRESSES:
-            raise ConfigError(f"pod range {pod_range!r}", cause="it has no room", remedy="e.g. 10.42.0.0/24")
+        pods_of(pod_range)  # raises ConfigError for one without room
         self._sandbox = sandbox
         self._pod_range = pod_range
         self._python = python

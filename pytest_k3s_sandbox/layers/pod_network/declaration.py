@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_k3s_sandbox.layers.declaration import Declaration
+from pytest_k3s_sandbox.layers.pod_network import PLUGIN
 
 if TYPE_CHECKING:  # see layers/declaration.py
     from pytest_k3s_sandbox.layers.base import Layer
@@ -23,5 +24,5 @@ LAYER = Declaration(
     native=True,
     usual=False,  # until services and names are there, too
     gives="pods their addresses",
-    programs=("k3s-sandbox-network",),
+    programs=(PLUGIN,),
 )

@@ -10,13 +10,14 @@ import contextlib
 import json
 import shlex
 import uuid
-from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from pytest_k3s_sandbox.errors import ConfigError, LayerError, SandboxError
+from pytest_k3s_sandbox.errors import LayerError, SandboxError
+from pytest_k3s_sandbox.layers.addresses import POD_RANGE, pods_of
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
+from pytest_k3s_sandbox.layers.pod_network import PLUGIN
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Completed, Sandbox
 from pytest_k3s_sandbox.sandbox.trees import staged
 
@@ -26,17 +27,11 @@ FOLDER: Final = f"{STATE_DIR}/pod-network"
 STATE: Final = "/run/k3s-sandbox/pod-network"
 """The folder inside with the plugin's allocations: on a tmpfs, since no pod outlives the sandbox."""
 
-PLUGIN: Final = "k3s-sandbox-network"
-"""The plugin's ``type``, which is the name of its program."""
-
 NETWORK: Final = "k3s-sandbox"
 """The network's name."""
 
 VERSION: Final = "1.0.0"
 """The list's version. From 1.1.0 on, containerd runs STATUS for every status request of the kubelet."""
-
-POD_RANGE: Final = "10.42.0.0/24"
-_LARGEST_PREFIX: Final = 30
 
 _UP: Final = """
 set -e
@@ -78,15 +73,8 @@ class PodNetwork:
 
     def __init__(self, sandbox: Sandbox, pod_range: str = POD_RANGE) -> None:
         """Check the range; nothing is written yet."""
-        remedy = f"e.g. {POD_RANGE}"
-        try:
-            network = IPv4Network(pod_range)
-        except ValueError as error:
-            raise ConfigError(f"pod range {pod_range!r}", cause=str(error), remedy=remedy) from error
-        if network.prefixlen > _LARGEST_PREFIX:
-            raise ConfigError(f"pod range {pod_range!r}", cause="it has no room", remedy=remedy)
+        self._network = pods_of(pod_range)
         self._sandbox = sandbox
-        self._network = network
         self._undone = True
 
     @property

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pytest_k3s_sandbox.deadline import Deadline
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
+from pytest_k3s_sandbox.layers import ownprogram
+from pytest_k3s_sandbox.layers.addresses import POD_RANGE, SERVICE_RANGE
 from pytest_k3s_sandbox.layers.base import Health, NodeOverrides
 from pytest_k3s_sandbox.layers.services.rules import GVISOR_BYTES
 from pytest_k3s_sandbox.sandbox.base import STATE_DIR, Process, Sandbox, described
@@ -26,16 +27,19 @@ STATUS = f"{FOLDER}/status.json"
 KUBECONFIG = f"{STATE_DIR}/pki/kube-proxy.kubeconfig"
 """Where the process finds the API server, unless told otherwise."""
 
-# Without site-packages: the process needs none, and .pth files double its start.
-_PYTHON = (sys.executable, "-I", "-S")
-_ROOT = str(Path(__file__).parents[3])
-_RUN = (
-    "import os, sys; sys.path.append(sys.argv.pop(1)); "
-    "from pytest_k3s_sandbox.layers.services.__main__ import main; os._exit(main())"
-)
 _TAIL = 2000  # characters of the log in an error
 _LIMIT = 65536  # bytes of a status
 _VALUE = 500  # characters of a value in a finding
+
+
+def command(settings: Mapping[str, Any]) -> list[str]:
+    """Return the command of the process. No thread in a read without an end keeps it.
+
+    Args:
+        settings: Its settings; see :class:`.__main__.Settings`.
+    """
+    package = "pytest_k3s_sandbox.layers.services"
+    return ownprogram.argv(package, json.dumps(settings), leave="os._exit")
 
 
 class Services:
@@ -64,8 +68,8 @@ class Services:
         sandbox: Sandbox,
         *,
         kubeconfig: str = KUBECONFIG,
-        service_range: str = "10.43.0.0/16",
-        pod_range: str = "10.42.0.0/24",
+        service_range: str = SERVICE_RANGE,
+        pod_range: str = POD_RANGE,
         gateway: str | None = None,
         node: str = "k3s-sandbox",
         address: str | None = None,
@@ -77,7 +81,9 @@ class Services:
             gateway = str(IPv4Address(gateway) if gateway is not None else pods[1])
             address = str(IPv4Address(address or sandbox.address))
         except (ValueError, IndexError) as error:
-            raise ConfigError(f"layer {self.name}", cause=str(error), remedy="e.g. 10.43.0.0/16") from error
+            raise ConfigError(
+                f"layer {self.name}", cause=str(error), remedy=f"e.g. {SERVICE_RANGE}"
+            ) from error
         gvisor = sandbox.kind == "gvisor"
         self._sandbox = sandbox
         self._timeout = timeout
@@ -140,7 +146,7 @@ class Services:
         try:
             self._sandbox.files.mkdir(FOLDER, 0o700)
             self._sandbox.files.remove(STATUS)
-            argv = [*_PYTHON, "-c", _RUN, _ROOT, json.dumps(self._settings)]
+            argv = command(self._settings)
             process = self._process = self._sandbox.spawn(argv, name="services")
         except (OSError, StartError) as error:
             raise LayerError(f"layer {self.name}", cause=str(error)) from error

@@ -16,6 +16,7 @@ from pytest_k3s_sandbox.cluster import components, datastore, dns
 from pytest_k3s_sandbox.cluster.components import PKI_DIR, ClusterSettings
 from pytest_k3s_sandbox.cluster.embedded import Embedded
 from pytest_k3s_sandbox.deadline import Deadline
+from pytest_k3s_sandbox.layers.addresses import POD_RANGE, SERVICE_RANGE
 from pytest_k3s_sandbox.layers.cni.protocol import DEFAULT_SUBNET
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, STATE_DIR, Completed, Sandbox
 from pytest_k3s_sandbox.sandbox.beneath import Beneath
@@ -90,8 +91,9 @@ def test_the_command_is_the_program_with_its_configuration() -> None:
 
 
 def test_the_addresses_are_in_the_ranges_of_the_cluster() -> None:
-    assert ip_address(dns.SERVICE_ADDRESS) == ip_network(components.SERVICE_RANGE)[10]
-    assert ip_address(dns.ADDRESS) == ip_network(components.POD_RANGE)[1] == ip_network(DEFAULT_SUBNET)[1]
+    assert (dns.SERVICE_ADDRESS, dns.ADDRESS) == ("10.43.0.10", "10.42.0.1")
+    assert ip_address(dns.SERVICE_ADDRESS) == ip_network(SERVICE_RANGE)[10]
+    assert ip_address(dns.ADDRESS) == ip_network(POD_RANGE)[1] == ip_network(DEFAULT_SUBNET)[1]
 
 
 def of_kind(kind: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from pytest_k3s_sandbox.errors import ConfigError, LayerError, StartError
+from pytest_k3s_sandbox.layers.addresses import POD_RANGE
 from pytest_k3s_sandbox.layers.pod_network import layer as module
 from pytest_k3s_sandbox.layers.pod_network.layer import PodNetwork
 from pytest_k3s_sandbox.sandbox.base import BIN_DIR, Completed, Sandbox
@@ -58,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "net"
 
 
-def network(sandbox: Noting, pod_range: str = module.POD_RANGE) -> PodNetwork:
+def network(sandbox: Noting, pod_range: str = POD_RANGE) -> PodNetwork:
     return PodNetwork(cast("Sandbox", sandbox), pod_range)
 
 

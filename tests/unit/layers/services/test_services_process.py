@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pytest_k3s_sandbox.layers import ownprogram
 from pytest_k3s_sandbox.layers.services import layer
 from pytest_k3s_sandbox.layers.services.__main__ import BETWEEN
 from support.nat import Nat, Packet
@@ -57,7 +58,7 @@ class Running:
             "service": "10.43.0.1/16",
             "capacity": capacity,
         }
-        argv = [*layer._PYTHON, "-c", layer._RUN, layer._ROOT, json.dumps(settings)]
+        argv = layer.command(settings)
         environ = {**os.environ, "PATH": f"{home}/bin:{os.environ['PATH']}"}
         self.process = subprocess.Popen(argv, env=environ, stderr=subprocess.PIPE, text=True)
         until(lambda: (home / "status.json").exists() or self.process.poll() is not None)
@@ -221,7 +222,7 @@ def test_it_shares_by_chance_where_iptables_can(api: StubApi, tmp_path: Path) ->
 
 def test_it_ends_where_there_is_no_iptables(tmp_path: Path) -> None:
     settings = dict.fromkeys(("kubeconfig", "status", "node", "address", "gateway", "service"), "x")
-    argv = [*layer._PYTHON, "-c", layer._RUN, layer._ROOT, json.dumps(settings)]
+    argv = layer.command(settings)
     done = subprocess.run(
         argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=20
     )
@@ -230,8 +231,9 @@ def test_it_ends_where_there_is_no_iptables(tmp_path: Path) -> None:
 
 
 def test_it_imports_little() -> None:
-    code = f"import sys; sys.path.append({layer._ROOT!r}); import pytest_k3s_sandbox.layers.services.__main__"
-    argv = [*layer._PYTHON, "-c", f"{code}; print(*sys.modules)"]
+    module = "pytest_k3s_sandbox.layers.services.__main__"
+    code = f"import sys; sys.path.append({ownprogram._ROOT!r}); import {module}; print(*sys.modules)"
+    argv = [*ownprogram.PYTHON, "-c", code]
     loaded = set(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout.split())
     slow = {
         "argparse",
